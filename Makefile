@@ -1,0 +1,50 @@
+# Every target works from a bare clone with nothing but Python 3.11, a C++ compiler and a package registry.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUILD_TOOLS := scikit-build-core nanobind cmake ninja
+# The machines are small and the tests run two at a time: one thread each.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.PHONY: demo test test-all check format bench native clean
+.DEFAULT_GOAL := test
+
+# torch comes first and exactly, so that nothing else chooses a bigger build.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet $(BUILD_TOOLS)
+	$(BIN)/pip install --quiet --no-build-isolation --editable .[dev,demo]
+	touch $@
+
+demo: native
+	$(BIN)/waterfill demo
+
+test: native
+	$(BIN)/pytest -m "not slow" -n 2
+
+test-all: native
+	$(BIN)/pytest --hypothesis-profile=thorough -n 2
+
+check: native
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: native
+	$(BIN)/pip install --quiet --no-build-isolation --editable .[bench,demo]
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# Brings the compiled core up to date; nothing to do without a C++ compiler.
+native: $(READY)
+	@$(BIN)/ninja --quiet -C build/editable-*
+
+clean:
+	rm -rf build $(READY) src/waterfill/_native*.so

@@ -1,0 +1,171 @@
+"""Tally, Writer, Reader: one set of verbs. What a part writes, it tallies and reads with the same words.
+
+Tally counts ideal bits without coding; Writer makes the bytes; Reader takes them back and proves every count before it
+is used. An array that is read must be *earned*: a blob of n bytes may expand to `FREE + PER_BYTE * n` entries, and the
+writer pads the rare blob (a huge constant) that would expand to more.
+"""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import numpy as np
+
+from waterfill.coding import integers, matrix
+from waterfill.errors import CorruptFile
+
+FREE = 1 << 22
+PER_BYTE = 4096
+
+
+class Sink(ABC):
+    """The verbs that Tally and Writer share."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+
+    def claim(self, entries: int) -> None:
+        """Announce that reading back allocates this many entries."""
+        self.entries += int(entries)
+
+    @abstractmethod
+    def raw(self, data: bytes) -> None:
+        """Bytes as they are."""
+
+    @abstractmethod
+    def codes(self, plan: "matrix.Plan") -> None:
+        """A matrix of codes under its planned densities."""
+
+    def uint(self, value: int) -> None:
+        """A non-negative integer, 7 bits a byte, low bits first."""
+        data = bytearray()
+        while value >= 128:
+            data.append(value & 127 | 128)
+            value >>= 7
+        data.append(value)
+        self.raw(bytes(data))
+
+    def float32(self, value: float) -> None:
+        """A little-endian IEEE 754 single."""
+        self.raw(np.array(value, dtype="<f4").tobytes())
+
+    def ints(self, values: np.ndarray) -> None:
+        """A short vector of small integers, Rice coded; its length is known to the reader."""
+        values = np.asarray(values, dtype=np.int64).ravel()
+        self.claim(len(values))
+        if len(values) == 0:
+            return
+        center = integers.center_of(values)
+        folded = integers.zigzag(values - center)
+        k = integers.best_parameter(folded)
+        self.uint(int(integers.zigzag(np.array(center))))
+        self.uint(k)
+        self.raw(integers.pack(folded, k))
+
+
+class Tally(Sink):
+    """Counts bits: exact for everything but codes, whose bits are the ideal code length under their densities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bits = 0.0
+
+    def raw(self, data: bytes) -> None:
+        self.bits += 8 * len(data)
+
+    def codes(self, plan: "matrix.Plan") -> None:
+        self.claim(plan.entries)
+        self.bits += plan.bits
+
+
+class Writer(Sink):
+    """Makes the bytes of one blob."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._data = bytearray()
+
+    def raw(self, data: bytes) -> None:
+        self._data += data
+
+    def codes(self, plan: "matrix.Plan") -> None:
+        self.claim(plan.entries)
+        matrix.write(plan, self)
+
+    def finish(self) -> bytes:
+        """The blob, padded with zeros in the rare case that it would expand to more than it has earned."""
+        short = self.entries - FREE - PER_BYTE * len(self._data)
+        return bytes(self._data) + bytes(max(0, -(-short // PER_BYTE)))
+
+
+class Reader:
+    """Reads one blob; whatever is not as a Writer would have written it raises `CorruptFile`."""
+
+    def __init__(self, data: bytes, what: str = "blob") -> None:
+        self._data = memoryview(data)
+        self._at = 0
+        self._entries = 0
+        self._what = what
+
+    @cached_property
+    def _allowance(self) -> int:
+        return FREE + PER_BYTE * len(self._data)
+
+    def fail(self, why: str) -> CorruptFile:
+        """The error to raise, saying where."""
+        return CorruptFile(f"{self._what}, byte {self._at}: {why}; the file is damaged or was not written by waterfill")
+
+    def claim(self, entries: int) -> int:
+        """Prove that this many entries may be allocated; returns them."""
+        self._entries += int(entries)
+        if entries < 0 or self._entries > self._allowance:
+            raise self.fail(f"{len(self._data)} bytes claim to hold {self._entries} entries, more than they can")
+        return int(entries)
+
+    def raw(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        if not 0 <= count <= len(self._data) - self._at:
+            raise self.fail(f"{count} more bytes wanted, {len(self._data) - self._at} are left")
+        self._at += count
+        return bytes(self._data[self._at - count : self._at])
+
+    def uint(self, limit: int) -> int:
+        """A non-negative integer of at most `limit`."""
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self.raw(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if value > limit:
+                    raise self.fail(f"the number {value} is over its limit {limit}")
+                return value
+        raise self.fail("a number of more than ten bytes")
+
+    def float32(self) -> float:
+        """A finite single."""
+        value = float(np.frombuffer(self.raw(4), dtype="<f4")[0])
+        if not np.isfinite(value):
+            raise self.fail("a number that is not finite")
+        return value
+
+    def ints(self, count: int) -> np.ndarray:
+        """A vector (int64) that `Sink.ints` wrote."""
+        self.claim(count)
+        if count == 0:
+            return np.zeros(0, dtype=np.int64)
+        center = int(integers.unzigzag(np.array(self.uint(1 << 40))))
+        k = self.uint(63)
+        values, used = integers.unpack(np.frombuffer(self._data, dtype=np.uint8)[self._at :], count, k)
+        self._at += used
+        return integers.unzigzag(values) + center
+
+    def codes(self, rows: int, cols: int, kernel: tuple[int, ...] = ()) -> np.ndarray:
+        """A matrix of codes [rows, cols], of the smallest of int8, int16 and int32 that holds them."""
+        self.claim(rows * cols)
+        return matrix.read(self, rows, cols, kernel)
+
+    def end(self) -> None:
+        """Prove that nothing is left but the padding that the writer would have put there."""
+        rest = bytes(self._data[self._at :])
+        short = self._entries - FREE - PER_BYTE * self._at
+        if rest != bytes(max(0, -(-short // PER_BYTE))):
+            raise self.fail(f"{len(rest)} bytes are left over")

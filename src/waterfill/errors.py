@@ -1,0 +1,41 @@
+"""Every error the library raises on purpose. Each message says what was wanted, what was found and what to do."""
+
+
+class WaterfillError(Exception):
+    """Base of all errors below; catching it catches everything the library raises on purpose."""
+
+
+class CorruptFile(WaterfillError):
+    """Bytes that are not what a writer of this format would have written: truncated, flipped or hostile."""
+
+
+class NewerFormat(WaterfillError):
+    """A format version, part kind or required feature that this release does not know."""
+
+
+class BadInput(WaterfillError):
+    """Weights, names, shapes or files that cannot be compressed as they are (NaN, missing shard, duplicate name ...)."""
+
+
+class BadRecipe(WaterfillError):
+    """A recipe text or spec argument that has no meaning."""
+
+
+class BudgetError(WaterfillError):
+    """A budget that no choice of parts can meet."""
+
+
+class Mismatch(WaterfillError):
+    """Names or shapes of a compressed model and of the module it is installed into differ."""
+
+
+class PlanMismatch(WaterfillError):
+    """A work directory that belongs to another input, recipe or version."""
+
+
+class OutputExists(WaterfillError):
+    """The output path is taken and overwriting was not asked for."""
+
+
+class CannotExport(WaterfillError):
+    """A part that a foreign format cannot hold."""

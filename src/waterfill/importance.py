@@ -1,0 +1,93 @@
+"""What an error costs: D(E) = 1/2 sum_o rows_o * E_o A E_o^T, in nats.
+
+A is the second moment of a layer's inputs. It comes in three sizes: the identity or a diagonal [cols], a full Gram
+matrix [cols, cols], or one small Gram matrix over the positions of a spatial kernel, the same for every channel.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from waterfill.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """The cost of an error in one weight matrix [rows, cols].
+
+    rows: [rows] output weights g_o, or a scalar for all. diagonal: [cols] of A, or a scalar for all.
+    gram: A itself, [cols, cols], or [positions, positions] when `kernel` names that many positions; then
+    A is that matrix for each channel and zero between channels. kernel: the spatial extent behind one input channel;
+    cols = channels * prod(kernel), positions fastest.
+    """
+
+    rows: Tensor = field(default_factory=lambda: torch.ones(()))
+    diagonal: Tensor = field(default_factory=lambda: torch.ones(()))
+    gram: Tensor | None = None
+    kernel: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "diagonal", "gram"):
+            value = getattr(self, name)
+            if value is not None and not bool(torch.isfinite(value).all()):
+                raise BadInput(f"importance: {name} holds values that are not finite; give finite weights")
+        if bool((self.rows < 0).any()) or bool((self.diagonal < 0).any()):
+            raise BadInput("importance: negative weights; an error cannot cost less than nothing")
+        if self.gram is not None and (self.gram.ndim != 2 or self.gram.shape[0] != self.gram.shape[1]):
+            raise BadInput(f"importance: a Gram matrix is square, this one is {list(self.gram.shape)}")
+
+    @property
+    def positions(self) -> int:
+        """Kernel positions per input channel; 1 where there is no kernel."""
+        return math.prod(self.kernel)
+
+    @cached_property
+    def root(self) -> Tensor | None:
+        """Upper triangular R [n, n] with A + damping = R^T R (float64); None without a Gram matrix."""
+        if self.gram is None:
+            return None
+        gram = self.gram.double()
+        damping = 1e-8 * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        eye = torch.eye(len(gram), dtype=torch.float64)
+        for _ in range(12):
+            factor, info = torch.linalg.cholesky_ex(gram + damping * eye)
+            if int(info) == 0:
+                return factor.T.contiguous()
+            damping = damping * 10
+        raise BadInput("importance: the Gram matrix is not positive semi-definite; it must be a sum of x x^T")
+
+    def distortion(self, error: Tensor) -> float:
+        """D(error [rows, cols]) in nats."""
+        rows = self.rows.to(error)
+        if self.gram is None:
+            return 0.5 * float((rows * (error.square() * self.diagonal.to(error)).sum(1)).sum(dtype=torch.float64))
+        folded = error.reshape(error.shape[0], -1, len(self.gram))
+        energy = (folded @ self.gram.to(error) * folded).sum((1, 2))
+        return 0.5 * float((rows * energy).sum(dtype=torch.float64))
+
+    def scaled(self, factor: float) -> "Importance":
+        """The same importance, every error `factor` times as dear."""
+        return Importance(self.rows * factor, self.diagonal, self.gram, self.kernel)
+
+    def check(self, rows: int, cols: int) -> None:
+        """Raise BadInput unless this importance fits a matrix [rows, cols]."""
+        sizes = (self.rows, rows, "rows"), (self.diagonal, cols, "diagonal")
+        for value, size, name in sizes:
+            if value.ndim and value.shape != (size,):
+                raise BadInput(f"importance: {name} has shape {list(value.shape)}, the weight needs [{size}]")
+        if self.kernel and cols % self.positions:
+            raise BadInput(f"importance: {cols} columns are not a multiple of the kernel {self.kernel}")
+        if self.gram is not None and len(self.gram) not in (cols, self.positions):
+            raise BadInput(f"importance: the Gram matrix is {len(self.gram)} wide, the weight has {cols} columns")
+
+
+def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
+    """Gram matrix [positions, positions] of inputs whose neighbors along each axis correlate: A_ij = c^|i - j|_1."""
+    gram = torch.ones(1, 1, dtype=torch.float64)
+    for size in kernel:
+        at = torch.arange(size, dtype=torch.float64)
+        gram = torch.kron(gram, correlation ** (at[:, None] - at[None, :]).abs())
+    return gram.float()

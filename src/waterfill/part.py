@@ -1,0 +1,241 @@
+"""The equation: fit(target, importance, price) = argmin over P of D(target - P) + price * bits(P).
+
+A `Spec` says what to look for, a `Part` is what was found. Kinds of parts live one to a file in `parts/`; this module
+knows none of them by name. Sums and choices are specs like any other.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from waterfill.coding.stream import Reader, Sink, Tally, Writer
+from waterfill.errors import BadRecipe, NewerFormat
+from waterfill.importance import Importance
+
+MOST_TERMS = 4
+_KINDS: dict[int, type["Part"]] = {}
+
+
+class Spec(ABC):
+    """What to look for: a frozen value whose `repr` is the recipe text."""
+
+    @abstractmethod
+    def fit(self, target: Tensor, importance: Importance, price: float, start: "Part | None" = None) -> "Part":
+        """The part of this kind that is cheapest for `target` [rows, cols] (float32) at `price` (nats per bit).
+
+        `start` is a part found at a dearer price, to begin from; a spec may ignore it.
+        """
+
+    @final
+    def __add__(self, other: "Spec") -> "SumSpec":
+        return SumSpec(_flat(SumSpec, self) + _flat(SumSpec, other))
+
+    @final
+    def __or__(self, other: "Spec") -> "Choice":
+        return Choice(_flat(Choice, self) + _flat(Choice, other))
+
+
+def _flat(kind: type, spec: Spec) -> tuple[Spec, ...]:
+    return spec.terms if isinstance(spec, kind) else (spec,)
+
+
+@dataclass(frozen=True, eq=False)
+class Part(ABC):
+    """What was found: an immutable matrix in compressed form. Equal parts are those that write equal bytes."""
+
+    shape: tuple[int, int]
+    kind: ClassVar[int]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        kind = cls.__dict__.get("kind")
+        if kind is not None and _KINDS.setdefault(kind, cls).__qualname__ != cls.__qualname__:
+            raise TypeError(f"part kind {kind} of {cls.__name__} is taken by {_KINDS[kind].__name__}")
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The matrix [rows, cols], float32 (a lossless part keeps its own dtype)."""
+
+    @abstractmethod
+    def write(self, out: Sink) -> None:
+        """Put everything but kind and shape into `out`, with the verbs of `Sink`."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
+        """The part that `write` wrote. Raises CorruptFile."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x [..., cols] times the matrix transposed: [..., rows]."""
+        return x @ self.dense().to(x.dtype).T
+
+    def children(self) -> "dict[str, Part]":
+        """The parts inside this one, by role; none for a leaf."""
+        return {}
+
+    def describe(self) -> str:
+        """A few words for a table: what was chosen, not how large it is."""
+        return type(self).__name__.removesuffix("Part").lower()
+
+    @final
+    @cached_property
+    def bits(self) -> float:
+        """Ideal bits of the whole part: kind, side information and codes."""
+        tally = Tally()
+        write_part(self, tally)
+        return tally.bits
+
+    @final
+    def breakdown(self) -> dict[str, float]:
+        """Bits by role: those of each child part, and `self` for the rest."""
+        inner = {role: part.bits for role, part in self.children().items()}
+        return inner | {"self": self.bits - sum(inner.values())}
+
+    @final
+    def encode(self) -> bytes:
+        """The bytes of this part as a blob of its own."""
+        out = Writer()
+        write_part(self, out)
+        return out.finish()
+
+    @final
+    def map(self, f: "Callable[[Part], Part]") -> "Part":
+        """f of this part, after f of the parts inside it."""
+        return f(self.rebuilt({role: part.map(f) for role, part in self.children().items()}))
+
+    def rebuilt(self, children: "dict[str, Part]") -> "Part":
+        """This part with other parts inside; a leaf is itself."""
+        return self
+
+    @final
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Part) and self.shape == other.shape and self.encode() == other.encode()
+
+    @final
+    def __hash__(self) -> int:
+        return hash((self.shape, self.encode()))
+
+
+def write_part(part: Part, out: Sink) -> None:
+    """Kind, then content; the reader knows the shape from the place where the part stands."""
+    out.uint(part.kind)
+    part.write(out)
+
+
+def read_part(src: Reader, shape: tuple[int, int]) -> Part:
+    """The part that `write_part` wrote. Raises CorruptFile, and NewerFormat for a kind that is not known here."""
+    kind = src.uint(1 << 30)
+    if kind not in _KINDS:
+        raise NewerFormat(f"part kind {kind} is not known to this release; a newer waterfill wrote this file")
+    return _KINDS[kind].read(src, shape)
+
+
+def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:
+    """The part of `Part.encode`, which must fill `data` exactly. Raises CorruptFile, NewerFormat."""
+    src = Reader(data, what)
+    part = read_part(src, shape)
+    src.end()
+    return part
+
+
+def cost(part: Part, target: Tensor, importance: Importance, price: float) -> float:
+    """D(target - part) + price * bits(part), nats."""
+    return importance.distortion(target - part.dense().to(target.dtype)) + price * part.bits
+
+
+@dataclass(frozen=True, eq=False)
+class SumPart(Part):
+    """The sum of up to four parts of one shape."""
+
+    terms: tuple[Part, ...]
+    kind: ClassVar[int] = 1
+
+    def dense(self) -> Tensor:
+        return torch.stack([term.dense().float() for term in self.terms]).sum(0)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.stack([term.apply(x) for term in self.terms]).sum(0)
+
+    def write(self, out: Sink) -> None:
+        out.uint(len(self.terms))
+        for term in self.terms:
+            write_part(term, out)
+
+    @classmethod
+    def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
+        count = src.uint(MOST_TERMS)
+        if count < 2:
+            raise src.fail(f"a sum of {count} terms")
+        return cls(shape, tuple(read_part(src, shape) for _ in range(count)))
+
+    def children(self) -> dict[str, Part]:
+        return {f"term {i}": term for i, term in enumerate(self.terms)}
+
+    def rebuilt(self, children: dict[str, Part]) -> Part:
+        return SumPart(self.shape, tuple(children.values()))
+
+    def describe(self) -> str:
+        return " + ".join(term.describe() for term in self.terms)
+
+
+@dataclass(frozen=True)
+class SumSpec(Spec):
+    """`A + B`: parts whose sum approximates the target, found by a sweep of the price from dear to cheap."""
+
+    terms: tuple[Spec, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.terms) <= MOST_TERMS:
+            raise BadRecipe(f"a sum has two to {MOST_TERMS} terms, this one has {len(self.terms)}")
+        if any(isinstance(term, SumSpec) for term in self.terms):
+            raise BadRecipe("a sum inside a sum; write one flat sum")
+
+    def __repr__(self) -> str:
+        return " + ".join(f"({term!r})" if isinstance(term, Choice) else repr(term) for term in self.terms)
+
+    def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
+        singles = [term.fit(target, importance, price) for term in self.terms]
+        best = min(singles, key=lambda part: cost(part, target, importance, price))
+        if start is None:
+            swept = self._sweep(target, importance, price)
+        else:
+            terms: list[Part | None] = list(start.terms) if isinstance(start, SumPart) else [start]
+            swept = self._alternate(target, importance, price, terms)
+        candidates = [swept, *([start] if start is not None else []), best]
+        return min(candidates, key=lambda part: cost(part, target, importance, price))
+
+    def _sweep(self, target: Tensor, importance: Importance, price: float) -> Part:
+        """When bits are dear only structure is worth buying, so structure is bought first (DESIGN 6.7)."""
+        terms: list[Part | None] = [None] * len(self.terms)
+        for dearer in (256, 64, 16, 4, 1):
+            swept = self._alternate(target, importance, price * dearer, terms)
+        return swept
+
+    def _alternate(self, target: Tensor, importance: Importance, price: float, terms: list[Part | None]) -> Part:
+        """One round over the terms, each fitted to what the others leave; `terms` is updated in place."""
+        terms += [None] * (len(self.terms) - len(terms))
+        for i, spec in enumerate(self.terms):
+            others = [term for j, term in enumerate(terms) if j != i and term is not None]
+            rest = target - sum((term.dense().float() for term in others), torch.zeros_like(target))
+            terms[i] = spec.fit(rest, importance, price, terms[i])
+        shape = (target.shape[0], target.shape[1])
+        return SumPart(shape, tuple(term for term in terms if term is not None))
+
+
+@dataclass(frozen=True)
+class Choice(Spec):
+    """`A | B`: whichever is cheaper at the price."""
+
+    terms: tuple[Spec, ...]
+
+    def __repr__(self) -> str:
+        return " | ".join(repr(term) for term in self.terms)
+
+    def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
+        fits = [term.fit(target, importance, price) for term in self.terms]
+        return min(fits, key=lambda part: cost(part, target, importance, price))
