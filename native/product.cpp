@@ -1,68 +1,78 @@
-// Code lengths of a matrix under product-scale densities, summed along each axis: the inner loop of
-// waterfill/coding/product.py, whose NumPy form is the reference.
+// What codes cost under product-scale densities, summed along an axis: the inner loop of waterfill/coding/costs.py,
+// whose NumPy form is the reference.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
-#include <vector>
 
 namespace nb = nanobind;
 
 namespace {
 
-using Codes = nb::ndarray<const int32_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Phases = nb::ndarray<const uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Factors = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Prices = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Sums = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class Number, size_t Dimensions>
+using Array = nb::ndarray<Number, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 
-struct Lengths {
-    const float* prices;
+constexpr int kUnitBits = 16;    // a cost of 1 is 2^-16 bit
+constexpr int kMostScale = 255;  // scale_model.MOST_SCALE
+
+struct Costs {
+    const int32_t* table;  // [phases, 256, scales]
     int scales;
-    int phases;
 
-    // Bits of residual `e` at scale index `k`, with low bits taken raw where the scale is beyond the last table.
-    float operator()(int32_t e, int k, int phase) const {
+    // Of residual `e` at scale index `k`, with low bits taken raw where the scale is beyond the last table.
+    int64_t operator()(int64_t e, int k, int phase) const {
         int shift = 0;
+        k = std::min(k, kMostScale);
         if (k >= scales) {
             shift = (k - scales + 8) >> 3;
-            e = static_cast<int32_t>((static_cast<int64_t>(e) + (int64_t{1} << (shift - 1))) >> shift);
+            e = (e + (int64_t{1} << (shift - 1))) >> shift;
             k -= 8 * shift;
             phase = 0;
         }
-        k = std::max(k, 0);
-        const int symbol = (e < -127 || e > 127) ? 128 : (e & 255);
-        return prices[(static_cast<int64_t>(k) * phases + phase) * 256 + symbol] + static_cast<float>(shift);
+        return of(e, phase)[std::max(k, 0)] + (int64_t{shift} << kUnitBits);
+    }
+
+    // The costs of residual `e` [scales], nothing raw.
+    const int32_t* of(int64_t e, int phase) const {
+        const int symbol = (e < -127 || e > 127) ? 128 : static_cast<int>(e & 255);
+        return table + (phase * 256 + symbol) * scales;
     }
 };
 
 }  // namespace
 
-// out[d, :] = bits along one axis (0 rows, 1 channels, 2 positions) when every scale index moves by deltas[d].
-void axis_bits(Codes e, Phases phase, Factors rows, Factors channels, Factors positions, Prices prices, Factors deltas,
-               int axis, Sums out) {
-    const int64_t R = e.shape(0), C = e.shape(1), P = e.shape(2), D = deltas.shape(0);
+// out[d, :] = costs along one axis (0 rows, 1 channels, 2 positions) when every scale index moves by deltas[d].
+void axis_costs(Array<const int32_t, 3> residual, Array<const uint8_t, 3> phase, Array<const int32_t, 1> rows,
+                Array<const int32_t, 1> channels, Array<const int32_t, 1> positions, Array<const int32_t, 3> table,
+                Array<const int32_t, 1> deltas, int axis, Array<int64_t, 2> out) {
+    const int64_t R = residual.shape(0), C = residual.shape(1), P = residual.shape(2), D = deltas.shape(0);
     const int64_t length = axis == 0 ? R : axis == 1 ? C : P;
-    const bool phased = phase.shape(0) == e.shape(0);
-    if (rows.shape(0) != e.shape(0) || channels.shape(0) != e.shape(1) || positions.shape(0) != e.shape(2) ||
-        static_cast<int64_t>(out.shape(0)) != D || static_cast<int64_t>(out.shape(1)) != length || prices.shape(2) != 256)
-        throw std::invalid_argument("axis_bits: the arrays do not fit together");
-    const Lengths lengths{prices.data(), static_cast<int>(prices.shape(0)), static_cast<int>(prices.shape(1))};
-    const int32_t* codes = e.data();
-    const uint8_t* phases = phase.data();
-    double* sums = out.data();
+    if (static_cast<int64_t>(rows.shape(0)) != R || static_cast<int64_t>(channels.shape(0)) != C ||
+        static_cast<int64_t>(positions.shape(0)) != P || static_cast<int64_t>(out.shape(0)) != D || D == 0 ||
+        static_cast<int64_t>(out.shape(1)) != length || table.shape(1) != 256)
+        throw std::invalid_argument("axis_costs: the arrays do not fit together");
+    const Costs costs{table.data(), static_cast<int>(table.shape(2))};
+    const int32_t *delta = deltas.data(), *e = residual.data();
+    const uint8_t* phases = phase.size() == residual.size() ? phase.data() : nullptr;
+    const int lowest = *std::min_element(delta, delta + D), highest = *std::max_element(delta, delta + D);
+    int64_t* sums = out.data();
     nb::gil_scoped_release release;
-    std::fill(sums, sums + D * length, 0.0);
+    std::fill(sums, sums + D * length, 0);
     for (int64_t r = 0, n = 0; r < R; ++r)
         for (int64_t c = 0; c < C; ++c)
             for (int64_t p = 0; p < P; ++p, ++n) {
                 const int k = rows.data()[r] + channels.data()[c] + positions.data()[p];
-                const int h = phased ? phases[n] : 0;
-                const int64_t at = axis == 0 ? r : axis == 1 ? c : p;
-                for (int64_t d = 0; d < D; ++d) sums[d * length + at] += lengths(codes[n], k + deltas.data()[d], h);
+                const int h = phases ? phases[n] : 0;
+                int64_t* sum = sums + (axis == 0 ? r : axis == 1 ? c : p);
+                if (k + lowest >= 0 && k + highest < costs.scales) {
+                    const int32_t* here = costs.of(e[n], h) + k;
+                    for (int64_t d = 0; d < D; ++d) sum[d * length] += here[delta[d]];
+                } else {
+                    for (int64_t d = 0; d < D; ++d) sum[d * length] += costs(e[n], k + delta[d], h);
+                }
             }
 }
 
-void bind_product(nb::module_& m) { m.def("axis_bits", &axis_bits); }
+void bind_product(nb::module_& m) { m.def("axis_costs", &axis_costs); }

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,14 +60,26 @@ class Importance:
             damping = damping * 10
         raise BadInput("importance: the Gram matrix is not positive semi-definite; it must be a sum of x x^T")
 
+    @cached_property
+    def lower(self) -> np.ndarray | None:
+        """Lower triangular T [n, n] with A + damping = T^T T (float64); None without a Gram matrix."""
+        if self.root is None:
+            return None
+        flipped = (self.root.T @ self.root).flip((0, 1))
+        return torch.linalg.cholesky(flipped).flip((0, 1)).T.numpy().copy()
+
+    def inner(self, a: Tensor, b: Tensor) -> float:
+        """sum_o rows_o * a_o A b_o^T of two matrices [rows, cols]."""
+        if self.gram is None:
+            by_row = (a * b * self.diagonal.to(a)).sum(1)
+        else:
+            folded = a.reshape(a.shape[0], -1, len(self.gram)) @ self.gram.to(a)
+            by_row = (folded.reshape(a.shape) * b).sum(1)
+        return float((self.rows.to(a) * by_row).sum(dtype=torch.float64))
+
     def distortion(self, error: Tensor) -> float:
         """D(error [rows, cols]) in nats."""
-        rows = self.rows.to(error)
-        if self.gram is None:
-            return 0.5 * float((rows * (error.square() * self.diagonal.to(error)).sum(1)).sum(dtype=torch.float64))
-        folded = error.reshape(error.shape[0], -1, len(self.gram))
-        energy = (folded @ self.gram.to(error) * folded).sum((1, 2))
-        return 0.5 * float((rows * energy).sum(dtype=torch.float64))
+        return 0.5 * self.inner(error, error)
 
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""

@@ -5,47 +5,37 @@ bits (their byte count first); the rANS stream (its byte count first); a CRC-32 
 segment of the stream, decoded for all kernels of the chunk at once.
 """
 
-import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from waterfill.coding import coder, density
-from waterfill.coding.product import Product, center, neighbors, predict, shifts
+from waterfill.coding.plans import LIMIT, MOST_BYTES, checksum, rows_per_chunk
+from waterfill.coding.scale_model import Product, center, half, neighbors, predict, shifts
 
 if TYPE_CHECKING:
     from waterfill.coding.stream import Reader, Sink
 
-CHUNK = 1 << 20
-"""About how many codes make a chunk."""
-LIMIT = 1 << 24
-"""Codes lie strictly between -LIMIT and LIMIT."""
+__all__ = ["Tables", "read", "rows_per_chunk", "write"]
 
-
-def rows_per_chunk(cols: int) -> int:
-    """Rows of every chunk but the last, for a matrix of so many columns."""
-    return max(1, CHUNK // cols)
-
-
-def checksum(codes: np.ndarray) -> bytes:
-    """CRC-32 of codes as int8 where all of them fit, else as little-endian int32."""
-    narrow = codes.dtype == np.int8 or (-128 <= codes.min() and codes.max() <= 127)
-    return zlib.crc32(np.ascontiguousarray(codes, dtype="i1" if narrow else "<i4")).to_bytes(4, "little")
+_FARTHEST = 1 << 28  # from a mean of 24-bit codes to a code
 
 
 class Tables:
     """The tables a model can select, the scale index of every entry, and the mean of every pass."""
 
     def __init__(self, model: Product, rows: int, channels: int, kernel: tuple[int, ...]) -> None:
-        self._factors = model.factors(rows, channels)
+        low, high = model.extent(rows, channels)
+        last = density.SCALES - 1
+        self._factors = tuple(factor.astype(np.int16) for factor in model.factors(rows, channels))
+        self.passes = len(model.positions)
         self._taps = model.taps
         self._near = neighbors(kernel) if model.taps is not None else ()
-        low, high = (sum(int(pick(f)) for f in self._factors) for pick in (np.min, np.max))
-        last = density.SCALES - 1
-        self.beyond = high > last
-        self._low = int(np.clip(low, 0, last - 7 if self.beyond else last))
-        self._high = last if self.beyond else max(high, self._low)
         self._phases = model.phases
+        self.beyond = high > last
+        self._low = min(max(low, 0), last - 7 if self.beyond else last)
+        self._high = last if self.beyond else max(high, self._low)
+        self._inside = self._low <= low and high <= self._high
         self.freq = density.family(model.shape, model.phases)[self._low : self._high + 1].reshape(-1, 256)
         self._reach = int((self.freq[:, :128] > 0).sum(1).min()) - 1
 
@@ -57,66 +47,68 @@ class Tables:
         start = sum(len(near) for near in self._near[:p])
         return center(predict(earlier, self._near[p], self._taps[start : start + len(self._near[p])]))
 
-    def place(self, rows: slice, position: int, phase: "np.ndarray | int") -> tuple[np.ndarray, "np.ndarray | None"]:
+    def place(self, rows: slice, position: int, phase: "np.ndarray | int") -> "tuple[np.ndarray, np.ndarray | None]":
         """The table of each entry of a pass (uint16, flat), and how many low bits go raw (None: none anywhere)."""
         first, second, third = self._factors
-        scale = (first[rows] + third[position])[:, None] + second
-        shift = shifts(scale) if self.beyond else None
-        if shift is not None:
-            scale, phase = scale - 8 * shift, np.where(shift > 0, 0, phase)
-        index = np.clip(scale, self._low, self._high) - self._low
-        return (index * self._phases + np.abs(phase)).astype(np.uint16).ravel(), shift
+        index = (first[rows] + (third[position] - np.int16(self._low)))[:, None] + second
+        shift = None
+        if self.beyond:
+            shift = shifts(index.astype(np.int32) + self._low)
+            index, phase = index - 8 * shift, np.where(shift > 0, 0, phase)
+        if not self._inside:
+            index = np.clip(index, 0, self._high - self._low)
+        if self._phases > 1:
+            index = index * self._phases + np.abs(phase)
+        return index.astype(np.uint16, copy=False).ravel(), shift
 
     def escaped(self, symbol: np.ndarray, select: np.ndarray) -> np.ndarray:
         """Indices of the symbols (flat) that their tables cannot code."""
-        far = np.flatnonzero(np.abs(symbol) > self._reach)
-        wide = np.abs(symbol[far]) > 127
-        return far[wide | (self.freq[select[far], symbol[far] & 255] == 0)]
+        far = np.flatnonzero((symbol > self._reach) | (symbol < -self._reach))
+        beyond = symbol[far].astype(np.int32)
+        return far[(np.abs(beyond) > 127) | (self.freq[select[far], beyond & 255] == 0)]
 
 
-def write(planes: list[np.ndarray], tables: Tables, rows: slice, lanes: int, out: "Sink") -> None:
-    """Write a chunk, given as one plane of codes [rows, channels] (int32) for each kernel position."""
-    segments, escapes, low = [], [], []
-    for p, plane in enumerate(planes):
-        whole, phase = tables.mean(planes[:p])
-        residual = np.where(phase < 0, whole - plane, plane - whole)
+def write(codes: np.ndarray, tables: Tables, rows: slice, lanes: int, out: "Sink") -> None:
+    """Write the codes [rows, channels, positions] of a chunk."""
+    segments, escapes, low = [], [], [np.zeros(0, np.uint8)]
+    planes: list[np.ndarray] = []
+    for p in range(codes.shape[2]):
+        plane = codes[:, :, p] if codes.shape[2] == 1 else codes[:, :, p].astype(np.int32)
+        whole, phase = tables.mean(planes)
+        planes.append(plane)
+        residual = plane if isinstance(whole, int) else np.where(phase < 0, whole - plane, plane - whole)
         select, shift = tables.place(rows, p, phase)
-        symbol = residual if shift is None else (residual + _half(shift)) >> shift
-        symbol = symbol.ravel().copy()
+        symbol = residual.ravel() if shift is None else ((residual + half(shift)) >> shift).ravel()
         where = tables.escaped(symbol, select)
-        escapes.append(residual.ravel()[where])
-        symbol[where] = density.ESCAPE
+        escapes.append(residual.ravel()[where].astype(np.int64))
         if shift is not None:
-            low.append(_low_bits(residual + _half(shift), _kept(shift, where)))
-        segments.append((symbol.astype(np.int8), select))
+            low.append(_low_bits(residual + half(shift), _kept(shift, where)))
+        symbol = symbol.astype(np.int8)
+        symbol[where] = density.ESCAPE
+        segments.append((symbol, select))
     escaped = np.concatenate(escapes)
     out.uint(len(escaped))
     out.ints(escaped)
     if tables.beyond:
-        out.uint(sum(map(len, low)))
-        out.raw(b"".join(low))
+        raw = np.concatenate(low).tobytes()
+        out.uint(len(raw))
+        out.raw(raw)
     stream = coder.encode(segments, tables.freq, lanes)
     out.uint(len(stream))
     out.raw(stream)
-    out.raw(checksum(np.stack(planes, axis=2)))
+    out.raw(checksum(codes))
 
 
 def read(src: "Reader", tables: Tables, rows: slice, size: tuple[int, int], lanes: int) -> np.ndarray:
     """The codes [rows, channels, positions] of a chunk, of a dtype that holds them; `size` is the last two."""
     channels, positions = size
-    count = rows.stop - rows.start
-    source = _Source(src, tables, count * channels * positions, lanes)
+    source = _Source(src, tables, (rows.stop - rows.start) * channels * positions, lanes)
     planes: list[np.ndarray] = []
     for _ in range(positions):
         planes.append(source.plane(planes, rows, channels))
     codes = np.stack(planes, axis=2) if positions > 1 else planes[0][:, :, None]
     source.finish(codes)
     return codes
-
-
-def _half(shift: np.ndarray) -> np.ndarray:
-    """Half a bin, so that the bins of 2^shift codes lie around the multiples of it."""
-    return np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
 
 
 def _kept(shift: np.ndarray, escaped: np.ndarray) -> np.ndarray:
@@ -126,10 +118,11 @@ def _kept(shift: np.ndarray, escaped: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _low_bits(values: np.ndarray, shift: np.ndarray) -> bytes:
-    """Bit planes, lowest first: bit b of every entry whose shift is over b; each plane padded to a byte."""
+def _low_bits(values: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Bit planes, lowest first: bit b of every entry whose shift is over b; each plane padded to a byte (uint8)."""
     flat = values.ravel()
-    return b"".join(np.packbits(flat[shift > b] >> b & 1).tobytes() for b in range(int(shift.max())))
+    planes = [np.packbits((flat[shift > b] >> b & 1).astype(np.uint8)) for b in range(int(shift.max()))]
+    return np.concatenate([np.zeros(0, np.uint8), *planes])
 
 
 class _Source:
@@ -139,26 +132,27 @@ class _Source:
         self._tables = tables
         self._src = src
         self._escapes = src.ints(src.uint(entries))
-        self._low = np.frombuffer(src.raw(src.uint(4 * entries)), np.uint8) if tables.beyond else np.zeros(0, np.uint8)
-        self._decoder = coder.Decoder(src.raw(src.uint(1 << 40)), tables.freq, lanes)
+        if len(self._escapes) and np.abs(self._escapes).max() > _FARTHEST:
+            raise src.fail("an escaped code is out of range")
+        self._low = np.frombuffer(src.raw(src.uint(MOST_BYTES)) if tables.beyond else b"", np.uint8)
+        self._decoder = coder.Decoder(src.raw(src.uint(MOST_BYTES)), tables.freq, lanes)
 
     def plane(self, earlier: list[np.ndarray], rows: slice, channels: int) -> np.ndarray:
-        """The next pass [rows, channels], int32 (int8 where nothing but plain symbols is left to do)."""
+        """The next pass [rows, channels]: int32, or int8 where there is only one and it fits."""
         whole, phase = self._tables.mean(earlier)
         select, shift = self._tables.place(rows, len(earlier), phase)
         symbol = self._decoder.decode(select)
-        plain = len(self._escapes) == 0 and shift is None and not earlier and isinstance(whole, int)
-        if plain:
-            return symbol.reshape(-1, channels)
-        residual = symbol.astype(np.int32)
         where = np.flatnonzero(symbol == density.ESCAPE)
         if len(where) > len(self._escapes):
             raise self._src.fail("more escapes than their values")
+        escapes, self._escapes = self._escapes[: len(where)], self._escapes[len(where) :]
+        alone = shift is None and self._tables.passes == 1 and np.abs(escapes).max(initial=0) <= 127
+        residual = symbol if alone else symbol.astype(np.int32)
         if shift is not None:
-            residual = (residual << shift.ravel()) + self._take_low(_kept(shift, where)) - _half(shift).ravel()
-        residual[where], self._escapes = self._escapes[: len(where)], self._escapes[len(where) :]
+            residual = (residual << shift.ravel()) + self._take_low(_kept(shift, where)) - half(shift).ravel()
+        residual[where] = escapes
         residual = residual.reshape(-1, channels)
-        return np.where(phase < 0, whole - residual, residual + whole)
+        return residual if isinstance(whole, int) else np.where(phase < 0, whole - residual, residual + whole)
 
     def _take_low(self, shift: np.ndarray) -> np.ndarray:
         value = np.zeros(len(shift), dtype=np.int32)
@@ -176,5 +170,5 @@ class _Source:
         self._decoder.finish()
         if len(self._escapes) or len(self._low):
             raise self._src.fail("side data of a chunk is left over")
-        if self._src.raw(4) != checksum(codes):
+        if codes.max() >= LIMIT or codes.min() <= -LIMIT or self._src.raw(4) != checksum(codes):
             raise self._src.fail("the checksum of decoded codes is wrong")

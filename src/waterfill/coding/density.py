@@ -40,16 +40,16 @@ def _mass_above(shape: int, edges: np.ndarray, scale: int) -> np.ndarray:
     return np.where(edges >= 0, above, (1 << _TOTAL_BITS) - above)
 
 
-def normalize(masses: np.ndarray) -> np.ndarray:
+def normalize(masses: np.ndarray, escape: bool = True) -> np.ndarray:
     """Frequencies [256] (uint16, sum 2**12) for masses [256] (int64, symbol & 255), by largest remainders.
 
-    A symbol whose share rounds to zero gets none and must be escaped; `ESCAPE` always gets at least one.
+    A symbol whose share rounds to zero gets none and must be escaped; with `escape`, `ESCAPE` gets at least one.
     """
     masses = masses.astype(np.int64)
     total = max(int(masses.sum()), 1)
     scaled = masses << PRECISION
     freq = (2 * scaled + total) // (2 * total)
-    freq[ESCAPE & 255] = max(int(freq[ESCAPE & 255]), 1)
+    freq[ESCAPE & 255] = max(int(freq[ESCAPE & 255]), int(escape))
     excess = int(freq.sum()) - (1 << PRECISION)
     remainder = scaled - freq * total
     while excess:

@@ -7,7 +7,7 @@ smaller matrix, the values.
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -33,8 +33,11 @@ class Pattern(Protocol):
     def values_shape(self, mask: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
         """The shape of `gather`."""
 
-    def write(self, mask: Tensor, out: Sink) -> None:
-        """Pattern and mask."""
+    def plan(self, mask: Tensor) -> coded.Plan:
+        """How the mask is coded."""
+
+    def write(self, mask: Tensor, plan: coded.Plan, out: Sink) -> None:
+        """Pattern and mask; `plan` is that of the mask."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,14 @@ class Blocks:
         kept, size = int(mask.sum()), self.height * self.width
         return (size, kept) if self.width == 1 else (kept, size)
 
-    def write(self, mask: Tensor, out: Sink) -> None:
+    def plan(self, mask: Tensor) -> coded.Plan:
+        return coded.plan(mask.numpy().astype(np.int8))
+
+    def write(self, mask: Tensor, plan: coded.Plan, out: Sink) -> None:
         out.uint(self.height)
         out.uint(self.width)
         kept = np.flatnonzero(mask.numpy())
         gaps = np.diff(kept, prepend=-1) - 1
-        plan = coded.plan(mask.numpy().astype(np.int8))
         if len(kept) <= MOST_GAPS and _bits_of_gaps(gaps) <= plan.bits:
             out.uint(1 + len(kept))
             out.ints(gaps)
@@ -89,10 +94,10 @@ class Blocks:
             out.codes(plan)
 
     @classmethod
-    def read(cls, src: Reader, shape: tuple[int, int]) -> "tuple[Blocks, Tensor]":
-        """Pattern and mask that `write` wrote. Raises CorruptFile."""
-        blocks = cls(src.uint(shape[0]), src.uint(shape[1]))
-        if min(blocks.height, blocks.width) < 1:
+    def read(cls, src: Reader, height: int, shape: tuple[int, int]) -> tuple[Self, Tensor]:
+        """What `write` wrote, after the height. Raises CorruptFile."""
+        blocks = cls(height, src.uint(shape[1]))
+        if blocks.width < 1:
             raise src.fail("a block without entries")
         tall, wide = blocks.grid(shape)
         head = src.uint(1 + MOST_GAPS)
@@ -144,7 +149,7 @@ class Groups:
         """The mask [rows, cols] of the largest `kept` of each group of gain [rows, cols]; the earlier of equal ones."""
         rows, cols = gain.shape
         groups = F.pad(gain, (0, -cols % self.size), value=-1.0).reshape(rows, -1, self.size)
-        order = groups.argsort(2, descending=True, stable=True)[:, :, : self.kept]
+        order = groups.argsort(dim=2, descending=True, stable=True)[:, :, : self.kept]
         return torch.zeros(groups.shape, dtype=torch.bool).scatter_(2, order, True).reshape(rows, -1)[:, :cols]
 
     def gather(self, matrix: Tensor, mask: Tensor) -> Tensor:
@@ -157,10 +162,7 @@ class Groups:
         full, rest = divmod(shape[1], self.size)
         return shape[0], full * self.kept + min(rest, self.kept)
 
-    def write(self, mask: Tensor, out: Sink) -> None:
-        out.uint(0)
-        out.uint(self.kept)
-        out.uint(self.size)
+    def plan(self, mask: Tensor) -> coded.Plan:
         rows, cols = mask.shape
         groups = np.pad(mask.numpy(), ((0, 0), (0, -cols % self.size))).reshape(rows, -1, self.size)
         # A shorter group keeps all it has; first places of its padding stand in for what it lacks.
@@ -170,12 +172,18 @@ class Groups:
         place = 1 << np.arange(self.size)
         numbers = np.zeros(1 << self.size, dtype=np.int64)
         numbers[self.choices @ place] = np.arange(len(self.choices))
-        out.codes(coded.plan(numbers[groups @ place] - len(self.choices) // 2))
+        return coded.plan(numbers[groups @ place] - len(self.choices) // 2)
+
+    def write(self, mask: Tensor, plan: coded.Plan, out: Sink) -> None:
+        out.uint(0)
+        out.uint(self.kept)
+        out.uint(self.size)
+        out.codes(plan)
         out.claim(mask.numel())
 
     @classmethod
-    def read(cls, src: Reader, shape: tuple[int, int]) -> "tuple[Groups, Tensor]":
-        """Pattern and mask that `write` wrote, after its first zero. Raises CorruptFile."""
+    def read(cls, src: Reader, shape: tuple[int, int]) -> tuple[Self, Tensor]:
+        """What `write` wrote, after the zero in the place of a height. Raises CorruptFile."""
         groups = cls(src.uint(16), src.uint(16))
         if not (0 < groups.kept < groups.size and math.comb(groups.size, groups.kept) <= MOST_CHOICES):
             raise src.fail(f"a pattern of {groups.kept} in {groups.size}")
@@ -191,4 +199,6 @@ class Groups:
 
 
 def read_pattern(src: Reader, shape: tuple[int, int]) -> tuple[Pattern, Tensor]:
-    """What a pattern's `write` wrote. Raises CorruptFile."""
+    """The pattern and the mask that `write` wrote. Raises CorruptFile."""
+    height = src.uint(shape[0])
+    return Blocks.read(src, height, shape) if height else Groups.read(src, shape)

@@ -1,0 +1,10 @@
+"""The kinds of parts, one to a file."""
+
+from waterfill.parts.codebook import Codebook
+from waterfill.parts.dense import Dense
+from waterfill.parts.lowrank import LowRank
+from waterfill.parts.quantized import Quantize
+from waterfill.parts.sampled import Sampled
+from waterfill.parts.sparse import Prune
+
+__all__ = ["Codebook", "Dense", "LowRank", "Prune", "Quantize", "Sampled"]

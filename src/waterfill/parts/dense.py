@@ -1,0 +1,191 @@
+"""Dense: every entry by itself, to as many mantissa bits as it is worth, or exactly, in any number type.
+
+Rounding to m mantissa bits keeps the exponent of float32; exponents cost what their entropy is, so a format of fewer
+exponent bits would save nothing. bfloat16 is m = 7, float16 m = 10 within its range.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from waterfill.coding import lossless
+from waterfill.coding.floats import Layout
+from waterfill.coding.lossless import METHODS, Form
+from waterfill.coding.stream import Reader, Sink
+from waterfill.errors import BadInput, BadRecipe
+from waterfill.importance import Importance
+from waterfill.part import Part, Spec, cost
+
+FULL = 23
+"""Mantissa bits of float32."""
+FORMATS = {"float32": FULL, "float16": 10, "bfloat16": 7}
+"""Mantissa bits of the formats that a matrix can be rounded to."""
+
+_FLOATS = {torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10)}  # exponent and mantissa bits
+_NAMES = (  # a type's number in files is its place here: append only
+    *("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    *("complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    *("uint16", "uint32", "uint64", "complex32", "float4_e2m1fn_x2"),
+)
+
+
+def _numbers() -> tuple[tuple[str, int], ...]:
+    """Every number type with every count of mantissa bits that its words can have; the place is the number in files."""
+    mantissas = {str(dtype).removeprefix("torch."): m for dtype, (_, m) in _FLOATS.items()}
+    return tuple((name, m) for name in _NAMES for m in range(mantissas.get(name, 0) + 1))
+
+
+_FORMATS = _numbers()
+
+
+@dataclass(frozen=True, eq=False)
+class DensePart(Part):
+    """Values [rows, cols] of any number type, kept to the bit. positions: kernel positions of an input channel."""
+
+    values: Tensor
+    positions: int = 1
+    kind: ClassVar[int] = 2
+
+    def dense(self) -> Tensor:
+        return self.values
+
+    @cached_property
+    def _form(self) -> Form:
+        """Of these values: trailing mantissa bits that no word has, and a sign that no word has, cost nothing."""
+        if self.values.dtype not in _FLOATS:
+            return Form(None, self.values.element_size())
+        words = self._words
+        exponent, mantissa = _FLOATS[self.values.dtype]
+        used = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
+        zeros = min(mantissa, (used & -used).bit_length() - 1) if used else mantissa
+        signed = bool(used >> (exponent + mantissa))
+        return Form(Layout(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        octets = self.values.detach().contiguous().view(torch.uint8).numpy()
+        return octets.view(f"<u{self.values.element_size()}") if self.values.dtype in _FLOATS else octets
+
+    @cached_property
+    def _plan(self) -> lossless.Plan:
+        return lossless.plan(self._words, self._form)
+
+    def write(self, out: Sink) -> None:
+        layout = self._form.layout
+        name = str(self.values.dtype).removeprefix("torch.")
+        number = _FORMATS.index((name, 0 if layout is None else layout.mantissa))
+        out.uint(number * METHODS + self._plan.method)
+        out.claim(self.values.numel())
+        self._plan.write(out)
+
+    @classmethod
+    def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
+        number, method = divmod(src.uint(len(_FORMATS) * METHODS - 1), METHODS)
+        src.claim(shape[0] * shape[1])
+        name, kept = _FORMATS[number]
+        dtype = getattr(torch, name, None)
+        if dtype is None:
+            raise BadInput(f"weights of type {name}: this PyTorch ({torch.__version__}) does not have it; use a newer one")
+        form = Form(None, dtype.itemsize)
+        if dtype in _FLOATS:
+            form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
+        words, positions = lossless.read(src, method, shape, form)
+        octets = torch.from_numpy(words.view(np.uint8))
+        if dtype == torch.bool and bool((octets > 1).any()):
+            raise src.fail("a bool that is neither 0 nor 1")
+        return cls(shape, octets.view(dtype), positions)
+
+    def describe(self) -> str:
+        name, layout = str(self.values.dtype).removeprefix("torch."), self._form.layout
+        if isinstance(self._plan, lossless.Constant):
+            return f"constant {self.values.reshape(-1)[0].item():.4g}" if self.values.numel() else "empty"
+        kept = FULL if layout is None else layout.mantissa
+        return {7: "bfloat16"}.get(kept, f"{kept} mantissa bits") if name == "float32" and kept < FULL else name
+
+
+@dataclass(frozen=True)
+class Dense(Spec):
+    """Every entry by itself.
+
+    format: "float32", "bfloat16", "float16": rounded to nearest; "lossless": as it is, in its own type, bit for bit.
+    mantissa: rounded to so many mantissa bits, 0 to 23. Neither: as many as are worth their price, or one value for all.
+    Matrices that hold values that are not finite are kept exactly.
+    """
+
+    format: str | None = None
+    mantissa: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.mantissa is not None:
+            raise BadRecipe("Dense: format and mantissa say the same thing; give one of them")
+        if self.format not in (None, "lossless", *FORMATS):
+            raise BadRecipe(f"Dense: format {self.format!r} is not one of {', '.join(FORMATS)}, lossless")
+        if self.mantissa is not None and self.mantissa not in range(FULL + 1):
+            raise BadRecipe(f"Dense: mantissa is 0 to {FULL} bits, not {self.mantissa!r}")
+
+    def __repr__(self) -> str:
+        given = [(name, value) for name, value in vars(self).items() if value is not None]
+        return f"Dense({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+    def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> DensePart:
+        """See `Spec.fit`; for "lossless", `target` may be of any dtype."""
+        shape, positions = (target.shape[0], target.shape[1]), importance.positions
+        if self.format == "lossless":
+            return DensePart(shape, target.detach(), positions)
+        target = target.detach().float()
+        if not bool(torch.isfinite(target).all()):
+            return DensePart(shape, target, positions)
+        if self.format == "float16":
+            target = target.clamp(-65504, 65504).half().float()
+        chosen = FORMATS.get(self.format or "", self.mantissa)
+        if chosen is not None:
+            return DensePart(shape, rounded(target, chosen), positions)
+        exact = DensePart(shape, rounded(target, _worthwhile(target, importance, price)), positions)
+        flat = DensePart(shape, _center(target, importance).expand(shape).contiguous())
+        return min(exact, flat, key=lambda part: cost(part, target, importance, price))
+
+
+def rounded(values: Tensor, mantissa: int) -> Tensor:
+    """Finite float32 values to the nearest with so many mantissa bits, ties to even, the largest towards zero."""
+    if mantissa == FULL:
+        return values.clone()
+    drop = FULL - mantissa
+    words = values.contiguous().view(torch.int32)
+    ties = (words >> drop & 1) + (1 << (drop - 1)) - 1
+    near = ((words & 0x7FFFFFFF) + ties) >> drop << drop
+    largest = 0x7F7FFFFF >> drop << drop
+    return (near.clamp_max(largest) | words & -0x80000000).view(torch.float32)
+
+
+def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
+    """The number of mantissa bits with the lowest D + price * bits.
+
+    Another mantissa bit is another bit of every entry. Rounding errors of different entries do not correlate, so the
+    diagonal of a Gram matrix tells D. Past the first m with D < price * entries no further bit can pay.
+    """
+    alone = Importance(importance.rows, _diagonal(importance, target.shape[1]))
+    costs: list[float] = []
+    for mantissa in range(FULL + 1):
+        distortion = alone.distortion(target - rounded(target, mantissa))
+        costs.append(distortion + price * target.numel() * mantissa)
+        if distortion <= price * target.numel():
+            break
+    return int(np.argmin(costs))
+
+
+def _center(target: Tensor, importance: Importance) -> Tensor:
+    """The weighted mean, scalar: the best constant as far as the diagonal tells."""
+    weight = importance.rows.double().reshape(-1, 1) * _diagonal(importance, target.shape[1]).double()
+    weight = weight.expand(target.shape) + torch.finfo(torch.float64).tiny
+    return ((weight * target).sum() / weight.sum()).float() if target.numel() else torch.zeros(())
+
+
+def _diagonal(importance: Importance, cols: int) -> Tensor:
+    if importance.gram is None:
+        return importance.diagonal
+    diagonal = importance.gram.diagonal()
+    return diagonal.repeat(cols // len(diagonal))

@@ -1,0 +1,86 @@
+"""The uniform grid of a quantizer: one step, and scales for rows, channels and kernel positions where errors differ in cost."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from waterfill.coding.frozen import OCTAVE
+from waterfill.importance import Importance
+
+FARTHEST = 200
+"""Scale exponents lie within 25 octaves either way."""
+_FINEST = 2.0**-22  # of the largest entry: codes stay within 24 bits
+_SPREAD = 0.1  # octaves of scatter in the ideal steps below which scales are not worth trying
+
+
+def octaves(exponents: np.ndarray) -> np.ndarray:
+    """2^(e / 8) as float32, from the frozen eighths of an octave: the same on every machine."""
+    exponents = np.asarray(exponents, dtype=np.int64)
+    mantissa = np.array(OCTAVE, dtype=np.float32)[exponents % 8]
+    return np.ldexp(mantissa, (exponents // 8 - 16).astype(np.int32)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """step times 2^(e/8) for row, channel and position; each a vector of integers e, or None for no scales.
+
+    An entry is restored as (code * (step * row scale)) * (channel scale * position scale), all float32.
+    """
+
+    step: float
+    rows: np.ndarray | None = None
+    channels: np.ndarray | None = None
+    places: np.ndarray | None = None
+
+    def row_scales(self, rows: int) -> np.ndarray:
+        """[rows], float32, the step included."""
+        step = np.float32(self.step)
+        return np.full(rows, step) if self.rows is None else step * octaves(self.rows)
+
+    def col_scales(self, cols: int, positions: int) -> np.ndarray:
+        """[cols], float32; positions fastest."""
+        channels = np.ones(cols // positions, np.float32) if self.channels is None else octaves(self.channels)
+        places = np.ones(positions, np.float32) if self.places is None else octaves(self.places)
+        return (channels[:, None] * places).ravel()
+
+
+def step_weights(shape: tuple[int, int], importance: Importance) -> tuple[np.ndarray, np.ndarray]:
+    """What a squared error costs by row [rows] and by column [cols], once earlier errors are fed back (float64)."""
+    rows, cols = shape
+    row = np.broadcast_to(importance.rows.double().numpy(), (rows,))
+    if importance.lower is not None:
+        diagonal = np.diag(importance.lower) ** 2
+        return row, np.tile(diagonal, cols // len(diagonal))
+    return row, np.broadcast_to(importance.diagonal.double().numpy(), (cols,))
+
+
+def candidate_grids(target: Tensor, importance: Importance, price: float) -> list[Grid]:
+    """One step for all and, where the costs of errors differ, the water level's scales (DESIGN 6.2)."""
+    rows, cols = target.shape
+    row, col = step_weights((rows, cols), importance)
+    mean = float(row.mean() * col.mean())
+    largest = float(target.abs().max()) if target.numel() else 0.0
+    if mean <= 0 or largest == 0:
+        return [Grid(max(largest, 1e-30))]
+    level = math.sqrt(12 * price / math.log(2))
+    finest = max(largest * _FINEST, 1e-37)
+    grids = [Grid(max(level / math.sqrt(mean), finest))]
+    log_row, log_col = (-0.5 * np.log2(np.maximum(w, 1e-9 * w.mean())) for w in (row, col))
+    by_place = log_col.reshape(-1, importance.positions)
+    places = by_place.mean(0) - by_place.mean()
+    channels = by_place.mean(1) - by_place.mean()
+    vectors = [log_row - log_row.mean(), channels, places]
+    exponents = [_exponents(v) for v in vectors]
+    if any(e is not None for e in exponents):
+        step = level * 2.0 ** (log_row.mean() + log_col.mean())
+        grids.append(Grid(max(step, finest * 2**3), *exponents))
+    return grids
+
+
+def _exponents(logs: np.ndarray) -> np.ndarray | None:
+    """Octaves to whole eighths, or None where they hardly differ."""
+    if len(logs) < 2 or logs.std() < _SPREAD:
+        return None
+    return np.clip(np.rint(8 * logs), -FARTHEST, FARTHEST).astype(np.int64)

@@ -1,0 +1,124 @@
+"""Fixed-rate quantization: codes of a given number of bits, a float16 scale for every group of columns.
+
+This is the form that execution engines elsewhere take. Each scale is the best of a few clipping ranges for its group.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from waterfill.coding import matrix
+from waterfill.coding.stream import Reader, Sink
+from waterfill.importance import Importance
+from waterfill.part import Part
+
+if TYPE_CHECKING:
+    from waterfill.parts.quantized import Quantize
+
+_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
+_LARGEST = float(torch.finfo(torch.float16).max)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedPart(Part):
+    """codes [rows, cols] (int8); scales [rows, groups] (float16); zeros [rows, groups] (int16) or None.
+
+    Column c is of group c // group; restored as (code - zero) * scale in float32.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    group: int
+    kind: ClassVar[int] = 4
+
+    @cached_property
+    def plan(self) -> matrix.Plan:
+        """How the codes are written."""
+        return matrix.plan(self.codes.numpy())
+
+    def dense(self) -> Tensor:
+        spread = torch.arange(self.shape[1]) // self.group
+        codes = self.codes.float()
+        if self.zeros is not None:
+            codes -= self.zeros.float()[:, spread]
+        return codes.mul_(self.scales.float()[:, spread])
+
+    def write(self, out: Sink) -> None:
+        out.uint(self.group)
+        out.uint(int(self.zeros is not None))
+        out.raw(self.scales.numpy().astype("<f2").tobytes())
+        if self.zeros is not None:
+            out.ints(self.zeros.numpy())
+        out.codes(self.plan)
+
+    @classmethod
+    def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
+        rows, cols = shape
+        group = src.uint(max(cols, 1))
+        if group == 0:
+            raise src.fail("groups of no columns")
+        offset = src.uint(1)
+        groups = -(-cols // group)
+        scales = torch.from_numpy(np.frombuffer(src.raw(2 * rows * groups), "<f2").astype(np.float16))
+        if not bool(torch.isfinite(scales).all()):
+            raise src.fail("a scale that is not finite")
+        zeros = src.ints(rows * groups) if offset else None
+        if zeros is not None and len(zeros) and np.abs(zeros).max() > 1 << 15:
+            raise src.fail("a zero point out of range")
+        codes = src.codes(rows, cols)
+        if codes.dtype != np.int8:
+            raise src.fail("fixed-rate codes of more than eight bits")
+        points = None if zeros is None else torch.from_numpy(zeros.astype(np.int16)).reshape(rows, groups)
+        return cls(shape, torch.from_numpy(codes), scales.reshape(rows, groups), points, group)
+
+    def describe(self) -> str:
+        return f"quantized, groups of {self.group}"
+
+
+def fit_grouped(target: Tensor, importance: Importance, spec: "Quantize") -> GroupedPart:
+    """Fixed-rate codes of `spec.bits` bits in groups of `spec.group` columns for target [rows, cols]."""
+    rows, cols = target.shape
+    group = min(spec.group or cols, cols) or 1
+    groups = -(-cols // group)
+    padded = torch.zeros(rows, groups * group)
+    padded[:, :cols] = target
+    weight = torch.zeros(groups * group)
+    diagonal = importance.diagonal if importance.gram is None else importance.gram.diagonal().repeat(
+        cols // len(importance.gram)
+    )
+    weight[:cols] = diagonal
+    blocks, weight = padded.view(rows, groups, group), weight.view(groups, group)
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    least = torch.full((rows, groups), torch.inf)
+    for clip in _CLIPS:
+        scale, zero, codes = _round(blocks, clip, spec)
+        error = ((blocks - (codes - zero[..., None]) * scale[..., None]).square() * weight).sum(2)
+        better = error < least
+        least = torch.where(better, error, least)
+        found = scale, zero, codes
+        best = found if best is None else tuple(
+            torch.where(better[..., None] if new.ndim == 3 else better, new, old)
+            for new, old in zip(found, best, strict=True)
+        )
+    scale, zero, codes = best
+    flat = codes.reshape(rows, -1)[:, :cols].to(torch.int8).contiguous()
+    return GroupedPart((rows, cols), flat, scale.half(), None if spec.symmetric else zero.to(torch.int16), group)
+
+
+def _round(blocks: Tensor, clip: float, spec: "Quantize") -> tuple[Tensor, Tensor, Tensor]:
+    """Scales and zero points [rows, groups] and codes [rows, groups, group], all float32, for one clipping range."""
+    low, high = -(1 << (spec.bits - 1)), (1 << (spec.bits - 1)) - 1
+    if spec.symmetric:
+        scale = blocks.abs().amax(2) * clip / high
+    else:
+        scale = (blocks.amax(2) - blocks.amin(2)) * clip / (high - low)
+    scale = scale.clamp(max=_LARGEST).half().float()
+    safe = torch.where(scale > 0, scale, 1.0)
+    zero = torch.zeros_like(scale) if spec.symmetric else (low - blocks.amin(2) * clip / safe).round().clamp(-32000, 32000)
+    codes = (blocks / safe[..., None] + zero[..., None]).round().clamp(low, high)
+    return scale, zero, codes

@@ -1,0 +1,207 @@
+"""LowRank: a product of a tall and a wide factor, each a part of its own."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from waterfill.coding.stream import Reader, Sink
+from waterfill.errors import BadRecipe
+from waterfill.importance import Importance
+from waterfill.part import Part, Spec, cost, read_part, write_part
+from waterfill.parts.leaf import check_leaf, leaf
+from waterfill.parts.metric import row_weights, times_gram
+
+_EXACT_BELOW = 1024
+_FIRST_GUESS = 64
+_POWER_STEPS = 4
+_SCALAR_LOSS = 0.25  # bits by which a scalar quantizer with entropy coding misses the bound at high rate
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankPart(Part):
+    """left [rows, rank] times right [rank, cols]; no factors at rank zero."""
+
+    factors: tuple[Part, Part] | None
+    kind: ClassVar[int] = 7
+
+    @property
+    def rank(self) -> int:
+        """The number of columns of the left factor."""
+        return self.factors[0].shape[1] if self.factors else 0
+
+    def dense(self) -> Tensor:
+        if self.factors is None:
+            return torch.zeros(self.shape)
+        left, right = self.factors
+        return left.dense().float() @ right.dense().float()
+
+    def apply(self, x: Tensor) -> Tensor:
+        if self.factors is None:
+            return x.new_zeros(*x.shape[:-1], self.shape[0])
+        left, right = self.factors
+        return left.apply(right.apply(x))
+
+    def write(self, out: Sink) -> None:
+        out.uint(self.rank)
+        out.claim(self.shape[0] * self.shape[1])
+        for factor in self.factors or ():
+            write_part(factor, out)
+
+    @classmethod
+    def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
+        rank = src.uint(min(shape))
+        src.claim(shape[0] * shape[1])
+        if rank == 0:
+            return cls(shape, None)
+        return cls(shape, (read_part(src, (shape[0], rank)), read_part(src, (rank, shape[1]))))
+
+    def children(self) -> dict[str, Part]:
+        return dict(zip(("left", "right"), self.factors, strict=True)) if self.factors else {}
+
+    def rebuilt(self, children: dict[str, Part]) -> Part:
+        return LowRankPart(self.shape, (children["left"], children["right"])) if children else self
+
+    def describe(self) -> str:
+        return f"rank {self.rank}" + (f", {self.factors[0].describe()}" if self.factors else "")
+
+
+@dataclass(frozen=True)
+class LowRank(Spec):
+    """The best product of `rank` columns and rows under the importance; None: every rank that pays for its bits.
+
+    With A = R^T R the distortion is half the squared Frobenius norm of sqrt(g) E R^T, so the singular values of
+    sqrt(g) W R^T are the exact error of every rank (Eckart, Young, 1936; with data: arXiv 2403.07378).
+    factors: what both factors are made of; None: the default leaf.
+    """
+
+    rank: int | None = None
+    factors: Spec | None = None
+
+    def __post_init__(self) -> None:
+        check_leaf("LowRank: factors", self.factors)
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 0):
+            raise BadRecipe(f"LowRank: rank={self.rank!r} is not an integer of at least 0")
+
+    def __repr__(self) -> str:
+        given = (("rank", self.rank), ("factors", self.factors))
+        return f"LowRank({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
+
+    def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
+        rows, cols = target.shape
+        most = min(rows, cols) if self.rank is None else min(self.rank, rows, cols)
+        whitening = Whitening.of(importance, target)
+
+        def worthwhile(sigma: Tensor) -> int:
+            return most if self.rank is not None else int(_pays(sigma, (rows, cols), price).sum())
+
+        if most == 0:
+            return LowRankPart((rows, cols), None)
+        U, sigma, Vh = _svd(whitening.forward(target.double()), most, worthwhile)
+        best = worthwhile(sigma)
+        ranks = {best} if self.rank is not None else {0, best // 2, best}
+        parts = []
+        for rank in sorted(ranks):
+            root = sigma[:rank].sqrt()
+            left, right = whitening.backward(U[:, :rank] * root, root[:, None] * Vh[:rank])
+            parts.append(_fitted(target, (left, right, sigma[:rank]), importance, price, leaf(self.factors)))
+        return min(parts, key=lambda part: cost(part, target, importance, price))
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """The coordinates in which the distortion is half the squared Frobenius norm: sqrt(g) W R^T (float64)."""
+
+    rows: Tensor
+    cols: Tensor | None
+    root: Tensor | None
+
+    @classmethod
+    def of(cls, importance: Importance, target: Tensor) -> Self:
+        """That of an importance; what costs nothing counts a billionth of the mean, so that the way back exists."""
+        rows = _positive(row_weights(importance, target.shape[0]).double()).sqrt()
+        if importance.gram is not None:
+            return cls(rows, None, importance.root)
+        return cls(rows, _positive(importance.diagonal.double().expand(target.shape[1])).sqrt(), None)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """sqrt(g) W R^T of `matrix` [rows, cols]."""
+        scaled = self.rows[:, None] * matrix
+        if self.root is None:
+            return scaled * self.cols
+        return (scaled.reshape(len(scaled), -1, len(self.root)) @ self.root.T).reshape(matrix.shape)
+
+    def backward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors [rows, rank] and [rank, cols] of the matrix whose whitened factors these are."""
+        left = left / self.rows[:, None]
+        if self.root is None:
+            return left, right / self.cols
+        folded = right.reshape(-1, len(self.root)).T
+        return left, torch.linalg.solve_triangular(self.root, folded, upper=True).T.reshape(right.shape)
+
+
+def _positive(weights: Tensor) -> Tensor:
+    mean = float(weights.mean())
+    return weights.clamp_min(1e-9 * mean if mean > 0 else 1.0)
+
+
+def _pays(sigma: Tensor, shape: tuple[int, int], price: float) -> Tensor:
+    """Which singular values [n] lower the distortion by more than price * the bits of their two vectors.
+
+    The split of sigma between the factors is even, so an entry of the left vector has energy sigma^2 / rows in the metric.
+    Quantized at the water level it costs 1/2 log2(energy / theta) + 1/4 bits and leaves theta / 2 of distortion, where
+    theta = price / ln 2.
+    """
+    theta = price / math.log(2)
+    spent = torch.zeros_like(sigma)
+    for size in shape:
+        bits = 0.5 * (sigma.square() / (size * theta)).clamp_min(1.0).log2() + _SCALAR_LOSS
+        spent += size * (price * bits + theta / 2)
+    return 0.5 * sigma.square() > spent
+
+
+def _svd(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int]) -> tuple[Tensor, Tensor, Tensor]:
+    """U, sigma, V^T of `matrix`: complete for a small one, else only as far as it is worthwhile.
+
+    Randomized subspace iteration with a fixed seed (Halko, Martinsson, Tropp, arXiv 0909.4061), doubled in size until the
+    last singular value found is not wanted any more.
+    """
+    smaller = min(matrix.shape)
+    size = min(_FIRST_GUESS, most) + 16
+    matrix = matrix if smaller <= _EXACT_BELOW else matrix.float()
+    while smaller > _EXACT_BELOW and 4 * size < smaller:
+        random = torch.randn(matrix.shape[1], size, generator=torch.Generator().manual_seed(size), dtype=matrix.dtype)
+        Q = torch.linalg.qr(matrix @ random).Q
+        for _ in range(_POWER_STEPS):
+            Q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ Q).Q).Q
+        U, sigma, Vh = torch.linalg.svd(Q.T @ matrix, full_matrices=False)
+        if worthwhile(sigma) <= size - 16:
+            return (Q @ U).double(), sigma.double(), Vh.double()
+        size *= 2
+    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return U.double(), sigma.double(), Vh.double()
+
+
+def _fitted(
+    target: Tensor, ideal: tuple[Tensor, Tensor, Tensor], importance: Importance, price: float, factors: Spec
+) -> Part:
+    """Both factors as parts: first the right one, then the left one, solved again for what the right one became.
+
+    The whitened left factor has orthogonal columns of energy sigma, so an error F of the right one costs exactly
+    1/2 sum_k sigma_k F_k A F_k^T; given the right one V, an error of the left one costs 1/2 sum_o g_o F_o (V A V^T) F_o^T.
+    """
+    left, right, sigma = ideal
+    shape = (target.shape[0], target.shape[1])
+    if len(sigma) == 0:
+        return LowRankPart(shape, None)
+    inner = Importance(sigma.float(), importance.diagonal, importance.gram, importance.kernel)
+    right_part = factors.fit(right.float().contiguous(), inner, price)
+    V = right_part.dense().double()
+    image = times_gram(importance, V)
+    gram = image @ V.T
+    solved = torch.linalg.lstsq(gram, image @ target.double().T, driver="gelsd").solution.T
+    outer = Importance(importance.rows, gram=((gram + gram.T) / 2).float())
+    return LowRankPart(shape, (factors.fit(solved.float().contiguous(), outer, price), right_part))

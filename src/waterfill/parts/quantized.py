@@ -1,0 +1,196 @@
+"""Uniform quantization: integer codes times one step, times row, channel and position scales where they pay.
+
+Codes are chosen by distortion + price * bits under the densities of `waterfill.coding.product`, and coded under them.
+The step is that of high-rate theory, D = w Delta^2 / 12 per entry at a slope of price nats per bit (DESIGN 6.2); with
+codes chosen by their true cost it stays the best one down to below one bit (docs/why.md).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from waterfill.coding import chunks, matrix, product
+from waterfill.coding.stream import Reader, Sink
+from waterfill.errors import BadRecipe
+from waterfill.importance import Importance
+from waterfill.part import Part, Spec, cost
+from waterfill.parts.choose import Chooser
+from waterfill.parts.feedback import feed_back
+from waterfill.parts.grid import FARTHEST, Grid, candidate_grids, step_weights
+from waterfill.parts.grouped import fit_grouped
+
+_LARGE = 1 << 22  # from so many entries on, one round of choosing is enough: the densities hardly move
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedPart(Part):
+    """codes [rows, cols] (int8, int16 or int32) on a `Grid`; kernel: the spatial extent behind a channel, or ()."""
+
+    codes: Tensor
+    grid: Grid
+    kernel: tuple[int, ...] = ()
+    kind: ClassVar[int] = 3
+
+    @cached_property
+    def plan(self) -> matrix.Plan:
+        """How the codes are written; found once, shared by tally and file."""
+        return matrix.plan(self.codes.numpy(), self.kernel)
+
+    @cached_property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """Row scales [rows, 1], step included, and column scales [cols] (float32)."""
+        rows, cols = self.shape
+        positions = int(np.prod(self.kernel)) if self.kernel else 1
+        return torch.from_numpy(self.grid.row_scales(rows))[:, None], torch.from_numpy(
+            self.grid.col_scales(cols, positions)
+        )
+
+    def dense(self) -> Tensor:
+        row, col = self.scales
+        restored = self.codes.float().mul_(row)
+        return restored if self.grid.channels is None and self.grid.places is None else restored.mul_(col)
+
+    def apply(self, x: Tensor) -> Tensor:
+        row, col = self.scales
+        return ((x * col.to(x.dtype)) @ self.codes.to(x.dtype).T) * row[:, 0].to(x.dtype)
+
+    def write(self, out: Sink) -> None:
+        vectors = (self.grid.rows, self.grid.channels, self.grid.places)
+        out.uint(sum((v is not None) << i for i, v in enumerate(vectors)) | len(self.kernel) << 3)
+        for size in self.kernel:
+            out.uint(size)
+        out.float32(self.grid.step)
+        for vector in vectors:
+            if vector is not None:
+                out.ints(vector)
+        out.codes(self.plan)
+
+    @classmethod
+    def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
+        flags = src.uint(127)
+        kernel = tuple(src.uint(1 << 20) for _ in range(flags >> 3))
+        positions = int(np.prod(kernel, dtype=object)) if kernel else 1
+        if positions == 0 or shape[1] % positions:
+            raise src.fail(f"a kernel {kernel} that does not divide {shape[1]} columns")
+        step = src.float32()
+        lengths = (shape[0], shape[1] // positions, positions)
+        vectors = [src.ints(n) if flags >> i & 1 else None for i, n in enumerate(lengths)]
+        if any(v is not None and len(v) and np.abs(v).max() > FARTHEST for v in vectors):
+            raise src.fail("a scale exponent is out of range")
+        codes = torch.from_numpy(src.codes(*shape, kernel))
+        return cls(shape, codes, Grid(step, *vectors), kernel)
+
+    def describe(self) -> str:
+        vectors = {"row": self.grid.rows, "channel": self.grid.channels, "position": self.grid.places}
+        scaled = [name for name, v in vectors.items() if v is not None]
+        return "quantized" + (f" ({', '.join(scaled)} scales)" if scaled else "")
+
+
+@dataclass(frozen=True)
+class Quantize(Spec):
+    """Uniform quantization at the price; with `bits`, fixed-rate codes with a float16 scale for each `group` of columns.
+
+    bits: 2 to 8, fixed-rate codes of so many bits (what execution engines elsewhere want), or None: by the price.
+    group: columns that share a scale, or None: a whole row. symmetric: without a zero point.
+    """
+
+    bits: int | None = None
+    group: int | None = None
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits is None and (self.group is not None or not self.symmetric):
+            raise BadRecipe("Quantize(group=..., symmetric=...) go with bits=...; without bits the price decides")
+        if self.bits is not None and not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
+            raise BadRecipe(f"Quantize(bits={self.bits!r}): bits is a whole number from 2 to 8")
+        if self.group is not None and not (isinstance(self.group, int) and self.group >= 1):
+            raise BadRecipe(f"Quantize(group={self.group!r}): group is a whole number of columns, or None for a row")
+
+    def __repr__(self) -> str:
+        given = {"bits": self.bits, "group": self.group, "symmetric": None if self.symmetric else False}
+        return f"Quantize({', '.join(f'{name}={value}' for name, value in given.items() if value is not None)})"
+
+    def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
+        importance.check(target.shape[0], target.shape[1])
+        if self.bits is not None:
+            return fit_grouped(target, importance, self)
+        parts = [_fit_grid(target, importance, price, g) for g in candidate_grids(target, importance, price)]
+        return parts[0] if len(parts) == 1 else min(parts, key=lambda part: cost(part, target, importance, price))
+
+
+def _fit_grid(target: Tensor, importance: Importance, price: float, grid: Grid) -> QuantizedPart:
+    """Codes on one grid: round, fit the densities, choose again by the true cost, and refit the step."""
+    shape = (target.shape[0], target.shape[1])
+    kernel = matrix.spatial(shape[1], importance.kernel)
+    positions = int(np.prod(kernel)) if kernel else 1
+    x = _in_steps(target, grid, positions)
+    row, col = step_weights(shape, importance)
+    weights = (
+        0.5 * row * grid.row_scales(shape[0]).astype(np.float64) ** 2 / price,
+        col * grid.col_scales(shape[1], positions).astype(np.float64) ** 2,
+    )
+    lower = importance.lower
+    if lower is not None:  # errors are fed back in steps of their own columns
+        lower = lower * grid.col_scales(shape[1], positions)[: len(lower)]
+    codes = matrix.narrow(np.rint(x))
+    for _ in range(1 if target.numel() >= _LARGE else 2):
+        model = product.fit(codes.reshape(shape[0], -1, positions), kernel)
+        codes = _choose(x, Chooser(model, kernel, weights), lower)
+    part = QuantizedPart(shape, torch.from_numpy(codes), grid, kernel)
+    return _refit_step(part, target, importance)
+
+
+def _in_steps(target: Tensor, grid: Grid, positions: int) -> np.ndarray:
+    """The target divided by its scales, float32 [rows, cols]."""
+    x = target.float().numpy() / grid.row_scales(target.shape[0])[:, None]
+    if grid.channels is not None or grid.places is not None:
+        x /= grid.col_scales(target.shape[1], positions)
+    return x
+
+
+def _choose(x: np.ndarray, chooser: Chooser, lower: np.ndarray | None) -> np.ndarray:
+    """Codes [rows, cols] of targets in steps; with feedback along the Gram matrix's columns where there is one."""
+    rows, cols = x.shape
+    positions = len(chooser.model.positions)
+    if lower is None and positions == 1:
+        return _choose_by_rows(x, chooser)
+    codes = np.zeros(x.shape, dtype=np.int32)
+    n = positions if lower is None else len(lower)
+
+    def visit(i: int, targets: np.ndarray) -> np.ndarray:
+        columns = np.arange(i, cols, n)
+        earlier = [codes[:, columns - back] for back in range(i % positions, 0, -1)]
+        codes[:, columns] = chooser(slice(0, rows), columns, targets, earlier)
+        return codes[:, columns].astype(np.float32)
+
+    feed_back(x, np.eye(n) if lower is None else lower, visit)
+    return matrix.narrow(codes)
+
+
+def _choose_by_rows(x: np.ndarray, chooser: Chooser) -> np.ndarray:
+    """Without kernel and feedback every entry stands alone: a few rows at a time, so that memory stays small."""
+    codes = np.empty(x.shape, dtype=np.int8)
+    columns = np.arange(x.shape[1])
+    step = chunks.rows_per_chunk(x.shape[1])
+    for start in range(0, len(x), step):
+        rows = slice(start, min(start + step, len(x)))
+        piece = matrix.narrow(chooser(rows, columns, x[rows], []))
+        codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
+        codes[rows] = piece
+    return codes
+
+
+def _refit_step(part: QuantizedPart, target: Tensor, importance: Importance) -> QuantizedPart:
+    """The step that makes these codes closest to the target."""
+    dense = part.dense()
+    energy = importance.inner(dense, dense)
+    factor = importance.inner(dense, target) / energy if energy > 0 else 1.0
+    step = float(np.float32(part.grid.step * factor))
+    if not 0.5 < factor < 2 or step <= 0:
+        return part
+    grid = Grid(step, part.grid.rows, part.grid.channels, part.grid.places)
+    return QuantizedPart(part.shape, part.codes, grid, part.kernel)
