@@ -87,7 +87,9 @@ def test_lloyd_max_of_a_gaussian(levels: int, half: list[float], error: float) -
     quantiles = torch.special.ndtri((torch.arange(40000, dtype=torch.float64) + 0.5) / 40000).float()
     part = Codebook(levels=levels).fit(quantiles.reshape(200, 200), Importance(), 1e-12)
     assert part.book[levels // 2 :].tolist() == pytest.approx(half, abs=2e-3)
-    assert 2 * Importance().distortion(quantiles.reshape(200, 200) - part.dense()) / 40000 == pytest.approx(error, abs=1e-3)
+    assert 2 * Importance().distortion(quantiles.reshape(200, 200) - part.dense()) / 40000 == pytest.approx(
+        error, abs=1e-3
+    )
 
 
 def test_all_sizes_up_to_the_number_of_values() -> None:
@@ -131,7 +133,9 @@ def test_a_dear_book_is_rounded_to_bfloat16() -> None:
 
 
 @pytest.mark.parametrize(
-    "book", [[1.0, 1.0], [2.0, 1.0], [0.0, float("nan")], [0.0, float("inf")]], ids=["equal", "falling", "nan", "infinite"]
+    "book",
+    [[1.0, 1.0], [2.0, 1.0], [0.0, float("nan")], [0.0, float("inf")]],
+    ids=["equal", "falling", "nan", "infinite"],
 )
 def test_a_book_that_is_not_ascending_is_corrupt(book: list[float]) -> None:
     out = Writer()

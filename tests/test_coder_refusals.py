@@ -1,6 +1,5 @@
 """What the entropy coder refuses: damaged streams, wrong arguments; and what it does without its compiled core."""
 
-import sys
 import warnings
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfill.coding import coder
+from waterfill.coding import compiled
 from waterfill.coding.coder import Decoder, Machine, encode, instruction_sets
 from waterfill.errors import CorruptFile
 
@@ -138,12 +137,12 @@ def test_an_unknown_instruction_set_is_refused():
 
 def test_without_the_compiled_core_the_reference_works_and_says_so_once(monkeypatch):
     expected = encode([(ONES, None)], FAIR, 1)
-    coder._compiled.cache_clear()
-    monkeypatch.setitem(sys.modules, "waterfill._native", None)
+    compiled.warn_if_missing.cache_clear()
+    monkeypatch.setattr(compiled, "native", None)
     with pytest.warns(RuntimeWarning, match="without its compiled core"):
         assert encode([(ONES, None)], FAIR, 1) == expected
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (Decoder(expected, FAIR, 1).decode(3) == ONES).all()
         assert instruction_sets() == ()
-    coder._compiled.cache_clear()
+    compiled.warn_if_missing.cache_clear()

@@ -1,4 +1,4 @@
-"""Every kind of part keeps the contract of `waterfill.testing`: those found by themselves, and arguments and sums of them."""
+"""Every kind of part keeps the contract of `waterfill.testing`: the kinds found by themselves, arguments and sums."""
 
 import pytest
 import torch
@@ -27,7 +27,15 @@ VARIED = [
     "LowRank(rank=1) + Codebook(values='binary')",
     "Codebook(levels=4) | LowRank(rank=2)",
 ]
-PLAIN = ["Codebook()", "Codebook(values='binary')", "Prune(keep=0.2)", "Prune()", "LowRank()", "Quantize()", "Sampled()"]
+PLAIN = [
+    "Codebook()",
+    "Codebook(values='binary')",
+    "Prune(keep=0.2)",
+    "Prune()",
+    "LowRank()",
+    "Quantize()",
+    "Sampled()",
+]
 
 
 def gram(cols: int) -> torch.Tensor:

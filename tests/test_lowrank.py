@@ -36,7 +36,9 @@ def test_eckart_young(name: str, rank: int) -> None:
     sigma = torch.linalg.svdvals(g.sqrt()[:, None] * target.double() @ half)
     part = LowRank(rank=rank).fit(target, importance, FINE)
     assert part.rank == rank
-    assert importance.distortion(target - part.dense()) == pytest.approx(0.5 * float(sigma[rank:].square().sum()), rel=1e-3)
+    assert importance.distortion(target - part.dense()) == pytest.approx(
+        0.5 * float(sigma[rank:].square().sum()), rel=1e-3
+    )
 
 
 def test_a_planted_rank_is_found() -> None:

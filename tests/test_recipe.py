@@ -18,7 +18,10 @@ containers = st.one_of(
     leaves,
     st.builds(LowRank, rank=st.none() | st.integers(0, 99), factors=st.none() | leaves),
     st.builds(
-        Prune, keep=st.none() | st.floats(0, 1), pattern=st.sampled_from(["entry", "rows", "3x5"]), values=st.none() | leaves
+        Prune,
+        keep=st.none() | st.floats(0, 1),
+        pattern=st.sampled_from(["entry", "rows", "3x5"]),
+        values=st.none() | leaves,
     ),
 )
 sums = st.one_of(containers, st.builds(lambda a, b: a + b, containers, containers))

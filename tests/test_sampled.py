@@ -18,7 +18,13 @@ UNIT = 2.0**-24
 
 def test_the_generator_is_splitmix64() -> None:
     """The published outputs of SplitMix64 from seed 1234567, as signs and uniform magnitudes."""
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     wanted = [((z >> 34 & (1 << 29) - 1) * 29058990 >> 29) * (-1) ** (z >> 63) for z in published]
     assert draw(UNIFORM, 1234567, np.arange(5, dtype=np.uint64)).tolist() == wanted
 
@@ -28,7 +34,9 @@ def test_moments(family: int) -> None:
     """Mean, deviation, and the mean magnitude of a generalized Gaussian: G(2/b) / sqrt(G(1/b) G(3/b))."""
     x = draw(family, 3, np.arange(200000, dtype=np.uint64)) * UNIT
     b = SHAPES[family] if family < UNIFORM else math.inf
-    magnitude = math.sqrt(3) / 2 if b == math.inf else math.gamma(2 / b) / math.sqrt(math.gamma(1 / b) * math.gamma(3 / b))
+    magnitude = (
+        math.sqrt(3) / 2 if b == math.inf else math.gamma(2 / b) / math.sqrt(math.gamma(1 / b) * math.gamma(3 / b))
+    )
     assert abs(x.mean()) < 0.01
     assert x.std() == pytest.approx(1, abs=0.02)
     assert np.abs(x).mean() == pytest.approx(magnitude, abs=0.01)

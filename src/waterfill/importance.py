@@ -85,6 +85,11 @@ class Importance:
         """The same importance, every error `factor` times as dear."""
         return Importance(self.rows * factor, self.diagonal, self.gram, self.kernel)
 
+    def select_rows(self, index: Tensor) -> "Importance":
+        """The importance of some of the rows."""
+        rows = self.rows[index] if self.rows.ndim else self.rows
+        return Importance(rows, self.diagonal, self.gram, self.kernel)
+
     def check(self, rows: int, cols: int) -> None:
         """Raise BadInput unless this importance fits a matrix [rows, cols]."""
         sizes = (self.rows, rows, "rows"), (self.diagonal, cols, "diagonal")
@@ -104,3 +109,30 @@ def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
         at = torch.arange(size, dtype=torch.float64)
         gram = torch.kron(gram, correlation ** (at[:, None] - at[None, :]).abs())
     return gram.float()
+
+
+SMOOTHNESS = 0.8
+"""Correlation of neighboring inputs assumed for spatial kernels without data (docs/why.md has the measurement)."""
+SIZE_EXPONENT = 0.5
+"""Without data a relative error of a weight of n entries costs n^SIZE_EXPONENT (docs/why.md)."""
+
+
+def without_data(target: Tensor, kernel: tuple[int, ...] = (), entries: int | None = None) -> Importance:
+    """Importance of a weight [rows, cols] of which nothing but its values is known.
+
+    A squared error counts relative to the weight's own energy; inputs of spatial kernels are taken to be smooth.
+    `entries`: how many the whole weight has, where `target` is a sample of its rows.
+    """
+    entries = entries or target.numel()
+    gram = smooth_gram(kernel, SMOOTHNESS) if math.prod(kernel) > 1 else None
+    plain = Importance(gram=gram, kernel=kernel)
+    energy = plain.inner(target, target) * entries / max(target.numel(), 1)
+    return plain.scaled(entries**SIZE_EXPONENT / energy if energy > 0 else 1.0)
+
+
+def entrywise(vector: Tensor) -> Importance:
+    """Importance of a bias, norm or statistic [1, n]: the relative error of every single entry counts."""
+    square = vector.double().square().reshape(-1)
+    floor = 1e-8 * square.mean().clamp_min(1e-60)
+    weight = float(vector.numel()) ** (SIZE_EXPONENT - 1)
+    return Importance(torch.tensor(weight, dtype=torch.float64), 1 / square.clamp_min(floor))

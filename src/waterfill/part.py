@@ -31,6 +31,11 @@ class Spec(ABC):
         `start` is a part found at a dearer price, to begin from; a spec may ignore it.
         """
 
+    @property
+    def fixed_rate(self) -> bool:
+        """Whether the rate is given by the spec itself, so that no price or budget is needed."""
+        return False
+
     @final
     def __add__(self, other: "Spec") -> "SumSpec":
         return SumSpec(_flat(SumSpec, self) + _flat(SumSpec, other))
@@ -195,6 +200,10 @@ class SumSpec(Spec):
         if any(isinstance(term, SumSpec) for term in self.terms):
             raise BadRecipe("a sum inside a sum; write one flat sum")
 
+    @property
+    def fixed_rate(self) -> bool:
+        return all(term.fixed_rate for term in self.terms)
+
     def __repr__(self) -> str:
         return " + ".join(f"({term!r})" if isinstance(term, Choice) else repr(term) for term in self.terms)
 
@@ -232,6 +241,10 @@ class Choice(Spec):
     """`A | B`: whichever is cheaper at the price."""
 
     terms: tuple[Spec, ...]
+
+    @property
+    def fixed_rate(self) -> bool:
+        return all(term.fixed_rate for term in self.terms)
 
     def __repr__(self) -> str:
         return " | ".join(repr(term) for term in self.terms)

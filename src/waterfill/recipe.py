@@ -7,7 +7,6 @@ parentheses. `+` binds tighter than `|`, as in Python.
 import ast
 import difflib
 import inspect
-from collections.abc import Iterator
 
 from waterfill.errors import BadRecipe
 from waterfill.part import Choice, Spec, SumSpec
@@ -18,14 +17,11 @@ _COMBINING = (SumSpec, Choice)
 
 def kinds() -> dict[str, type[Spec]]:
     """The specs that recipes may name: every concrete subclass of `Spec` that has been defined, sorted by name."""
-    found = {kind.__name__: kind for kind in _subclasses(Spec) if not inspect.isabstract(kind)}
-    return {name: found[name] for name in sorted(found) if found[name] not in _COMBINING}
-
-
-def _subclasses(kind: type[Spec]) -> Iterator[type[Spec]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _subclasses(child)
+    found = list(Spec.__subclasses__())
+    for kind in found:  # which grows meanwhile
+        found += kind.__subclasses__()
+    named = {kind.__name__: kind for kind in found if not inspect.isabstract(kind) and kind not in _COMBINING}
+    return {name: named[name] for name in sorted(named)}
 
 
 def parse(text: str) -> Spec:
@@ -36,7 +32,9 @@ def parse(text: str) -> Spec:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         at = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
-        raise BadRecipe(f"recipe {text!r} cannot be read{at}; write for example Quantize() + Prune(keep=0.03)") from error
+        raise BadRecipe(
+            f"recipe {text!r} cannot be read{at}; write for example Quantize() + Prune(keep=0.03)"
+        ) from error
     return _spec(tree.body)
 
 

@@ -8,6 +8,7 @@ Each check raises AssertionError, saying what was broken; together they are what
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -100,7 +101,9 @@ def _raw(tensor: Tensor) -> Tensor:
 def check_size(part: Part) -> None:
     """The bytes are within 1 % and 64 bytes of the bits that were promised; padding of huge empty parts not counted."""
     size = len(part.encode())
-    assert abs(size - part.bits / 8) <= 0.01 * size + 64, f"{part.describe()}: {size} bytes, promised {part.bits / 8:.0f}"
+    assert abs(size - part.bits / 8) <= 0.01 * size + 64, (
+        f"{part.describe()}: {size} bytes, promised {part.bits / 8:.0f}"
+    )
 
 
 def check_apply(part: Part) -> None:
@@ -118,7 +121,7 @@ def check_apply(part: Part) -> None:
 def check_prices(spec: Spec, case: Case) -> None:
     """A price that is eight times as dear never buys more bits."""
     bits = [case.fit(spec, case.price * _DEARER**k).bits for k in range(-2, 3)]
-    for cheap, dear in zip(bits, bits[1:], strict=False):
+    for cheap, dear in pairwise(bits):
         assert dear <= cheap + 1e-6, f"{spec!r}: {dear:.0f} bits at a dearer price than {cheap:.0f}"
 
 

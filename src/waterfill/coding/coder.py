@@ -3,17 +3,13 @@
 The stream is specified in `waterfill.coding.reference`; every implementation writes and reads the same bytes.
 """
 
-import importlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from waterfill.coding import reference
+from waterfill.coding import compiled, reference
 from waterfill.coding.reference import STATE_FLOOR, TABLE_BITS
 from waterfill.errors import CorruptFile
 
@@ -119,22 +115,8 @@ def ideal_bits(segments: Sequence[Segment], freq: np.ndarray) -> float:
 
 def instruction_sets() -> tuple[str, ...]:
     """The compiled implementations that run on this machine, the fastest last; none if nothing was compiled."""
-    compiled = _compiled()
-    return tuple(compiled.instruction_sets()) if compiled else ()
-
-
-@cache
-def _compiled() -> ModuleType | None:
-    try:
-        return importlib.import_module("waterfill._native")
-    except ImportError:
-        warnings.warn(
-            "waterfill was installed without its compiled core: coding will be about a hundred times slower; "
-            "install a C++ compiler and reinstall waterfill",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        return None
+    compiled.warn_if_missing()
+    return tuple(compiled.native.instruction_sets()) if compiled.native else ()
 
 
 def _stream(name: str, isa: str | None, *arguments: object) -> Any:
@@ -144,7 +126,7 @@ def _stream(name: str, isa: str | None, *arguments: object) -> Any:
         return getattr(reference, name)(*arguments)
     if isa is not None and isa not in names:
         raise ValueError(f"wanted instruction set {isa!r}, but this machine has {('reference', *names)}")
-    return getattr(_compiled(), name)(*arguments, isa or names[-1])
+    return getattr(compiled.native, name)(*arguments, isa or names[-1])
 
 
 def _vector(values: np.ndarray, dtype: type, name: str) -> np.ndarray:

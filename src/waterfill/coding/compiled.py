@@ -1,6 +1,8 @@
 """The compiled core if it was built, else None; whoever uses it has a NumPy form beside it."""
 
 import importlib
+import warnings
+from functools import cache
 from types import ModuleType
 
 
@@ -12,3 +14,15 @@ def _load() -> ModuleType | None:
 
 
 native = _load()
+
+
+@cache
+def warn_if_missing() -> None:
+    """Say once, at the first use that is slow, that the compiled core was not built."""
+    if native is None:
+        warnings.warn(
+            "waterfill was installed without its compiled core: coding will be about a hundred times slower; "
+            "install a C++ compiler and reinstall waterfill",
+            RuntimeWarning,
+            stacklevel=5,
+        )

@@ -8,8 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from waterfill.coding import density
-from waterfill.coding.compiled import native
+from waterfill.coding import compiled, density
 from waterfill.coding.scale_model import MOST_SCALE, Product, half, shifts
 
 COST_UNIT = 1 << 16
@@ -51,9 +50,9 @@ def axis_costs(coded: Coded, factors: tuple[np.ndarray, ...], shape: int, deltas
     """Cost [deltas, length of axis] (int64) when every scale index moves by each of deltas."""
     deltas = np.asarray(deltas, dtype=np.int32)
     costs = cost_tables(shape)
-    if native is not None:
+    if compiled.native is not None:
         out = np.empty((len(deltas), coded.residual.shape[axis]), dtype=np.int64)
-        native.axis_costs(coded.residual, coded.phases, *factors, costs, deltas, axis, out)
+        compiled.native.axis_costs(coded.residual, coded.phases, *factors, costs, deltas, axis, out)
         return out
     others = tuple(i for i in range(3) if i != axis)
     rows, channels, positions = factors

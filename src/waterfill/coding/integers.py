@@ -65,7 +65,7 @@ def pack(folded: np.ndarray, k: int) -> bytes:
 
     Raises BadInput for a value of 2^32 or more.
     """
-    if len(folded) and folded.max() >> _WHOLE:
+    if len(folded) and int(folded.max()) >> _WHOLE:
         raise BadInput(f"integers that differ by up to {folded.max() >> 1}; side information must lie within 32 bits")
     quotient = np.minimum(folded >> k, LONG)
     ends = np.cumsum(quotient + 1)

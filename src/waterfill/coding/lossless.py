@@ -1,13 +1,13 @@
-"""Words (the bits of numbers) exactly, in the fewest bytes that one of five methods finds.
+"""Words (the bits of numbers) exactly, in the fewest bytes that one of six methods finds.
 
 * `Constant`: one word for all.
 * `Planes`: any number type: the bytes of equal rank of all words make a plane, each raw, constant or under a histogram.
-* `Short`: a few floats: their magnitudes as integers, Rice coded; there the overhead decides.
+* `Short` and `Signed`: a few floats: their magnitudes as integers, Rice coded; there the overhead decides.
 * `Scaled`: floats under the density of their magnitudes (see `magnitude`).
 * `Masked`: where many words are zero: which ones, and the others by themselves.
 
-A method is a frozen value that `plan` finds and that writes itself; `read` takes the words back. Neither writes how many
-words there are nor what they mean: the caller knows.
+A method is a frozen value that `plan` finds and that writes itself; `read` takes the words back. How many words there
+are, and what they mean, is the caller's to know.
 """
 
 from abc import ABC, abstractmethod
@@ -105,33 +105,39 @@ class Planes(Plan):
 
 
 class Short(Plan):
-    """Whether there are signs; the magnitudes; the signs as bits."""
+    """The magnitudes, Rice coded; no word has a sign."""
 
     method: ClassVar[int] = 2
 
     def write(self, out: Sink) -> None:
-        layout = self.form.fields
-        out.uint(int(layout.signed))
-        out.ints(layout.magnitude(self.words))
-        if layout.signed:
-            out.raw(np.packbits(self.words >> (layout.bits - 1)).tobytes())
+        out.ints(self.form.fields.magnitude(self.words))
 
     @staticmethod
     def read(src: Reader, shape: tuple[int, int], form: Form) -> tuple[np.ndarray, int]:
-        layout, count = form.fields, shape[0] * shape[1]
-        signed = src.uint(1)
-        values = src.ints(count)
-        if count and not 0 <= values.min() <= values.max() < 1 << (layout.exponent + layout.mantissa):
+        layout, values = form.fields, src.ints(shape[0] * shape[1])
+        if not 0 <= values.min(initial=0) <= values.max(initial=0) < 1 << (layout.exponent + layout.mantissa):
             raise src.fail("a number wider than its type")
-        words = values << layout.dropped
-        if signed:
-            bits = np.unpackbits(np.frombuffer(src.raw((count + 7) // 8), np.uint8), count=count)
-            words |= bits.astype(np.int64) << (layout.bits - 1)
-        return words.astype(form.dtype).reshape(shape), 1
+        return (values << layout.dropped).astype(form.dtype).reshape(shape), 1
+
+
+class Signed(Short):
+    """The same, and the signs as bits."""
+
+    method: ClassVar[int] = 5
+
+    def write(self, out: Sink) -> None:
+        super().write(out)
+        out.raw(np.packbits(self.words >> (self.form.fields.bits - 1)).tobytes())
+
+    @staticmethod
+    def read(src: Reader, shape: tuple[int, int], form: Form) -> tuple[np.ndarray, int]:
+        words, _ = Short.read(src, shape, form)
+        signs = np.unpackbits(np.frombuffer(src.raw((words.size + 7) // 8), np.uint8), count=words.size)
+        return words | signs.astype(form.dtype).reshape(shape) << (form.fields.bits - 1), 1
 
 
 class Scaled(Plan):
-    """The model; then chunks of rows: the stream of symbols, the top bits of escaped words (2 bytes each), the raw bits."""
+    """The model; then chunks of rows: the stream of symbols, 2 bytes for each escaped word's top bits, the raw bits."""
 
     method: ClassVar[int] = 3
 
@@ -236,7 +242,7 @@ class Masked(Plan):
 
 
 _KINDS: dict[int, type[Constant | Planes | Short | Scaled | Masked]] = {
-    kind.method: kind for kind in (Constant, Planes, Short, Scaled, Masked)
+    kind.method: kind for kind in (Constant, Planes, Short, Scaled, Masked, Signed)
 }
 
 
@@ -250,7 +256,7 @@ def plan(words: np.ndarray, form: Form) -> Plan:
     sample = words[:: max(1, words.size // _SAMPLE)]
     kinds: list[type[Plan]] = [Planes, Scaled]
     if words.size <= _SHORT:
-        kinds.append(Short)
+        kinds.append(Signed if form.layout.signed else Short)
     if np.count_nonzero(sample) < sample.size * 63 // 64:
         kinds.append(Masked)
     best = min((kind(sample, form) for kind in kinds), key=lambda found: found.bits)

@@ -1,23 +1,21 @@
 """The density of floating-point magnitudes: the generalized Gaussian family seen on the exponent's scale.
 
-A symbol counts (1 + f / 2^top) steps of an octave above the octave of the entry's scale (see `floats`); its frequency is
-the family's mass between the two magnitudes that bound it, from the frozen survival function in integers only. The scale
-is a product of a row's, a channel's and a kernel position's factor, each only where it pays for its own bits. Where no
+A symbol counts steps of 1 / 2^top octave from the octave of the entry's scale (see `floats`); its frequency is the
+family's mass between the two magnitudes that bound it, from the frozen survival function in integers only. The scale is
+a product of a row's, a channel's and a kernel position's factor, each only where it pays for its own bits. Where no
 density of the family fits, a histogram takes its place.
 """
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
 from waterfill.coding import density, floats
 from waterfill.coding.floats import PHASES, Factors, Layout
 from waterfill.coding.frozen import OCTAVE, SHAPES, SURVIVAL
-
-if TYPE_CHECKING:
-    from waterfill.coding.stream import Reader, Sink
+from waterfill.coding.stream import Reader, Sink, Tally
 
 ESCAPE_BITS = 16
 """An escaped symbol is followed, elsewhere, by its top bits."""
@@ -67,8 +65,8 @@ def _mass_above(shape: int, x: np.ndarray) -> np.ndarray:
 class Model:
     """The integers that the decoder needs before the first entry.
 
-    shape: index into the family, or None for the histogram `freq`. freq: [PHASES, 256]. base: the scale where all factors
-    are zero. rows [R], channels [C]: factors in quarters of an octave, or None. positions [P]: in eighths.
+    shape: index into the family, or None for the histogram `freq`. freq: [PHASES, 256]. base: the scale where all
+    factors are zero. rows [R], channels [C]: factors in quarters of an octave, or None. positions [P]: in eighths.
     """
 
     shape: int | None
@@ -86,7 +84,7 @@ class Model:
             second = (2 * self.channels[:, None] + self.positions).ravel()
         return (first + self.base).astype(np.int16), second.astype(np.int16)
 
-    def write(self, out: "Sink", signed: bool) -> None:
+    def write(self, out: Sink, signed: bool) -> None:
         shape = _HISTOGRAM if self.shape is None else self.shape
         out.uint(shape | (self.rows is not None) << 4 | (self.channels is not None) << 5 | signed << 6)
         out.uint(self.base)
@@ -100,7 +98,7 @@ class Model:
             write_table(self.freq[0], out)
 
     @classmethod
-    def read(cls, src: "Reader", size: tuple[int, int], top: int) -> tuple[Self, bool]:
+    def read(cls, src: Reader, size: tuple[int, int], top: int) -> tuple[Self, bool]:
         """The model of a matrix of `size` [rows, cols], and whether its signs are stored. Raises CorruptFile."""
         flags, base = src.uint(127), src.uint(_LARGEST)
         shape = flags & 15
@@ -118,54 +116,52 @@ class Model:
         return model, bool(flags & 64)
 
 
-def _small(src: "Reader", count: int) -> np.ndarray:
+def _small(src: Reader, count: int) -> np.ndarray:
     values = src.ints(count)
     if np.abs(values).max(initial=0) >= _LARGEST // 2:
         raise src.fail("a scale beyond every float")
     return values
 
 
-def write_table(freq: np.ndarray, out: "Sink") -> None:
-    """One table [256]: the first and last symbol in use, and the frequencies from one to the other."""
-    ordered = np.roll(freq, 128)
-    used = np.flatnonzero(ordered)
+def write_table(freq: np.ndarray, out: Sink) -> None:
+    """One table [256]: the first symbol in use, how many more, and their frequencies; what is left is the escape's."""
+    plain = freq[_SYMBOLS & 255]
+    used = np.flatnonzero(plain) if plain.any() else np.zeros(1, np.int64)
     out.uint(int(used[0]))
     out.uint(int(used[-1] - used[0]))
-    out.ints(ordered[used[0] : used[-1] + 1])
+    out.ints(plain[used[0] : used[-1] + 1])
 
 
-def read_table(src: "Reader") -> np.ndarray:
+def read_table(src: Reader) -> np.ndarray:
     """The table (uint16 [256], sum 2**12) that `write_table` wrote. Raises CorruptFile."""
-    first = src.uint(255)
-    values = src.ints(src.uint(255 - first) + 1)
-    if values.min() < 0 or values.max() > 1 << density.PRECISION or values.sum() != 1 << density.PRECISION:
-        raise src.fail("a frequency table that does not sum to 4096")
-    ordered = np.zeros(256, dtype=np.uint16)
-    ordered[first : first + len(values)] = values
-    return np.roll(ordered, 128)
+    first = src.uint(254)
+    values = src.ints(src.uint(254 - first) + 1)
+    if values.min() < 0 or values.max() > 1 << density.PRECISION or values.sum() > 1 << density.PRECISION:
+        raise src.fail("a frequency table that sums to more than 4096")
+    freq = np.zeros(256, dtype=np.uint16)
+    freq[_SYMBOLS[first : first + len(values)] & 255] = values
+    freq[density.ESCAPE & 255] = (1 << density.PRECISION) - values.sum()
+    return freq
 
 
 def fit(words: np.ndarray, layout: Layout, positions: int) -> Model:
     """The model of words [rows, cols] with the shortest message; `positions` are the kernel positions of a channel."""
-    from waterfill.coding.stream import Tally
-
     stride = max(1, words.size // _SAMPLE)
-    best, fewest = None, np.inf
+    found = []
     for rows, cols in _log_factors(words, layout):
         for model in _rounded(rows, cols, {1, positions} if len(cols) > 1 else {1}):
             first, second = model.factors(*words.shape)
             seen = _seen(_counts(words[::stride], layout, (first[::stride], second)), layout.top)
-            candidates = [_moved(model, seen, layout.top)]
+            found.append(_moved(model, seen, layout.top))
             if model.rows is None and model.channels is None:
-                candidates.append(_histogram(model, seen))
-            for bits, found in candidates:
-                tally = Tally()
-                found.write(tally, layout.signed)
-                total = bits * stride + tally.bits
-                if total < fewest:
-                    best, fewest = found, total
-    assert best is not None
-    return best
+                found.append(_histogram(model, seen))
+    return min(found, key=lambda pair: pair[0] * stride + _side_bits(pair[1], layout))[1]
+
+
+def _side_bits(model: Model, layout: Layout) -> float:
+    tally = Tally()
+    model.write(tally, layout.signed)
+    return tally.bits
 
 
 def _log_factors(words: np.ndarray, layout: Layout) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -191,7 +187,7 @@ _TINY = 2.0**-160
 def _mean_sizes(
     words: np.ndarray, layout: Layout, rows: np.ndarray | None, cols: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean magnitude by row and by column, relative to the given factors. A word's unit is that of its biased exponent."""
+    """Mean magnitude by row and by column, relative to the given factors, on the biased exponent's scale."""
     by_row, by_col = np.zeros(len(words)), np.zeros(words.shape[1])
     step = max(1, (1 << 16) // max(1, words.shape[1]))
     largest = np.uint32(((1 << layout.exponent) - 1) << layout.mantissa)
@@ -249,7 +245,7 @@ def _price(freq: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _windows(top: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of _MOVES and each phase after it: the phase before [moves, PHASES], and where symbol -127 is counted."""
+    """For each of _MOVES and each phase after it, [moves, PHASES]: the phase before, and the place of symbol -127."""
     moved, moves = np.arange(PHASES), np.array(_MOVES)[:, None]
     before = (moved - moves) % PHASES
     return before, _REACH - 127 + ((before + moves) // PHASES << top)

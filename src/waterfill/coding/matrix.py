@@ -145,6 +145,7 @@ class Repeated(Plan):
     def write(self, out: "Sink") -> None:
         out.uint(len(self.inner.codes))
         out.ints(_steps_back(self.which))
+        out.claim(self.inner.entries)
         write(self.inner, out)
 
     @staticmethod

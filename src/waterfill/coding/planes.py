@@ -1,8 +1,8 @@
 """Bytes under histograms: matrices of words of any type, as one plane for each byte of a word.
 
 Chunks of rows follow one another: the planes' modes as the digits of a number of base 3, then the planes, those of the
-lowest bytes first. A plane is raw, one byte for all, or a stream of `byte - shift` under a table; bytes too rare for the
-table, and the one that falls on the escape symbol, escape.
+lowest bytes first. A plane is raw, one byte for all, or a stream of `byte - shift` under a table; bytes too rare for
+the table, and the one that falls on the escape symbol, escape.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ STREAM = 1 << 20
 """About how many entries share a stream."""
 
 _RAW, _CONSTANT, _CODED = range(3)
-_TABLE_BITS = 400  # about what a coded plane spends besides its codes
+_SIDE_BITS = 120  # about what a coded plane spends besides its codes and 8 bits for each frequency
 
 
 def spans(shape: Sequence[int], entries: int) -> Iterator[slice]:
@@ -56,7 +56,7 @@ def _mode(count: np.ndarray) -> int:
         return _CONSTANT
     total = int(used.sum())
     saved = 8 * total + float((used * np.log2(used / total)).sum())
-    return _CODED if saved > _TABLE_BITS + 8 * len(used) else _RAW
+    return _CODED if saved > _SIDE_BITS + 8 * len(used) else _RAW
 
 
 def _write_plane(plane: np.ndarray, count: np.ndarray, mode: int, out: Sink) -> None:

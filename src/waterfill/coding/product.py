@@ -77,7 +77,7 @@ def side_bits(model: Product) -> float:
 
 
 def _thin(codes: np.ndarray) -> np.ndarray:
-    """Every n-th row and m-th channel, so that about `_SAMPLE` entries are left and both axes keep their proportions."""
+    """Every n-th row and m-th channel, so that about `_SAMPLE` entries are left, in the same proportions."""
     rows, channels, positions = codes.shape
     ratio = codes.size / _SAMPLE
     if ratio <= 1:

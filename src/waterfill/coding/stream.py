@@ -37,6 +37,8 @@ class Sink(ABC):
 
     def uint(self, value: int) -> None:
         """A non-negative integer, 7 bits a byte, low bits first."""
+        if value < 0:
+            raise ValueError(f"uint writes a number from 0 up; found {value}")
         data = bytearray()
         while value >= 128:
             data.append(value & 127 | 128)
@@ -49,7 +51,7 @@ class Sink(ABC):
         self.raw(np.array(value, dtype="<f4").tobytes())
 
     def ints(self, values: np.ndarray) -> None:
-        """A short vector of small integers, Rice coded; its length is known to the reader."""
+        """A short vector of integers within 32 bits, Rice coded; its length is known to the reader."""
         values = np.asarray(values, dtype=np.int64).ravel()
         self.claim(len(values))
         if len(values) == 0:
@@ -57,7 +59,7 @@ class Sink(ABC):
         center = integers.center_of(values)
         folded = integers.zigzag(values - center)
         k = integers.best_parameter(folded)
-        self.uint(int(integers.zigzag(np.array(center))))
+        self.uint(integers.fold(center))
         self.uint(k)
         self.raw(integers.pack(folded, k))
 
@@ -133,6 +135,8 @@ class Reader:
         value = 0
         for shift in range(0, 70, 7):
             byte = self.raw(1)[0]
+            if byte == 0 and shift:
+                raise self.fail("a number with needless bytes")
             value |= (byte & 127) << shift
             if byte < 128:
                 if value > limit:
@@ -152,14 +156,16 @@ class Reader:
         self.claim(count)
         if count == 0:
             return np.zeros(0, dtype=np.int64)
-        center = int(integers.unzigzag(np.array(self.uint(1 << 40))))
-        k = self.uint(63)
+        center = integers.unfold(self.uint((1 << 33) - 1))
+        k = self.uint(integers.PARAMETERS - 1)
         values, used = integers.unpack(np.frombuffer(self._data, dtype=np.uint8)[self._at :], count, k)
         self._at += used
         return integers.unzigzag(values) + center
 
     def codes(self, rows: int, cols: int, kernel: tuple[int, ...] = ()) -> np.ndarray:
         """A matrix of codes [rows, cols], of the smallest of int8, int16 and int32 that holds them."""
+        if rows < 0 or cols < 0:
+            raise self.fail(f"a matrix of {rows} rows and {cols} columns")
         self.claim(rows * cols)
         return matrix.read(self, rows, cols, kernel)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def binary(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The book {-a, a} of least weighted squared error: a is the mean magnitude (Rastegari et al., arXiv 1603.05279)."""
+    """The book {-a, a} of least weighted squared error: a is the mean magnitude (arXiv 1603.05279)."""
     a = float((w * np.abs(x)).sum(dtype=np.float64) / max(float(w.sum(dtype=np.float64)), 1e-300))
     return np.unique([-a, a])
 
@@ -15,8 +15,8 @@ def binary(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 def ternary(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """The book {-a, 0, a} of least weighted squared error.
 
-    For the best a the nonzero entries are those with |x| > a / 2, a prefix of the sorted magnitudes, so one scan over all
-    prefixes for the largest (sum w|x|)^2 / sum w is exact (Carreira-Perpinan, Idelbayev, arXiv 1707.04319).
+    For the best a the nonzero entries are those with |x| > a / 2, a prefix of the sorted magnitudes, so one scan over
+    all prefixes for the largest (sum w|x|)^2 / sum w is exact (Carreira-Perpinan, Idelbayev, arXiv 1707.04319).
     """
     magnitude = np.abs(x).astype(np.float64)
     order = np.argsort(-magnitude, kind="stable")
@@ -55,8 +55,8 @@ def fixed_book_plus_sparse(x: np.ndarray, levels: np.ndarray, kept: int) -> tupl
 def binary_plus_sparse(x: np.ndarray, kept: int) -> tuple[float, np.ndarray]:
     """The a of the book {-a, a} and the corrections [n], at most `kept` nonzero, of least squared error.
 
-    For any a the entries to correct are those whose magnitude is farthest from a, so the others are a window of the sorted
-    magnitudes; the best window is that of least variance, found by prefix sums in O(n log n).
+    For any a the entries to correct are those whose magnitude is farthest from a, so the others are a window of the
+    sorted magnitudes; the best window is that of least variance, found by prefix sums in O(n log n).
     """
     magnitude = np.abs(x).astype(np.float64)
     order = np.argsort(magnitude, kind="stable")

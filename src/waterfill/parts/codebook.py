@@ -104,7 +104,9 @@ class Codebook(Spec):
         allowed = range(1, MOST_LEVELS + 1) if self.values is None else _FAMILIES[self.values]
         if not isinstance(self.levels, int) or self.levels not in allowed:
             of = f" of values={self.values!r}" if self.values else ""
-            raise BadRecipe(f"Codebook: levels={self.levels!r}{of} is not an integer from {allowed[0]} to {allowed[-1]}")
+            raise BadRecipe(
+                f"Codebook: levels={self.levels!r}{of} is not an integer from {allowed[0]} to {allowed[-1]}"
+            )
 
     def __repr__(self) -> str:
         given = (("levels", self.levels), ("values", self.values))

@@ -16,7 +16,7 @@ from waterfill.coding import lossless
 from waterfill.coding.floats import Layout
 from waterfill.coding.lossless import METHODS, Form
 from waterfill.coding.stream import Reader, Sink
-from waterfill.errors import BadInput, BadRecipe
+from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost
 
@@ -28,7 +28,15 @@ FORMATS = {"float32": FULL, "float16": 10, "bfloat16": 7}
 _FLOATS = {torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10)}  # exponent and mantissa bits
 _NAMES = (  # a type's number in files is its place here: append only
     *("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"),
-    *("complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    *(
+        "complex64",
+        "complex128",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    ),
     *("uint16", "uint32", "uint64", "complex32", "float4_e2m1fn_x2"),
 )
 
@@ -67,8 +75,10 @@ class DensePart(Part):
 
     @cached_property
     def _words(self) -> np.ndarray:
-        octets = self.values.detach().contiguous().view(torch.uint8).numpy()
-        return octets.view(f"<u{self.values.element_size()}") if self.values.dtype in _FLOATS else octets
+        size = self.values.element_size()
+        octets = self.values.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        words = octets.view(f"<u{size}") if self.values.dtype in _FLOATS else octets
+        return words.reshape(self.shape[0], words.size // max(1, self.shape[0]))
 
     @cached_property
     def _plan(self) -> lossless.Plan:
@@ -89,7 +99,9 @@ class DensePart(Part):
         name, kept = _FORMATS[number]
         dtype = getattr(torch, name, None)
         if dtype is None:
-            raise BadInput(f"weights of type {name}: this PyTorch ({torch.__version__}) does not have it; use a newer one")
+            raise NewerFormat(
+                f"weights of type {name}: this PyTorch ({torch.__version__}) does not have it; use a newer one"
+            )
         form = Form(None, dtype.itemsize)
         if dtype in _FLOATS:
             form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
@@ -97,7 +109,7 @@ class DensePart(Part):
         octets = torch.from_numpy(words.view(np.uint8))
         if dtype == torch.bool and bool((octets > 1).any()):
             raise src.fail("a bool that is neither 0 nor 1")
-        return cls(shape, octets.view(dtype), positions)
+        return cls(shape, octets.reshape(-1).view(dtype).reshape(shape), positions)
 
     def describe(self) -> str:
         name, layout = str(self.values.dtype).removeprefix("torch."), self._form.layout
@@ -112,8 +124,8 @@ class Dense(Spec):
     """Every entry by itself.
 
     format: "float32", "bfloat16", "float16": rounded to nearest; "lossless": as it is, in its own type, bit for bit.
-    mantissa: rounded to so many mantissa bits, 0 to 23. Neither: as many as are worth their price, or one value for all.
-    Matrices that hold values that are not finite are kept exactly.
+    mantissa: rounded to so many mantissa bits, 0 to 23. Neither: as many as are worth their price, or one value for
+    all. Matrices that hold values that are not finite are kept exactly.
     """
 
     format: str | None = None

@@ -36,8 +36,8 @@ class Bins:
 def collect(x: np.ndarray, w: np.ndarray) -> Bins:
     """Bins of the values x [n] with weights w [n]: one per distinct value if there are at most `MOST_BINS`.
 
-    Otherwise bounds are half evenly spaced, for the tails, and half quantiles, for the bulk; k-means is then exact among
-    partitions that respect the bins.
+    Otherwise bounds are half evenly spaced, for the tails, and half quantiles, for the bulk; k-means is then exact
+    among partitions that respect the bins.
     """
     edges = _edges(x)
     index = np.searchsorted(edges, x, side="right") - 1

@@ -100,14 +100,13 @@ class LowRank(Spec):
 
         if most == 0:
             return LowRankPart((rows, cols), None)
-        U, sigma, Vh = _svd(whitening.forward(target.double()), most, worthwhile)
+        sigma, Vh = _right_vectors(whitening.forward(target.double()), most, worthwhile)
         best = worthwhile(sigma)
         ranks = {best} if self.rank is not None else {0, best // 2, best}
         parts = []
         for rank in sorted(ranks):
-            root = sigma[:rank].sqrt()
-            left, right = whitening.backward(U[:, :rank] * root, root[:, None] * Vh[:rank])
-            parts.append(_fitted(target, (left, right, sigma[:rank]), importance, price, leaf(self.factors)))
+            right = whitening.backward(sigma[:rank, None].sqrt() * Vh[:rank])
+            parts.append(_fitted(target, (right, sigma[:rank]), importance, price, leaf(self.factors)))
         return min(parts, key=lambda part: cost(part, target, importance, price))
 
 
@@ -116,7 +115,7 @@ class Whitening:
     """The coordinates in which the distortion is half the squared Frobenius norm: sqrt(g) W R^T (float64)."""
 
     rows: Tensor
-    cols: Tensor | None
+    cols: Tensor
     root: Tensor | None
 
     @classmethod
@@ -124,7 +123,7 @@ class Whitening:
         """That of an importance; what costs nothing counts a billionth of the mean, so that the way back exists."""
         rows = _positive(row_weights(importance, target.shape[0]).double()).sqrt()
         if importance.gram is not None:
-            return cls(rows, None, importance.root)
+            return cls(rows, torch.ones(()), importance.root)
         return cls(rows, _positive(importance.diagonal.double().expand(target.shape[1])).sqrt(), None)
 
     def forward(self, matrix: Tensor) -> Tensor:
@@ -134,13 +133,12 @@ class Whitening:
             return scaled * self.cols
         return (scaled.reshape(len(scaled), -1, len(self.root)) @ self.root.T).reshape(matrix.shape)
 
-    def backward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors [rows, rank] and [rank, cols] of the matrix whose whitened factors these are."""
-        left = left / self.rows[:, None]
+    def backward(self, right: Tensor) -> Tensor:
+        """The right factor [rank, cols] of a matrix whose whitened right factor this is."""
         if self.root is None:
-            return left, right / self.cols
+            return right / self.cols
         folded = right.reshape(-1, len(self.root)).T
-        return left, torch.linalg.solve_triangular(self.root, folded, upper=True).T.reshape(right.shape)
+        return torch.linalg.solve_triangular(self.root, folded, upper=True).T.reshape(right.shape)
 
 
 def _positive(weights: Tensor) -> Tensor:
@@ -151,9 +149,9 @@ def _positive(weights: Tensor) -> Tensor:
 def _pays(sigma: Tensor, shape: tuple[int, int], price: float) -> Tensor:
     """Which singular values [n] lower the distortion by more than price * the bits of their two vectors.
 
-    The split of sigma between the factors is even, so an entry of the left vector has energy sigma^2 / rows in the metric.
-    Quantized at the water level it costs 1/2 log2(energy / theta) + 1/4 bits and leaves theta / 2 of distortion, where
-    theta = price / ln 2.
+    The split of sigma between the factors is even, so an entry of the left vector has energy sigma^2 / rows in the
+    metric. Quantized at the water level it costs 1/2 log2(energy / theta) + 1/4 bits and leaves theta / 2 of
+    distortion, where theta = price / ln 2.
     """
     theta = price / math.log(2)
     spent = torch.zeros_like(sigma)
@@ -163,11 +161,11 @@ def _pays(sigma: Tensor, shape: tuple[int, int], price: float) -> Tensor:
     return 0.5 * sigma.square() > spent
 
 
-def _svd(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int]) -> tuple[Tensor, Tensor, Tensor]:
-    """U, sigma, V^T of `matrix`: complete for a small one, else only as far as it is worthwhile.
+def _right_vectors(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int]) -> tuple[Tensor, Tensor]:
+    """Sigma and V^T of `matrix`: complete for a small one, else only as far as it is worthwhile.
 
-    Randomized subspace iteration with a fixed seed (Halko, Martinsson, Tropp, arXiv 0909.4061), doubled in size until the
-    last singular value found is not wanted any more.
+    Randomized subspace iteration with a fixed seed (Halko, Martinsson, Tropp, arXiv 0909.4061), doubled in size until
+    the last singular value found is not wanted any more.
     """
     smaller = min(matrix.shape)
     size = min(_FIRST_GUESS, most) + 16
@@ -177,23 +175,22 @@ def _svd(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int]) -> tupl
         Q = torch.linalg.qr(matrix @ random).Q
         for _ in range(_POWER_STEPS):
             Q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ Q).Q).Q
-        U, sigma, Vh = torch.linalg.svd(Q.T @ matrix, full_matrices=False)
+        _, sigma, Vh = torch.linalg.svd(Q.T @ matrix, full_matrices=False)
         if worthwhile(sigma) <= size - 16:
-            return (Q @ U).double(), sigma.double(), Vh.double()
+            return sigma.double(), Vh.double()
         size *= 2
-    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    return U.double(), sigma.double(), Vh.double()
+    _, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return sigma.double(), Vh.double()
 
 
-def _fitted(
-    target: Tensor, ideal: tuple[Tensor, Tensor, Tensor], importance: Importance, price: float, factors: Spec
-) -> Part:
+def _fitted(target: Tensor, ideal: tuple[Tensor, Tensor], importance: Importance, price: float, factors: Spec) -> Part:
     """Both factors as parts: first the right one, then the left one, solved again for what the right one became.
 
-    The whitened left factor has orthogonal columns of energy sigma, so an error F of the right one costs exactly
-    1/2 sum_k sigma_k F_k A F_k^T; given the right one V, an error of the left one costs 1/2 sum_o g_o F_o (V A V^T) F_o^T.
+    `ideal` is the right factor with the singular values. The whitened left factor has orthogonal columns of energy
+    sigma, so an error F of the right one costs exactly 1/2 sum_k sigma_k F_k A F_k^T; given the right one V, an error
+    of the left one costs 1/2 sum_o g_o F_o (V A V^T) F_o^T.
     """
-    left, right, sigma = ideal
+    right, sigma = ideal
     shape = (target.shape[0], target.shape[1])
     if len(sigma) == 0:
         return LowRankPart(shape, None)

@@ -114,6 +114,10 @@ class Quantize(Spec):
         given = {"bits": self.bits, "group": self.group, "symmetric": None if self.symmetric else False}
         return f"Quantize({', '.join(f'{name}={value}' for name, value in given.items() if value is not None)})"
 
+    @property
+    def fixed_rate(self) -> bool:
+        return self.bits is not None
+
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         importance.check(target.shape[0], target.shape[1])
         if self.bits is not None:
@@ -136,7 +140,7 @@ def _fit_grid(target: Tensor, importance: Importance, price: float, grid: Grid) 
     lower = importance.lower
     if lower is not None:  # errors are fed back in steps of their own columns
         lower = lower * grid.col_scales(shape[1], positions)[: len(lower)]
-    codes = matrix.narrow(np.rint(x))
+    codes = matrix.narrow(np.rint(x).astype(np.int32))
     for _ in range(1 if target.numel() >= _LARGE else 2):
         model = product.fit(codes.reshape(shape[0], -1, positions), kernel)
         codes = _choose(x, Chooser(model, kernel, weights), lower)

@@ -1,7 +1,7 @@
 """Sampled: a family of densities, a scale and a seed; the weights are drawn from the density, the same everywhere.
 
-The literal reading of "describe a matrix by its probability density": the cheapest part there is. It keeps the density and
-not the weights, so its distortion is about the target's energy twice over, more than that of zero.
+The literal reading of "describe a matrix by its probability density": the cheapest part there is. It keeps the density
+and not the weights, so its distortion is about twice that of zero.
 """
 
 import math
@@ -27,7 +27,7 @@ _SQRT3 = 29058990  # the edge of the uniform density, in those units
 
 @dataclass(frozen=True, eq=False)
 class SampledPart(Part):
-    """family: an index into `SHAPES`, or `UNIFORM`. unit: the standard deviation times 2^-24, a float32. seed: 0 .. 2^63 - 1."""
+    """family: index into `SHAPES`, or `UNIFORM`. unit: 2^-24 standard deviations, a float32. seed: below 2^63."""
 
     family: int
     unit: float
@@ -89,9 +89,9 @@ class Sampled(Spec):
 def draw(family: int, seed: int, index: np.ndarray) -> np.ndarray:
     """Entry `index` [n] (uint64) of the draw: an integer (int64) in units of 2^-24 standard deviations.
 
-    SplitMix64 of seed and index (Steele, Lea, Flood, 2014): the top bit is the sign, the next 29 are u. For a generalized
-    Gaussian |x| solves S(x) = 2^29 - u for the frozen survival function S, linear between its points; for the uniform
-    density |x| = floor(u * floor(sqrt(3) * 2^24) / 2^29). Integers only, so every machine draws the same.
+    SplitMix64 of seed and index (Steele, Lea, Flood, 2014): the top bit is the sign, the next 29 are u. For a
+    generalized Gaussian |x| solves S(x) = 2^29 - u for the frozen survival function S, linear between its points; for
+    the uniform density |x| = floor(u * sqrt(3) * 2^24 / 2^29). Integers only, so every machine draws the same.
     """
     bits = _splitmix(np.uint64(seed) + (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
     u = (bits >> np.uint64(34)).astype(np.int64) & (1 << 29) - 1
@@ -107,7 +107,7 @@ def _splitmix(z: np.ndarray) -> np.ndarray:
 
 
 def _quantile(mass: np.ndarray, family: int) -> np.ndarray:
-    """The abscissa above which this mass [n] (1 .. 2^29) lies; frozen points are (j / 64)^2, j^2 * 2^12 of our units."""
+    """The abscissa above which this mass [n] (1 .. 2^29) lies; the frozen points are j^2 * 2^12 of our units."""
     survival = np.asarray((*SURVIVAL[family], 0), dtype=np.int64)
     j = np.searchsorted(-survival, -mass, side="right") - 1  # survival[j] >= mass > survival[j + 1]
     drop = survival[j] - survival[j + 1]

@@ -147,7 +147,9 @@ def _worthwhile(gain: Tensor, size: int, price: float) -> list[Tensor]:
     return [gain > scale * threshold for scale in (1.0, 0.5, 2.0)] + [torch.zeros_like(kept)]
 
 
-def _fitted(support: tuple[Pattern, Tensor], target: Tensor, importance: Importance, price: float, values: Spec) -> Part:
+def _fitted(
+    support: tuple[Pattern, Tensor], target: Tensor, importance: Importance, price: float, values: Spec
+) -> Part:
     """The part on a given support (pattern, mask), its values refitted where errors correlate."""
     pattern, mask = support
     shape = (target.shape[0], target.shape[1])
@@ -161,7 +163,7 @@ def _fitted(support: tuple[Pattern, Tensor], target: Tensor, importance: Importa
 
 
 def _inner(support: tuple[Pattern, Tensor], importance: Importance, shape: tuple[int, int]) -> Importance:
-    """What an error of the values costs: exact for whole rows, whole columns and a row of entries, else its outer fit."""
+    """What an error of the values costs: exact for rows, for columns, and for entries where errors do not correlate."""
     pattern, mask = support
     gram = importance.gram
     if gram is not None and pattern == Blocks(1, shape[1]) and shape[1] > 1:
@@ -176,8 +178,8 @@ def _inner(support: tuple[Pattern, Tensor], importance: Importance, shape: tuple
 def refit(target: Tensor, support: Tensor, importance: Importance) -> Tensor:
     """The matrix [rows, cols] on `support` (bool) nearest to `target` under the importance.
 
-    Row by row the normal equations A_SS v_S = (A w)_S, solved for all rows at once by conjugate gradients with the diagonal
-    of A as preconditioner; every step lowers the distortion, so stopping early is safe.
+    Row by row the normal equations A_SS v_S = (A w)_S, solved for all rows at once by conjugate gradients with the
+    diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe.
     """
     wide = target.double() if target.numel() <= 1 << 20 else target
     scale = column_weights(importance, target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)

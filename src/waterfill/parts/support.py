@@ -44,8 +44,8 @@ class Pattern(Protocol):
 class Blocks:
     """Blocks of height x width entries; 1 x 1 are single entries, 1 x cols rows, rows x 1 columns.
 
-    Values have a kept block per row, in reading order; blocks one column wide are kept as columns instead, so that single
-    entries are one row [1, kept] and columns stay columns [rows, kept].
+    Values have a kept block per row, in reading order; blocks one column wide are kept as columns instead, so that
+    single entries are one row [1, kept] and columns stay columns [rows, kept].
     """
 
     height: int
@@ -129,9 +129,10 @@ def _as_mask(src: Reader, codes: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Groups:
-    """`kept` of every `size` neighbors in a row (N:M). The mask is [rows, cols]; a last, shorter group keeps what it has.
+    """`kept` of every `size` neighbors in a row (N:M); a last, shorter group keeps as many, or all it has.
 
-    Values are [rows, kept per row]. Positions are coded as the number of the combination in lexicographic order.
+    The mask is [rows, cols]; values are [rows, kept per row]. Positions are coded as the number of the combination in
+    lexicographic order.
     """
 
     kept: int

@@ -1,0 +1,72 @@
+"""The command line: parse, call, print.
+
+Each command is one module with `configure(parser)` and `run(args)`. torch is imported by those that need it, when they
+run, so that help, `info` and `verify` answer at once.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+
+from waterfill.cli import compress, decompress, demo, info, plan, verify
+from waterfill.cli.failure import Exit, code_of, message_of
+from waterfill.cli.text import complain
+
+_COMMANDS = {
+    "compress": (compress, "write a model as a .wf file of a given size"),
+    "plan": (plan, "what compress would do: predicted sizes, errors, memory and time; writes nothing"),
+    "info": (info, "what a .wf file holds, tensor by tensor"),
+    "verify": (verify, "check every byte of a .wf file"),
+    "decompress": (decompress, "write a .wf file back as .safetensors"),
+    "demo": (demo, "train a small network, compress it, and measure what is lost"),
+}
+_EXIT_CODES = """exit codes: 0 ok, 1 unexpected, 2 usage, 3 output exists, 4 corrupt input, 5 verify failed, 6 disk full,
+7 out of memory, 8 budget not met, 9 plan mismatch"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of all commands."""
+    top = argparse.ArgumentParser(
+        prog="waterfill",
+        description="Makes trained neural networks smaller, at the least possible loss.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"waterfill {metadata.version('waterfill')}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (module, summary) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.configure(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=module.run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. `arguments` are those of the process unless given."""
+    try:
+        args = parser().parse_args(arguments)
+    except SystemExit as leave:  # argparse has printed help, the version or the usage error
+        return int(leave.code or 0)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt) as error:
+        if args.debug:
+            complain(traceback.format_exc().rstrip())
+        complain(f"waterfill: error: {message_of(error)}")
+        return code_of(error)
+    return Exit.OK

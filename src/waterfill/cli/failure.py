@@ -1,0 +1,82 @@
+"""Exit codes, and how an exception becomes one with a message of a line or two."""
+
+import errno
+from enum import IntEnum
+
+from waterfill import errors
+
+
+class Exit(IntEnum):
+    """What the shell is told; documented in `waterfill --help` and never renumbered."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    OUTPUT_EXISTS = 3
+    CORRUPT_INPUT = 4
+    VERIFY_FAILED = 5
+    DISK_FULL = 6
+    OUT_OF_MEMORY = 7
+    BUDGET_NOT_MET = 8
+    PLAN_MISMATCH = 9
+    INTERRUPTED = 130
+
+
+class UsageError(Exception):
+    """Arguments that cannot be meant as they are."""
+
+
+class VerifyError(Exception):
+    """A file that is whole but not what it was compared with."""
+
+
+_CODES: tuple[tuple[type[BaseException], Exit], ...] = (
+    (UsageError, Exit.USAGE),
+    (VerifyError, Exit.VERIFY_FAILED),
+    (errors.OutputExists, Exit.OUTPUT_EXISTS),
+    (errors.CorruptFile, Exit.CORRUPT_INPUT),
+    (errors.NewerFormat, Exit.CORRUPT_INPUT),
+    (errors.BadInput, Exit.CORRUPT_INPUT),
+    (errors.Mismatch, Exit.CORRUPT_INPUT),
+    (errors.BudgetError, Exit.BUDGET_NOT_MET),
+    (errors.PlanMismatch, Exit.PLAN_MISMATCH),
+    (errors.BadRecipe, Exit.USAGE),
+    (errors.CannotExport, Exit.USAGE),
+    (MemoryError, Exit.OUT_OF_MEMORY),
+    (FileNotFoundError, Exit.USAGE),
+    (KeyboardInterrupt, Exit.INTERRUPTED),
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def code_of(error: BaseException) -> Exit:
+    """The exit code of an exception."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Exit.DISK_FULL
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # how torch says it
+        return Exit.OUT_OF_MEMORY
+    return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.UNEXPECTED)
+
+
+def message_of(error: BaseException) -> str:
+    """What went wrong and what to do about it, in a line or two."""
+    code = code_of(error)
+    if code is Exit.DISK_FULL:
+        return f"the disk is full{_at(error)}; nothing was left behind: free some space or choose another folder"
+    if code is Exit.OUT_OF_MEMORY:
+        return "out of memory; use fewer threads (--threads 1), or a machine with more memory"
+    if code is Exit.INTERRUPTED:
+        return "interrupted"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file{_at(error)}; check the path"
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{_at(error)}"
+    if code is Exit.UNEXPECTED:
+        said = str(error) or "no message"
+        return f"unexpected {type(error).__name__}: {said}\nrun it again with --debug for the traceback"
+    return str(error)
+
+
+def _at(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return f" {str(name)!r}" if name else ""

@@ -1,0 +1,128 @@
+"""Text for people: names made safe to print, sizes in bytes, tables that fit a screen."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH = 100
+"""Columns of a terminal that a table may take."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def say(text: str = "") -> None:
+    """One line of data on standard output; whatever a terminal would obey or cannot show is escaped."""
+    sys.stdout.write(_writable(text, sys.stdout.encoding) + "\n")
+
+
+def complain(text: str) -> None:
+    """One message on standard error, its control characters escaped."""
+    sys.stderr.write(_writable(text, sys.stderr.encoding) + "\n")
+
+
+def say_json(value: Any) -> None:
+    """A value as JSON on standard output, plain ASCII."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def printable(text: str) -> str:
+    """`text` with control, format and unassigned characters written as escapes, so that no name can steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _writable(text: str, encoding: str | None) -> str:
+    safe = "\n".join(map(printable, text.split("\n")))
+    return safe.encode(encoding or "ascii", "backslashreplace").decode(encoding or "ascii")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 54000, 500kB, 3MB, 1.5 GiB. Raises ValueError."""
+    number = text.strip().rstrip("bB").rstrip()
+    unit = number[len(number.rstrip("kKmMgGiI")) :]
+    number = number.removesuffix(unit).rstrip()
+    if unit.lower() not in _UNITS or not number.replace(".", "", 1).isdecimal():
+        raise ValueError(f"{text!r} is not a size; write for example 3MB, 3MiB, 500kB or 54000")
+    return int(float(number) * _UNITS[unit.lower()])
+
+
+def bytes_text(size: float) -> str:
+    """A size for reading, such as 54.3 kB; the powers are of 1000."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= 0.99995 * factor:
+            return f"{size / factor:.{_decimals(size / factor)}f} {unit}"
+    return f"{size:.0f} B"
+
+
+def count_text(count: float) -> str:
+    """A number of weights for reading, such as 269 k."""
+    for unit, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= 0.9995 * factor:
+            return f"{count / factor:.{_decimals(count / factor)}f} {unit}"
+    return f"{count:.0f}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A time for reading, such as 4.2 s or 3 min 20 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _decimals(value: float) -> int:
+    return 0 if value >= 999.5 else 1 if value >= 99.95 else 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: its title, and whether it holds text (left aligned, cut when too long) or numbers."""
+
+    title: str
+    text: bool = False
+    longest: int = WIDTH
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
+    """A table of at most WIDTH columns where that can be: the text columns give way, the longest first.
+
+    A column that is empty in every row is left out.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    shown = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
+    columns, cells = [columns[i] for i in shown], [[row[i] for i in shown] for row in cells]
+    widths = _widths(columns, cells)
+    lines = [_line(columns, widths, [column.title for column in columns])]
+    lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines + [_line(columns, widths, row) for row in cells])
+
+
+def _widths(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
+    widths = []
+    for i, column in enumerate(columns):
+        longest = max((len(row[i]) for row in cells), default=0)
+        widths.append(max(len(column.title), min(longest, column.longest) if column.text else longest))
+    flexible = [i for i, column in enumerate(columns) if column.text]
+    for _ in range(sum(widths) + 2 * (len(widths) - 1) - WIDTH):
+        widest = max(flexible, key=lambda i: widths[i], default=None)
+        if widest is None or widths[widest] <= max(12, len(columns[widest].title)):
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _line(columns: Sequence[Column], widths: list[int], row: Sequence[str]) -> str:
+    parts = (
+        shortened(cell, width).ljust(width) if column.text else cell.rjust(width)
+        for column, width, cell in zip(columns, widths, row, strict=True)
+    )
+    return "  ".join(parts).rstrip()
+
+
+def shortened(text: str, width: int) -> str:
+    """`text` in at most `width` characters, its middle replaced by dots: names differ at both ends."""
+    if len(text) <= width:
+        return text
+    tail = (width - 2) // 2
+    return text[: width - 2 - tail] + ".." + text[len(text) - tail :]

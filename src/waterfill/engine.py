@@ -1,0 +1,241 @@
+"""From tensors to parts at one price: what `compress` and `compress_file` share, and `compress` itself."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill import recipe
+from waterfill.allocate import Bracket, Ledger, bracket, settle, spend
+from waterfill.errors import BadInput, BadRecipe, BudgetError
+from waterfill.importance import Importance
+from waterfill.layout import KERNEL, MATRIX, RAW, STACK, Layout, layout_of
+from waterfill.model import CompressedModel, Entry, count_weights
+from waterfill.part import Spec
+from waterfill.weights import Weight, decode
+
+DEFAULT_BITS = 4.0
+"""Bits per weight where no budget is given."""
+FIXED_RATE_PRICE = 4.0**-7
+"""Nats per bit for the small tensors beside a recipe of fixed rate."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a compression is: stage ("measuring" or "fitting"), tensors and entries done and in all."""
+
+    stage: str
+    done: int
+    total: int
+    entries_done: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to meet, at most one of: bits per weight of the whole file, its size in bytes, the ratio to the original
+    tensors' bytes, or the price in nats per bit."""
+
+    bits: float | None = None
+    size: int | None = None
+    ratio: float | None = None
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        if len(given) > 1:
+            raise BadRecipe(f"one budget at a time, not {' and '.join(given)}")
+        for name, value in given.items():
+            if not 0 < float(value) < math.inf:
+                raise BudgetError(f"{name}={value}: a budget is a positive number")
+
+    def file_bytes(self, weights: int, original: int) -> int | None:
+        """The size that the file may have; None where a price decides."""
+        if self.bits is not None:
+            return int(self.bits * weights / 8)
+        if self.ratio is not None:
+            return int(original / self.ratio)
+        return None if self.size is None else int(self.size)
+
+
+def tensors_of(model: "nn.Module | Mapping[str, Tensor]") -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Tensors by name, aliases of tied ones, and roles where a module knows them. Raises BadInput."""
+    state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
+    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise BadInput(f"{wrong[0]!r} is a {type(state[wrong[0]]).__name__}, not a tensor; give a flat state dict")
+    seen: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, value in state.items():
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if value.numel() and key in seen:
+            aliases[name] = seen[key]
+        else:
+            seen[key] = name
+    tensors = {name: value for name, value in state.items() if name not in aliases}
+    return tensors, aliases, roles_of(model) if isinstance(model, nn.Module) else {}
+
+
+def roles_of(module: nn.Module) -> dict[str, str]:
+    """What the module says of tensors with three or more dimensions: kernels of convolutions, else stacked matrices."""
+    roles = {}
+    for prefix, child in module.named_modules():
+        conv = isinstance(child, nn.modules.conv._ConvNd)
+        for name, value in child.named_parameters(recurse=False):
+            if value.ndim >= 3:
+                role = KERNEL if conv else STACK if value.ndim == 3 else MATRIX
+                roles[f"{prefix}.{name}" if prefix else name] = role
+    return roles
+
+
+def plan_weights(
+    tensors: Mapping[str, Tensor], spec: Spec, roles: Mapping[str, str], importance: Mapping[str, Importance] | None
+) -> list[Weight]:
+    """A `Weight` for every tensor. Raises BadInput for importance that names no tensor or does not fit it."""
+    importance = importance or {}
+    unknown = sorted(set(importance) - set(tensors))
+    if unknown:
+        raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
+    weights = []
+    for name, value in tensors.items():
+        layout = layout_of(value, roles.get(name))
+        weight = Weight(name, layout, spec, lambda value=value: value.detach().cpu(), importance.get(name))
+        weight.check()
+        weights.append(weight)
+    return weights
+
+
+def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
+    """Every tensor as it is, bit for bit."""
+    exact = recipe.parse('Dense(format="lossless")')
+    return [
+        Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, lambda value=value: value.detach().cpu())
+        for name, value in tensors.items()
+    ]
+
+
+@dataclass
+class Run:
+    """One compression under way.
+
+    weights: what is to be fitted. fit: (index, price) -> real bits of the blob found there, which the callee keeps.
+    overhead: (blob lengths in order) -> bytes of the file beside the blobs. workers: threads.
+    """
+
+    weights: Sequence[Weight]
+    fit: Callable[[int, float], float]
+    overhead: Callable[[Sequence[int]], int]
+    progress: Callable[[Progress], None] | None = None
+    workers: int = 1
+    _done: dict[str, set[int]] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def at_price(self, price: float) -> Ledger:
+        """Fit every weight at one price."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            bits = list(pool.map(lambda i: self._fit(i, price), range(len(self.weights))))
+        return Ledger({i: price for i in range(len(bits))}, dict(enumerate(bits)))
+
+    def to_size(self, size: int) -> Ledger:
+        """Fit every weight so that the file has at most `size` bytes and, where the parts allow, nearly that."""
+        found = self.bracket(size)
+        lengths = [int(found.bits(i, 0.5) / 8) for i in range(len(self.weights))]
+        allowed = 8.0 * (size - self.overhead(lengths) - 8)
+        ledger = spend(found, allowed, self._fit, self.workers)
+        for _ in range(4):
+            lengths = [int(ledger.bits[i] / 8) for i in range(len(self.weights))]
+            exact = 8.0 * (size - self.overhead(lengths))
+            if ledger.total <= exact:
+                return ledger
+            allowed -= 1.5 * (ledger.total - exact)
+            settle(found, allowed, self._fit, ledger)
+        raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
+
+    def bracket(self, size: int) -> Bracket:
+        """The grid prices between which a file of `size` bytes lies. Raises BudgetError where it cannot be so small."""
+        least = self.overhead([1] * len(self.weights))
+        if size <= least:
+            raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
+        entries = sum(w.layout.entries for w in self.weights)
+        guess = round(-8 * (size - least) / max(1, entries) - 0.5 * math.log(max(2, entries / len(self.weights)), 4))
+        curves = [self._measured(i) for i in range(len(self.weights))]
+        return bracket(curves, 8.0 * (size - least), max(-24, min(0, guess)), self.workers)
+
+    def _measured(self, i: int) -> Any:
+        return self.weights[i].curve
+
+    def _fit(self, i: int, price: float) -> float:
+        bits = self.fit(i, price)
+        self._report("fitting", i)
+        return bits
+
+    def _report(self, stage: str, i: int) -> None:
+        if self.progress is None:
+            return
+        with self._lock:
+            done = self._done.setdefault(stage, set())
+            done.add(i)
+            entries = [w.layout.entries for w in self.weights]
+            self.progress(Progress(stage, len(done), len(entries), sum(entries[j] for j in done), sum(entries)))
+
+
+def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
+    model: "nn.Module | Mapping[str, Tensor]",
+    spec: "Spec | str" = "Quantize()",
+    *,
+    bits: float | None = None,
+    size: int | None = None,
+    ratio: float | None = None,
+    price: float | None = None,
+    importance: Mapping[str, Importance] | None = None,
+    lossless: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> CompressedModel:
+    """Compress a module or a state dict to a budget: bits per weight of the whole file, its bytes, a ratio, or a price.
+
+    importance: by tensor name, what errors cost; without it a relative error costs the same everywhere. Weights that
+    count are all floating-point entries but the running statistics of norms. Without a budget the file gets 4 bits per
+    weight, unless the recipe is of fixed rate. lossless: every tensor bit for bit, without a budget.
+    Raises BadInput (NaN, shapes), BadRecipe, BudgetError.
+    """
+    target = resolve(Target(bits, size, ratio, price), spec, lossless)
+    tensors, aliases, roles = tensors_of(model)
+    parsed = recipe.parse(spec) if isinstance(spec, str) else spec
+    weights = lossless_weights(tensors) if lossless else plan_weights(tensors, parsed, roles, importance)
+    entries: dict[int, Entry] = {}
+
+    def fit(i: int, at: float) -> float:
+        weight, fitted = weights[i], weights[i].fit(at)
+        parts = decode(fitted.blob, weight.layout, weight.name)  # what the file will give back
+        entries[i] = Entry(weight.name, weight.layout, parts, weight.reason, fitted.error)
+        vars(entries[i])["blob"] = fitted.blob
+        return 8.0 * len(fitted.blob)
+
+    def model_of(notes: dict[str, Any]) -> CompressedModel:
+        filled = [entries.get(i) or Entry(w.name, w.layout, (), w.reason) for i, w in enumerate(weights)]
+        return CompressedModel({entry.name: entry for entry in filled}, aliases, notes)
+
+    original = sum(t.numel() * t.element_size() for t in tensors.values())
+    notes = {"recipe": "lossless" if lossless else repr(parsed), "original": original}
+    run = Run(weights, fit, lambda lengths: model_of(notes).overhead(lengths), progress, min(2, torch.get_num_threads()))
+    wanted = target.file_bytes(count_weights((w.name, w.layout) for w in weights), original)
+    run.at_price(target.price or FIXED_RATE_PRICE) if wanted is None else run.to_size(wanted)
+    return model_of(notes)
+
+
+def resolve(target: Target, spec: "Spec | str", lossless: bool) -> Target:
+    """The budget to work to: the default where none was given. Raises BadRecipe for a budget that makes no sense."""
+    given = any(v is not None for v in vars(target).values())
+    if lossless:
+        if given:
+            raise BadRecipe("lossless takes what it takes: give no budget with it")
+        return Target(price=FIXED_RATE_PRICE)
+    if given:
+        return target
+    parsed = recipe.parse(spec) if isinstance(spec, str) else spec
+    return Target(price=FIXED_RATE_PRICE) if parsed.fixed_rate else Target(bits=DEFAULT_BITS)

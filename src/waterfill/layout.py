@@ -1,0 +1,102 @@
+"""How a tensor is seen as matrices [rows, cols]: the only place that knows convolutions from embeddings.
+
+A convolution [out, in / groups, *kernel] is one matrix of `out` rows; an embedding, a linear layer and the gates of a
+recurrent layer are matrices already; stacked expert weights [experts, rows, cols] are a matrix each; a tensor with one
+dimension is one row. What is not a floating-point tensor is kept bit for bit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from waterfill.errors import BadInput
+
+VECTOR, MATRIX, KERNEL, STACK, RAW = "v", "m", "k", "s", "r"
+ROLES = (VECTOR, MATRIX, KERNEL, STACK, RAW)
+_LONGEST_KERNEL = 31  # a third dimension up to this size is a kernel in a state dict that does not say
+_COMPRESSIBLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """shape and dtype of a tensor and its role: vector, matrix, kernel (convolution), stack of matrices, or raw."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    role: str
+
+    @property
+    def entries(self) -> int:
+        """Entries of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The spatial extent behind a channel; () where there is none."""
+        return self.shape[2:] if self.role == KERNEL and math.prod(self.shape[2:]) > 1 else ()
+
+    @property
+    def count(self) -> int:
+        """How many matrices; none for an empty tensor."""
+        if self.entries == 0:
+            return 0
+        return self.shape[0] if self.role == STACK else 1
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of each matrix."""
+        shape = self.shape[1:] if self.role == STACK else self.shape
+        if self.role == VECTOR or len(shape) < 2:
+            return 1, math.prod(shape)
+        return shape[0], math.prod(shape[1:])
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """The matrices of a tensor, float32 unless raw."""
+        values = tensor.detach() if self.role == RAW else tensor.detach().float()
+        return list(values.reshape(self.count, *self.matrix).unbind(0)) if self.count else []
+
+    def join(self, matrices: Sequence[Tensor]) -> Tensor:
+        """The tensor of these matrices, in its own shape and dtype."""
+        if not matrices:
+            return torch.empty(self.shape, dtype=self.dtype)
+        whole = matrices[0] if len(matrices) == 1 else torch.stack(list(matrices))
+        return whole.reshape(self.shape).to(self.dtype)
+
+
+def layout_of(tensor: Tensor, role: str | None = None) -> Layout:
+    """The layout of a tensor; `role` where a module knows it, else it is read off the shape."""
+    shape = tuple(tensor.shape)
+    if tensor.dtype not in _COMPRESSIBLE or tensor.numel() == 0:
+        return Layout(shape, tensor.dtype, RAW)
+    if len(shape) < 2 or max(shape) == tensor.numel():
+        return Layout(shape, tensor.dtype, VECTOR)
+    if role is None:
+        conv = len(shape) in (4, 5) or (len(shape) == 3 and shape[2] <= _LONGEST_KERNEL)
+        role = KERNEL if conv else STACK if len(shape) == 3 else MATRIX
+    return Layout(shape, tensor.dtype, role)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise BadInput if a tensor that is to be compressed holds NaN or infinity."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise BadInput(
+            f"tensor {name!r} holds {bad} values that are NaN or infinite; repair the checkpoint, "
+            "or keep every bit as it is with lossless=True (--lossless)"
+        )
+
+
+_DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that a manifest uses, such as 'float32'."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of a manifest's name. Raises KeyError for an unknown one."""
+    return _DTYPES[name]

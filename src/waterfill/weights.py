@@ -1,0 +1,144 @@
+"""One tensor on its way to parts: its matrices, what their errors cost, its curve on a sample, and its blob."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from waterfill import recipe
+from waterfill.coding.stream import Reader, Writer
+from waterfill.errors import BadInput
+from waterfill.importance import Importance, entrywise, without_data
+from waterfill.layout import RAW, VECTOR, Layout, check_finite
+from waterfill.part import Part, Spec, read_part, write_part
+from waterfill.sweep import Curve, Point
+
+SAMPLE = 1 << 17
+"""About how many entries of a weight its curve is measured on."""
+_TOO_SMALL = 64  # entries; below, any side information costs more than it saves
+_SMALL = "Dense()"
+_EXACT = 'Dense(format="lossless")'
+
+_REASONS = {VECTOR: "one-dimensional", RAW: "not floating point: kept bit for bit"}
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A named tensor and how to get at it.
+
+    load: the whole tensor, as often as it is wanted. spec: what the user asked for. importance: what was given for each
+    of its matrices, or None.
+    """
+
+    name: str
+    layout: Layout
+    spec: Spec
+    load: Callable[[], Tensor]
+    importance: Importance | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why this tensor is not compressed by the user's recipe; empty if it is."""
+        if self.layout.entries == 0:
+            return "empty"
+        if self.layout.role in _REASONS:
+            return _REASONS[self.layout.role]
+        return "too small to gain" if self.layout.entries < _TOO_SMALL else ""
+
+    @property
+    def chosen_spec(self) -> Spec:
+        """The user's spec, or Dense where the tensor stays as it is."""
+        if self.layout.role == RAW:
+            return recipe.parse(_EXACT)
+        return recipe.parse(_SMALL) if self.reason else self.spec
+
+    @functools.cached_property
+    def curve(self) -> Curve:
+        """Bits and distortion of the whole tensor by price, measured on a sample of its rows."""
+        thinned = self._thinned()
+        scale = self.layout.entries / max(1, sum(t.numel() for t, _ in thinned))
+
+        def measure(price: float) -> Point:
+            parts = [self.chosen_spec.fit(target, importance, price) for target, importance in thinned]
+            distortion = sum(
+                importance.distortion(target - part.dense()) if target.is_floating_point() else 0.0
+                for part, (target, importance) in zip(parts, thinned, strict=True)
+            )
+            return Point(scale * sum(part.bits for part in parts), scale * distortion)
+
+        if self.layout.role == RAW:  # the price changes nothing
+            return Curve(functools.lru_cache(lambda price: measure(1.0)))
+        return Curve(measure)
+
+    def check(self) -> None:
+        """Raise BadInput, naming the tensor, unless the importance given fits it."""
+        if self.importance is None:
+            return
+        try:
+            self.importance.check(*self.layout.matrix)
+        except BadInput as error:
+            raise BadInput(f"tensor {self.name!r}: {error}") from error
+
+    def _thinned(self) -> list[tuple[Tensor, Importance]]:
+        matrices = self.layout.split(self.load())
+        matrices = matrices[:: max(1, len(matrices) // 4)]
+        rows, cols = self.layout.matrix
+        keep = max(1, min(rows, max(16, SAMPLE // max(1, cols * len(matrices)))))
+        index = torch.arange(0, rows, max(1, rows // keep))[:keep]
+        thinned = []
+        for matrix in matrices:
+            target = matrix[index].clone() if len(index) < rows else matrix
+            thinned.append((target, self._importance(target, index)))
+        return thinned
+
+    def _importance(self, target: Tensor, index: Tensor | None = None) -> Importance:
+        if self.importance is not None:
+            return self.importance if index is None else self.importance.select_rows(index)
+        if self.layout.role == RAW:
+            return Importance()
+        if self.layout.role == VECTOR:
+            return entrywise(target)
+        rows, cols = self.layout.matrix
+        return without_data(target, self.layout.kernel, rows * cols)
+
+    def fit(self, price: float) -> "Fitted":
+        """The parts at a price, their blob, and how far they are from the tensor."""
+        tensor = self.load()
+        if self.layout.role != RAW:
+            check_finite(self.name, tensor)
+        parts, lost, energy = [], 0.0, 0.0
+        for target in self.layout.split(tensor):
+            importance = self._importance(target)
+            parts.append(self.chosen_spec.fit(target, importance, price))
+            if self.layout.role != RAW:
+                error = target - parts[-1].dense().to(target.dtype)
+                lost += float(error.square_().sum(dtype=torch.float64))
+                energy += float(torch.linalg.vector_norm(target, dtype=torch.float64)) ** 2
+        return Fitted(tuple(parts), encode(tuple(parts)), (lost / energy) ** 0.5 if energy > 0 else 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """parts: one for each matrix. blob: their bytes. error: norm of the error relative to that of the tensor."""
+
+    parts: tuple[Part, ...]
+    blob: bytes
+    error: float
+
+
+def encode(parts: tuple[Part, ...]) -> bytes:
+    """The blob of a tensor: its parts one after the other."""
+    out = Writer()
+    for part in parts:
+        write_part(part, out)
+    return out.finish()
+
+
+def decode(blob: bytes, layout: Layout, name: str) -> tuple[Part, ...]:
+    """The parts of a blob, every count and checksum proved. Raises CorruptFile, NewerFormat."""
+    src = Reader(blob, f"tensor {name!r}")
+    parts = tuple(read_part(src, layout.matrix) for _ in range(layout.count))
+    src.end()
+    return parts
