@@ -48,6 +48,8 @@ def test_every_table_is_a_density(shape):
     left = tables[..., :128:-1]
     assert (np.diff(right) <= 1).all()  # away from the mean a frequency falls, but for its rounding
     assert (np.diff(left) <= 1).all()
+    assert ((right[..., 1:] > 0) <= (right[..., :-1] > 0)).all()  # and once it is zero, it stays zero
+    assert ((left[..., 1:] > 0) <= (left[..., :-1] > 0)).all()
     assert np.abs(right[:, 0] - left[:, 0]).max() <= 1  # phase 0 is symmetric
 
 
@@ -55,7 +57,7 @@ def test_every_table_is_a_density(shape):
 def test_the_frozen_survival_function_falls_from_a_half(shape):
     assert SURVIVAL[shape][0] == 1 << 29
     assert (np.diff(SURVIVAL[shape]) <= 0).all()
-    assert OCTAVE == tuple(round(2 ** (i / 8) * 65536) for i in range(8))
+    assert tuple(round(2 ** (i / 8) * 65536) for i in range(8)) == OCTAVE
 
 
 @pytest.mark.parametrize("shape", [1.0, 2.0])

@@ -103,7 +103,7 @@ def plan_weights(
         raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
     weights = []
     for name, value in tensors.items():
-        layout = layout_of(value, roles.get(name))
+        layout = layout_of(tuple(value.shape), value.dtype, roles.get(name))
         weight = Weight(name, layout, spec, lambda value=value: value.detach().cpu(), importance.get(name))
         weight.check()
         weights.append(weight)
@@ -135,6 +135,11 @@ class Run:
     _done: dict[str, set[int]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
+    def meet(self, target: Target, original: int) -> Ledger:
+        """Fit every weight as the target asks; `original`: bytes of the tensors as they were."""
+        size = target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), original)
+        return self.at_price(target.price or FIXED_RATE_PRICE) if size is None else self.to_size(size)
+
     def at_price(self, price: float) -> Ledger:
         """Fit every weight at one price."""
         with ThreadPoolExecutor(self.workers) as pool:
@@ -155,6 +160,12 @@ class Run:
             allowed -= 1.5 * (ledger.total - exact)
             settle(found, allowed, self._fit, ledger)
         raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
+
+    def price_for(self, size: int) -> float:
+        """The price at which, by the curves, the file has `size` bytes."""
+        found = self.bracket(size)
+        lengths = [int(found.bits(i, 0.5) / 8) for i in range(len(self.weights))]
+        return found.price(found.share(8.0 * (size - self.overhead(lengths))))
 
     def bracket(self, size: int) -> Bracket:
         """The grid prices between which a file of `size` bytes lies. Raises BudgetError where it cannot be so small."""
@@ -223,8 +234,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
     original = sum(t.numel() * t.element_size() for t in tensors.values())
     notes = {"recipe": "lossless" if lossless else repr(parsed), "original": original}
     run = Run(weights, fit, lambda lengths: model_of(notes).overhead(lengths), progress, min(2, torch.get_num_threads()))
-    wanted = target.file_bytes(count_weights((w.name, w.layout) for w in weights), original)
-    run.at_price(target.price or FIXED_RATE_PRICE) if wanted is None else run.to_size(wanted)
+    run.meet(target, original)
     return model_of(notes)
 
 

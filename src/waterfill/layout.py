@@ -66,17 +66,17 @@ class Layout:
         return whole.reshape(self.shape).to(self.dtype)
 
 
-def layout_of(tensor: Tensor, role: str | None = None) -> Layout:
+def layout_of(shape: tuple[int, ...], dtype: torch.dtype, role: str | None = None) -> Layout:
     """The layout of a tensor; `role` where a module knows it, else it is read off the shape."""
-    shape = tuple(tensor.shape)
-    if tensor.dtype not in _COMPRESSIBLE or tensor.numel() == 0:
-        return Layout(shape, tensor.dtype, RAW)
-    if len(shape) < 2 or max(shape) == tensor.numel():
-        return Layout(shape, tensor.dtype, VECTOR)
+    entries = math.prod(shape)
+    if dtype not in _COMPRESSIBLE or entries == 0:
+        return Layout(shape, dtype, RAW)
+    if len(shape) < 2 or max(shape) == entries:
+        return Layout(shape, dtype, VECTOR)
     if role is None:
         conv = len(shape) in (4, 5) or (len(shape) == 3 and shape[2] <= _LONGEST_KERNEL)
         role = KERNEL if conv else STACK if len(shape) == 3 else MATRIX
-    return Layout(shape, tensor.dtype, role)
+    return Layout(shape, dtype, role)
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

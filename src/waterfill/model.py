@@ -13,7 +13,7 @@ from waterfill.errors import CorruptFile, Mismatch
 from waterfill.file import FileReader, FileWriter, size_of
 from waterfill.layout import Layout
 from waterfill.part import Part
-from waterfill.weights import decode, encode
+from waterfill.weights import decode, describe, encode
 
 _UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -36,7 +36,7 @@ class Entry:
     @property
     def words(self) -> str:
         """What the tensor became, in a few words."""
-        return " / ".join(dict.fromkeys(part.describe() for part in self.parts)) or "empty"
+        return describe(self.parts)
 
     def tensor(self) -> Tensor:
         """The tensor, in its own shape and dtype."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from waterfill import recipe
 from waterfill.coding.stream import Reader, Writer
 from waterfill.errors import BadInput
+from waterfill.file import name_problem
 from waterfill.importance import Importance, entrywise, without_data
 from waterfill.layout import RAW, VECTOR, Layout, check_finite
 from waterfill.part import Part, Spec, read_part, write_part
@@ -73,7 +74,10 @@ class Weight:
         return Curve(measure)
 
     def check(self) -> None:
-        """Raise BadInput, naming the tensor, unless the importance given fits it."""
+        """Raise BadInput, naming the tensor, if a file cannot hold its name or its importance does not fit it."""
+        problem = name_problem(self.name)
+        if problem:
+            raise BadInput(f"tensor {self.name!r}: the name {problem}; rename it")
         if self.importance is None:
             return
         try:
@@ -126,6 +130,16 @@ class Fitted:
     parts: tuple[Part, ...]
     blob: bytes
     error: float
+
+    @property
+    def words(self) -> str:
+        """What the tensor became, in a few words."""
+        return describe(self.parts)
+
+
+def describe(parts: tuple[Part, ...]) -> str:
+    """What a tensor became: the different words of its parts."""
+    return " / ".join(dict.fromkeys(part.describe() for part in parts)) or "empty"
 
 
 def encode(parts: tuple[Part, ...]) -> bytes:

@@ -37,7 +37,8 @@ class Tables:
         self._high = last if self.beyond else max(high, self._low)
         self._inside = self._low <= low and high <= self._high
         self.freq = density.family(model.shape, model.phases)[self._low : self._high + 1].reshape(-1, 256)
-        self._reach = int((self.freq[:, :128] > 0).sum(1).min()) - 1
+        coded = self.freq > 0
+        self._reach = int(min(coded[:, 1:128].sum(1).min(), coded[:, 129:].sum(1).min()))  # of every table, both ways
 
     def mean(self, earlier: list[np.ndarray]) -> "tuple[np.ndarray | int, np.ndarray | int]":
         """The next pass's mean as a whole number and a phase, from the planes [rows, channels] before it."""

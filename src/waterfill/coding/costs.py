@@ -71,7 +71,7 @@ def place(residual: np.ndarray, scale: np.ndarray, phase: np.ndarray) -> tuple[n
     shift = shifts(scale)
     symbol = (residual + half(shift)) >> shift
     symbol = np.where(np.abs(symbol) > 127, density.ESCAPE & 255, symbol & 255)
-    phase = np.where(shift > 0, 0, phase)
+    phase = np.where(shift > 0, 0, phase).astype(np.int32)
     return (phase * 256 + symbol) * density.SCALES + np.maximum(scale - 8 * shift, 0), shift
 
 

@@ -26,6 +26,7 @@ __all__ = ["Product", "center", "fit", "neighbors", "predict", "price_tables", "
 
 _AXES = ("rows", "channels", "positions")
 _SAMPLE = 1 << 18
+_SEEN = 256  # entries of a row or column that its factor is fitted to, about
 _FARTHEST = 255
 
 
@@ -173,15 +174,16 @@ def _rice(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def _refine(codes: np.ndarray, kernel: tuple[int, ...], model: Product) -> Product:
-    """Factors for all rows and channels of a large matrix: each axis sees a thinned view of the other."""
+    """Factors for all rows and channels of a large matrix, each axis from a thinned view of the other."""
     rows, channels, positions = codes.shape
-    views = {"rows": codes[:, :: max(1, channels * positions // 128)], "channels": codes[:: max(1, rows // 128)]}
+    views = {"rows": codes[:, :: max(1, channels * positions // _SEEN)], "channels": codes[:: max(1, rows // _SEEN)]}
+    axes = tuple(name for name in _AXES if getattr(model, name) is not None)
     sample = _thin(codes)
     thin = model
     for axis, (name, view) in enumerate(views.items()):
         if getattr(model, name) is not None:
             coded = Coded(*residuals(view, kernel, model.taps))
-            start = replace(_first_guess(coded.residual, (name, "positions")), shape=model.shape, taps=model.taps)
+            start = replace(_first_guess(coded.residual, axes), shape=model.shape, taps=model.taps)
             values = getattr(_descend(coded, start, (name,)), name)
             values = values - integers.center_of(values)
             model = _with(model, name, values)

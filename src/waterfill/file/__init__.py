@@ -6,8 +6,8 @@ The index stands at the end, so that blobs are written once, as they come, and n
 `docs/format.md` describes every bit. Nothing read is believed before its checksum and the size of the file agree.
 """
 
-from waterfill.file.index import size_of
+from waterfill.file.index import name_problem, size_of
 from waterfill.file.reader import FileReader
 from waterfill.file.writer import FileWriter
 
-__all__ = ["FileReader", "FileWriter", "size_of"]
+__all__ = ["FileReader", "FileWriter", "name_problem", "size_of"]

@@ -1,5 +1,6 @@
 """Codebook: every entry is one of a few levels; the levels and an index per entry are stored."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from waterfill.coding import matrix
+from waterfill.coding.scale_model import spatial
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
@@ -19,16 +21,21 @@ from waterfill.parts import closed_forms, kmeans
 from waterfill.parts.metric import entry_weights
 
 MOST_LEVELS = 256
+MOST_AXES = 3
 _LADDER = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256)
 _FAMILIES = {"binary": (2,), "ternary": (3,), "powers": range(2, MOST_LEVELS + 1)}
 
 
 @dataclass(frozen=True, eq=False)
 class CodebookPart(Part):
-    """book: [levels] (float32, ascending). codes: [rows, cols], 0 where the level is the one nearest to zero."""
+    """book: [levels] (float32, ascending). codes: [rows, cols], 0 where the level is the one nearest to zero.
+
+    kernel: the spatial extent behind a channel, or (); a code is predicted from its neighbors there.
+    """
 
     book: np.ndarray
     codes: np.ndarray
+    kernel: tuple[int, ...] = ()
     kind: ClassVar[int] = 5
 
     def dense(self) -> Tensor:
@@ -36,7 +43,7 @@ class CodebookPart(Part):
 
     @cached_property
     def _plan(self) -> matrix.Plan:
-        return matrix.plan(self.codes)
+        return matrix.plan(self.codes, self.kernel)
 
     def write(self, out: Sink) -> None:
         symmetric = len(self.book) > 1 and np.array_equal(self.book, -self.book[::-1])
@@ -46,38 +53,47 @@ class CodebookPart(Part):
         out.raw(stored.astype("<f4").view("<u2").reshape(-1, 2)[:, 1 if halved else slice(None)].tobytes())
         if len(self.book) == 1:
             out.claim(self.codes.size)
-        else:
-            out.codes(self._plan)
+            return
+        out.uint(len(self.kernel))
+        for size in self.kernel:
+            out.uint(size)
+        out.codes(self._plan)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
-        head = src.uint(MOST_LEVELS << 2 | 3)
-        levels, symmetric, halved = head >> 2, head & 2, head & 1
-        if levels < (2 if symmetric else 1):
-            raise src.fail(f"a codebook of {levels} levels")
-        stored = levels // 2 if symmetric else levels
-        halves = np.zeros((stored, 2), dtype="<u2")
-        data = np.frombuffer(src.raw(stored * (2 if halved else 4)), dtype="<u2")
-        halves[:, 1 if halved else slice(None)] = data if halved else data.reshape(-1, 2)
-        book = halves.reshape(-1).view("<f4").astype(np.float32)
-        if symmetric:
-            book = np.concatenate([-book[::-1], np.zeros(levels % 2, dtype=np.float32), book])
-        if not (np.isfinite(book).all() and (np.diff(book) > 0).all()):
-            raise src.fail("the levels of a codebook are not finite and ascending")
-        codes = src.codes(*shape) if levels > 1 else _no_codes(src, shape)
+        book = _read_book(src)
+        if len(book) == 1:
+            src.claim(shape[0] * shape[1])
+            return cls(shape, book, np.zeros(shape, dtype=np.int8))
+        kernel = tuple(src.uint(1 << 20) for _ in range(src.uint(MOST_AXES)))
+        if 0 in kernel or shape[1] % math.prod(kernel):
+            raise src.fail(f"a kernel {kernel} that does not divide {shape[1]} columns")
+        codes = src.codes(*shape, kernel)
         zero = _zero(book)
-        if codes.size and (int(codes.min()) < -zero or int(codes.max()) >= levels - zero):
-            raise src.fail(f"a code outside a codebook of {levels} levels")
-        return cls(shape, book, codes)
+        if codes.size and (int(codes.min()) < -zero or int(codes.max()) >= len(book) - zero):
+            raise src.fail(f"a code outside a codebook of {len(book)} levels")
+        return cls(shape, book, codes, kernel)
 
     def describe(self) -> str:
         return f"{len(self.book)} levels"
 
 
-def _no_codes(src: Reader, shape: tuple[int, int]) -> np.ndarray:
-    """The codes of a book with one level, which nothing was written for."""
-    src.claim(shape[0] * shape[1])
-    return np.zeros(shape, dtype=np.int8)
+def _read_book(src: Reader) -> np.ndarray:
+    """The levels [1 .. 256] (float32), finite and ascending."""
+    head = src.uint(MOST_LEVELS << 2 | 3)
+    levels, symmetric, halved = head >> 2, head & 2, head & 1
+    if levels < (2 if symmetric else 1):
+        raise src.fail(f"a codebook of {levels} levels")
+    stored = levels // 2 if symmetric else levels
+    halves = np.zeros((stored, 2), dtype="<u2")
+    data = np.frombuffer(src.raw(stored * (2 if halved else 4)), dtype="<u2")
+    halves[:, 1 if halved else slice(None)] = data if halved else data.reshape(-1, 2)
+    book = halves.reshape(-1).view("<f4").astype(np.float32)
+    if symmetric:
+        book = np.concatenate([-book[::-1], np.zeros(levels % 2, dtype=np.float32), book])
+    if not (np.isfinite(book).all() and (np.diff(book) > 0).all()):
+        raise src.fail("the levels of a codebook are not finite and ascending")
+    return book
 
 
 def _zero(book: np.ndarray) -> int:
@@ -122,7 +138,8 @@ class Codebook(Spec):
         codes = _assign(x, w, book, bit_price)
         levels = book.levels if self.values else _means(x, w, codes, book.levels)
         book32, codes = _rounded(x, w, codes, levels, price)
-        return CodebookPart((rows, cols), book32, (codes - _zero(book32)).astype(np.int16).reshape(rows, cols))
+        codes = (codes - _zero(book32)).astype(np.int16).reshape(rows, cols)
+        return CodebookPart((rows, cols), book32, codes, spatial(cols, importance.kernel))
 
     def _book(self, x: np.ndarray, w: np.ndarray, price: float) -> kmeans.Book:
         if self.values in ("binary", "ternary"):

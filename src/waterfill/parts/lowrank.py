@@ -17,6 +17,7 @@ from waterfill.parts.metric import row_weights, times_gram
 
 _EXACT_BELOW = 1024
 _FIRST_GUESS = 64
+_SPARE = 16
 _POWER_STEPS = 4
 _SCALAR_LOSS = 0.25  # bits by which a scalar quantizer with entropy coding misses the bound at high rate
 
@@ -92,11 +93,12 @@ class LowRank(Spec):
 
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         rows, cols = target.shape
-        most = min(rows, cols) if self.rank is None else min(self.rank, rows, cols)
+        # Beyond this many ranks the factors have more entries than the matrix.
+        most = -(-rows * cols // (rows + cols)) if self.rank is None else min(self.rank, rows, cols)
         whitening = Whitening.of(importance, target)
 
         def worthwhile(sigma: Tensor) -> int:
-            return most if self.rank is not None else int(_pays(sigma, (rows, cols), price).sum())
+            return most if self.rank is not None else min(most, int(_pays(sigma, (rows, cols), price).sum()))
 
         if most == 0:
             return LowRankPart((rows, cols), None)
@@ -162,24 +164,30 @@ def _pays(sigma: Tensor, shape: tuple[int, int], price: float) -> Tensor:
 
 
 def _right_vectors(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int]) -> tuple[Tensor, Tensor]:
-    """Sigma and V^T of `matrix`: complete for a small one, else only as far as it is worthwhile.
+    """Sigma and V^T of `matrix` (float64): complete for a small one, else only as far as it is worthwhile.
 
     Randomized subspace iteration with a fixed seed (Halko, Martinsson, Tropp, arXiv 0909.4061), doubled in size until
-    the last singular value found is not wanted any more.
+    the last singular value found is not wanted any more; if very many are, the eigenvectors of the smaller product.
     """
     smaller = min(matrix.shape)
-    size = min(_FIRST_GUESS, most) + 16
-    matrix = matrix if smaller <= _EXACT_BELOW else matrix.float()
-    while smaller > _EXACT_BELOW and 4 * size < smaller:
-        random = torch.randn(matrix.shape[1], size, generator=torch.Generator().manual_seed(size), dtype=matrix.dtype)
+    if smaller <= _EXACT_BELOW:
+        return torch.linalg.svd(matrix, full_matrices=False)[1:]
+    matrix = matrix.float()
+    size = min(_FIRST_GUESS, most) + _SPARE
+    while 8 * size < smaller:
+        random = torch.randn(matrix.shape[1], size, generator=torch.Generator().manual_seed(size))
         Q = torch.linalg.qr(matrix @ random).Q
         for _ in range(_POWER_STEPS):
             Q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ Q).Q).Q
         _, sigma, Vh = torch.linalg.svd(Q.T @ matrix, full_matrices=False)
-        if worthwhile(sigma) <= size - 16:
+        if worthwhile(sigma) <= size - _SPARE:
             return sigma.double(), Vh.double()
         size *= 2
-    _, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    tall = matrix.shape[0] > matrix.shape[1]
+    square, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
+    sigma, vectors = square.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
+    # What is lost below the resolution of float32 does not matter: the left factor is solved again.
+    Vh = vectors.T if tall else (vectors.T @ matrix) / sigma.clamp_min(1e-4 * float(sigma[0]))[:, None]
     return sigma.double(), Vh.double()
 
 

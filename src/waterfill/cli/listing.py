@@ -1,0 +1,183 @@
+"""What a file holds, tensor by tensor, as its manifest says it: read and shown without torch."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from waterfill.cli.text import Column, bytes_text, count_text, shortened, table
+from waterfill.errors import CorruptFile
+from waterfill.file import FileReader
+
+SHORT = 40
+"""Rows of a table up to which every tensor has its own."""
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
+_COLUMNS = (
+    Column("tensor", text=True, longest=48),
+    Column("shape"),
+    Column("dtype", text=True),
+    Column("part", text=True, longest=48),
+    Column("bits"),
+    Column("bytes"),
+    Column("error"),
+    Column("kept because", text=True),
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor: its name, shape and dtype, the part it became, its bytes, its relative error if that is known, and
+    why it was not compressed (or nothing). count: how many tensors of the same pattern this row stands for."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    part: str
+    bytes: float
+    error: float | None = None
+    reason: str = ""
+    count: int = 1
+
+    @property
+    def entries(self) -> int:
+        """Entries of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def weights(self) -> int:
+        """Entries that count as weights: floating-point ones but a norm's running statistics."""
+        floating = self.dtype.startswith(("float", "bfloat"))
+        return self.entries if floating and not self.name.endswith(_RUNNING) else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The row for `--json`."""
+        row = {name: value for name, value in asdict(self).items() if name != "count"}
+        return row | {"bits": 8 * self.bytes / max(1, self.entries)}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """items: the tensors of a file. aliases: tied names and the one that holds the data. notes: how it was made.
+    size: bytes of the whole file."""
+
+    items: tuple[Item, ...]
+    aliases: Mapping[str, str]
+    notes: Mapping[str, Any]
+    size: int
+
+    @property
+    def weights(self) -> int:
+        """Entries that count as weights, tied ones once."""
+        return sum(item.weights for item in self.items)
+
+    @property
+    def bits(self) -> float:
+        """Bits of the whole file per weight."""
+        return 8 * self.size / max(1, self.weights)
+
+    @property
+    def original(self) -> int | None:
+        """Bytes of the original tensors, where the file says so."""
+        original = self.notes.get("original")
+        return original if isinstance(original, int) and original > 0 else None
+
+    def totals(self) -> str:
+        """Size, ratio and bits per weight of the whole file, in a line."""
+        ratio = f", {self.original / self.size:.4g} times smaller than {bytes_text(self.original)}" if self.original else ""
+        count = f"{count_text(self.weights)} weights in {len(self.items)} tensors"
+        return f"{self.size} bytes{ratio}; {self.bits:.3f} bits per weight, {count}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Totals and rows for `--json`."""
+        return {
+            "bytes": self.size,
+            "original_bytes": self.original,
+            "ratio": self.original / self.size if self.original else None,
+            "weights": self.weights,
+            "bits_per_weight": self.bits,
+            "recipe": self.recipe,
+            "aliases": dict(self.aliases),
+            "tensors": [item.as_json() for item in self.items],
+        }
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that the file was made by, or nothing."""
+        return str(self.notes.get("recipe", ""))
+
+
+def read_listing(src: FileReader) -> Listing:
+    """The listing of an open file. Raises CorruptFile for a manifest that is not as a writer would have written it."""
+    packed, aliases, notes = (src.manifest.get(key, {}) for key in ("tensors", "aliases", "notes"))
+    known = src.lengths
+    if not all(isinstance(value, dict) for value in (packed, aliases, notes)):
+        raise CorruptFile("the manifest does not describe the tensors of this file; it is damaged")
+    if not all(isinstance(name, str) and name in known and alias not in known for alias, name in aliases.items()):
+        raise CorruptFile("an alias names a tensor that the file does not hold; it is damaged")
+    columns = [_column(packed.get(key), len(known)) for key in ("shapes", "dtypes", "words", "reasons")]
+    items = [
+        Item(name, _shape(shape), dtype, words, size, reason=reason)
+        for (name, size), shape, dtype, words, reason in zip(known.items(), *columns, strict=True)
+    ]
+    return Listing(tuple(items), aliases, notes, src.size)
+
+
+def _column(stored: Any, count: int) -> list[str]:
+    """A column of the manifest: its distinct texts, and which of them each tensor has (none: all have the only one)."""
+    match stored:
+        case [list(values), list(places)] if all(isinstance(value, str) for value in values):
+            places = places or [0] * count
+            if len(places) == count and all(type(i) is int and 0 <= i < len(values) for i in places):
+                return [values[i] for i in places]
+    raise CorruptFile("a column of the manifest is not what a writer would have written; the file is damaged")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"([0-9]{1,13}(,[0-9]{1,13}){0,15})?", text):
+        raise CorruptFile(f"the manifest gives the shape {text[:80]!r}; the file is damaged")
+    return tuple(int(size) for size in text.split(",")) if text else ()
+
+
+def overview(items: Sequence[Item], everything: bool = False) -> str:
+    """The table of these tensors; a long one shows a row for each pattern of names, and of those the largest."""
+    if everything or len(items) <= SHORT:
+        return table(_COLUMNS, map(_cells, items))
+    groups = grouped(items)
+    largest = sorted(groups, key=lambda item: -item.bytes)[:SHORT]
+    shown = [item for item in groups if item in largest][:SHORT]
+    rest = [item for item in groups if item not in shown]
+    text = table(_COLUMNS, map(_cells, shown))
+    if rest:
+        tensors = sum(item.count for item in rest)
+        text += f"\n... and {tensors} smaller tensors, {bytes_text(sum(item.bytes for item in rest))}"
+    return text + "\n(tensors whose names differ in numbers only share a row; --all shows each)"
+
+
+def grouped(items: Iterable[Item]) -> list[Item]:
+    """One row for all tensors whose names differ in numbers only and that have the same shape and dtype."""
+    groups: dict[tuple[Any, ...], list[Item]] = {}
+    for item in items:
+        pattern = re.sub(r"\d+", "*", item.name)
+        groups.setdefault((pattern, item.shape, item.dtype, item.reason), []).append(item)
+    return [_merged(pattern, group) for (pattern, *_), group in groups.items()]
+
+
+def _merged(pattern: str, group: list[Item]) -> Item:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    errors = [item.error for item in group if item.error is not None]
+    parts = list(dict.fromkeys(item.part for item in group))
+    part = parts[0] if len(parts) == 1 else f"{shortened(parts[0], 30)} and {len(parts) - 1} others"
+    error = max(errors) if errors else None
+    size = sum(item.bytes for item in group)
+    return Item(pattern, first.shape, first.dtype, part, size, error, first.reason, len(group))
+
+
+def _cells(item: Item) -> list[str]:
+    many = f" ({item.count} times)" if item.count > 1 else ""
+    bits = f"{8 * item.bytes / (item.entries * item.count):.2f}" if item.entries else ""
+    error = "" if item.error is None else f"{100 * item.error:.2f} %" if item.error else "0"
+    shape = "x".join(map(str, item.shape)) or "scalar"
+    return [item.name + many, shape, item.dtype, item.part, bits, f"{item.bytes:.0f}", error, item.reason]

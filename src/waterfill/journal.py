@@ -1,0 +1,84 @@
+"""The work directory of a job: every finished blob in a file of its own, so that a killed job goes on where it was."""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from waterfill.errors import PlanMismatch
+
+_PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A folder with a plan and the blobs finished under it. Only one process may write to it at a time."""
+
+    folder: Path
+
+    @classmethod
+    def begin(cls, folder: Path, plan: Mapping[str, Any]) -> "Journal":
+        """Open or go on with a work directory. Raises PlanMismatch, naming the difference, if it is another job's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = cls(folder)
+        stored = journal._read(_PLAN)
+        if stored is None:
+            journal._write(_PLAN, json.dumps(plan).encode())
+            return journal
+        found = json.loads(stored)
+        wanted = json.loads(json.dumps(plan))
+        for key in sorted({*found, *wanted}):
+            if found.get(key) != wanted.get(key):
+                raise PlanMismatch(
+                    f"{folder} belongs to another job: its {key} is {_short(found.get(key))}, "
+                    f"now it is {_short(wanted.get(key))}. Finish that job, or delete the folder to begin anew"
+                )
+        return journal
+
+    def finished(self, count: int) -> dict[int, dict[str, Any]]:
+        """Notes of the blobs, of `count` possible ones, that are there and whole."""
+        notes = {}
+        for i in range(count):
+            said, blob = self._read(f"{i}.json"), self._read(f"{i}.blob")
+            if said is None or blob is None:
+                continue
+            try:
+                note = json.loads(said)
+            except ValueError:
+                continue
+            if note.get("crc") == zlib.crc32(blob):
+                notes[i] = note | {"bytes": len(blob)}
+        return notes
+
+    def put(self, i: int, blob: bytes, note: Mapping[str, Any]) -> None:
+        """Keep a finished blob, in place of an earlier one."""
+        self._write(f"{i}.blob", blob)
+        self._write(f"{i}.json", json.dumps({**note, "crc": zlib.crc32(blob)}).encode())
+
+    def blob(self, i: int) -> bytes:
+        """A blob that was put."""
+        return (self.folder / f"{i}.blob").read_bytes()
+
+    def remove(self) -> None:
+        """Delete the folder: the job is done."""
+        shutil.rmtree(self.folder)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, data: bytes) -> None:
+        beside = self.folder / f"{name}.tmp"
+        beside.write_bytes(data)
+        os.replace(beside, self.folder / name)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
