@@ -1,7 +1,7 @@
 // Floating-point words apart and together, equal to split_reference and merge_reference of coding/floats.py.
 //
-// Entries are taken in blocks that stay in the first-level cache: first the octave and phase of every entry's scale, row
-// by row, then all else in one flat loop, so that short rows cost little.
+// Entries are taken in blocks that stay in the first-level cache: first the scale of every entry, row by row, then all
+// else in one flat loop, so that short rows cost little.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
@@ -32,7 +32,10 @@ using Coded = nb::ndarray<const uint8_t, nb::shape<8, 256>, nb::c_contig, nb::de
 using Numbers = std::tuple<int, int, int, int, bool>;
 
 struct Fields {
-    int bits, symbol, top, low, sign;  // of a word; exponent and top bits; top; low mantissa bits; 1 if signs are stored
+    int bits;      // of a word
+    int symbol;    // exponent and top mantissa bits
+    int top, low;  // mantissa bits in a symbol, and below it
+    int sign;      // 1 if signs are stored
 
     explicit Fields(const Numbers& n)
         : bits(std::get<0>(n)), symbol(std::get<1>(n)), top(std::get<2>(n)), low(std::get<3>(n)), sign(std::get<4>(n)) {
@@ -103,8 +106,8 @@ private:
 };
 
 template <class Word>
-void split(const Word* words, size_t entries, const Factors& factors, const uint8_t* coded, const Fields& f, int8_t* symbols,
-           uint8_t* raw) {
+void split(const Word* words, size_t entries, const Factors& factors, const uint8_t* coded, const Fields& f,
+           int8_t* symbols, uint8_t* raw) {
     const uint32_t low_mask = (1u << f.low) - 1, symbol_mask = (1u << f.symbol) - 1;
     const int dropped = f.dropped();
     int16_t scale[kBlock];
@@ -141,14 +144,14 @@ void merge_block(const int8_t* symbols, const int16_t* scale, const uint8_t* raw
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
 
 bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vbmi");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi");
 }
 
 // Whole groups of 16 entries, whose raw bits are 2 * width bytes: one load, one permutation of bytes, one shift.
 template <class Word>
-AVX512 size_t merge_groups(const int8_t* symbols, const int16_t* scale, const uint8_t* raw, size_t entries, const Fields& f,
-                           Word* words) {
+AVX512 size_t merge_groups(const int8_t* symbols, const int16_t* scale, const uint8_t* raw, size_t entries,
+                           const Fields& f, Word* words) {
     alignas(64) uint8_t from[64];
     alignas(64) uint32_t by[16];
     for (int lane = 0; lane < 16; ++lane) {
@@ -158,7 +161,8 @@ AVX512 size_t merge_groups(const int8_t* symbols, const int16_t* scale, const ui
     const __m512i bytes = _mm512_load_si512(from), shift = _mm512_load_si512(by);
     const __m512i low_mask = _mm512_set1_epi32((1 << f.low) - 1), symbol_mask = _mm512_set1_epi32((1 << f.symbol) - 1);
     const __m512i sign_mask = _mm512_set1_epi32(f.sign);
-    const __m128i top = _mm_cvtsi32_si128(f.top), low = _mm_cvtsi32_si128(f.low), dropped = _mm_cvtsi32_si128(f.dropped());
+    const __m128i top = _mm_cvtsi32_si128(f.top), low = _mm_cvtsi32_si128(f.low);
+    const __m128i dropped = _mm_cvtsi32_si128(f.dropped());
     const __m128i sign = _mm_cvtsi32_si128(f.bits - 1);
     const size_t whole = entries / 16 * 16;
     for (size_t i = 0; i < whole; i += 16, raw += 2 * f.raw()) {
@@ -182,7 +186,8 @@ AVX512 size_t merge_groups(const int8_t* symbols, const int16_t* scale, const ui
 #endif
 
 template <class Word>
-void merge(const int8_t* symbols, const uint8_t* raw, size_t entries, const Factors& factors, const Fields& f, Word* words) {
+void merge(const int8_t* symbols, const uint8_t* raw, size_t entries, const Factors& factors, const Fields& f,
+           Word* words) {
     int16_t scale[kBlock];
     uint8_t bytes[kBlock * kMostRaw / 8 + 64] = {};
     for (size_t at = 0; at < entries; at += kBlock) {

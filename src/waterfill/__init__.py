@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         WaterfillError,
     )
     from waterfill.importance import Importance
+    from waterfill.job import Options, Plan, Summary, compress_file, plan_file
     from waterfill.model import CompressedModel, load_tensor
     from waterfill.part import Part, Spec
     from waterfill.parts import Codebook, Dense, LowRank, Prune, Quantize, Sampled
@@ -43,7 +44,7 @@ _ROOMS = {
         "WaterfillError",
     ),
     "waterfill.importance": ("Importance",),
-    "waterfill.job": ("Summary", "compress_file"),
+    "waterfill.job": ("Options", "Plan", "Summary", "compress_file", "plan_file"),
     "waterfill.model": ("CompressedModel", "load_tensor"),
     "waterfill.part": ("Part", "Spec"),
     "waterfill.parts": ("Codebook", "Dense", "LowRank", "Prune", "Quantize", "Sampled"),

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> None:
     """Write OUT. Raises CorruptFile, NewerFormat, OutputExists."""
     import torch
 
-    from waterfill.cli.progress import Meter, Step
+    from waterfill import Progress
+    from waterfill.cli.progress import Meter
     from waterfill.cli.tensors import CompressedTensors, SafetensorsWriter
 
     output = args.output or str(Path(args.file).with_suffix(".safetensors"))
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
             for number, slot in enumerate(slots, 1):
                 out.add(tensors[slot.source].to(slot.dtype))
                 done += slot.bytes
-                meter(Step("writing", number, len(slots), done, entries))
+                meter(Progress("writing", number, len(slots), done, entries))
             written = out.finish()
         size = src.size
     if args.json:

@@ -107,6 +107,12 @@ class Listing:
         return str(self.notes.get("recipe", ""))
 
 
+def items_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Item, ...]:
+    """The items of the rows that `CompressedModel.table` and the summary of a job give."""
+    names = ("name", "dtype", "part", "bytes", "error", "reason")
+    return tuple(Item(shape=tuple(row["shape"]), **{name: row[name] for name in names}) for row in rows)
+
+
 def read_listing(src: FileReader) -> Listing:
     """The listing of an open file. Raises CorruptFile for a manifest that is not as a writer would have written it."""
     packed, aliases, notes = (src.manifest.get(key, {}) for key in ("tensors", "aliases", "notes"))

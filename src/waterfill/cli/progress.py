@@ -3,27 +3,15 @@
 import sys
 import time
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from waterfill.cli.text import seconds_text
 
+if TYPE_CHECKING:
+    from waterfill import Progress
+
 _MOVES, _LINES = 0.1, 15.0  # seconds between updates on a terminal, and elsewhere
 _KNOWN = 0.01  # the share of the work from which a guess of the time left means something
-
-
-class Step(Protocol):
-    """How far a stage of the work is: tensors and entries done, and in all."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def entries_done(self) -> int: ...
-    @property
-    def entries(self) -> int: ...
 
 
 class Meter:
@@ -41,7 +29,7 @@ class Meter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._clear()
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: "Progress") -> None:
         """Show a step, unless another was shown just before."""
         now = time.monotonic()
         if step.stage != self._stage:
@@ -59,7 +47,7 @@ class Meter:
             sys.stderr.flush()
 
 
-def line_of(step: Step, elapsed: float) -> str:
+def line_of(step: "Progress", elapsed: float) -> str:
     """A step in words, `elapsed` seconds after its stage began."""
     share = step.entries_done / step.entries if step.entries else step.done / max(1, step.total)
     line = f"{step.stage}: {step.done} of {step.total} tensors, {100 * share:.0f} %"

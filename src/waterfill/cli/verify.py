@@ -1,12 +1,16 @@
 """`waterfill verify`: every checksum; with --deep every part decoded; with --against the weights compared."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from waterfill.cli.failure import VerifyError
 from waterfill.cli.listing import Listing, read_listing
 from waterfill.cli.text import say, say_json
 from waterfill.errors import CorruptFile
 from waterfill.file import FileReader
+
+if TYPE_CHECKING:
+    from waterfill.cli.comparing import Comparison
 
 EXAMPLES = """examples:
   waterfill verify model.wf                                every checksum: was the file damaged?

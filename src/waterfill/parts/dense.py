@@ -22,6 +22,7 @@ from waterfill.part import Part, Spec, cost
 
 FULL = 23
 """Mantissa bits of float32."""
+_SAMPLE = 1 << 20  # entries that decide on the mantissa
 FORMATS = {"float32": FULL, "float16": 10, "bfloat16": 7}
 """Mantissa bits of the formats that a matrix can be rounded to."""
 
@@ -177,14 +178,17 @@ def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
     """The number of mantissa bits with the lowest D + price * bits.
 
     Another mantissa bit is another bit of every entry. Rounding errors of different entries do not correlate, so the
-    diagonal of a Gram matrix tells D. Past the first m with D < price * entries no further bit can pay.
+    diagonal of a Gram matrix tells D, and some rows of a large matrix tell it for all. Past the first m with
+    D < price * entries no further bit can pay.
     """
-    alone = Importance(importance.rows, _diagonal(importance, target.shape[1]))
+    step = max(1, target.numel() // _SAMPLE)
+    rows = importance.rows[::step] if importance.rows.ndim else importance.rows
+    alone, some = Importance(rows, _diagonal(importance, target.shape[1])), target[::step]
     costs: list[float] = []
     for mantissa in range(FULL + 1):
-        distortion = alone.distortion(target - rounded(target, mantissa))
-        costs.append(distortion + price * target.numel() * mantissa)
-        if distortion <= price * target.numel():
+        distortion = alone.distortion(some - rounded(some, mantissa))
+        costs.append(distortion + price * some.numel() * mantissa)
+        if distortion <= price * some.numel():
             break
     return int(np.argmin(costs))
 

@@ -5,7 +5,7 @@ The step is that of high-rate theory, D = w Delta^2 / 12 per entry at a slope of
 codes chosen by their true cost it stays the best one down to below one bit (docs/why.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding import chunks, matrix, product
+from waterfill.coding import matrix, product, scale_model
+from waterfill.coding.plans import narrow, row_chunks
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
-from waterfill.part import Part, Spec, cost
+from waterfill.part import Part, Spec
 from waterfill.parts.choose import Chooser
 from waterfill.parts.feedback import feed_back
 from waterfill.parts.grid import FARTHEST, Grid, candidate_grids, step_weights
@@ -122,30 +123,58 @@ class Quantize(Spec):
         importance.check(target.shape[0], target.shape[1])
         if self.bits is not None:
             return fit_grouped(target, importance, self)
-        parts = [_fit_grid(target, importance, price, g) for g in candidate_grids(target, importance, price)]
-        return parts[0] if len(parts) == 1 else min(parts, key=lambda part: cost(part, target, importance, price))
+        first = [_Draft.rounded(target, importance, price, grid) for grid in candidate_grids(target, importance, price)]
+        best = first[0] if len(first) == 1 else min(first, key=lambda draft: draft.cost(target, importance, price))
+        if target.numel() < _LARGE:
+            best = best.again(target)
+        return _refit_step(best.part, target, importance)
 
 
-def _fit_grid(target: Tensor, importance: Importance, price: float, grid: Grid) -> QuantizedPart:
-    """Codes on one grid: round, fit the densities, choose again by the true cost, and refit the step."""
-    shape = (target.shape[0], target.shape[1])
-    kernel = matrix.spatial(shape[1], importance.kernel)
-    positions = int(np.prod(kernel)) if kernel else 1
-    x = _in_steps(target, grid, positions)
-    row, col = step_weights(shape, importance)
-    weights = (
-        0.5 * row * grid.row_scales(shape[0]).astype(np.float64) ** 2 / price,
-        col * grid.col_scales(shape[1], positions).astype(np.float64) ** 2,
-    )
-    lower = importance.lower
-    if lower is not None:  # errors are fed back in steps of their own columns
-        lower = lower * grid.col_scales(shape[1], positions)[: len(lower)]
-    codes = matrix.narrow(np.rint(x).astype(np.int32))
-    for _ in range(1 if target.numel() >= _LARGE else 2):
-        model = product.fit(codes.reshape(shape[0], -1, positions), kernel)
-        codes = _choose(x, Chooser(model, kernel, weights), lower)
-    part = QuantizedPart(shape, torch.from_numpy(codes), grid, kernel)
-    return _refit_step(part, target, importance)
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """Codes on one grid, and what chose them."""
+
+    part: QuantizedPart
+    chooser: Chooser
+    lower: np.ndarray | None
+
+    @classmethod
+    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid) -> "_Draft":
+        """Round, fit the densities to that, and choose by the true cost under them."""
+        shape = (target.shape[0], target.shape[1])
+        kernel = scale_model.spatial(shape[1], importance.kernel)
+        positions = int(np.prod(kernel)) if kernel else 1
+        row, col = step_weights(shape, importance)
+        weights = (
+            0.5 * row * grid.row_scales(shape[0]).astype(np.float64) ** 2 / price,
+            col * grid.col_scales(shape[1], positions).astype(np.float64) ** 2,
+        )
+        lower = importance.lower
+        if lower is not None:  # errors are fed back in steps of their own columns
+            lower = lower * grid.col_scales(shape[1], positions)[: len(lower)]
+        x = _in_steps(target, grid, positions)
+        codes = narrow(np.rint(x).astype(np.int32))
+        chooser = Chooser(product.fit(codes.reshape(shape[0], -1, positions), kernel), kernel, weights)
+        part = QuantizedPart(shape, torch.from_numpy(_choose(x, chooser, lower)), grid, kernel)
+        return cls(part, chooser, lower)
+
+    def again(self, target: Tensor) -> "_Draft":
+        """Choose once more, under densities fitted to the codes as they are now."""
+        part, model = self.part, self.chooser.model
+        positions = len(model.positions)
+        cube = part.codes.numpy().reshape(part.shape[0], -1, positions)
+        chooser = replace(self.chooser, model=product.fit_like(cube, part.kernel, model))
+        codes = _choose(_in_steps(target, part.grid, positions), chooser, self.lower)
+        return _Draft(replace(part, codes=torch.from_numpy(codes)), chooser, self.lower)
+
+    def cost(self, target: Tensor, importance: Importance, price: float) -> float:
+        """D + price * bits, nats, with the bits that the densities at hand would need."""
+        codes, model = self.part.codes.numpy(), self.chooser.model
+        cube = codes.reshape(len(codes), -1, len(model.positions))
+        vectors = (self.part.grid.rows, self.part.grid.channels, self.part.grid.places)
+        side = sum(3.0 * len(v) for v in vectors if v is not None)
+        bits = product.total_bits(cube, self.part.kernel, model) + side
+        return importance.distortion(target - self.part.dense()) + price * bits
 
 
 def _in_steps(target: Tensor, grid: Grid, positions: int) -> np.ndarray:
@@ -172,17 +201,15 @@ def _choose(x: np.ndarray, chooser: Chooser, lower: np.ndarray | None) -> np.nda
         return codes[:, columns].astype(np.float32)
 
     feed_back(x, np.eye(n) if lower is None else lower, visit)
-    return matrix.narrow(codes)
+    return narrow(codes)
 
 
 def _choose_by_rows(x: np.ndarray, chooser: Chooser) -> np.ndarray:
     """Without kernel and feedback every entry stands alone: a few rows at a time, so that memory stays small."""
     codes = np.empty(x.shape, dtype=np.int8)
     columns = np.arange(x.shape[1])
-    step = chunks.rows_per_chunk(x.shape[1])
-    for start in range(0, len(x), step):
-        rows = slice(start, min(start + step, len(x)))
-        piece = matrix.narrow(chooser(rows, columns, x[rows], []))
+    for rows in row_chunks(*x.shape):
+        piece = narrow(chooser(rows, columns, x[rows], []))
         codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
         codes[rows] = piece
     return codes
@@ -196,5 +223,4 @@ def _refit_step(part: QuantizedPart, target: Tensor, importance: Importance) -> 
     step = float(np.float32(part.grid.step * factor))
     if not 0.5 < factor < 2 or step <= 0:
         return part
-    grid = Grid(step, part.grid.rows, part.grid.channels, part.grid.places)
-    return QuantizedPart(part.shape, part.codes, grid, part.kernel)
+    return replace(part, grid=replace(part.grid, step=step))

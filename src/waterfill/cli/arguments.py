@@ -1,0 +1,69 @@
+"""What `compress` and `plan` have in common: the model, the budget, the recipe, and how to run."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from waterfill.cli.text import parse_size
+
+DEFAULT_RECIPE = "Quantize()"
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `compress` and `plan` share."""
+    parser.add_argument("model", metavar="MODEL", help="a .safetensors file, or the folder or index of a sharded one")
+    budget = parser.add_argument_group("budget, at most one of").add_mutually_exclusive_group()
+    budget.add_argument("--bits", type=_positive, metavar="B", help="bits per weight of the whole file (default: 4)")
+    budget.add_argument("--size", type=_size, metavar="S", help="of the file: 3MB, 3MiB, 500kB, 54000")
+    budget.add_argument("--ratio", type=_positive, metavar="R", help="how many times smaller than the original tensors")
+    budget.add_argument("--price", type=_positive, metavar="P", help="the water level itself, nats per bit")
+    budget.add_argument("--lossless", action="store_true", help="every bit stays, in as few bytes as that takes")
+    parser.add_argument(
+        "--recipe",
+        default=DEFAULT_RECIPE,
+        metavar="TEXT",
+        help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE})',
+    )
+    parser.add_argument("--threads", type=_threads, metavar="N", help="weights at a time (default: one a core, at most 4)")
+    parser.add_argument("--all", action="store_true", help="a row for every tensor, however many there are")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def budget_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The budget that was asked for, as `compress_file` and `plan_file` take it."""
+    return {"bits": args.bits, "size": args.size, "ratio": args.ratio, "price": args.price, "lossless": args.lossless}
+
+
+def default_output(model: str) -> str:
+    """MODEL.wf beside the model: for a folder or the index in it, beside the folder."""
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        return str(path.with_suffix(".wf"))
+    folder = (path.parent if path.suffix == ".json" else path).resolve()
+    return str(folder.with_name(f"{folder.name}.wf"))
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive size")
+    return size
+
+
+def _threads(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of threads")
+    return value

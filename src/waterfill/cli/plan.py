@@ -1,0 +1,34 @@
+"""`waterfill plan`: what compress would do with the same arguments; writes nothing."""
+
+import argparse
+
+from waterfill.cli.arguments import add_common, budget_of
+from waterfill.cli.listing import Listing, items_of, overview
+from waterfill.cli.text import bytes_text, say, say_json, seconds_text
+
+EXAMPLES = """example:
+  waterfill plan model.safetensors --bits 3 && waterfill compress model.safetensors --bits 3"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `plan`."""
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the predictions. Raises what `waterfill.plan_file` raises."""
+    from waterfill import Options, plan_file
+    from waterfill.cli.progress import Meter
+
+    with Meter(args.quiet) as meter:
+        options = Options(threads=args.threads, progress=meter)
+        plan = plan_file(args.model, args.recipe, **budget_of(args), options=options)
+    notes = {"recipe": "lossless" if args.lossless else args.recipe, "original": plan.original}
+    listing = Listing(items_of(plan.rows), {}, notes, plan.size)
+    if args.json:
+        say_json({"price": plan.price, "memory": plan.memory, "seconds": plan.seconds} | listing.as_json())
+        return
+    say(overview(listing.items, args.all))
+    say()
+    say(f"predicted: {listing.totals()}")
+    say(f"about {seconds_text(plan.seconds)} and {bytes_text(plan.memory)} of memory; price {plan.price:.3g} nats per bit")

@@ -1,0 +1,218 @@
+"""Codes from bytes as docs/format.md tells it, in plain Python, with nothing of the library but its frozen numbers.
+
+Slow and without any check: it exists to prove that the document is complete.
+"""
+
+import itertools
+import math
+import zlib
+
+from waterfill.coding.frozen import OCTAVE, SURVIVAL
+
+
+def signed(number):
+    return number // 2 if number % 2 == 0 else -(number + 1) // 2
+
+
+class Source:
+    """Numbers from a blob."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def raw(self, count):
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def varint(self):
+        byte = self.raw(1)[0]
+        return byte if byte < 128 else byte - 128 + 128 * self.varint()
+
+    def rice(self, count):
+        if count == 0:
+            return []
+        center, k = signed(self.varint()), self.varint()
+        bits = Bits(self.data[self.at :])
+        quotients = [next(n for n in itertools.count() if not bits.take(1)) for _ in range(count)]
+        folded = {i: q << k | bits.take(k) for i, q in enumerate(quotients) if q < 24}
+        folded |= {i: bits.take(32) for i, q in enumerate(quotients) if q >= 24}
+        self.at += (bits.at + 7) // 8
+        return [signed(folded[i]) + center for i in range(count)]
+
+
+class Bits:
+    """Numbers of so many bits, the highest bit first."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, width):
+        value = 0
+        for at in range(self.at, self.at + width):
+            value = 2 * value + (self.data[at // 8] >> (7 - at % 8) & 1)
+        self.at += width
+        return value
+
+
+class Stream:
+    """Symbols from a rANS stream."""
+
+    def __init__(self, data, lanes):
+        self.states = [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(lanes)]
+        words = data[4 * lanes :]
+        self.words = [int.from_bytes(words[i : i + 2], "little") for i in range(0, len(words), 2)]
+
+    def symbol(self, lane, table):
+        slot, begin = self.states[lane] & 4095, 0
+        for index in range(256):
+            if slot < begin + table[index]:
+                break
+            begin += table[index]
+        state = table[index] * (self.states[lane] >> 12) + slot - begin
+        self.states[lane] = state << 16 | self.words.pop(0) if state < 1 << 16 else state
+        return index
+
+    def segment(self, tables):
+        return [self.symbol(i % len(self.states), table) for i, table in enumerate(tables)]
+
+    def end(self):
+        assert self.words == []
+        assert set(self.states) == {1 << 16}
+
+
+def density(shape, k, h):
+    """The table [256] of a density."""
+    sigma, points = OCTAVE[k % 8] * 2 ** (k // 8), [16 * j * j for j in range(257)]
+
+    def above(a):
+        x = abs(a) * 2**33 // sigma
+        j = max(j for j in range(257) if points[j] <= x)
+        mass = 0
+        if j < 256:
+            fall = SURVIVAL[shape][j] - SURVIVAL[shape][j + 1]
+            mass = SURVIVAL[shape][j] - fall * (x - points[j]) // (points[j + 1] - points[j])
+        return mass if a >= 0 else 2**30 - mass
+
+    edges = [above(16 * s - 8 - 2 * h) for s in range(-127, 129)]
+    masses = [0] * 256
+    for s, low, high in zip(range(-127, 128), edges, edges[1:], strict=False):
+        masses[s & 255] = low - high if low - high >= 2**17 else 0
+    masses[128] = 2**30 - sum(masses)
+    return frequencies(masses)
+
+
+def frequencies(masses):
+    total = sum(masses)
+    found = [(8192 * m + total) // (2 * total) for m in masses]
+    found[128] = max(found[128], 1)
+    while excess := sum(found) - 4096:
+        rest = [4096 * m - total * f for m, f in zip(masses, found, strict=True)]
+        sign = 1 if excess > 0 else -1
+        movable = sorted((sign * rest[i], i) for i in range(256) if found[i] > (1 if excess > 0 else 0))
+        for _, i in movable[: abs(excess)]:
+            found[i] -= sign
+    return found
+
+
+def crc(codes):
+    small = all(-128 <= z <= 127 for z in codes)
+    return zlib.crc32(b"".join(z.to_bytes(1 if small else 4, "little", signed=True) for z in codes))
+
+
+def decode(data, rows, cols, kernel=()):
+    """Lists of codes [rows][cols]."""
+    return matrix(Source(data), rows, cols, kernel)
+
+
+def matrix(src, rows, cols, kernel):
+    positions = math.prod(kernel)
+    sensible = kernel and min(kernel) >= 1 and 1 < positions <= 1024 and cols % positions == 0
+    kernel = tuple(size for size in kernel if size > 1) if sensible else ()
+    first = src.varint()
+    read = (constant, modeled, histogram, packed, repeated)[first % 8]
+    return read(src, rows, cols, (kernel, 2 ** (first // 8)))
+
+
+def constant(src, rows, cols, _):
+    code = signed(src.varint())
+    return [[code] * cols for _ in range(rows)]
+
+
+def histogram(src, rows, cols, context):
+    lowest, span = signed(src.varint()), src.varint()
+    table = src.rice(span + 1) + [0] * (255 - span)
+    stream = Stream(src.raw(src.varint()), context[1])  # small matrices have one chunk
+    codes = [lowest + s for s in stream.segment([table] * (rows * cols))]
+    stream.end()
+    assert crc(codes) == int.from_bytes(src.raw(4), "little")
+    return [codes[r * cols : (r + 1) * cols] for r in range(rows)]
+
+
+def packed(src, rows, cols, _):
+    lowest, width = signed(src.varint()), src.varint()
+    bits = Bits(src.raw((rows * cols * width + 7) // 8))
+    return [[lowest + bits.take(width) for _ in range(cols)] for _ in range(rows)]
+
+
+def repeated(src, rows, cols, context):
+    distinct, steps = src.varint(), src.rice(rows)
+    inner, met = matrix(src, distinct, cols, context[0]), 0
+    found = []
+    for step in steps:
+        met += step == 0
+        found.append(inner[(step or met) - 1])
+    return found
+
+
+def neighbors(kernel):
+    """Earlier positions of every position."""
+    at = list(itertools.product(*map(range, kernel)))
+    nearest = [sorted(range(p), key=lambda q, p=p: (math.dist(at[p], at[q]), q))[:8] for p in range(len(at))]
+    return [sorted(near) for near in nearest]
+
+
+def modeled(src, rows, cols, context):
+    kernel, lanes = context
+    near = neighbors(kernel) if kernel else [[]]
+    channels = cols // len(near)
+    flags, base = src.varint(), src.varint()
+    r = src.rice(rows) if flags & 16 else [0] * rows
+    c = src.rice(channels) if flags & 32 else [0] * channels
+    taps = iter(src.rice(sum(map(len, near))) if flags & 64 else [0] * 10**6)
+    taps = [[next(taps) for _ in before] for before in near]
+    p = src.rice(len(near)) if kernel else [0]
+    escapes = iter(src.rice(src.varint()))
+    low = src.raw(src.varint()) if base + 2 * max(r) + 2 * max(c) + max(p) > 72 else b""
+    stream, tables = Stream(src.raw(src.varint()), lanes), {}
+    planes = []
+    for position in range(len(near)):
+        means, scales = [], []
+        for i in range(rows * channels):
+            m = sum(t * planes[q][i] for t, q in zip(taps[position], near[position], strict=True)) // 2
+            means.append(((m + 4) // 8, m - 8 * ((m + 4) // 8)))
+            scales.append(base + 2 * r[i // channels] + 2 * c[i % channels] + p[position])
+        raw = [max(0, (k - 65) // 8) for k in scales]
+        chosen = []
+        for k, n, (_, h) in zip(scales, raw, means, strict=True):
+            name = (flags & 15, k - 8 * n, 0) if n else (flags & 15, max(k, 0), abs(h))
+            chosen.append(tables.setdefault(name, None) or tables.update({name: density(*name)}) or tables[name])
+        symbols = [s - 256 if s > 128 else s for s in stream.segment(chosen)]
+        kept = [0 if s == 128 else n for s, n in zip(symbols, raw, strict=True)]
+        lows = [0] * len(kept)
+        for b in range(max(kept)):
+            here = [i for i, n in enumerate(kept) if n > b]
+            bits = Bits(low)
+            for i in here:
+                lows[i] += bits.take(1) << b
+            low = low[(len(here) + 7) // 8 :]
+        plane = []
+        for s, n, lowest, (w, h) in zip(symbols, kept, lows, means, strict=True):
+            e = next(escapes) if s == 128 else (s * 2**n + lowest - 2 ** (n - 1) if n else s)
+            plane.append(w - e if h < 0 else w + e)
+        planes.append(plane)
+    stream.end()
+    codes = [plane[i] for i in range(rows * channels) for plane in planes]
+    assert crc(codes) == int.from_bytes(src.raw(4), "little")
+    assert low == b""
+    assert next(escapes, None) is None
+    return [codes[i * cols : (i + 1) * cols] for i in range(rows)]

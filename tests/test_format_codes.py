@@ -1,0 +1,13 @@
+"""docs/format.md is complete: a decoder written from it alone reads what the library writes."""
+
+import pytest
+
+from tests import codes as made
+from tests import plain_decoder
+
+
+@pytest.mark.parametrize("name", made.EXAMPLES)
+def test_the_document_tells_how_to_read_codes(name):
+    codes, kernel = made.EXAMPLES[name]
+    _, data = made.written(codes, kernel)
+    assert plain_decoder.decode(data, *codes.shape, kernel) == codes.tolist()
