@@ -3,6 +3,7 @@
 Slow and without any check: it exists to prove that the document is complete.
 """
 
+import functools
 import itertools
 import math
 import zlib
@@ -80,6 +81,7 @@ class Stream:
         assert set(self.states) == {1 << 16}
 
 
+@functools.cache
 def density(shape, k, h):
     """The table [256] of a density."""
     sigma, points = OCTAVE[k % 8] * 2 ** (k // 8), [16 * j * j for j in range(257)]
@@ -178,41 +180,62 @@ def modeled(src, rows, cols, context):
     flags, base = src.varint(), src.varint()
     r = src.rice(rows) if flags & 16 else [0] * rows
     c = src.rice(channels) if flags & 32 else [0] * channels
-    taps = iter(src.rice(sum(map(len, near))) if flags & 64 else [0] * 10**6)
+    taps = iter(src.rice(sum(map(len, near))) if flags & 64 else [0] * sum(map(len, near)))
     taps = [[next(taps) for _ in before] for before in near]
     p = src.rice(len(near)) if kernel else [0]
-    escapes = iter(src.rice(src.varint()))
-    low = src.raw(src.varint()) if base + 2 * max(r) + 2 * max(c) + max(p) > 72 else b""
-    stream, tables = Stream(src.raw(src.varint()), lanes), {}
+    chunk = Chunk(src, base + 2 * max(r) + 2 * max(c) + max(p) > 72, lanes)
     planes = []
-    for position in range(len(near)):
-        means, scales = [], []
+    for position, before in enumerate(near):
+        entries = []
         for i in range(rows * channels):
-            m = sum(t * planes[q][i] for t, q in zip(taps[position], near[position], strict=True)) // 2
-            means.append(((m + 4) // 8, m - 8 * ((m + 4) // 8)))
-            scales.append(base + 2 * r[i // channels] + 2 * c[i % channels] + p[position])
-        raw = [max(0, (k - 65) // 8) for k in scales]
-        chosen = []
-        for k, n, (_, h) in zip(scales, raw, means, strict=True):
-            name = (flags & 15, k - 8 * n, 0) if n else (flags & 15, max(k, 0), abs(h))
-            chosen.append(tables.setdefault(name, None) or tables.update({name: density(*name)}) or tables[name])
-        symbols = [s - 256 if s > 128 else s for s in stream.segment(chosen)]
-        kept = [0 if s == 128 else n for s, n in zip(symbols, raw, strict=True)]
-        lows = [0] * len(kept)
-        for b in range(max(kept)):
-            here = [i for i, n in enumerate(kept) if n > b]
-            bits = Bits(low)
-            for i in here:
-                lows[i] += bits.take(1) << b
-            low = low[(len(here) + 7) // 8 :]
-        plane = []
-        for s, n, lowest, (w, h) in zip(symbols, kept, lows, means, strict=True):
-            e = next(escapes) if s == 128 else (s * 2**n + lowest - 2 ** (n - 1) if n else s)
-            plane.append(w - e if h < 0 else w + e)
-        planes.append(plane)
-    stream.end()
+            m = sum(t * planes[q][i] for t, q in zip(taps[position], before, strict=True)) // 2
+            w = (m + 4) // 8
+            entries.append((base + 2 * r[i // channels] + 2 * c[i % channels] + p[position], w, m - 8 * w))
+        planes.append(chunk.plane(flags & 15, entries))
+    chunk.end()
     codes = [plane[i] for i in range(rows * channels) for plane in planes]
     assert crc(codes) == int.from_bytes(src.raw(4), "little")
-    assert low == b""
-    assert next(escapes, None) is None
     return [codes[i * cols : (i + 1) * cols] for i in range(rows)]
+
+
+class Chunk:
+    """The codes of kernel positions, one after the other; small matrices have one chunk."""
+
+    def __init__(self, src, beyond, lanes):
+        self.escapes = src.rice(src.varint())
+        self.low = src.raw(src.varint()) if beyond else b""
+        self.stream = Stream(src.raw(src.varint()), lanes)
+
+    def plane(self, shape, entries):
+        """Codes of entries, each a scale index and the whole and phase of a mean."""
+        shifts = [max(0, (k - 65) // 8) for k, _, _ in entries]
+        tables = [
+            density(shape, k - 8 * n, 0) if n else density(shape, max(k, 0), abs(h))
+            for n, (k, _, h) in zip(shifts, entries, strict=True)
+        ]
+        symbols = self.stream.segment(tables)
+        low = self.low_bits([0 if s == 128 else n for s, n in zip(symbols, shifts, strict=True)])
+        codes = []
+        for s, n, bits, (_, w, h) in zip(symbols, shifts, low, entries, strict=True):
+            if s == 128:
+                e = self.escapes.pop(0)
+            else:
+                e = (s - 256 if s > 128 else s) * 2**n + bits - (2 ** (n - 1) if n else 0)
+            codes.append(w - e if h < 0 else w + e)
+        return codes
+
+    def low_bits(self, shifts):
+        """The low bits of every entry, as numbers."""
+        low = [0] * len(shifts)
+        for b in range(max(shifts)):
+            here = [i for i, n in enumerate(shifts) if n > b]
+            bits = Bits(self.low)
+            for i in here:
+                low[i] += bits.take(1) << b
+            self.low = self.low[(len(here) + 7) // 8 :]
+        return low
+
+    def end(self):
+        self.stream.end()
+        assert self.low == b""
+        assert self.escapes == []

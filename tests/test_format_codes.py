@@ -1,7 +1,6 @@
 """docs/format.md is complete: a decoder written from it alone reads what the library writes."""
 
 import pytest
-
 from tests import codes as made
 from tests import plain_decoder
 

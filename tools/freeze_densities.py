@@ -29,7 +29,7 @@ def main() -> None:
     print('"""')
     print()
     print(f"SHAPES = {SHAPES}")
-    print(f"OCTAVE = {tuple(int(round(2 ** (i / 8) * 65536)) for i in range(8))}")
+    print(f"OCTAVE = {tuple(round(2 ** (i / 8) * 65536) for i in range(8))}")
     print("# fmt: off")
     print("SURVIVAL = (")
     for shape in SHAPES:

@@ -157,8 +157,7 @@ class Run:
             exact = 8.0 * (size - self.overhead(lengths))
             if ledger.total <= exact:
                 return ledger
-            allowed -= 1.5 * (ledger.total - exact)
-            settle(found, allowed, self._fit, ledger)
+            settle(found, exact - 64, self._fit, ledger)
         raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
 
     def price_for(self, size: int) -> float:

@@ -36,7 +36,8 @@ class Layout:
     @property
     def kernel(self) -> tuple[int, ...]:
         """The spatial extent behind a channel; () where there is none."""
-        return self.shape[2:] if self.role == KERNEL and math.prod(self.shape[2:]) > 1 else ()
+        conv = self.role == KERNEL or (self.role == RAW and _looks_like_kernel(self.shape))
+        return self.shape[2:] if conv and math.prod(self.shape[2:]) > 1 else ()
 
     @property
     def count(self) -> int:
@@ -66,6 +67,11 @@ class Layout:
         return whole.reshape(self.shape).to(self.dtype)
 
 
+def _looks_like_kernel(shape: tuple[int, ...]) -> bool:
+    """Whether a state dict that does not say holds a convolution in this shape."""
+    return len(shape) in (4, 5) or (len(shape) == 3 and shape[2] <= _LONGEST_KERNEL)
+
+
 def layout_of(shape: tuple[int, ...], dtype: torch.dtype, role: str | None = None) -> Layout:
     """The layout of a tensor; `role` where a module knows it, else it is read off the shape."""
     entries = math.prod(shape)
@@ -74,8 +80,7 @@ def layout_of(shape: tuple[int, ...], dtype: torch.dtype, role: str | None = Non
     if len(shape) < 2 or max(shape) == entries:
         return Layout(shape, dtype, VECTOR)
     if role is None:
-        conv = len(shape) in (4, 5) or (len(shape) == 3 and shape[2] <= _LONGEST_KERNEL)
-        role = KERNEL if conv else STACK if len(shape) == 3 else MATRIX
+        role = KERNEL if _looks_like_kernel(shape) else STACK if len(shape) == 3 else MATRIX
     return Layout(shape, dtype, role)
 
 

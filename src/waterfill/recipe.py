@@ -87,6 +87,8 @@ def _allowed(kind: type[Spec]) -> str:
 
 
 def _close(name: str, known: list[str]) -> str:
+    if not known:
+        return "no kinds of parts are loaded; take the parser from the package: from waterfill import parse"
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
 

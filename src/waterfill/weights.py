@@ -101,7 +101,7 @@ class Weight:
         if self.importance is not None:
             return self.importance if index is None else self.importance.select_rows(index)
         if self.layout.role == RAW:
-            return Importance()
+            return Importance(kernel=self.layout.kernel)
         if self.layout.role == VECTOR:
             return entrywise(target)
         rows, cols = self.layout.matrix

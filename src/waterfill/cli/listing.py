@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from waterfill.cli.text import Column, bytes_text, count_text, shortened, table
+from waterfill.cli.text import Column, bytes_text, count_text, table
 from waterfill.errors import CorruptFile
 from waterfill.file import FileReader
 
@@ -14,14 +14,14 @@ SHORT = 40
 """Rows of a table up to which every tensor has its own."""
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
 _COLUMNS = (
-    Column("tensor", text=True, longest=48),
+    Column("tensor", text=True),
+    Column("times"),
     Column("shape"),
     Column("dtype", text=True),
-    Column("part", text=True, longest=48),
-    Column("bits"),
+    Column("part", text=True),
+    Column("bits/entry"),
     Column("bytes"),
     Column("error"),
-    Column("kept because", text=True),
 )
 
 
@@ -148,16 +148,17 @@ def _shape(text: str) -> tuple[int, ...]:
 def overview(items: Sequence[Item], everything: bool = False) -> str:
     """The table of these tensors; a long one shows a row for each pattern of names, and of those the largest."""
     if everything or len(items) <= SHORT:
-        return table(_COLUMNS, map(_cells, items))
+        return _table(items)
     groups = grouped(items)
-    largest = sorted(groups, key=lambda item: -item.bytes)[:SHORT]
-    shown = [item for item in groups if item in largest][:SHORT]
+    least = sorted((item.bytes for item in groups), reverse=True)[:SHORT][-1]
+    shown = [item for item in groups if item.bytes >= least][:SHORT]
     rest = [item for item in groups if item not in shown]
-    text = table(_COLUMNS, map(_cells, shown))
+    lines = [_table(shown)]
     if rest:
-        tensors = sum(item.count for item in rest)
-        text += f"\n... and {tensors} smaller tensors, {bytes_text(sum(item.bytes for item in rest))}"
-    return text + "\n(tensors whose names differ in numbers only share a row; --all shows each)"
+        size = bytes_text(sum(item.bytes for item in rest))
+        lines.append(f"... and {sum(item.count for item in rest)} tensors more, {size}")
+    lines.append("tensors whose names differ in numbers only share a row, with the largest of their errors; --all shows each")
+    return "\n".join(lines)
 
 
 def grouped(items: Iterable[Item]) -> list[Item]:
@@ -170,20 +171,26 @@ def grouped(items: Iterable[Item]) -> list[Item]:
 
 
 def _merged(pattern: str, group: list[Item]) -> Item:
-    first = group[0]
     if len(group) == 1:
-        return first
+        return group[0]
     errors = [item.error for item in group if item.error is not None]
-    parts = list(dict.fromkeys(item.part for item in group))
-    part = parts[0] if len(parts) == 1 else f"{shortened(parts[0], 30)} and {len(parts) - 1} others"
+    parts = " / ".join(dict.fromkeys(item.part for item in group))
     error = max(errors) if errors else None
     size = sum(item.bytes for item in group)
-    return Item(pattern, first.shape, first.dtype, part, size, error, first.reason, len(group))
+    return replace(group[0], name=pattern, part=parts, bytes=size, error=error, count=len(group))
 
 
-def _cells(item: Item) -> list[str]:
-    many = f" ({item.count} times)" if item.count > 1 else ""
+def _table(items: Sequence[Item]) -> str:
+    """The table, and under it why some tensors were not compressed by the recipe."""
+    reasons = list(dict.fromkeys(item.reason for item in items if item.reason))
+    marks = {reason: f"[{number}]" for number, reason in enumerate(reasons, 1)}
+    rows = [_cells(item, marks.get(item.reason, "")) for item in items]
+    return "\n".join([table(_COLUMNS, rows), *(f"{mark} not by the recipe: {why}" for why, mark in marks.items())])
+
+
+def _cells(item: Item, mark: str) -> list[str]:
+    times = f"{item.count}" if item.count > 1 else ""
+    shape = "x".join(map(str, item.shape)) or "scalar"
     bits = f"{8 * item.bytes / (item.entries * item.count):.2f}" if item.entries else ""
     error = "" if item.error is None else f"{100 * item.error:.2f} %" if item.error else "0"
-    shape = "x".join(map(str, item.shape)) or "scalar"
-    return [item.name + many, shape, item.dtype, item.part, bits, f"{item.bytes:.0f}", error, item.reason]
+    return [item.name, times, shape, item.dtype, f"{item.part} {mark}".strip(), bits, f"{item.bytes:.0f}", error]

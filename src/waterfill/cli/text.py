@@ -81,7 +81,6 @@ class Column:
 
     title: str
     text: bool = False
-    longest: int = WIDTH
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
@@ -101,8 +100,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
 def _widths(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
     widths = []
     for i, column in enumerate(columns):
-        longest = max((len(row[i]) for row in cells), default=0)
-        widths.append(max(len(column.title), min(longest, column.longest) if column.text else longest))
+        widths.append(max([len(column.title), *(len(row[i]) for row in cells)]))
     flexible = [i for i, column in enumerate(columns) if column.text]
     for _ in range(sum(widths) + 2 * (len(widths) - 1) - WIDTH):
         widest = max(flexible, key=lambda i: widths[i], default=None)

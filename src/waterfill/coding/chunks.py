@@ -35,7 +35,7 @@ class Tables:
         self.beyond = high > last
         self._low = min(max(low, 0), last - 7 if self.beyond else last)
         self._high = last if self.beyond else max(high, self._low)
-        self._inside = self._low <= low and high <= self._high
+        self._negative = low < 0
         self.freq = density.family(model.shape, model.phases)[self._low : self._high + 1].reshape(-1, 256)
         coded = self.freq > 0
         self._reach = int(min(coded[:, 1:128].sum(1).min(), coded[:, 129:].sum(1).min()))  # of every table, both ways
@@ -48,19 +48,20 @@ class Tables:
         start = sum(len(near) for near in self._near[:p])
         return center(predict(earlier, self._near[p], self._taps[start : start + len(self._near[p])]))
 
-    def place(self, rows: slice, position: int, phase: "np.ndarray | int") -> "tuple[np.ndarray, np.ndarray | None]":
-        """The table of each entry of a pass (uint16, flat), and how many low bits go raw (None: none anywhere)."""
+    def place(self, rows: slice, position: int, phase: "np.ndarray | int") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The table of each entry of a pass (uint16, flat), which entries (flat) have low bits that go raw, how many."""
         first, second, third = self._factors
-        index = (first[rows] + (third[position] - np.int16(self._low)))[:, None] + second
-        shift = None
-        if self.beyond:
-            shift = shifts(index.astype(np.int32) + self._low)
-            index, phase = index - 8 * shift, np.where(shift > 0, 0, phase)
-        if not self._inside:
-            index = np.clip(index, 0, self._high - self._low)
+        index = ((first[rows] + (third[position] - np.int16(self._low)))[:, None] + second).ravel()
+        far = np.flatnonzero(index > self._high - self._low) if self.beyond else np.zeros(0, dtype=np.int64)
+        shift = shifts(index[far].astype(np.int32) + self._low)
+        index[far] -= (8 * shift).astype(np.int16)
+        if self._negative:
+            np.maximum(index, 0, out=index)
         if self._phases > 1:
-            index = index * self._phases + np.abs(phase)
-        return index.astype(np.uint16, copy=False).ravel(), shift
+            distance = np.abs(np.broadcast_to(phase, (rows.stop - rows.start, len(second)))).ravel()
+            distance[far] = 0
+            index = index * self._phases + distance
+        return index.astype(np.uint16), far, shift
 
     def escaped(self, symbol: np.ndarray, select: np.ndarray) -> np.ndarray:
         """Indices of the symbols (flat) that their tables cannot code."""
@@ -77,15 +78,16 @@ def write(codes: np.ndarray, tables: Tables, rows: slice, lanes: int, out: "Sink
         plane = codes[:, :, p] if codes.shape[2] == 1 else codes[:, :, p].astype(np.int32)
         whole, phase = tables.mean(planes)
         planes.append(plane)
-        residual = plane if isinstance(whole, int) else np.where(phase < 0, whole - plane, plane - whole)
-        select, shift = tables.place(rows, p, phase)
-        symbol = residual.ravel() if shift is None else ((residual + half(shift)) >> shift).ravel()
+        residual = (plane if isinstance(whole, int) else np.where(phase < 0, whole - plane, plane - whole)).ravel()
+        select, far, shift = tables.place(rows, p, phase)
+        symbol = residual.copy()
+        symbol[far] = (residual[far] + half(shift)) >> shift
         where = tables.escaped(symbol, select)
-        escapes.append(residual.ravel()[where].astype(np.int64))
-        if shift is not None:
-            low.append(_low_bits(residual + half(shift), _kept(shift, where)))
+        escapes.append(residual[where].astype(np.int64))
         symbol = symbol.astype(np.int8)
         symbol[where] = density.ESCAPE
+        kept = symbol[far] != density.ESCAPE
+        low.append(_low_bits((residual[far] + half(shift))[kept], shift[kept]))
         segments.append((symbol, select))
     escaped = np.concatenate(escapes)
     out.uint(len(escaped))
@@ -112,18 +114,10 @@ def read(src: "Reader", tables: Tables, rows: slice, size: tuple[int, int], lane
     return codes
 
 
-def _kept(shift: np.ndarray, escaped: np.ndarray) -> np.ndarray:
-    """Shifts (flat) with those of escaped entries zero: their residual is whole already."""
-    kept = shift.ravel().copy()
-    kept[escaped] = 0
-    return kept
-
-
 def _low_bits(values: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Bit planes, lowest first: bit b of every entry whose shift is over b; each plane padded to a byte (uint8)."""
-    flat = values.ravel()
-    planes = [np.packbits((flat[shift > b] >> b & 1).astype(np.uint8)) for b in range(int(shift.max()))]
-    return np.concatenate([np.zeros(0, np.uint8), *planes])
+    digits = (values[shift > b] >> b & 1 for b in range(int(shift.max(initial=0))))
+    return np.concatenate([np.zeros(0, np.uint8), *(np.packbits(d.astype(np.uint8)) for d in digits)])
 
 
 class _Source:
@@ -141,23 +135,24 @@ class _Source:
     def plane(self, earlier: list[np.ndarray], rows: slice, channels: int) -> np.ndarray:
         """The next pass [rows, channels]: int32, or int8 where there is only one and it fits."""
         whole, phase = self._tables.mean(earlier)
-        select, shift = self._tables.place(rows, len(earlier), phase)
+        select, far, shift = self._tables.place(rows, len(earlier), phase)
         symbol = self._decoder.decode(select)
         where = np.flatnonzero(symbol == density.ESCAPE)
         if len(where) > len(self._escapes):
             raise self._src.fail("more escapes than their values")
         escapes, self._escapes = self._escapes[: len(where)], self._escapes[len(where) :]
-        alone = shift is None and self._tables.passes == 1 and np.abs(escapes).max(initial=0) <= 127
+        alone = self._tables.passes == 1 and len(far) == 0 and np.abs(escapes).max(initial=0) <= 127
         residual = symbol if alone else symbol.astype(np.int32)
-        if shift is not None:
-            residual = (residual << shift.ravel()) + self._take_low(_kept(shift, where)) - half(shift).ravel()
+        kept = symbol[far] != density.ESCAPE
+        far, shift = far[kept], shift[kept]
+        residual[far] = (residual[far] << shift) + self._take_low(shift) - half(shift)
         residual[where] = escapes
         residual = residual.reshape(-1, channels)
         return residual if isinstance(whole, int) else np.where(phase < 0, whole - residual, residual + whole)
 
     def _take_low(self, shift: np.ndarray) -> np.ndarray:
         value = np.zeros(len(shift), dtype=np.int32)
-        for b in range(int(shift.max())):
+        for b in range(int(shift.max(initial=0))):
             where = np.flatnonzero(shift > b)
             size = (len(where) + 7) // 8
             if size > len(self._low):

@@ -207,6 +207,7 @@ def _fitted(target: Tensor, ideal: tuple[Tensor, Tensor], importance: Importance
     V = right_part.dense().double()
     image = times_gram(importance, V)
     gram = image @ V.T
-    solved = torch.linalg.lstsq(gram, image @ target.double().T, driver="gelsd").solution.T
-    outer = Importance(importance.rows, gram=((gram + gram.T) / 2).float())
+    outer = Importance(importance.rows, gram=(gram + gram.T) / 2)
+    assert outer.root is not None  # it has a Gram matrix
+    solved = torch.cholesky_solve(image @ target.double().T, outer.root, upper=True).T
     return LowRankPart(shape, (factors.fit(solved.float().contiguous(), outer, price), right_part))
