@@ -31,6 +31,18 @@ struct Entry {
     }
 };
 
+// The choice where the mean is zero and no code escapes; bits [256] by code & 255.
+int32_t nearest_two_or_zero(float value, float weight, const float* bits) {
+    const float floor = std::floor(value);
+    const int32_t low = static_cast<int32_t>(floor);
+    const float below = value - floor, above = value - (floor + 1.0f);
+    const float at_low = weight * below * below + bits[static_cast<uint8_t>(low)];
+    const float at_high = weight * above * above + bits[static_cast<uint8_t>(low + 1)];
+    const int32_t best = at_high < at_low ? low + 1 : low;
+    const float at_zero = weight * value * value + bits[0];
+    return std::abs(value) < 3.0f && at_zero < std::min(at_low, at_high) ? 0 : best;
+}
+
 }  // namespace
 
 // out[r, c] = the code z among the two neighbors of x[r, c] and the mean (where it is near) that has the least
@@ -67,6 +79,10 @@ void choose_codes(Targets x, Factors rows, Factors cols, Means means, Prices pri
                 phase = 0;
             }
             k = std::max(k, 0);
+            if (!predicted && shift == 0 && std::abs(value) < 126.0f) {  // nearly all entries of a plain matrix
+                out.data()[r * C + c] = nearest_two_or_zero(value, weight, prices.data() + int64_t{256} * k * phases);
+                continue;
+            }
             const Entry entry{prices.data() + (static_cast<int64_t>(k) * phases + phase) * 256, shift, whole, mirrored};
             const int32_t low = static_cast<int32_t>(std::floor(value));
             int32_t best = low;

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import waterfill.parts
+from waterfill.errors import CorruptFile
 from waterfill.importance import Importance, smooth_gram
-from waterfill.part import SumSpec, cost
+from waterfill.part import SumSpec, cost, decode
 from waterfill.recipe import kinds, parse
 from waterfill.testing import Case, check_round_trip, check_size, check_spec, sample_target
 
@@ -118,3 +119,9 @@ def test_errors_that_cost_nothing(recipe: str) -> None:
     part = Case(target, nothing).fit(parse(recipe))
     assert bool(torch.isfinite(part.dense()).all())
     check_round_trip(part)
+
+
+@pytest.mark.parametrize("level", [b"\x01\x02", b"\x07\x01"], ids=["sum", "low rank"])
+def test_endless_nesting_is_corrupt(level: bytes) -> None:
+    with pytest.raises(CorruptFile):
+        decode(level * 3000, (4, 4))

@@ -29,44 +29,54 @@ if TYPE_CHECKING:
 
     load = CompressedModel.load
 
-_ROOMS = {
-    "waterfill.engine": ("Progress", "compress"),
-    "waterfill.errors": (
-        "BadInput",
-        "BadRecipe",
-        "BudgetError",
-        "CannotExport",
-        "CorruptFile",
-        "Mismatch",
-        "NewerFormat",
-        "OutputExists",
-        "PlanMismatch",
-        "WaterfillError",
-    ),
-    "waterfill.importance": ("Importance",),
-    "waterfill.job": ("Options", "Plan", "Summary", "compress_file", "plan_file"),
-    "waterfill.model": ("CompressedModel", "load_tensor"),
-    "waterfill.part": ("Part", "Spec"),
-    "waterfill.parts": ("Codebook", "Dense", "LowRank", "Prune", "Quantize", "Sampled"),
-    "waterfill.recipe": ("parse",),
-}
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = [
+    "BadInput",
+    "BadRecipe",
+    "BudgetError",
+    "CannotExport",
+    "Codebook",
+    "CompressedModel",
+    "CorruptFile",
+    "Dense",
+    "Importance",
+    "LowRank",
+    "Mismatch",
+    "NewerFormat",
+    "Options",
+    "OutputExists",
+    "Part",
+    "Plan",
+    "PlanMismatch",
+    "Progress",
+    "Prune",
+    "Quantize",
+    "Sampled",
+    "Spec",
+    "Summary",
+    "WaterfillError",
+    "compress",
+    "compress_file",
+    "load",
+    "load_tensor",
+    "parse",
+    "plan_file",
+]
+_ROOMS = ("errors", "parts", "recipe", "model", "engine", "job")
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that holds it; the kinds of parts are registered with the first (PEP 562)."""
+    """A public name, from the first room that has it (PEP 562). Whatever uses parts comes after their kinds are known."""
     if name == "__version__":
         return metadata.version("waterfill")
     if name == "load":
         return __getattr__("CompressedModel").load
-    if name not in _HOME:
-        raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
-    if _HOME[name] != "waterfill.errors":
-        import_module("waterfill.parts")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+    if name in __all__:
+        for room in _ROOMS:
+            module = import_module(f"waterfill.{room}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOME, "load", "__version__"])
+    return [*__all__, "__version__"]

@@ -17,7 +17,7 @@ from waterfill.importance import Importance
 from waterfill.layout import KERNEL, MATRIX, RAW, STACK, Layout, layout_of
 from waterfill.model import CompressedModel, Entry, count_weights
 from waterfill.part import Spec
-from waterfill.weights import Weight, decode
+from waterfill.weights import Weight
 
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
@@ -221,8 +221,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
 
     def fit(i: int, at: float) -> float:
         weight, fitted = weights[i], weights[i].fit(at)
-        parts = decode(fitted.blob, weight.layout, weight.name)  # what the file will give back
-        entries[i] = Entry(weight.name, weight.layout, parts, weight.reason, fitted.error)
+        entries[i] = Entry(weight.name, weight.layout, fitted.parts, weight.reason, fitted.error)
         vars(entries[i])["blob"] = fitted.blob
         return 8.0 * len(fitted.blob)
 

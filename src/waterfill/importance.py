@@ -71,7 +71,9 @@ class Importance:
     def inner(self, a: Tensor, b: Tensor) -> float:
         """sum_o rows_o * a_o A b_o^T of two matrices [rows, cols]."""
         if self.gram is None:
-            by_row = (a * b * self.diagonal.to(a)).sum(1)
+            weighted = b if self.diagonal.ndim == 0 else b * self.diagonal.to(b)
+            by_row = torch.bmm(a[:, None, :], weighted[:, :, None])[:, 0, 0]
+            by_row = by_row * self.diagonal.to(a) if self.diagonal.ndim == 0 else by_row
         else:
             folded = a.reshape(a.shape[0], -1, len(self.gram)) @ self.gram.to(a)
             by_row = (folded.reshape(a.shape) * b).sum(1)

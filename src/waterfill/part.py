@@ -18,6 +18,7 @@ from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
 
 MOST_TERMS = 4
+MOST_NESTED = 8
 _KINDS: dict[int, type["Part"]] = {}
 
 
@@ -137,7 +138,12 @@ def read_part(src: Reader, shape: tuple[int, int]) -> Part:
     kind = src.uint(1 << 30)
     if kind not in _KINDS:
         raise NewerFormat(f"part kind {kind} is not known to this release; a newer waterfill wrote this file")
-    return _KINDS[kind].read(src, shape)
+    src.depth += 1
+    if src.depth > MOST_NESTED:
+        raise src.fail(f"parts inside parts, more than {MOST_NESTED} deep")
+    part = _KINDS[kind].read(src, shape)
+    src.depth -= 1
+    return part
 
 
 def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:

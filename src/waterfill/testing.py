@@ -99,7 +99,7 @@ def _raw(tensor: Tensor) -> Tensor:
 
 
 def check_size(part: Part) -> None:
-    """The bytes are within 1 % and 64 bytes of the bits that were promised; padding of huge empty parts not counted."""
+    """The bytes are within 1 % and 64 bytes of what was promised (huge empty parts are padded: check a small one)."""
     size = len(part.encode())
     assert abs(size - part.bits / 8) <= 0.01 * size + 64, (
         f"{part.describe()}: {size} bytes, promised {part.bits / 8:.0f}"

@@ -16,8 +16,9 @@ from waterfill.layout import RAW, VECTOR, Layout, check_finite
 from waterfill.part import Part, Spec, read_part, write_part
 from waterfill.sweep import Curve, Point
 
-SAMPLE = 1 << 17
+SAMPLE = 1 << 16
 """About how many entries of a weight its curve is measured on."""
+_COMPARED = 1 << 20  # entries; larger parts are read back too, under their checksums, but not compared
 _TOO_SMALL = 64  # entries; below, any side information costs more than it saves
 _SMALL = "Dense()"
 _EXACT = 'Dense(format="lossless")'
@@ -108,19 +109,32 @@ class Weight:
         return without_data(target, self.layout.kernel, rows * cols)
 
     def fit(self, price: float) -> "Fitted":
-        """The parts at a price, their blob, and how far they are from the tensor."""
+        """The parts at a price as their blob gives them back, and how far they are from the tensor.
+
+        Raises BadInput for weights that are not finite.
+        """
         tensor = self.load()
         if self.layout.role != RAW:
             check_finite(self.name, tensor)
-        parts, lost, energy = [], 0.0, 0.0
-        for target in self.layout.split(tensor):
-            importance = self._importance(target)
-            parts.append(self.chosen_spec.fit(target, importance, price))
+        targets = self.layout.split(tensor)
+        found = tuple(self.chosen_spec.fit(target, self._importance(target), price) for target in targets)
+        blob = encode(found)
+        parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts
+        lost, energy, plain = 0.0, 0.0, Importance()
+        for target, before, after in zip(targets, found, parts, strict=True):
+            restored = after.dense()
+            if target.numel() <= _COMPARED and not _same(before.dense(), restored):
+                raise AssertionError(f"tensor {self.name!r} reads back otherwise than it was written; please report this")
             if self.layout.role != RAW:
-                error = target - parts[-1].dense().to(target.dtype)
-                lost += float(error.square_().sum(dtype=torch.float64))
-                energy += float(torch.linalg.vector_norm(target, dtype=torch.float64)) ** 2
-        return Fitted(tuple(parts), encode(tuple(parts)), (lost / energy) ** 0.5 if energy > 0 else 0.0)
+                error = target - restored.to(target.dtype)
+                lost += plain.inner(error, error)
+                energy += plain.inner(target, target)
+        return Fitted(parts, blob, (lost / energy) ** 0.5 if energy > 0 else 0.0)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit."""
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE})',
     )
-    parser.add_argument("--threads", type=_threads, metavar="N", help="weights at a time (default: one a core, at most 4)")
+    parser.add_argument(
+        "--threads", type=_threads, metavar="N", help="tensors at a time (default: one a core, up to 4)"
+    )
     parser.add_argument("--all", action="store_true", help="a row for every tensor, however many there are")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print JSON")

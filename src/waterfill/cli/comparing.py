@@ -55,7 +55,7 @@ def _check_names(tensors: CompressedTensors, originals: dict[str, Stored], model
     odd = sorted(set(tensors) ^ set(originals))
     if odd:
         only = "the file" if odd[0] in tensors else model
-        raise VerifyError(f"tensor {odd[0]!r} is in {only} only ({len(odd)} such names): these are two different models")
+        raise VerifyError(f"tensor {odd[0]!r} is in {only} only, one of {len(odd)} such: these are two models")
 
 
 def _distance(found: Tensor, original: Stored, exact: bool) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Digits:
-    """Images [count, 1, 8, 8], values 0 to 1, and labels [count], for training and, from other writers, for testing."""
+    """Images [count, 1, 8, 8], values 0 to 1, and labels [count], for training and for testing."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -38,7 +39,7 @@ def network() -> nn.Sequential:
     """Four convolutions with batch norm and a linear layer: about 47 thousand weights."""
     widths = (1, 16, 32, 48, 64)
     layers: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(widths)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if i == 1 else []
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))

@@ -65,18 +65,15 @@ def message_of(error: BaseException) -> str:
         return f"the disk is full{_at(error)}; nothing was left behind: free some space or choose another folder"
     if code is Exit.OUT_OF_MEMORY:
         return "out of memory; use fewer threads (--threads 1), or a machine with more memory"
-    if code is Exit.INTERRUPTED:
-        return "interrupted"
-    if isinstance(error, FileNotFoundError):
-        return f"there is no file{_at(error)}; check the path"
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{_at(error)}"
+        missing = "there is no file; check the path" if isinstance(error, FileNotFoundError) else None
+        return f"{missing or error.strerror or error}{_at(error)}"
     if code is Exit.UNEXPECTED:
         said = str(error) or "no message"
         return f"unexpected {type(error).__name__}: {said}\nrun it again with --debug for the traceback"
-    return str(error)
+    return str(error) or "interrupted"
 
 
 def _at(error: BaseException) -> str:
     name = getattr(error, "filename", None)
-    return f" {str(name)!r}" if name else ""
+    return f" ({name})" if name else ""

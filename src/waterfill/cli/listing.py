@@ -22,13 +22,17 @@ _COLUMNS = (
     Column("bits/entry"),
     Column("bytes"),
     Column("error"),
+    Column("nats"),
 )
 
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor: its name, shape and dtype, the part it became, its bytes, its relative error if that is known, and
-    why it was not compressed (or nothing). count: how many tensors of the same pattern this row stands for."""
+    """One tensor: its name, shape and dtype, the part it became, its bytes, and why it was not compressed (or nothing).
+
+    error: relative to the norm of the original, if known. nats: the predicted cost of its error, if known. count: how
+    many tensors of one pattern the row stands for; bytes and nats are those of all of them.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -37,6 +41,7 @@ class Item:
     bytes: float
     error: float | None = None
     reason: str = ""
+    nats: float | None = None
     count: int = 1
 
     @property
@@ -52,7 +57,8 @@ class Item:
 
     def as_json(self) -> dict[str, Any]:
         """The row for `--json`."""
-        row = {name: value for name, value in asdict(self).items() if name != "count"}
+        unknown = {name for name in ("error", "nats") if getattr(self, name) is None}
+        row = {name: value for name, value in asdict(self).items() if name not in unknown | {"count"}}
         return row | {"bits": 8 * self.bytes / max(1, self.entries)}
 
 
@@ -84,9 +90,11 @@ class Listing:
 
     def totals(self) -> str:
         """Size, ratio and bits per weight of the whole file, in a line."""
-        ratio = f", {self.original / self.size:.4g} times smaller than {bytes_text(self.original)}" if self.original else ""
+        told = [f"{self.size} bytes"]
+        if self.original:
+            told.append(f"{self.original / self.size:.2f} times smaller than {bytes_text(self.original)}")
         count = f"{count_text(self.weights)} weights in {len(self.items)} tensors"
-        return f"{self.size} bytes{ratio}; {self.bits:.3f} bits per weight, {count}"
+        return ", ".join([*told, f"{self.bits:.3f} bits per weight", count])
 
     def as_json(self) -> dict[str, Any]:
         """Totals and rows for `--json`."""
@@ -157,7 +165,7 @@ def overview(items: Sequence[Item], everything: bool = False) -> str:
     if rest:
         size = bytes_text(sum(item.bytes for item in rest))
         lines.append(f"... and {sum(item.count for item in rest)} tensors more, {size}")
-    lines.append("tensors whose names differ in numbers only share a row, with the largest of their errors; --all shows each")
+    lines.append("tensors whose names differ in numbers only share a row (error: the largest); --all shows each")
     return "\n".join(lines)
 
 
@@ -174,10 +182,10 @@ def _merged(pattern: str, group: list[Item]) -> Item:
     if len(group) == 1:
         return group[0]
     errors = [item.error for item in group if item.error is not None]
+    nats = [item.nats for item in group if item.nats is not None]
     parts = " / ".join(dict.fromkeys(item.part for item in group))
-    error = max(errors) if errors else None
-    size = sum(item.bytes for item in group)
-    return replace(group[0], name=pattern, part=parts, bytes=size, error=error, count=len(group))
+    first = replace(group[0], name=pattern, part=parts, bytes=sum(item.bytes for item in group), count=len(group))
+    return replace(first, error=max(errors, default=None), nats=sum(nats) if nats else None)
 
 
 def _table(items: Sequence[Item]) -> str:
@@ -193,4 +201,5 @@ def _cells(item: Item, mark: str) -> list[str]:
     shape = "x".join(map(str, item.shape)) or "scalar"
     bits = f"{8 * item.bytes / (item.entries * item.count):.2f}" if item.entries else ""
     error = "" if item.error is None else f"{100 * item.error:.2f} %" if item.error else "0"
-    return [item.name, times, shape, item.dtype, f"{item.part} {mark}".strip(), bits, f"{item.bytes:.0f}", error]
+    nats = "" if item.nats is None else f"{item.nats:.2g}"
+    return [item.name, times, shape, item.dtype, f"{item.part} {mark}".strip(), bits, f"{item.bytes:.0f}", error, nats]

@@ -1,7 +1,6 @@
 """`waterfill plan`: what compress would do with the same arguments; writes nothing."""
 
 import argparse
-import math
 from dataclasses import replace
 
 from waterfill.cli.arguments import add_common, budget_of
@@ -20,17 +19,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the predictions. Raises what `waterfill.plan_file` raises."""
     from waterfill import Options, plan_file
-    from waterfill.importance import SIZE_EXPONENT
     from waterfill.cli.progress import Meter
 
     with Meter(args.quiet) as meter:
         options = Options(threads=args.threads, progress=meter)
         plan = plan_file(args.model, args.recipe, **budget_of(args), options=options)
     notes = {"recipe": "lossless" if args.lossless else args.recipe, "original": plan.original}
-    items = tuple(
-        replace(item, error=math.sqrt(2 * row["distortion"] / max(1, item.entries) ** SIZE_EXPONENT))
-        for item, row in zip(items_of(plan.rows), plan.rows, strict=True)
-    )
+    pairs = zip(items_of(plan.rows), plan.rows, strict=True)
+    items = tuple(replace(item, error=None, nats=row["distortion"]) for item, row in pairs)
     listing = Listing(items, {}, notes, plan.size)
     if args.json:
         say_json({"price": plan.price, "memory": plan.memory, "seconds": plan.seconds} | listing.as_json())
@@ -38,4 +34,4 @@ def run(args: argparse.Namespace) -> None:
     say(overview(listing.items, args.all))
     say()
     say(f"predicted: {listing.totals()}")
-    say(f"about {seconds_text(plan.seconds)} and {bytes_text(plan.memory)} of memory; price {plan.price:.3g} nats per bit")
+    say(f"about {seconds_text(plan.seconds)}, {bytes_text(plan.memory)} of memory; {plan.price:.3g} nats per bit")

@@ -75,7 +75,7 @@ class SafetensorsWriter:
 
     def add(self, tensor: Tensor) -> None:
         """Append the data of the next slot."""
-        self._file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def finish(self) -> int:
         """Put the file in its place and return its size in bytes."""
@@ -100,12 +100,12 @@ class SafetensorsWriter:
 
 
 def _header(slots: list[Slot]) -> bytes:
-    """Length, then JSON padded to a multiple of eight bytes: the data of eight-byte types, which come first, is aligned."""
+    """Length, then JSON padded to a multiple of eight bytes, so that the data, widest types first, is aligned."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for slot in slots:
         if slot.dtype not in _NAMES:
-            raise BadInput(f"tensor {slot.name!r} is {slot.dtype}, which .safetensors cannot hold; choose another --dtype")
+            raise BadInput(f"tensor {slot.name!r} is {slot.dtype}, which .safetensors cannot hold")
         offsets = [at, at + slot.bytes]
         entries[slot.name] = {"dtype": _NAMES[slot.dtype], "shape": list(slot.shape), "data_offsets": offsets}
         at += slot.bytes

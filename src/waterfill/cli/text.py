@@ -28,7 +28,7 @@ def say_json(value: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with control, format and unassigned characters written as escapes, so that no name can steer a terminal."""
+    """`text` with what is not printable (controls, marks of direction) as escapes: no name can steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

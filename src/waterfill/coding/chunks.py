@@ -49,7 +49,7 @@ class Tables:
         return center(predict(earlier, self._near[p], self._taps[start : start + len(self._near[p])]))
 
     def place(self, rows: slice, position: int, phase: "np.ndarray | int") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The table of each entry of a pass (uint16, flat), which entries (flat) have low bits that go raw, how many."""
+        """The table of each entry of a pass (uint16, flat), whose low bits go raw (indices, flat), and how many."""
         first, second, third = self._factors
         index = ((first[rows] + (third[position] - np.int16(self._low)))[:, None] + second).ravel()
         far = np.flatnonzero(index > self._high - self._low) if self.beyond else np.zeros(0, dtype=np.int64)

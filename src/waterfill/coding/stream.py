@@ -107,6 +107,7 @@ class Reader:
         self._at = 0
         self._entries = 0
         self._what = what
+        self.depth = 0
 
     @cached_property
     def _allowance(self) -> int:
