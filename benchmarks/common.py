@@ -108,14 +108,16 @@ def _commit() -> str:
 
 
 def finish(name: str, tables: dict[str, Table], options: dict[str, Any], *, partial: bool, shown: Iterable[str]) -> Path:
-    """Print the tables named in `shown` and write all of them to the results folder."""
+    """Print the tables named in `shown`, where there are such, and write all of them to the results folder."""
+    shown = [key for key in shown if key in tables]
     for key in shown:
         print(f"\n{tables[key].text()}")
     result = {"machine": machine(), "options": options, "tables": {key: asdict(t) for key, t in tables.items()}}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}{'.partial' if partial else ''}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {path.relative_to(CHECKOUT)}")
+    if shown:
+        print(f"\nwritten: {path.relative_to(CHECKOUT)}")
     return path
 
 

@@ -2,26 +2,30 @@
 
 Each network is compressed, saved, read back from the file and measured on real data. Beside each result stands plain
 rounding to nearest in groups of 64 (`rounding.py`): the widths whose bytes are next below and next above, and, in a table
-of its own, our file at exactly the bytes of every width. The divergence is that of the outputs from the original's.
+of its own, our file at no more than the bytes of every width. The divergence is that of the outputs from the original's.
 
-    python benchmarks/data_free.py [--quick] [--networks ResNet-20,LeNet-300-100] [--bits 4,2]
+The automatic recipe comes first, the sum, by far the slowest, last. What is known is written as it comes, to the partial
+results; `--resume` takes over what these hold and measures the rest. They become the results once nothing is missing.
+
+    python benchmarks/data_free.py [--quick] [--resume] [--networks ResNet-20,LeNet-300-100] [--bits 4,2] [--recipe TEXT]
 """
 
 import argparse
 import functools
+import json
 import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import rounding
 import torch
-from common import Table, claim, claims_table, data_folder, finish
+from common import RESULTS, Table, claim, claims_table, data_folder, finish
 from data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
 from networks import Evaluator, Network, State, networks
 
@@ -52,26 +56,51 @@ class Job:
 def main() -> None:
     options = parse_options()
     folder = data_folder()
-    jobs = plan(options.networks, options.bits, options.quick)
+    wanted = plan(options.networks, options.bits, options.recipe, options.quick)
+    known = earlier(options.quick) if options.resume else {}
+    everything = plan(list(networks()), list(RATES), list(RECIPES), False)
+    jobs = [job for job in wanted if job not in known]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=one_thread) as pool:
-        runs = []
-        for done, run in enumerate(pool.map(functools.partial(measure, folder), jobs), 1):
-            runs.append(run)
+        for done, (job, run) in enumerate(zip(jobs, pool.map(functools.partial(measure, folder), jobs), strict=True), 1):
+            known[job] = run
             print(f"[{done}/{len(jobs)}] {run.line()}", flush=True)
-    partial = options.quick or set(options.networks) != set(networks()) or set(options.bits) != set(RATES)
-    shown = ("quality", "equal_bytes", "sizes", "breakdown", "claims")
+            if done % 25 == 0 or done == len(jobs):
+                write(known, folder, options, partial=True, shown=())
+    complete = all(job in known for job in everything)
+    write(known, folder, options, partial=not complete, shown=("quality", "equal_bytes", "sizes", "breakdown", "claims"))
+
+
+def write(
+    known: dict[Job, Run], folder: Path, options: argparse.Namespace, *, partial: bool, shown: Iterable[str]
+) -> None:
+    """Tables of what is known, in the order of the full plan."""
+    order = {name: place for place, name in enumerate(networks())}
+    runs = sorted(known.values(), key=lambda run: order[run.network])
     finish("data_free", tables(runs, folder), vars(options), partial=partial, shown=shown)
 
 
+def earlier(quick: bool) -> dict[Job, Run]:
+    """The measurements in the partial results, on as much of the data."""
+    path = RESULTS / "data_free.partial.json"
+    if not path.is_file():
+        return {}
+    table = json.loads(path.read_text("utf-8"))["tables"]["runs"]
+    runs = [Run(**dict(zip(table["columns"], row, strict=True))) for row in table["rows"]]
+    return {Job(run.network, run.recipe, run.bits, run.width, run.quick): run for run in runs if run.quick == quick}
+
+
 def parse_options() -> argparse.Namespace:
-    """Networks, rates and whether to use small subsets of the data."""
+    """Networks, rates, recipes, and whether to use small subsets of the data."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small subsets of the data")
+    parser.add_argument("--resume", action="store_true", help="keep what the partial results hold, measure the rest")
     parser.add_argument("--networks", default=",".join(networks()), help="names, separated by commas")
     parser.add_argument("--bits", default=",".join(f"{rate:g}" for rate in RATES), help="bits per weight, by commas")
+    parser.add_argument("--recipe", action="append", help="a recipe; may be given several times")
     options = parser.parse_args()
     options.networks = options.networks.split(",")
     options.bits = [float(bits) for bits in options.bits.split(",")]
+    options.recipe = options.recipe or list(RECIPES)
     unknown = sorted(set(options.networks) - set(networks()))
     if unknown:
         parser.error(f"no network {unknown[0]!r}; there are {', '.join(networks())}")
@@ -83,15 +112,16 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def plan(names: Iterable[str], rates: Iterable[float], quick: bool) -> list[Job]:
-    """All measurements, a network at a time, so that each process prepares its data once."""
-    jobs = []
-    for name in names:
-        jobs.append(Job(name, "float32", quick=quick))
-        jobs += [Job(name, "", width=width, quick=quick) for width in rounding.WIDTHS]
-        jobs += [Job(name, AUTOMATIC, width=width, quick=quick) for width in rounding.WIDTHS]
-        own = sorted({*rates, *(BARS if name == "ResNet-20" else ())}, reverse=True)
-        jobs += [Job(name, recipe, bits=bits, quick=quick) for recipe in RECIPES for bits in own]
+def plan(names: Sequence[str], rates: Sequence[float], recipes: Sequence[str], quick: bool) -> list[Job]:
+    """All measurements: originals and rounding, then recipe by recipe, a network at a time."""
+    jobs = [Job(name, "float32", quick=quick) for name in names]
+    jobs += [Job(name, "", width=width, quick=quick) for name in names for width in rounding.WIDTHS]
+    for recipe in recipes:
+        for name in names:
+            own = sorted({*rates, *(BARS if name == "ResNet-20" else ())}, reverse=True)
+            jobs += [Job(name, recipe, bits=bits, quick=quick) for bits in own]
+            widths = rounding.WIDTHS if recipe == AUTOMATIC else ()
+            jobs += [Job(name, recipe, width=width, quick=quick) for width in widths]
     return jobs
 
 
@@ -106,34 +136,25 @@ def prepared(folder: Path, name: str, quick: bool) -> tuple[Network, State, Eval
 def measure(folder: Path, job: Job) -> Run:
     """Do one job."""
     network, state, evaluate = prepared(folder, job.network, job.quick)
-    weights = count(state)
-    if job.recipe == "float32":
-        size, restored, tally, seconds = sum(4 * t.numel() for t in state.values()), state, None, None
-    elif not job.recipe:
-        assert job.width
-        size, restored, tally, seconds = rounding.size(state, job.width), rounding.rounded(state, job.width), None, None
-    else:
-        budget = rounding.size(state, job.width) if job.width else int((job.bits or 0) * weights / 8)
-        try:
-            size, restored, tally, seconds = through_a_file(state, job.recipe, budget)
-        except BudgetError as error:
-            return Run(job.network, job.recipe, job.bits, job.width, failed=str(error))
+    run = Run(job.network, job.recipe, job.bits, job.width, job.quick)
+    run = replace(run, better=network.better, resolution=network.resolution, metric=network.metric)
+    try:
+        size, restored, tally, seconds = compressed(state, job)
+    except BudgetError as error:
+        return replace(run, failed=str(error))
     found = evaluate(restored)
-    return Run(
-        job.network,
-        job.recipe,
-        job.bits,
-        job.width,
-        size=size,
-        file_bits=8 * size / weights,
-        tally=tally,
-        quality=found.quality,
-        divergence=found.divergence,
-        seconds=seconds,
-        better=network.better,
-        resolution=network.resolution,
-        metric=network.metric,
-    )
+    run = replace(run, size=size, file_bits=8 * size / count(state), tally=tally, seconds=seconds)
+    return replace(run, quality=found.quality, divergence=found.divergence)
+
+
+def compressed(state: State, job: Job) -> tuple[int, State, float | None, float | None]:
+    """Bytes, the state that comes back, and for our files the tally in bytes and the seconds compressing took."""
+    if job.recipe == "float32":
+        return sum(4 * tensor.numel() for tensor in state.values()), state, None, None
+    if job.width is not None and not job.recipe:
+        return rounding.size(state, job.width), rounding.rounded(state, job.width), None, None
+    budget = rounding.size(state, job.width) if job.width else int((job.bits or 0) * count(state) / 8)
+    return through_a_file(state, job.recipe, budget)
 
 
 def count(state: State) -> int:
@@ -147,11 +168,11 @@ def through_a_file(state: State, recipe: str, budget: int) -> tuple[int, State, 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.wf"
         begin = time.perf_counter()
-        compressed = waterfill.compress(state, recipe, size=budget)
+        model = waterfill.compress(state, recipe, size=budget)
         seconds = time.perf_counter() - begin
-        compressed.save(path)
-        blobs = sum(len(entry.blob) for entry in compressed.entries.values())
-        ideal = sum(math.fsum(part.bits for part in entry.parts) for entry in compressed.entries.values()) / 8
+        model.save(path)
+        blobs = sum(len(entry.blob) for entry in model.entries.values())
+        ideal = sum(math.fsum(part.bits for part in entry.parts) for entry in model.entries.values()) / 8
         size = os.path.getsize(path)
         if size > budget:
             raise AssertionError(f"{recipe}: a file of {size} bytes for a budget of {budget}")

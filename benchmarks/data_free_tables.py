@@ -23,6 +23,7 @@ class Run:
     recipe: str
     bits: float | None
     width: int | None
+    quick: bool = False
     size: int = 0
     file_bits: float = 0.0
     tally: float | None = None
@@ -39,6 +40,7 @@ class Run:
         what = self.recipe or f"rounding to {self.width} bits"
         goal = f" at {self.bits:g} bits" if self.bits else f" at the bytes of rounding to {self.width} bits"
         told = f"{self.size} bytes, {self.file_bits:.3f} bits, {self.metric} {self.quality:.4f}"
+        told += f", {self.seconds:.1f} s" if self.seconds else ""
         return f"{self.network}, {what}{goal if self.recipe and self.recipe != 'float32' else ''}: {self.failed or told}"
 
 

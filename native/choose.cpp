@@ -31,70 +31,104 @@ struct Entry {
     }
 };
 
-// The choice where the mean is zero and no code escapes; bits [256] by code & 255.
-int32_t nearest_two_or_zero(float value, float weight, const float* bits) {
-    const float floor = std::floor(value);
-    const int32_t low = static_cast<int32_t>(floor);
-    const float below = value - floor, above = value - (floor + 1.0f);
-    const float at_low = weight * below * below + bits[static_cast<uint8_t>(low)];
-    const float at_high = weight * above * above + bits[static_cast<uint8_t>(low + 1)];
-    const int32_t best = at_high < at_low ? low + 1 : low;
-    const float at_zero = weight * value * value + bits[0];
-    return std::abs(value) < 3.0f && at_zero < std::min(at_low, at_high) ? 0 : best;
+// std::floor is a function call on machines older than SSE 4.1, which the portable build must run on.
+inline int32_t floor_of(float value) {
+    const int32_t cut = static_cast<int32_t>(value);
+    return cut - (value < static_cast<float>(cut));
+}
+
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12 && !defined(__clang__)
+#define FOR_THIS_MACHINE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define FOR_THIS_MACHINE
+#endif
+
+// Codes of a row where means are zero, no code escapes and every scale has a table: without a branch, so that the
+// compiler vectorizes it. `stride` is the distance from one scale's bits to the next one's.
+FOR_THIS_MACHINE
+void choose_plain_row(const float* __restrict value, const float* __restrict col_weight, const int32_t* __restrict col_scale,
+                      int64_t size, float row_weight, int32_t row_scale, const float* __restrict table, int32_t stride,
+                      int32_t* __restrict code) {
+    for (int64_t c = 0; c < size; ++c) {
+        const float v = value[c], weight = row_weight * col_weight[c];
+        const int32_t k = row_scale + col_scale[c], at = (k > 0 ? k : 0) * stride;
+        const int32_t cut = static_cast<int32_t>(v), low = cut - (v < static_cast<float>(cut) ? 1 : 0);
+        const float below = v - static_cast<float>(low), above = v - static_cast<float>(low + 1);
+        const float at_low = weight * below * below + table[at + (low & 255)];
+        const float at_high = weight * above * above + table[at + ((low + 1) & 255)];
+        const float at_zero = weight * v * v + table[at];
+        const int32_t best = at_high < at_low ? low + 1 : low;
+        const float least = at_high < at_low ? at_high : at_low;
+        code[c] = (at_zero < least) & (v < 3.0f) & (v > -3.0f) ? 0 : best;
+    }
+}
+
+// Whether `choose_plain_row` may be used for a row.
+bool is_plain(const float* value, const int32_t* col_scale, int64_t size, int32_t row_scale, int scales) {
+    float largest = 0;
+    int32_t widest = INT32_MIN;
+    for (int64_t c = 0; c < size; ++c) {
+        largest = std::max(largest, std::abs(value[c]));
+        widest = std::max(widest, col_scale[c]);
+    }
+    return largest < 126.0f && row_scale + widest < scales;
+}
+
+// The choice under a predicted mean (in eighths of a step) or beyond the tables.
+int32_t nearest_two_or_mean(float value, float weight, const Entry& entry) {
+    int32_t best = floor_of(value);
+    float least = INFINITY;
+    for (const int32_t code : {best, best + 1, entry.whole}) {
+        const float gap = value - static_cast<float>(code);
+        if (code == entry.whole && std::abs(gap) >= 3.0f) continue;
+        const float total = weight * gap * gap + entry.bits(code);
+        if (total < least) least = total, best = code;
+    }
+    return best;
 }
 
 }  // namespace
 
 // out[r, c] = the code z among the two neighbors of x[r, c] and the mean (where it is near) that has the least
-// row_weights[r] * col_weights[c] * (x - z)^2 + bits(z); x in steps, weights in bits per squared step, means in eighths of a step.
+// row_weights[r] * col_weights[c] * (x - z)^2 + bits(z); x in steps, weights in bits per squared step, means in
+// eighths of a step.
 void choose_codes(Targets x, Factors rows, Factors cols, Means means, Prices prices, Weights row_weights,
                   Weights col_weights, Codes out) {
     const int64_t R = x.shape(0), C = x.shape(1);
     const int scales = static_cast<int>(prices.shape(0)), phases = static_cast<int>(prices.shape(1));
     const bool predicted = static_cast<int64_t>(means.shape(0)) == R && R > 0;
     if (static_cast<int64_t>(rows.shape(0)) != R || static_cast<int64_t>(cols.shape(0)) != C ||
-        static_cast<int64_t>(row_weights.shape(0)) != R ||
-        static_cast<int64_t>(col_weights.shape(0)) != C || static_cast<int64_t>(out.shape(0)) != R ||
-        static_cast<int64_t>(out.shape(1)) != C || (predicted && static_cast<int64_t>(means.shape(1)) != C))
+        static_cast<int64_t>(row_weights.shape(0)) != R || static_cast<int64_t>(col_weights.shape(0)) != C ||
+        static_cast<int64_t>(out.shape(0)) != R || static_cast<int64_t>(out.shape(1)) != C ||
+        (predicted && static_cast<int64_t>(means.shape(1)) != C))
         throw std::invalid_argument("choose_codes: the arrays do not fit together");
+    const int32_t *col_scale = cols.data(), *row_scale = rows.data(), *mean = means.data();
+    const float *table = prices.data(), *col_weight = col_weights.data(), *row_weight = row_weights.data();
     nb::gil_scoped_release release;
     for (int64_t r = 0; r < R; ++r) {
+        const float* value = x.data() + r * C;
+        int32_t* code = out.data() + r * C;
+        if (!predicted && is_plain(value, col_scale, C, row_scale[r], scales)) {
+            choose_plain_row(value, col_weight, col_scale, C, row_weight[r], row_scale[r], table, 256 * phases, code);
+            continue;
+        }
         for (int64_t c = 0; c < C; ++c) {
-            const float value = x.data()[r * C + c];
-            const float weight = row_weights.data()[r] * col_weights.data()[c];
-            int k = rows.data()[r] + cols.data()[c];
+            const float weight = row_weight[r] * col_weight[c];
+            int k = row_scale[r] + col_scale[c];
             int shift = 0, phase = 0;
             int32_t whole = 0;
-            bool mirrored = false;
             if (predicted) {
-                const int32_t mean = means.data()[r * C + c];
-                whole = (mean + 4) >> 3;
-                phase = mean - whole * 8;
-                mirrored = phase < 0;
-                phase = std::abs(phase);
+                whole = (mean[r * C + c] + 4) >> 3;
+                phase = mean[r * C + c] - whole * 8;
             }
+            const bool mirrored = phase < 0;
             if (k >= scales) {
                 shift = (k - scales + 8) >> 3;
                 k -= 8 * shift;
                 phase = 0;
             }
-            k = std::max(k, 0);
-            if (!predicted && shift == 0 && std::abs(value) < 126.0f) {  // nearly all entries of a plain matrix
-                out.data()[r * C + c] = nearest_two_or_zero(value, weight, prices.data() + int64_t{256} * k * phases);
-                continue;
-            }
-            const Entry entry{prices.data() + (static_cast<int64_t>(k) * phases + phase) * 256, shift, whole, mirrored};
-            const int32_t low = static_cast<int32_t>(std::floor(value));
-            int32_t best = low;
-            float least = weight * (value - static_cast<float>(low)) * (value - static_cast<float>(low)) + entry.bits(low);
-            const auto consider = [&](int32_t code) {
-                const float gap = value - static_cast<float>(code);
-                const float total = weight * gap * gap + entry.bits(code);
-                if (total < least) least = total, best = code;
-            };
-            consider(low + 1);
-            if (whole != low && whole != low + 1 && std::abs(value - static_cast<float>(whole)) < 3.0f) consider(whole);
-            out.data()[r * C + c] = best;
+            const int64_t place = int64_t{std::max(k, 0)} * phases + std::abs(phase);
+            code[c] = nearest_two_or_mean(value[c], weight, {table + place * 256, shift, whole, mirrored});
         }
     }
 }

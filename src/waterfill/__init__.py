@@ -65,7 +65,7 @@ _ROOMS = ("errors", "parts", "recipe", "model", "engine", "job")
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the first room that has it (PEP 562). Whatever uses parts comes after their kinds are known."""
+    """A public name, from the first room that has it (PEP 562). Rooms that use parts come after `parts`."""
     if name == "__version__":
         return metadata.version("waterfill")
     if name == "load":

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from waterfill.errors import BadInput, CorruptFile
+from waterfill.layout import octets
 
 INDEX = "model.safetensors.index.json"
 _COMPARED = 1 << 16  # entries of two tensors that are compared before the whole of them is read
@@ -156,8 +157,8 @@ def _tied(tensors: dict[str, Stored]) -> dict[str, str]:
 
 def _start(stored: Stored) -> bytes:
     """A digest of the first entries."""
-    flat = stored.load().reshape(-1)[:_COMPARED].contiguous()
-    return hashlib.sha256(flat.view(torch.uint8).numpy()).digest()
+    flat = stored.load().reshape(-1)[:_COMPARED]
+    return hashlib.sha256(octets(flat).numpy()).digest()
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -87,7 +87,7 @@ class Importance:
         """The same importance, every error `factor` times as dear."""
         return Importance(self.rows * factor, self.diagonal, self.gram, self.kernel)
 
-    def select_rows(self, index: Tensor) -> "Importance":
+    def select_rows(self, index: "Tensor | slice") -> "Importance":
         """The importance of some of the rows."""
         rows = self.rows[index] if self.rows.ndim else self.rows
         return Importance(rows, self.diagonal, self.gram, self.kernel)

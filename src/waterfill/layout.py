@@ -96,6 +96,13 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def octets(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor in order of its entries, uint8 [bytes]."""
+    whole = tensor.detach().cpu().contiguous()
+    # one entry counts as contiguous whatever its stride, but only a stride of one can be seen as bytes
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8)
+
+
 _DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 
 

@@ -12,7 +12,7 @@ from waterfill.coding.stream import Reader, Writer
 from waterfill.errors import BadInput
 from waterfill.file import name_problem
 from waterfill.importance import Importance, entrywise, without_data
-from waterfill.layout import RAW, VECTOR, Layout, check_finite
+from waterfill.layout import RAW, VECTOR, Layout, check_finite, octets
 from waterfill.part import Part, Spec, read_part, write_part
 from waterfill.sweep import Curve, Point
 
@@ -134,7 +134,7 @@ class Weight:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit."""
-    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return a.dtype == b.dtype and torch.equal(octets(a), octets(b))
 
 
 @dataclass(frozen=True, eq=False)

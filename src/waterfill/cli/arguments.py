@@ -1,7 +1,9 @@
 """What `compress` and `plan` have in common: the model, the budget, the recipe, and how to run."""
 
 import argparse
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def budget_of(args: argparse.Namespace) -> dict[str, Any]:
     """The budget that was asked for, as `compress_file` and `plan_file` take it."""
     return {"bits": args.bits, "size": args.size, "ratio": args.ratio, "price": args.price, "lossless": args.lossless}
+
+
+def existing(path: str) -> str:
+    """`path`. Raises FileNotFoundError if nothing is there."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return path
 
 
 def default_output(model: str) -> str:

@@ -62,7 +62,7 @@ def message_of(error: BaseException) -> str:
     """What went wrong and what to do about it, in a line or two."""
     code = code_of(error)
     if code is Exit.DISK_FULL:
-        return f"the disk is full{_at(error)}; nothing was left behind: free some space or choose another folder"
+        return f"the disk is full{_at(error)}; free some space or choose another folder, and run it again"
     if code is Exit.OUT_OF_MEMORY:
         return "out of memory; use fewer threads (--threads 1), or a machine with more memory"
     if isinstance(error, OSError):

@@ -2,8 +2,8 @@
 
 import argparse
 
-from waterfill.cli.listing import overview, read_listing
-from waterfill.cli.text import Column, say, say_json, table
+from waterfill.cli.listing import read_listing
+from waterfill.cli.text import printable, say, say_json, shortened
 from waterfill.file import FileReader
 
 EXAMPLES = """example:
@@ -24,13 +24,11 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         say_json({"file": args.file, "format": version} | listing.as_json())
         return
-    say(f"{args.file}: waterfill format {version}" + (f", recipe {listing.recipe}" if listing.recipe else ""))
+    recipe = shortened(printable(listing.recipe), 60)
+    say(f"{args.file}: waterfill format {version}" + (f", recipe {recipe}" if recipe else ""))
     say(listing.totals())
     say()
-    say(overview(listing.items, args.all))
-    if listing.aliases:
-        say()
-        say(table([Column("tied tensor", text=True), Column("is", text=True)], listing.aliases.items()))
+    say(listing.text(args.all))
     outside = listing.size - sum(item.bytes for item in listing.items)
     say()
     say(f"names, shapes and checksums: {outside:.0f} bytes")

@@ -13,6 +13,7 @@ from waterfill.file import FileReader
 SHORT = 40
 """Rows of a table up to which every tensor has its own."""
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
+_MOST_BYTES = 1 << 60
 _COLUMNS = (
     Column("tensor", text=True),
     Column("times"),
@@ -86,7 +87,7 @@ class Listing:
     def original(self) -> int | None:
         """Bytes of the original tensors, where the file says so."""
         original = self.notes.get("original")
-        return original if isinstance(original, int) and original > 0 else None
+        return original if type(original) is int and 0 < original <= _MOST_BYTES else None
 
     def totals(self) -> str:
         """Size, ratio and bits per weight of the whole file, in a line."""
@@ -95,6 +96,14 @@ class Listing:
             told.append(f"{self.original / self.size:.2f} times smaller than {bytes_text(self.original)}")
         count = f"{count_text(self.weights)} weights in {len(self.items)} tensors"
         return ", ".join([*told, f"{self.bits:.3f} bits per weight", count])
+
+    def text(self, everything: bool) -> str:
+        """The table of the tensors (see `overview`), and under it that of the tied ones."""
+        shown = overview(self.items, everything)
+        if not self.aliases:
+            return shown
+        columns = Column("tied tensor", text=True), Column("is the same as", text=True)
+        return f"{shown}\n\n{table(columns, self.aliases.items())}"
 
     def as_json(self) -> dict[str, Any]:
         """Totals and rows for `--json`."""

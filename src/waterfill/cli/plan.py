@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import replace
 
-from waterfill.cli.arguments import add_common, budget_of
-from waterfill.cli.listing import Listing, items_of, overview
+from waterfill.cli.arguments import add_common, budget_of, existing
+from waterfill.cli.listing import Listing, items_of
 from waterfill.cli.text import bytes_text, say, say_json, seconds_text
 
 EXAMPLES = """example:
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
 
     with Meter(args.quiet) as meter:
         options = Options(threads=args.threads, progress=meter)
-        plan = plan_file(args.model, args.recipe, **budget_of(args), options=options)
+        plan = plan_file(existing(args.model), args.recipe, **budget_of(args), options=options)
     notes = {"recipe": "lossless" if args.lossless else args.recipe, "original": plan.original}
     pairs = zip(items_of(plan.rows), plan.rows, strict=True)
     items = tuple(replace(item, error=None, nats=row["distortion"]) for item, row in pairs)
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         say_json({"price": plan.price, "memory": plan.memory, "seconds": plan.seconds} | listing.as_json())
         return
-    say(overview(listing.items, args.all))
+    say(listing.text(args.all))
     say()
     say(f"predicted: {listing.totals()}")
     say(f"about {seconds_text(plan.seconds)}, {bytes_text(plan.memory)} of memory; {plan.price:.3g} nats per bit")

@@ -24,6 +24,9 @@ class Meter:
         self._began = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
+        if self._moving and not self._quiet:
+            sys.stderr.write("reading and measuring ...")
+            sys.stderr.flush()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from waterfill.cli.arguments import existing
 from waterfill.cli.failure import VerifyError
 from waterfill.cli.listing import Listing, read_listing
 from waterfill.cli.text import say, say_json
@@ -54,7 +55,7 @@ def _decoded(args: argparse.Namespace, src: FileReader, listing: Listing) -> "Co
 
     tensors = CompressedTensors(src)
     if args.against:
-        return compare(tensors, listing, args.against)
+        return compare(tensors, listing, existing(args.against))
     for name in src.names:
         tensors.parts(name)
     return None

@@ -43,10 +43,11 @@ def choose_codes(
         gap = x - code.astype(np.float32)
         return (row[:, None] * col) * gap * gap + (prices[(*place, symbol)] + shift.astype(np.float32))
 
-    best = np.floor(x).astype(np.int32)
-    least = total(best)
-    for code in (best + 1, np.where(np.abs(x - whole) < 3, whole, best)):
-        better = total(code)
+    low = np.floor(x).astype(np.int32)
+    best, least = low, np.full(x.shape, np.inf, dtype=np.float32)
+    for code in (low, low + 1, whole):
+        near = np.abs(x - code) < 3
+        better = np.where(near | (code is not whole), total(code), np.inf)
         best, least = np.where(better < least, code, best), np.minimum(better, least)
     return best
 

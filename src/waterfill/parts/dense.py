@@ -18,6 +18,7 @@ from waterfill.coding.lossless import METHODS, Form
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
+from waterfill.layout import octets
 from waterfill.part import Part, Spec, cost
 
 FULL = 23
@@ -77,8 +78,8 @@ class DensePart(Part):
     @cached_property
     def _words(self) -> np.ndarray:
         size = self.values.element_size()
-        octets = self.values.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        words = octets.view(f"<u{size}") if self.values.dtype in _FLOATS else octets
+        raw = octets(self.values).numpy()
+        words = raw.view(f"<u{size}") if self.values.dtype in _FLOATS else raw
         return words.reshape(self.shape[0], words.size // max(1, self.shape[0]))
 
     @cached_property
@@ -107,10 +108,10 @@ class DensePart(Part):
         if dtype in _FLOATS:
             form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
         words, positions = lossless.read(src, method, shape, form)
-        octets = torch.from_numpy(words.view(np.uint8))
-        if dtype == torch.bool and bool((octets > 1).any()):
+        raw = torch.from_numpy(words.view(np.uint8))
+        if dtype == torch.bool and bool((raw > 1).any()):
             raise src.fail("a bool that is neither 0 nor 1")
-        return cls(shape, octets.reshape(-1).view(dtype).reshape(shape), positions)
+        return cls(shape, raw.reshape(-1).view(dtype).reshape(shape), positions)
 
     def describe(self) -> str:
         name, layout = str(self.values.dtype).removeprefix("torch."), self._form.layout

@@ -39,11 +39,13 @@ class Grid:
         step = np.float32(self.step)
         return np.full(rows, step) if self.rows is None else step * octaves(self.rows)
 
-    def col_scales(self, cols: int, positions: int) -> np.ndarray:
+    def col_scales(self, cols: int) -> np.ndarray:
         """[cols], float32; positions fastest."""
-        channels = np.ones(cols // positions, np.float32) if self.channels is None else octaves(self.channels)
-        places = np.ones(positions, np.float32) if self.places is None else octaves(self.places)
-        return (channels[:, None] * places).ravel()
+        places = np.ones(1, np.float32) if self.places is None else octaves(self.places)
+        channels = np.ones(1, np.float32) if self.channels is None else octaves(self.channels)
+        count = cols // len(places) if self.channels is None else len(channels)
+        scales = np.broadcast_to(channels, (count,))[:, None] * places
+        return np.repeat(scales.ravel(), cols // scales.size)
 
 
 def step_weights(shape: tuple[int, int], importance: Importance) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ The step is that of high-rate theory, D = w Delta^2 / 12 per entry at a slope of
 codes chosen by their true cost it stays the best one down to below one bit (docs/why.md).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
@@ -44,15 +45,16 @@ class QuantizedPart(Part):
     @cached_property
     def scales(self) -> tuple[Tensor, Tensor]:
         """Row scales [rows, 1], step included, and column scales [cols] (float32)."""
-        rows, cols = self.shape
-        positions = int(np.prod(self.kernel)) if self.kernel else 1
-        return torch.from_numpy(self.grid.row_scales(rows))[:, None], torch.from_numpy(
-            self.grid.col_scales(cols, positions)
-        )
+        row, col = self.grid.row_scales(self.shape[0]), self.grid.col_scales(self.shape[1])
+        return torch.from_numpy(row)[:, None], torch.from_numpy(col)
 
     def dense(self) -> Tensor:
+        return self.dense_rows(slice(None))
+
+    def dense_rows(self, rows: slice) -> Tensor:
+        """Some rows of the matrix."""
         row, col = self.scales
-        restored = self.codes.float().mul_(row)
+        restored = self.codes[rows].float().mul_(row[rows])
         return restored if self.grid.channels is None and self.grid.places is None else restored.mul_(col)
 
     def apply(self, x: Tensor) -> Tensor:
@@ -147,15 +149,14 @@ class _Draft:
         row, col = step_weights(shape, importance)
         weights = (
             0.5 * row * grid.row_scales(shape[0]).astype(np.float64) ** 2 / price,
-            col * grid.col_scales(shape[1], positions).astype(np.float64) ** 2,
+            col * grid.col_scales(shape[1]).astype(np.float64) ** 2,
         )
         lower = importance.lower
         if lower is not None:  # errors are fed back in steps of their own columns
-            lower = lower * grid.col_scales(shape[1], positions)[: len(lower)]
-        x = _in_steps(target, grid, positions)
-        codes = narrow(np.rint(x).astype(np.int32))
+            lower = lower * grid.col_scales(shape[1])[: len(lower)]
+        codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
         chooser = Chooser(product.fit(codes.reshape(shape[0], -1, positions), kernel), kernel, weights)
-        part = QuantizedPart(shape, torch.from_numpy(_choose(x, chooser, lower)), grid, kernel)
+        part = QuantizedPart(shape, torch.from_numpy(_choose(target, grid, chooser, lower)), grid, kernel)
         return cls(part, chooser, lower)
 
     def again(self, target: Tensor) -> "_Draft":
@@ -164,7 +165,7 @@ class _Draft:
         positions = len(model.positions)
         cube = part.codes.numpy().reshape(part.shape[0], -1, positions)
         chooser = replace(self.chooser, model=product.fit_like(cube, part.kernel, model))
-        codes = _choose(_in_steps(target, part.grid, positions), chooser, self.lower)
+        codes = _choose(target, part.grid, chooser, self.lower)
         return _Draft(replace(part, codes=torch.from_numpy(codes)), chooser, self.lower)
 
     def cost(self, target: Tensor, importance: Importance, price: float) -> float:
@@ -177,49 +178,52 @@ class _Draft:
         return importance.distortion(target - self.part.dense()) + price * bits
 
 
-def _in_steps(target: Tensor, grid: Grid, positions: int) -> np.ndarray:
-    """The target divided by its scales, float32 [rows, cols]."""
-    x = target.float().numpy() / grid.row_scales(target.shape[0])[:, None]
+def _in_steps(target: Tensor, grid: Grid, rows: slice) -> np.ndarray:
+    """Some rows of the target divided by their scales, float32 [rows, cols]."""
+    x = target[rows].float().numpy() / grid.row_scales(target.shape[0])[rows, None]
     if grid.channels is not None or grid.places is not None:
-        x /= grid.col_scales(target.shape[1], positions)
+        x /= grid.col_scales(target.shape[1])
     return x
 
 
-def _choose(x: np.ndarray, chooser: Chooser, lower: np.ndarray | None) -> np.ndarray:
-    """Codes [rows, cols] of targets in steps; with feedback along the Gram matrix's columns where there is one."""
-    rows, cols = x.shape
-    positions = len(chooser.model.positions)
-    if lower is None and positions == 1:
-        return _choose_by_rows(x, chooser)
-    codes = np.zeros(x.shape, dtype=np.int32)
-    n = positions if lower is None else len(lower)
-
-    def visit(i: int, targets: np.ndarray) -> np.ndarray:
-        columns = np.arange(i, cols, n)
-        earlier = [codes[:, columns - back] for back in range(i % positions, 0, -1)]
-        codes[:, columns] = chooser(slice(0, rows), columns, targets, earlier)
-        return codes[:, columns].astype(np.float32)
-
-    feed_back(x, np.eye(n) if lower is None else lower, visit)
-    return narrow(codes)
-
-
-def _choose_by_rows(x: np.ndarray, chooser: Chooser) -> np.ndarray:
-    """Without kernel and feedback every entry stands alone: a few rows at a time, so that memory stays small."""
-    codes = np.empty(x.shape, dtype=np.int8)
-    columns = np.arange(x.shape[1])
-    for rows in row_chunks(*x.shape):
-        piece = narrow(chooser(rows, columns, x[rows], []))
+def _by_rows(shape: tuple[int, int], make: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Codes [rows, cols] made a few rows at a time, so that only the narrow result is as large as the matrix."""
+    codes = np.empty(shape, dtype=np.int8)
+    for rows in row_chunks(*shape):
+        piece = narrow(make(rows))
         codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
         codes[rows] = piece
     return codes
 
 
+def _choose(target: Tensor, grid: Grid, chooser: Chooser, lower: np.ndarray | None) -> np.ndarray:
+    """Codes [rows, cols]; with feedback along the Gram matrix's columns where there is one."""
+    rows, cols = target.shape
+    positions = len(chooser.model.positions)
+    everything, columns = slice(0, rows), np.arange(cols)
+    if lower is None and positions == 1:  # every entry stands alone
+        return _by_rows((rows, cols), lambda part: chooser(part, columns, _in_steps(target, grid, part), []))
+    codes = np.zeros((rows, cols), dtype=np.int32)
+    n = positions if lower is None else len(lower)
+
+    def visit(i: int, targets: np.ndarray) -> np.ndarray:
+        here = columns[i::n]
+        earlier = [codes[:, here - back] for back in range(i % positions, 0, -1)]
+        codes[:, here] = chooser(everything, here, targets, earlier)
+        return codes[:, here].astype(np.float32)
+
+    feed_back(_in_steps(target, grid, everything), np.eye(n) if lower is None else lower, visit)
+    return narrow(codes)
+
+
 def _refit_step(part: QuantizedPart, target: Tensor, importance: Importance) -> QuantizedPart:
     """The step that makes these codes closest to the target."""
-    dense = part.dense()
-    energy = importance.inner(dense, dense)
-    factor = importance.inner(dense, target) / energy if energy > 0 else 1.0
+    energy = shared = 0.0
+    for rows in row_chunks(*part.shape):
+        dense, share = part.dense_rows(rows), importance.select_rows(rows)
+        energy += share.inner(dense, dense)
+        shared += share.inner(dense, target[rows])
+    factor = shared / energy if energy > 0 else 1.0
     step = float(np.float32(part.grid.step * factor))
     if not 0.5 < factor < 2 or step <= 0:
         return part

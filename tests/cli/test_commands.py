@@ -1,0 +1,135 @@
+"""What the commands do when all goes well."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import waterfill
+from waterfill.file import FileReader, FileWriter
+
+ORIGINAL = 4 * (16 * 8 * 9 + 24 * 40) + 2 * 24 + 8  # bytes of the checkpoint's tensors, the tied one once
+WEIGHTS = 16 * 8 * 9 + 24 * 40 + 24
+
+
+@pytest.mark.parametrize(
+    ("budget", "most"), [(("--bits", 3), 3 * WEIGHTS / 8), (("--size", "1.2kB"), 1200), (("--ratio", 8), ORIGINAL / 8)]
+)
+def test_compress_meets_the_budget_with_the_bytes_on_disk(run, checkpoint, tmp_path, budget, most):
+    out = tmp_path / "small.wf"
+    ran = run("compress", checkpoint, *budget, "-o", out, "--json")
+    assert ran.code == 0 and ran.err == ""
+    assert ran.json["bytes"] == out.stat().st_size <= most
+    assert ran.json["bytes"] > 0.9 * most
+    assert ran.json["original_bytes"] == ORIGINAL
+    assert [path.name for path in tmp_path.iterdir()] == ["small.wf"]
+
+
+def test_compress_writes_beside_the_model_unless_told_where(run, checkpoint, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(checkpoint.read_bytes())
+    assert run("compress", folder / "model.safetensors", "--price", "0.01").code == 0
+    assert run("compress", folder, "--price", "0.01").code == 0
+    assert (folder / "model.wf").read_bytes() == (tmp_path / "folder.wf").read_bytes()
+
+
+def test_the_table_names_every_tensor_and_says_what_was_kept_and_why(run, checkpoint, tmp_path):
+    ran = run("compress", checkpoint, "--bits", 3, "-o", tmp_path / "small.wf", "--recipe", "Quantize() + Prune()")
+    assert all(name in ran.out for name in ("conv.weight", "head.weight", "head.bias", "norm.num_batches_tracked"))
+    assert "not by the recipe: one-dimensional" in ran.out
+    assert f"{(tmp_path / 'small.wf').stat().st_size} bytes" in ran.out
+
+
+def test_lossless_gives_every_bit_back(run, checkpoint, tmp_path):
+    small, again = tmp_path / "small.wf", tmp_path / "again.safetensors"
+    assert run("compress", checkpoint, "--lossless", "-o", small).code == 0
+    assert "bit for bit" in run("verify", small, "--against", checkpoint).out
+    assert run("decompress", small, "-o", again).code == 0
+    original, restored = load_file(checkpoint), load_file(again)
+    assert original.keys() == restored.keys()
+    for name, tensor in original.items():
+        assert restored[name].dtype == tensor.dtype and restored[name].equal(tensor)
+
+
+def test_plan_predicts_the_size_and_writes_nothing(run, checkpoint):
+    before = sorted(checkpoint.parent.iterdir())
+    ran = run("plan", checkpoint, "--bits", 3, "--json")
+    assert ran.code == 0 and sorted(checkpoint.parent.iterdir()) == before
+    assert ran.json["bits_per_weight"] == pytest.approx(3, rel=0.05)
+    assert {row["name"] for row in ran.json["tensors"]} >= {"conv.weight", "head.weight"}
+    assert "predicted: " in run("plan", checkpoint, "--bits", 3).out
+
+
+def test_info_tells_what_the_library_tells(run, compressed):
+    told, model = run("info", compressed, "--json").json, waterfill.load(compressed)
+    assert told["bytes"] == model.size == compressed.stat().st_size
+    assert told["bits_per_weight"] == pytest.approx(model.bits)
+    assert told["aliases"] == model.aliases == {"head.weight": "head.twin"}
+    table = {row["name"]: (row["shape"], row["dtype"], row["part"], row["bytes"]) for row in told["tensors"]}
+    assert table == {row["name"]: (row["shape"], row["dtype"], row["part"], row["bytes"]) for row in model.table()}
+    text = run("info", compressed).out
+    assert "recipe Quantize()" in text and "tied tensor" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_verify_looks_as_deep_as_it_is_told(run, compressed, checkpoint):
+    assert "every checksum matches" in run("verify", compressed).out
+    assert "every tensor decodes" in run("verify", compressed, "--deep").out
+    compared = run("verify", compressed, "--against", checkpoint, "--json").json
+    model, original = waterfill.load(compressed).state_dict(), load_file(checkpoint)
+    for name in ("conv.weight", "head.bias"):
+        error = (model[name].double() - original[name].double()).norm() / original[name].double().norm()
+        assert compared["errors"][name] == pytest.approx(float(error))
+    assert compared["errors"]["norm.num_batches_tracked"] == 0
+    assert 0 < compared["error"] < 0.5
+
+
+def test_decompress_writes_what_the_library_loads(run, compressed, tmp_path):
+    out = tmp_path / "restored.safetensors"
+    assert run("decompress", compressed, "-o", out).code == 0
+    state, restored = waterfill.load(compressed).state_dict(), load_file(out)
+    assert state.keys() == restored.keys()
+    assert all(restored[name].dtype == t.dtype and restored[name].equal(t) for name, t in state.items())
+    assert run("decompress", compressed, "-o", out, "--dtype", "float16", "--force", "--json").json["tensors"] == 5
+    halves = load_file(out)
+    assert halves["head.bias"].dtype == torch.float16 and halves["norm.num_batches_tracked"].dtype == torch.int64
+    assert halves["conv.weight"].equal(state["conv.weight"].half())
+
+
+def test_help_info_and_verify_import_no_torch(compressed):
+    program = (
+        "import sys\nfrom waterfill.cli import main\n"
+        f"codes = [main(['--help']), main(['compress', '--help']), main(['info', {str(compressed)!r}])]\n"
+        f"codes.append(main(['verify', {str(compressed)!r}]))\n"
+        "assert codes == [0, 0, 0, 0] and 'torch' not in sys.modules, codes"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_reader_that_leaves_early_is_no_error(compressed):
+    command = f"{sys.executable} -m waterfill.cli info {compressed} | true; exit ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_version_is_that_of_the_package(run):
+    ran = run("--version")
+    assert ran.code == 0 and ran.out == f"waterfill {waterfill.__version__}\n"
+
+
+def test_hostile_names_and_notes_reach_the_terminal_as_escapes(run, tmp_path):
+    path, name = tmp_path / "hostile.wf", "w\u202eight\u200b"
+    columns = {key: [[value], []] for key, value in {"shapes": "2", "dtypes": "\x1b[2J", "words": "a\rb"}.items()}
+    manifest = {"tensors": columns | {"reasons": [["\x07"], []]}, "notes": {"recipe": "x\n\x1b]0;y"}}
+    with FileWriter(path) as out:
+        out.add(name, b"")
+        out.finish(manifest)
+    for arguments in (("info", path), ("info", path, "--json")):
+        ran = run(*arguments)
+        assert ran.code == 0
+        assert all(c.isprintable() or c == "\n" for c in ran.out)
+    assert r"w\u202eight\u200b" in run("info", path).out
+    with FileReader(path) as src:
+        assert src.names == (name,)
