@@ -67,7 +67,8 @@ def code_network(name: str, state: State, step: float, quoted: float | None) -> 
         packed += 8 * len(zstandard.ZstdCompressor(level=19).compress(codes.tobytes()))
     bits = real / entries
     other = [entropy / entries, packed / entries, quoted]
-    return [name, step, *other, bits, 100 * bits / quoted if quoted else None, ideal / entries, 100 * (real / ideal - 1)]
+    ratio = 100 * bits / quoted if quoted else None
+    return [name, step, *other, bits, ratio, ideal / entries, 100 * (real / ideal - 1)]
 
 
 def weight_claims(table: Table) -> list[list[Any]]:

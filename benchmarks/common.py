@@ -1,7 +1,7 @@
 """What every benchmark shares: the machine it runs on, tables for the eye and for JSON, the folder of real networks.
 
-A run with its default options writes `results/NAME.json`; any other run is partial and writes `results/NAME.partial.json`,
-so that a quick look never replaces the figures that the documentation shows.
+A run with its default options writes `results/NAME.json`; any other run is partial and writes
+`results/NAME.partial.json`, so that a quick look never replaces the figures that the documentation shows.
 """
 
 import datetime
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True)
 class Table:
-    """title; columns: heading -> format of its cells (`.2f`); rows: a value for every column, None where there is none."""
+    """columns: heading -> format of its cells, such as `.2f`. rows: a value for every column, or None."""
 
     title: str
     columns: dict[str, str]
@@ -39,7 +39,7 @@ class Table:
         """For a terminal."""
         lines = [list(self.columns), *self.cells()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        numeric = [any(isinstance(row[i], int | float) for row in self.rows) for i in range(len(widths))]
+        numeric = self._numeric()
         aligned = (
             (f"{cell:>{w}}" if n else f"{cell:<{w}}" for cell, w, n in zip(line, widths, numeric, strict=True))
             for line in lines
@@ -48,10 +48,15 @@ class Table:
 
     def markdown(self) -> str:
         """For a document."""
-        numeric = [any(isinstance(row[i], int | float) for row in self.rows) for i in range(len(self.columns))]
-        rule = ["---:" if n else "---" for n in numeric]
+        rule = ["---:" if n else "---" for n in self._numeric()]
         lines = [list(self.columns), rule, *self.cells()]
         return "\n".join([f"**{self.title}**", "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+    def _numeric(self) -> list[bool]:
+        """Which columns hold numbers."""
+        return [any(type(v) in (int, float) for v in values) for values in zip(*self.rows, strict=True)] or [
+            False for _ in self.columns
+        ]
 
 
 def _text(value: Any, form: str) -> str:
@@ -80,9 +85,8 @@ def machine() -> dict[str, Any]:
     from waterfill.coding import coder
 
     info = Path("/proc/cpuinfo")
-    names = [s.split(":")[1].strip() for s in info.read_text("utf-8").splitlines() if s.startswith("model name")] if (
-        info.exists()
-    ) else []
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -107,18 +111,22 @@ def _commit() -> str:
         return "unknown"
 
 
-def finish(name: str, tables: dict[str, Table], options: dict[str, Any], *, partial: bool, shown: Iterable[str]) -> Path:
+def finish(
+    name: str, tables: dict[str, Table], options: dict[str, Any], *, partial: bool, shown: Iterable[str]
+) -> None:
     """Print the tables named in `shown`, where there are such, and write all of them to the results folder."""
     shown = [key for key in shown if key in tables]
     for key in shown:
         print(f"\n{tables[key].text()}")
     result = {"machine": machine(), "options": options, "tables": {key: asdict(t) for key, t in tables.items()}}
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'.partial' if partial else ''}.json"
+    partial_path = RESULTS / f"{name}.partial.json"
+    path = partial_path if partial else RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not partial:
+        partial_path.unlink(missing_ok=True)
     if shown:
         print(f"\nwritten: {path.relative_to(CHECKOUT)}")
-    return path
 
 
 def data_folder() -> Path:

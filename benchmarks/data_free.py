@@ -1,13 +1,14 @@
-"""Quality without data and without training, at equal bytes: every reference network at 8 to 2 bits per weight of the file.
+"""Quality without data and without training: every reference network at 8 to 2 bits per weight of the whole file.
 
 Each network is compressed, saved, read back from the file and measured on real data. Beside each result stands plain
-rounding to nearest in groups of 64 (`rounding.py`): the widths whose bytes are next below and next above, and, in a table
-of its own, our file at no more than the bytes of every width. The divergence is that of the outputs from the original's.
+rounding to nearest in groups of 64 (`rounding.py`): the widths whose bytes are next below and next above; and, in a
+table of its own, our file at no more than the bytes of every width.
 
-The automatic recipe comes first, the sum, by far the slowest, last. What is known is written as it comes, to the partial
-results; `--resume` takes over what these hold and measures the rest. They become the results once nothing is missing.
+The automatic recipe comes first, the sum, by far the slowest, last. What is known is written as it comes, to the
+partial results; `--resume` takes over what these hold and measures the rest. They become the results once nothing is
+missing.
 
-    python benchmarks/data_free.py [--quick] [--resume] [--networks ResNet-20,LeNet-300-100] [--bits 4,2] [--recipe TEXT]
+    python benchmarks/data_free.py [--quick] [--resume] [--networks ResNet-20,ResNet-56] [--bits 4,2] [--recipe TEXT]
 """
 
 import argparse
@@ -35,6 +36,7 @@ from waterfill.errors import BudgetError
 AUTOMATIC = "Quantize()"
 RECIPES = (AUTOMATIC, "Codebook()", "Quantize() + Prune() + LowRank()")
 RATES = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
+SHOWN = ("quality", "equal_bytes", "sizes", "breakdown", "claims")
 BARS = {3.0: 90.9, 2.6: 90.0}
 """Bits per weight of the whole file -> the accuracy that ResNet-20 must reach (91.73 % uncompressed)."""
 
@@ -61,13 +63,14 @@ def main() -> None:
     everything = plan(list(networks()), list(RATES), list(RECIPES), False)
     jobs = [job for job in wanted if job not in known]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=one_thread) as pool:
-        for done, (job, run) in enumerate(zip(jobs, pool.map(functools.partial(measure, folder), jobs), strict=True), 1):
+        runs = pool.map(functools.partial(measure, folder), jobs)
+        for done, (job, run) in enumerate(zip(jobs, runs, strict=True), 1):
             known[job] = run
             print(f"[{done}/{len(jobs)}] {run.line()}", flush=True)
             if done % 25 == 0 or done == len(jobs):
                 write(known, folder, options, partial=True, shown=())
     complete = all(job in known for job in everything)
-    write(known, folder, options, partial=not complete, shown=("quality", "equal_bytes", "sizes", "breakdown", "claims"))
+    write(known, folder, options, partial=not complete, shown=SHOWN)
 
 
 def write(
@@ -195,11 +198,13 @@ def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
         state = networks()["ResNet-20"].state(folder)
         found["breakdown"] = breakdown_table(waterfill.compress(state, AUTOMATIC, bits=2.0))
         other = 100 - found["breakdown"].rows[0][2]
-        claims.append(claim("ResNet-20 at 2 bits: all but the weight codes, % of the file", other, 8, ".2f", at_most=True))
+        claims.append(claim("ResNet-20 at 2 bits: % of the file beside weight codes", other, 8, ".2f", at_most=True))
     lost = [row for row in found["equal_bytes"].rows if row[-1] == "WORSE"]
     claims.append(claim("widths and networks at which plain rounding is better", len(lost), 0, "d", at_most=True))
     outside = [row for row in found["sizes"].rows if row[-1] is False]
-    claims.append(claim("networks whose file is not within 1 % + 64 bytes of its tally", len(outside), 0, "d", at_most=True))
+    claims.append(
+        claim("networks with a file not within 1 % + 64 bytes of its tally", len(outside), 0, "d", at_most=True)
+    )
     return found | {"claims": claims_table(claims)}
 
 

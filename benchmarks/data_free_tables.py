@@ -41,7 +41,8 @@ class Run:
         goal = f" at {self.bits:g} bits" if self.bits else f" at the bytes of rounding to {self.width} bits"
         told = f"{self.size} bytes, {self.file_bits:.3f} bits, {self.metric} {self.quality:.4f}"
         told += f", {self.seconds:.1f} s" if self.seconds else ""
-        return f"{self.network}, {what}{goal if self.recipe and self.recipe != 'float32' else ''}: {self.failed or told}"
+        what += goal if self.recipe and self.recipe != "float32" else ""
+        return f"{self.network}, {what}: {self.failed or told}"
 
 
 def quality_table(runs: list[Run], recipes: Iterable[str]) -> Table:
@@ -58,9 +59,14 @@ def quality_table(runs: list[Run], recipes: Iterable[str]) -> Table:
             fewer = [run for run in rounded if run.file_bits <= bits][-1:]
             more = [run for run in rounded if run.file_bits > bits][:1]
             quality = [at[r].quality if r in at and not at[r].failed else None for r in recipes]
-            beside = [v for side in (fewer, more) for v in ((side[0].file_bits, side[0].quality) if side else (None, None))]
+            beside = [v for side in (fewer, more) for v in _beside(side)]
             rows.append([original.network, original.metric, original.quality, bits, *quality, *beside])
     return Table("Quality by bits per weight of the whole file, without data or training", columns, rows)
+
+
+def _beside(side: list[Run]) -> tuple[float | None, float | None]:
+    """Bits and quality of the run, if there is one."""
+    return (side[0].file_bits, side[0].quality) if side else (None, None)
 
 
 def equal_bytes_table(runs: list[Run], recipe: str) -> Table:
@@ -118,7 +124,7 @@ def runs_table(runs: list[Run]) -> Table:
 def bars(runs: list[Run], recipe: str, wanted: Mapping[float, float]) -> Iterator[tuple[float, float, float]]:
     """(bits, bar, quality found) of ResNet-20, for every bar that was measured."""
     for run in runs:
-        if run.network == "ResNet-20" and run.recipe == recipe and run.bits in wanted:
+        if run.network == "ResNet-20" and run.recipe == recipe and run.bits is not None and run.bits in wanted:
             yield run.bits, wanted[run.bits], run.quality
 
 
@@ -148,12 +154,12 @@ def breakdown_table(compressed: CompressedModel) -> Table:
         for part in entry.parts:
             write_part(part, out)
     blobs = sum(len(entry.blob) for entry in compressed.entries.values())
-    rows = [
-        ["codes of the weights, with their densities", out.code_bytes],
-        ["of these, descriptions of the densities (ideal length)", out.model_bytes],
-        ["scales, steps and heads of the weights' parts", blobs - small - out.code_bytes],
-        ["small tensors", small],
-        ["manifest, names, index, checksums", compressed.size - blobs],
+    rows: list[tuple[str, float]] = [
+        ("codes of the weights, with their densities", out.code_bytes),
+        ("of these, descriptions of the densities (ideal length)", out.model_bytes),
+        ("scales, steps and heads of the weights' parts", blobs - small - out.code_bytes),
+        ("small tensors", small),
+        ("manifest, names, index, checksums", compressed.size - blobs),
     ]
     columns = {"ResNet-20 at 2 bits per weight": "", "bytes": ",.0f", "% of the file": ".2f"}
     return Table("Where the bytes are", columns, [[what, size, 100 * size / compressed.size] for what, size in rows])

@@ -116,7 +116,7 @@ def prepare_llama(folder: Path, original: State, quick: bool) -> Evaluator:
     model = models.TinyLlama()
     texts = (folder / "tinystories_sample.txt").read_text("utf-8").split("<|endoftext|>")
     stories = [text.strip() for text in texts if text.strip()][: 20 if quick else 200]
-    tokens = [([tokenizer.BOS] + tokenizer.encode(text))[: model.context + 1] for text in stories]
+    tokens = [[tokenizer.BOS, *tokenizer.encode(text)][: model.context + 1] for text in stories]
     pieces = [[tokenizer.pieces[i] for i in ids[1:]] for ids in tokens]
     size = sum(sum(1 if p.startswith(b"<0x") and len(p) == 6 else len(p) for p in story) - 1 for story in pieces)
 

@@ -83,7 +83,7 @@ def measure(folder: Path, quick: bool, job: Job) -> float:
 
 
 def assumed(state: State, correlation: float, exponent: float) -> Mapping[str, Importance]:
-    """The importance of every matrix under the two assumptions; as `waterfill.importance.without_data` for those in use."""
+    """The importance of every matrix; for the values in use, that of `waterfill.importance.without_data`."""
     found = {}
     for name, tensor in state.items():
         layout = layout_of(tuple(tensor.shape), tensor.dtype)

@@ -1,9 +1,9 @@
 """Is the step of high-rate theory still the best one when codes are chosen by their true cost, far below high rate?
 
-Unit-variance Laplace and Gaussian sources are quantized at a price with steps that are multiples of
-sqrt(12 price / ln 2). Codes minimize distortion plus price times bits, under a table refitted to them until both agree;
-levels are moved to the best common step. The excess is the cost, distortion over price plus
-bits, less that of the best multiple.
+Laplace and Gaussian sources of variance 1 are quantized at a price, with steps that are multiples of
+sqrt(12 price / ln 2). Codes minimize distortion plus price times bits under a table that is refitted to them until both
+agree, and the step is then moved to what suits the codes best. Shown is the cost, distortion over price plus bits,
+beyond that of the best multiple.
 
     python benchmarks/step_rule.py
 """

@@ -46,9 +46,9 @@ inline int32_t floor_of(float value) {
 // Codes of a row where means are zero, no code escapes and every scale has a table: without a branch, so that the
 // compiler vectorizes it. `stride` is the distance from one scale's bits to the next one's.
 FOR_THIS_MACHINE
-void choose_plain_row(const float* __restrict value, const float* __restrict col_weight, const int32_t* __restrict col_scale,
-                      int64_t size, float row_weight, int32_t row_scale, const float* __restrict table, int32_t stride,
-                      int32_t* __restrict code) {
+void choose_plain_row(const float* __restrict value, const float* __restrict col_weight,
+                      const int32_t* __restrict col_scale, int64_t size, float row_weight, int32_t row_scale,
+                      const float* __restrict table, int32_t stride, int32_t* __restrict code) {
     for (int64_t c = 0; c < size; ++c) {
         const float v = value[c], weight = row_weight * col_weight[c];
         const int32_t k = row_scale + col_scale[c], at = (k > 0 ? k : 0) * stride;

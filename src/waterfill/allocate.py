@@ -5,14 +5,13 @@ smallest to the largest, each at the price that the remaining budget and the rem
 samples got wrong is shared by those that follow; the last and largest are fitted until the budget is met.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from waterfill.errors import BudgetError
-from waterfill.sweep import Curve
 
 DEAREST, CHEAPEST = 30, -30
 """Exponents of 4: beyond these prices nothing more is saved or bought."""
@@ -45,15 +44,15 @@ class Bracket:
         return float(self.low[i] + share * (self.high[i] - self.low[i]))
 
 
-def bracket(curves: Sequence[Curve], bits: float, guess: int, workers: int = 1) -> Bracket:
+def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, guess: int, workers: int = 1) -> Bracket:
     """The grid prices between which the curves' bits sum to `bits`.
 
-    Where even the cheapest price spends less, the bracket lies there. Raises BudgetError where the dearest spends more.
+    measure_one: (index of one of `count` curves, k) -> its bits at price 4^k. guess: the k to begin with. Where even the cheapest price spends less, the bracket lies there. Raises BudgetError where the dearest spends more.
     """
     with ThreadPoolExecutor(workers) as pool:
 
         def measure(k: int) -> np.ndarray:
-            return np.array(list(pool.map(lambda curve: curve.at_grid(k).bits, curves)), dtype=np.float64)
+            return np.array(list(pool.map(lambda i: measure_one(i, k), range(count))), dtype=np.float64)
 
         at = {guess: measure(guess)}
         k, still = guess, 0

@@ -95,7 +95,9 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
         raise BadInput(f"{index} names the shard {outside[0]!r}, which does not lie beside it")
     missing = [file.name for file in files if not file.exists()]
     if missing:
-        raise BadInput(f"{index.parent}: shard {missing[0]} is missing ({len(missing)} of {len(files)}); fetch it again")
+        raise BadInput(
+            f"{index.parent}: shard {missing[0]} is missing ({len(missing)} of {len(files)}); fetch it again"
+        )
     return files, expected
 
 
@@ -113,7 +115,9 @@ def _header(file: Path) -> list[Stored]:
             found = []
             for name in src.keys():  # noqa: SIM118 - not a dict
                 view = src.get_slice(name)
-                found.append(Stored(name, file, tuple(view.get_shape()), _dtype(view.get_dtype(), name, src.get_tensor)))
+                found.append(
+                    Stored(name, file, tuple(view.get_shape()), _dtype(view.get_dtype(), name, src.get_tensor))
+                )
             return found
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{file} is not a readable .safetensors file: {error}") from error

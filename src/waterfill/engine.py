@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -104,17 +105,21 @@ def plan_weights(
     weights = []
     for name, value in tensors.items():
         layout = layout_of(tuple(value.shape), value.dtype, roles.get(name))
-        weight = Weight(name, layout, spec, lambda value=value: value.detach().cpu(), importance.get(name))
+        weight = Weight(name, layout, spec, partial(_on_cpu, value), importance.get(name))
         weight.check()
         weights.append(weight)
     return weights
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    return value.detach().cpu()
 
 
 def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
     """Every tensor as it is, bit for bit."""
     exact = recipe.parse('Dense(format="lossless")')
     return [
-        Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, lambda value=value: value.detach().cpu())
+        Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
         for name, value in tensors.items()
     ]
 
@@ -173,11 +178,12 @@ class Run:
             raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
         entries = sum(w.layout.entries for w in self.weights)
         guess = round(-8 * (size - least) / max(1, entries) - 0.5 * math.log(max(2, entries / len(self.weights)), 4))
-        curves = [self._measured(i) for i in range(len(self.weights))]
-        return bracket(curves, 8.0 * (size - least), max(-24, min(0, guess)), self.workers)
+        return bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(0, guess)), self.workers)
 
-    def _measured(self, i: int) -> Any:
-        return self.weights[i].curve
+    def _measure(self, i: int, k: int) -> float:
+        bits = self.weights[i].curve.at_grid(k).bits
+        self._report("measuring", i)
+        return bits
 
     def _fit(self, i: int, price: float) -> float:
         bits = self.fit(i, price)
@@ -231,7 +237,9 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
 
     original = sum(t.numel() * t.element_size() for t in tensors.values())
     notes = {"recipe": "lossless" if lossless else repr(parsed), "original": original}
-    run = Run(weights, fit, lambda lengths: model_of(notes).overhead(lengths), progress, min(2, torch.get_num_threads()))
+    run = Run(
+        weights, fit, lambda lengths: model_of(notes).overhead(lengths), progress, min(2, torch.get_num_threads())
+    )
     run.meet(target, original)
     return model_of(notes)
 

@@ -14,7 +14,7 @@ class NewerFormat(WaterfillError):
 
 
 class BadInput(WaterfillError):
-    """Weights, names, shapes or files that cannot be compressed as they are (NaN, missing shard, duplicate name ...)."""
+    """Weights, names, shapes or files that cannot be compressed as they are: NaN, a missing shard, a bad name ..."""
 
 
 class BadRecipe(WaterfillError):

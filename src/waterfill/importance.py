@@ -14,6 +14,8 @@ from torch import Tensor
 
 from waterfill.errors import BadInput
 
+_SMALLEST = 1e-30  # of a float32 sum of products; below, some of them may have vanished
+
 
 @dataclass(frozen=True, eq=False)
 class Importance:
@@ -70,14 +72,19 @@ class Importance:
 
     def inner(self, a: Tensor, b: Tensor) -> float:
         """sum_o rows_o * a_o A b_o^T of two matrices [rows, cols]."""
+        by_row = self._by_row(a, b)
+        if not _SMALLEST < float(by_row.abs().sum(dtype=torch.float64)) < math.inf:
+            by_row = self._by_row(a.double(), b.double())  # products beyond the range of float32
+        return float((self.rows.double() * by_row.double()).sum())
+
+    def _by_row(self, a: Tensor, b: Tensor) -> Tensor:
+        """a_o A b_o^T, [rows]."""
         if self.gram is None:
             weighted = b if self.diagonal.ndim == 0 else b * self.diagonal.to(b)
             by_row = torch.bmm(a[:, None, :], weighted[:, :, None])[:, 0, 0]
-            by_row = by_row * self.diagonal.to(a) if self.diagonal.ndim == 0 else by_row
-        else:
-            folded = a.reshape(a.shape[0], -1, len(self.gram)) @ self.gram.to(a)
-            by_row = (folded.reshape(a.shape) * b).sum(1)
-        return float((self.rows.to(a) * by_row).sum(dtype=torch.float64))
+            return by_row * self.diagonal.to(a) if self.diagonal.ndim == 0 else by_row
+        folded = a.reshape(a.shape[0], -1, len(self.gram)) @ self.gram.to(a)
+        return (folded.reshape(a.shape) * b).sum(1)
 
     def distortion(self, error: Tensor) -> float:
         """D(error [rows, cols]) in nats."""
@@ -85,12 +92,18 @@ class Importance:
 
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""
-        return Importance(self.rows * factor, self.diagonal, self.gram, self.kernel)
+        return Importance(self.rows.double() * factor, self.diagonal, self.gram, self.kernel)
 
     def select_rows(self, index: "Tensor | slice") -> "Importance":
         """The importance of some of the rows."""
         rows = self.rows[index] if self.rows.ndim else self.rows
         return Importance(rows, self.diagonal, self.gram, self.kernel)
+
+    def select(self, rows: Tensor, cols: Tensor) -> "Importance":
+        """The importance of some rows and columns: of all, or of whole channels, where there is a Gram matrix."""
+        picked = self.select_rows(rows)
+        diagonal = self.diagonal[cols] if self.diagonal.ndim else self.diagonal
+        return Importance(picked.rows, diagonal, self.gram, self.kernel)
 
     def check(self, rows: int, cols: int) -> None:
         """Raise BadInput unless this importance fits a matrix [rows, cols]."""

@@ -12,7 +12,7 @@ from typing import Any
 from waterfill import manifest, recipe
 from waterfill.checkpoint import Checkpoint, open_checkpoint
 from waterfill.engine import FIXED_RATE_PRICE, Progress, Run, Target, resolve
-from waterfill.errors import BadInput, OutputExists
+from waterfill.errors import BadInput, BudgetError, OutputExists
 from waterfill.file import FileWriter, size_of
 from waterfill.journal import Journal
 from waterfill.layout import RAW, Layout, layout_of
@@ -134,7 +134,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     ratio: float | None = None,
     price: float | None = None,
     lossless: bool = False,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
 ) -> Summary:
     """Compress a `.safetensors` checkpoint (one file, or shards with an index) into the file `target`.
 
@@ -148,7 +148,11 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     job = Job.of(source, spec, Target(bits, size, ratio, price), lossless)
     journal = Journal.begin(options.work or path.with_name(path.name + ".work"), job.fingerprint())
     records = Records(job, journal)
-    job.run(records.fit, records.words, options).meet(job.target, job.checkpoint.original_bytes)
+    try:
+        job.run(records.fit, records.words, options).meet(job.target, job.checkpoint.original_bytes)
+    except (BudgetError, BadInput):
+        journal.remove()  # going on with the same job would end the same way
+        raise
     with FileWriter(path, force=options.force) as out:
         for i, weight in enumerate(job.weights):
             out.add(weight.name, journal.blob(i))
@@ -186,7 +190,9 @@ class Records:
     def rows(self) -> list[dict[str, Any]]:
         """A row for each tensor, as of `CompressedModel.table`."""
         return [
-            table_row(w.name, w.layout, (self._notes[i]["words"], w.reason), self._notes[i]["bytes"], self._notes[i]["error"])
+            table_row(
+                w.name, w.layout, (self._notes[i]["words"], w.reason), self._notes[i]["bytes"], self._notes[i]["error"]
+            )
             for i, w in enumerate(self._job.weights)
         ]
 
@@ -214,7 +220,7 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     ratio: float | None = None,
     price: float | None = None,
     lossless: bool = False,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
 ) -> Plan:
     """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written."""
     job = Job.of(source, spec, Target(bits, size, ratio, price), lossless)

@@ -85,13 +85,14 @@ def layout_of(shape: tuple[int, ...], dtype: torch.dtype, role: str | None = Non
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise BadInput if a tensor that is to be compressed holds NaN or infinity."""
-    if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad == 0:  # finite entries whose sum overflows float64
-            return
+    """Raise BadInput if a tensor that is to be compressed holds NaN, infinity or what float32 cannot hold."""
+    wide = tensor.dtype == torch.float64  # its entries may be finite and yet overflow
+    if not wide and math.isfinite(float(tensor.sum(dtype=torch.float64))):
+        return
+    bad = int((~torch.isfinite(tensor.float())).sum())
+    if bad:
         raise BadInput(
-            f"tensor {name!r} holds {bad} values that are NaN or infinite; repair the checkpoint, "
+            f"tensor {name!r} holds {bad} values that are NaN, infinite or beyond float32; repair the checkpoint, "
             "or keep every bit as it is with lossless=True (--lossless)"
         )
 

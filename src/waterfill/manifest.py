@@ -51,9 +51,9 @@ def _column(stored: Any, count: int) -> list[str]:
     if isinstance(stored, list) and len(stored) == 2 and all(isinstance(s, list) for s in stored):
         values, index = stored
         index = index or [0] * count
-        if len(index) == count and all(isinstance(v, str) for v in values):
-            if all(isinstance(i, int) and 0 <= i < len(values) for i in index):
-                return [values[i] for i in index]
+        strings = all(isinstance(v, str) for v in values)
+        if strings and len(index) == count and all(isinstance(i, int) and 0 <= i < len(values) for i in index):
+            return [values[i] for i in index]
     raise CorruptFile("a column of the manifest is not what a writer would have written; the file is damaged")
 
 

@@ -46,7 +46,7 @@ class Spec(ABC):
         return Choice(_flat(Choice, self) + _flat(Choice, other))
 
 
-def _flat(kind: type, spec: Spec) -> tuple[Spec, ...]:
+def _flat(kind: "type[SumSpec] | type[Choice]", spec: Spec) -> tuple[Spec, ...]:
     return spec.terms if isinstance(spec, kind) else (spec,)
 
 
@@ -194,6 +194,21 @@ class SumPart(Part):
         return " + ".join(term.describe() for term in self.terms)
 
 
+def _without_idle(part: Part, target: Tensor, importance: Importance, price: float) -> Part:
+    """A sum less the terms that cost more than they save, the worst first; one term that is left stands alone."""
+    best, least = part, cost(part, target, importance, price)
+    terms = list(part.children().values())
+    while len(terms) > 1:
+        rests = [terms[:i] + terms[i + 1 :] for i in range(len(terms))]
+        sums = [rest[0] if len(rest) == 1 else SumPart(part.shape, tuple(rest)) for rest in rests]
+        costs = [cost(shorter, target, importance, price) for shorter in sums]
+        if min(costs) > least:
+            break
+        least = min(costs)
+        best, terms = sums[costs.index(least)], rests[costs.index(least)]
+    return best
+
+
 @dataclass(frozen=True)
 class SumSpec(Spec):
     """`A + B`: parts whose sum approximates the target, found by a sweep of the price from dear to cheap."""
@@ -221,6 +236,7 @@ class SumSpec(Spec):
         else:
             terms: list[Part | None] = list(start.terms) if isinstance(start, SumPart) else [start]
             swept = self._alternate(target, importance, price, terms)
+        swept = _without_idle(swept, target, importance, price)
         candidates = [swept, *([start] if start is not None else []), best]
         return min(candidates, key=lambda part: cost(part, target, importance, price))
 

@@ -1,6 +1,7 @@
 """One tensor on its way to parts: its matrices, what their errors cost, its curve on a sample, and its blob."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from waterfill.sweep import Curve, Point
 SAMPLE = 1 << 16
 """About how many entries of a weight its curve is measured on."""
 _COMPARED = 1 << 20  # entries; larger parts are read back too, under their checksums, but not compared
+_RANGE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32
 _TOO_SMALL = 64  # entries; below, any side information costs more than it saves
 _SMALL = "Dense()"
 _EXACT = 'Dense(format="lossless")'
@@ -40,14 +42,19 @@ class Weight:
     load: Callable[[], Tensor]
     importance: Importance | None = None
 
-    @property
+    @functools.cached_property
     def reason(self) -> str:
         """Why this tensor is not compressed by the user's recipe; empty if it is."""
         if self.layout.entries == 0:
             return "empty"
+        if self.layout.role == RAW and self.layout.dtype.is_floating_point:
+            return "kept bit for bit"
         if self.layout.role in _REASONS:
             return _REASONS[self.layout.role]
-        return "too small to gain" if self.layout.entries < _TOO_SMALL else ""
+        if self.layout.entries < _TOO_SMALL:
+            return "too small to gain"
+        largest = max(float(target.abs().max()) for target, _ in self._thinned)
+        return "" if largest == 0 or _RANGE[0] < largest < _RANGE[1] else "values too small or too large to be squared"
 
     @property
     def chosen_spec(self) -> Spec:
@@ -59,13 +66,13 @@ class Weight:
     @functools.cached_property
     def curve(self) -> Curve:
         """Bits and distortion of the whole tensor by price, measured on a sample of its rows."""
-        thinned = self._thinned()
+        thinned = self._thinned
         scale = self.layout.entries / max(1, sum(t.numel() for t, _ in thinned))
 
         def measure(price: float) -> Point:
             parts = [self.chosen_spec.fit(target, importance, price) for target, importance in thinned]
             distortion = sum(
-                importance.distortion(target - part.dense()) if target.is_floating_point() else 0.0
+                0.0 if self.layout.role == RAW else importance.distortion(target - part.dense())
                 for part, (target, importance) in zip(parts, thinned, strict=True)
             )
             return Point(scale * sum(part.bits for part in parts), scale * distortion)
@@ -86,27 +93,39 @@ class Weight:
         except BadInput as error:
             raise BadInput(f"tensor {self.name!r}: {error}") from error
 
+    @functools.cached_property
     def _thinned(self) -> list[tuple[Tensor, Importance]]:
+        """Evenly spread rows and channels of the tensor, or of some of its matrices, and what their errors cost."""
         matrices = self.layout.split(self.load())
         matrices = matrices[:: max(1, len(matrices) // 4)]
-        rows, cols = self.layout.matrix
-        keep = max(1, min(rows, max(16, SAMPLE // max(1, cols * len(matrices)))))
-        index = torch.arange(0, rows, max(1, rows // keep))[:keep]
+        shape = self.layout.matrix
+        row, col = _spread(shape, self._positions, SAMPLE // max(1, len(matrices)))
         thinned = []
         for matrix in matrices:
-            target = matrix[index].clone() if len(index) < rows else matrix
-            thinned.append((target, self._importance(target, index)))
+            whole = len(row) == shape[0] and len(col) == shape[1]
+            target = matrix if whole else matrix[row][:, col].contiguous()
+            if self.layout.role != RAW and not bool(torch.isfinite(target).all()):
+                check_finite(self.name, self.load())
+            thinned.append((target, self._importance(target, None if whole else (row, col))))
         return thinned
 
-    def _importance(self, target: Tensor, index: Tensor | None = None) -> Importance:
+    @property
+    def _positions(self) -> int:
+        """Columns that a sample must keep together: a channel's, or all where a Gram matrix joins them."""
+        given = self.importance
+        if given is not None and given.gram is not None and len(given.gram) == self.layout.matrix[1]:
+            return self.layout.matrix[1]
+        return math.prod(self.layout.kernel if given is None else given.kernel)
+
+    def _importance(self, target: Tensor, picked: tuple[Tensor, Tensor] | None = None) -> Importance:
+        """What errors in a target cost, of which `picked` are the rows and columns if it is a sample."""
         if self.importance is not None:
-            return self.importance if index is None else self.importance.select_rows(index)
+            return self.importance if picked is None else self.importance.select(*picked)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)
         if self.layout.role == VECTOR:
             return entrywise(target)
-        rows, cols = self.layout.matrix
-        return without_data(target, self.layout.kernel, rows * cols)
+        return without_data(target, self.layout.kernel, math.prod(self.layout.matrix))
 
     def fit(self, price: float) -> "Fitted":
         """The parts at a price as their blob gives them back, and how far they are from the tensor.
@@ -124,17 +143,36 @@ class Weight:
         for target, before, after in zip(targets, found, parts, strict=True):
             restored = after.dense()
             if target.numel() <= _COMPARED and not _same(before.dense(), restored):
-                raise AssertionError(f"tensor {self.name!r} reads back otherwise than it was written; please report this")
+                raise AssertionError(
+                    f"tensor {self.name!r} reads back otherwise than it was written; please report this"
+                )
             if self.layout.role != RAW:
-                error = target - restored.to(target.dtype)
-                lost += plain.inner(error, error)
+                gap = target - restored.to(target.dtype)
+                lost += plain.inner(gap, gap)
                 energy += plain.inner(target, target)
-        return Fitted(parts, blob, (lost / energy) ** 0.5 if energy > 0 else 0.0)
+        error = (lost / energy) ** 0.5 if energy > 0 else 0.0
+        if not math.isfinite(error):
+            raise BadInput(
+                f"tensor {self.name!r} holds values that are too large for {self.chosen_spec!r}; "
+                "use another recipe, or keep every bit with lossless=True (--lossless)"
+            )
+        return Fitted(parts, blob, error)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit."""
     return a.dtype == b.dtype and torch.equal(octets(a), octets(b))
+
+
+def _spread(shape: tuple[int, int], positions: int, entries: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns, whole channels of `positions` each, of a sample of about so many entries."""
+    rows, channels = shape[0], max(1, shape[1] // max(1, positions))
+    width = max(1, shape[1] // channels)
+    keep_rows = min(rows, max(64, entries // max(1, shape[1])))
+    keep_channels = min(channels, max(64, entries // (keep_rows * width)))
+    row = torch.arange(0, rows, max(1, rows // keep_rows))[:keep_rows]
+    channel = torch.arange(0, channels, max(1, channels // keep_channels))[:keep_channels]
+    return row, (channel[:, None] * width + torch.arange(width)).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)

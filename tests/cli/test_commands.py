@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import waterfill
 from waterfill.file import FileReader, FileWriter
@@ -54,12 +54,20 @@ def test_lossless_gives_every_bit_back(run, checkpoint, tmp_path):
         assert restored[name].dtype == tensor.dtype and restored[name].equal(tensor)
 
 
+def test_lossless_keeps_what_is_not_finite(run, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    save_file({"weight": torch.tensor([[float("nan"), float("inf")], [-0.0, 1.0]])}, path)
+    assert run("compress", path, "--lossless").code == 0
+    compared = run("verify", tmp_path / "odd.wf", "--against", path, "--json")
+    assert compared.code == 0 and compared.json["errors"] == {"weight": 0}
+
+
 def test_plan_predicts_the_size_and_writes_nothing(run, checkpoint):
     before = sorted(checkpoint.parent.iterdir())
     ran = run("plan", checkpoint, "--bits", 3, "--json")
     assert ran.code == 0 and sorted(checkpoint.parent.iterdir()) == before
     assert ran.json["bits_per_weight"] == pytest.approx(3, rel=0.05)
-    assert {row["name"] for row in ran.json["tensors"]} >= {"conv.weight", "head.weight"}
+    assert {row["name"] for row in ran.json["tensors"]} >= {"conv.weight", "head.twin"}
     assert "predicted: " in run("plan", checkpoint, "--bits", 3).out
 
 

@@ -53,7 +53,7 @@ def test_a_missing_file_is_a_usage_error(run, tmp_path, command):
 )
 def test_arguments_without_meaning_are_usage_errors(run, checkpoint, arguments):
     ran = run("plan", checkpoint, *arguments)
-    assert ran.code == Exit.USAGE and "waterfill plan: error:" in ran.err
+    assert ran.code == Exit.USAGE and ": error: " in ran.err
 
 
 def test_a_bad_recipe_is_a_usage_error_that_names_the_place(run, checkpoint, tmp_path):

@@ -46,7 +46,7 @@ def compare(tensors: CompressedTensors, listing: Listing, model: str) -> Compari
         lost, whole = lost + error, whole + energy
         items.append(replace(item, error=(error / energy) ** 0.5 if energy else 0.0))
     for alias, name in listing.aliases.items():
-        if not torch.equal(originals[alias].load(), originals[name].load()):
+        if not _bits(originals[alias].load()).equal(_bits(originals[name].load())):
             raise VerifyError(f"{alias!r} is stored as tied to {name!r}, but in {model} they differ")
     return Comparison(tuple(items), (lost / whole) ** 0.5 if whole else 0.0)
 
@@ -64,12 +64,17 @@ def _distance(found: Tensor, original: Stored, exact: bool) -> tuple[float, floa
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         said = f"{list(found.shape)} {found.dtype} in the file, {list(wanted.shape)} {wanted.dtype} in {original.file}"
         raise VerifyError(f"tensor {original.name!r} is {said}")
-    energy = float(torch.linalg.vector_norm(wanted, dtype=torch.float64)) ** 2 if wanted.is_floating_point() else 0.0
+    energy = _energy(wanted) if wanted.is_floating_point() else 0.0
     if _bits(found).equal(_bits(wanted)):
         return 0.0, energy
     if exact or not wanted.is_floating_point():
         raise VerifyError(f"tensor {original.name!r} was to be kept bit for bit, and differs from {original.file}")
-    return float(torch.linalg.vector_norm(found.double() - wanted.double())) ** 2, energy
+    return _energy(found.double() - wanted.double()), energy
+
+
+def _energy(values: Tensor) -> float:
+    """The sum of the squares of what is finite."""
+    return float(values.double().nan_to_num(0, 0, 0).square().sum())
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ SHORT = 40
 """Rows of a table up to which every tensor has its own."""
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
 _MOST_BYTES = 1 << 60
+_NOTHING = 1e-30  # nats
 _COLUMNS = (
-    Column("tensor", text=True),
+    Column("tensor", text=True, least=32),
     Column("times"),
     Column("shape"),
     Column("dtype", text=True),
@@ -210,5 +211,5 @@ def _cells(item: Item, mark: str) -> list[str]:
     shape = "x".join(map(str, item.shape)) or "scalar"
     bits = f"{8 * item.bytes / (item.entries * item.count):.2f}" if item.entries else ""
     error = "" if item.error is None else f"{100 * item.error:.2f} %" if item.error else "0"
-    nats = "" if item.nats is None else f"{item.nats:.2g}"
+    nats = "" if item.nats is None else f"{item.nats:.2g}" if item.nats > _NOTHING else "0"
     return [item.name, times, shape, item.dtype, f"{item.part} {mark}".strip(), bits, f"{item.bytes:.0f}", error, nats]

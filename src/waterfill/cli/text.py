@@ -77,14 +77,16 @@ def _decimals(value: float) -> int:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: its title, and whether it holds text (left aligned, cut when too long) or numbers."""
+    """One column of a table: its title, whether it holds text (left aligned, cut when too long) or numbers, and the
+    width that a text keeps."""
 
     title: str
     text: bool = False
+    least: int = 16
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
-    """A table of at most WIDTH columns where that can be: the text columns give way, the longest first.
+    """A table of at most WIDTH columns where that can be: the text columns give way, the one with most to spare first.
 
     A column that is empty in every row is left out.
     """
@@ -101,12 +103,13 @@ def _widths(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
     widths = []
     for i, column in enumerate(columns):
         widths.append(max([len(column.title), *(len(row[i]) for row in cells)]))
-    flexible = [i for i, column in enumerate(columns) if column.text]
+    spare = {i: widths[i] - max(column.least, len(column.title)) for i, column in enumerate(columns) if column.text}
     for _ in range(sum(widths) + 2 * (len(widths) - 1) - WIDTH):
-        widest = max(flexible, key=lambda i: widths[i], default=None)
-        if widest is None or widths[widest] <= max(12, len(columns[widest].title)):
+        longest = max(spare, key=lambda i: spare[i], default=None)
+        if longest is None or spare[longest] <= 0:
             break
-        widths[widest] -= 1
+        widths[longest] -= 1
+        spare[longest] -= 1
     return widths
 
 

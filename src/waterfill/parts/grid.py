@@ -1,4 +1,4 @@
-"""The uniform grid of a quantizer: one step, and scales for rows, channels and kernel positions where errors differ in cost."""
+"""The grid of a quantizer: one step, and scales for rows, channels and positions where errors differ in cost."""
 
 import math
 from dataclasses import dataclass

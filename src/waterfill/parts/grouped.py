@@ -5,7 +5,7 @@ This is the form that execution engines elsewhere take. Each scale is the best o
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from waterfill.coding import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.importance import Importance
 from waterfill.part import Part
-
-if TYPE_CHECKING:
-    from waterfill.parts.quantized import Quantize
+from waterfill.parts.metric import column_weights
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 _LARGEST = float(torch.finfo(torch.float16).max)
+_FARTHEST_ZERO = 32000
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,45 +79,54 @@ class GroupedPart(Part):
         return f"quantized, groups of {self.group}"
 
 
-def fit_grouped(target: Tensor, importance: Importance, spec: "Quantize") -> GroupedPart:
-    """Fixed-rate codes of `spec.bits` bits in groups of `spec.group` columns for target [rows, cols]."""
+@dataclass(frozen=True)
+class FixedRate:
+    """bits: of every code. group: columns that share a scale. symmetric: without zero points."""
+
+    bits: int
+    group: int
+    symmetric: bool
+
+    def round(self, blocks: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Scales and zero points [rows, groups] and codes [rows, groups, group], float32, for one clipping range."""
+        low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+        if self.symmetric:
+            scale = blocks.abs().amax(2) * clip / high
+        else:
+            scale = (blocks.amax(2) - blocks.amin(2)) * clip / (high - low)
+        scale = scale.clamp(max=_LARGEST).half().float()
+        safe = torch.where(scale > 0, scale, 1.0)
+        zero = torch.zeros_like(scale)
+        if not self.symmetric:
+            zero = (low - blocks.amin(2) * clip / safe).round().clamp(-_FARTHEST_ZERO, _FARTHEST_ZERO)
+        codes = (blocks / safe[..., None] + zero[..., None]).round().clamp(low, high)
+        return scale, zero, codes
+
+
+def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> GroupedPart:
+    """Fixed-rate codes for target [rows, cols], each group under the clipping range that loses least."""
     rows, cols = target.shape
-    group = min(spec.group or cols, cols) or 1
+    group = max(1, min(rate.group, cols))
     groups = -(-cols // group)
-    padded = torch.zeros(rows, groups * group)
+    padded, weight = torch.zeros(rows, groups * group), torch.zeros(groups * group)
     padded[:, :cols] = target
-    weight = torch.zeros(groups * group)
-    diagonal = importance.diagonal if importance.gram is None else importance.gram.diagonal().repeat(
-        cols // len(importance.gram)
-    )
-    weight[:cols] = diagonal
-    blocks, weight = padded.view(rows, groups, group), weight.view(groups, group)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    least = torch.full((rows, groups), torch.inf)
-    for clip in _CLIPS:
-        scale, zero, codes = _round(blocks, clip, spec)
-        error = ((blocks - (codes - zero[..., None]) * scale[..., None]).square() * weight).sum(2)
-        better = error < least
-        least = torch.where(better, error, least)
-        found = scale, zero, codes
-        best = found if best is None else tuple(
-            torch.where(better[..., None] if new.ndim == 3 else better, new, old)
-            for new, old in zip(found, best, strict=True)
-        )
-    scale, zero, codes = best
+    weight[:cols] = column_weights(importance, cols)
+    blocks = padded.view(rows, groups, group)
+    scale, zero, codes = rate.round(blocks, _CLIPS[0])
+    least = _lost(blocks, (scale, zero, codes), weight)
+    for clip in _CLIPS[1:]:
+        found = rate.round(blocks, clip)
+        lost = _lost(blocks, found, weight)
+        better = lost < least
+        least = torch.where(better, lost, least)
+        scale, zero = torch.where(better, found[0], scale), torch.where(better, found[1], zero)
+        codes = torch.where(better[..., None], found[2], codes)
     flat = codes.reshape(rows, -1)[:, :cols].to(torch.int8).contiguous()
-    return GroupedPart((rows, cols), flat, scale.half(), None if spec.symmetric else zero.to(torch.int16), group)
+    return GroupedPart((rows, cols), flat, scale.half(), None if rate.symmetric else zero.to(torch.int16), group)
 
 
-def _round(blocks: Tensor, clip: float, spec: "Quantize") -> tuple[Tensor, Tensor, Tensor]:
-    """Scales and zero points [rows, groups] and codes [rows, groups, group], all float32, for one clipping range."""
-    low, high = -(1 << (spec.bits - 1)), (1 << (spec.bits - 1)) - 1
-    if spec.symmetric:
-        scale = blocks.abs().amax(2) * clip / high
-    else:
-        scale = (blocks.amax(2) - blocks.amin(2)) * clip / (high - low)
-    scale = scale.clamp(max=_LARGEST).half().float()
-    safe = torch.where(scale > 0, scale, 1.0)
-    zero = torch.zeros_like(scale) if spec.symmetric else (low - blocks.amin(2) * clip / safe).round().clamp(-32000, 32000)
-    codes = (blocks / safe[..., None] + zero[..., None]).round().clamp(low, high)
-    return scale, zero, codes
+def _lost(blocks: Tensor, found: tuple[Tensor, Tensor, Tensor], weight: Tensor) -> Tensor:
+    """Weighted squared error of each group, [rows, groups]."""
+    scale, zero, codes = found
+    error = (blocks - (codes - zero[..., None]) * scale[..., None]).square()
+    return (error * weight.view(1, -1, blocks.shape[2])).sum(2)

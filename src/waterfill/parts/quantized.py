@@ -23,7 +23,7 @@ from waterfill.part import Part, Spec
 from waterfill.parts.choose import Chooser
 from waterfill.parts.feedback import feed_back
 from waterfill.parts.grid import FARTHEST, Grid, candidate_grids, step_weights
-from waterfill.parts.grouped import fit_grouped
+from waterfill.parts.grouped import FixedRate, fit_grouped
 
 _LARGE = 1 << 22  # from so many entries on, one round of choosing is enough: the densities hardly move
 
@@ -90,12 +90,12 @@ class QuantizedPart(Part):
     def describe(self) -> str:
         vectors = {"row": self.grid.rows, "channel": self.grid.channels, "position": self.grid.places}
         scaled = [name for name, v in vectors.items() if v is not None]
-        return "quantized" + (f" ({', '.join(scaled)} scales)" if scaled else "")
+        return "quantized" + (f", {'/'.join(scaled)} scales" if scaled else "")
 
 
 @dataclass(frozen=True)
 class Quantize(Spec):
-    """Uniform quantization at the price; with `bits`, fixed-rate codes with a float16 scale for each `group` of columns.
+    """Uniform quantization at the price; with `bits`, fixed-rate codes and a float16 scale for each group of columns.
 
     bits: 2 to 8, fixed-rate codes of so many bits (what execution engines elsewhere want), or None: by the price.
     group: columns that share a scale, or None: a whole row. symmetric: without a zero point.
@@ -124,7 +124,7 @@ class Quantize(Spec):
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         importance.check(target.shape[0], target.shape[1])
         if self.bits is not None:
-            return fit_grouped(target, importance, self)
+            return fit_grouped(target, importance, FixedRate(self.bits, self.group or target.shape[1], self.symmetric))
         first = [_Draft.rounded(target, importance, price, grid) for grid in candidate_grids(target, importance, price)]
         best = first[0] if len(first) == 1 else min(first, key=lambda draft: draft.cost(target, importance, price))
         if target.numel() < _LARGE:

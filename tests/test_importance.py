@@ -1,0 +1,138 @@
+"""What an error costs: the formula, its factors, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from waterfill.errors import BadInput
+from waterfill.importance import SIZE_EXPONENT, Importance, entrywise, smooth_gram, without_data
+
+
+def positive_definite(n: int, seed: int = 0) -> torch.Tensor:
+    inputs = torch.randn(3 * n, n, generator=torch.Generator().manual_seed(seed))
+    return inputs.T @ inputs / len(inputs)
+
+
+def by_hand(importance: Importance, a: torch.Tensor, b: torch.Tensor) -> float:
+    """sum_o g_o a_o A b_o^T with A written out, in float64."""
+    cols = a.shape[1]
+    if importance.gram is None:
+        A = torch.diag(importance.diagonal.double().expand(cols))
+    else:
+        A = torch.kron(torch.eye(cols // len(importance.gram), dtype=torch.float64), importance.gram.double())
+    g = importance.rows.double().expand(a.shape[0])
+    return float(torch.einsum("o,oi,ij,oj->", g, a.double(), A, b.double()))
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.sampled_from([(), (3,), (2, 2)]), st.integers(0, 1 << 20))
+def test_inner_is_the_formula(rows, channels, kernel, seed):
+    torch.manual_seed(seed)
+    positions = math.prod(kernel)
+    cols = channels * positions
+    a, b = torch.randn(rows, cols), torch.randn(rows, cols)
+    g, d = torch.rand(rows), torch.rand(cols)
+    forms = [Importance(), Importance(g), Importance(g, d), Importance(g, gram=positive_definite(cols, seed))]
+    if kernel:
+        forms.append(Importance(g, gram=positive_definite(positions, seed), kernel=kernel))
+    for importance in forms:
+        importance.check(rows, cols)
+        assert importance.inner(a, b) == pytest.approx(by_hand(importance, a, b), rel=1e-4, abs=1e-4)
+        assert importance.distortion(a) == pytest.approx(0.5 * by_hand(importance, a, a), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-42])
+def test_products_beyond_float32(scale):
+    error = torch.full((4, 5), scale)
+    wanted = 0.5 * float((error.double() ** 2).sum())
+    assert Importance().distortion(error) == pytest.approx(wanted, rel=1e-6)
+    assert Importance(gram=torch.eye(5)).distortion(error) == pytest.approx(wanted, rel=1e-6)
+    assert Importance().scaled(1 / wanted).distortion(error) == pytest.approx(1, rel=1e-6)
+    assert Importance().distortion(torch.zeros(3, 3)) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+def test_both_triangular_factors_give_the_gram_matrix_back(n):
+    gram = positive_definite(n)
+    importance = Importance(gram=gram)
+    root, lower = importance.root.numpy(), importance.lower
+    assert np.allclose(np.triu(root), root) and np.allclose(np.tril(lower), lower)
+    assert np.allclose(root.T @ root, gram.numpy(), rtol=1e-6, atol=1e-6)
+    assert np.allclose(lower.T @ lower, gram.numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_singular_gram_matrix_is_damped():
+    gram = torch.ones(6, 6)
+    assert np.allclose(Importance(gram=gram).lower.T @ Importance(gram=gram).lower, gram.numpy(), atol=1e-6)
+    assert np.isfinite(Importance(gram=torch.zeros(4, 4)).lower).all()
+
+
+def test_smooth_gram_decays_with_distance():
+    gram = smooth_gram((3, 3), 0.5)
+    assert gram[0].tolist() == [1, 0.5, 0.25, 0.5, 0.25, 0.125, 0.25, 0.125, 0.0625]
+    assert torch.equal(gram, gram.T)
+
+
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_without_data_a_relative_error_costs_the_same_at_every_scale(kernel, scale):
+    target = scale * torch.randn(16, 36)
+    cost = without_data(target, kernel).distortion(0.1 * target)
+    assert cost == pytest.approx(0.5 * 0.01 * target.numel() ** SIZE_EXPONENT, rel=1e-4)
+    assert math.isfinite(without_data(torch.zeros(4, 9), kernel).distortion(torch.ones(4, 9)))
+
+
+def test_entrywise_costs_relative_errors_of_single_entries():
+    vector = torch.tensor([[1e-3, 1.0, 1e3]])
+    importance = entrywise(vector)
+    alone = [importance.distortion(torch.eye(3)[i : i + 1] * vector * 0.1) for i in range(3)]
+    assert alone[1] == pytest.approx(alone[2], rel=1e-3)
+    assert math.isfinite(entrywise(torch.zeros(1, 3)).distortion(torch.ones(1, 3)))
+
+
+def test_selected_rows_and_scaling():
+    importance = Importance(torch.rand(6), torch.rand(4))
+    error, index = torch.randn(6, 4), torch.tensor([1, 4])
+    chosen = importance.select_rows(index).distortion(error[index])
+    only = torch.zeros_like(error).index_copy(0, index, error[index])
+    assert chosen == pytest.approx(importance.distortion(only), rel=1e-5)
+    assert importance.scaled(7).distortion(error) == pytest.approx(7 * importance.distortion(error), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"rows": torch.tensor([1.0, float("nan")])}, "rows holds values that are not finite"),
+        ({"diagonal": torch.tensor([float("inf")])}, "diagonal holds values that are not finite"),
+        ({"gram": torch.full((2, 2), float("nan"))}, "gram holds values that are not finite"),
+        ({"rows": torch.tensor([-1.0])}, "negative"),
+        ({"diagonal": torch.tensor([-1.0])}, "negative"),
+        ({"gram": torch.ones(2, 3)}, "square"),
+        ({"gram": torch.ones(4)}, "square"),
+    ],
+)
+def test_what_cannot_be_an_importance(arguments, told):
+    with pytest.raises(BadInput, match=told):
+        Importance(**arguments)
+
+
+def test_an_indefinite_gram_matrix_is_refused():
+    with pytest.raises(BadInput, match="positive semi-definite"):
+        _ = Importance(gram=torch.tensor([[1.0, 5.0], [5.0, 1.0]])).root
+
+
+@pytest.mark.parametrize(
+    ("importance", "told"),
+    [
+        (Importance(torch.ones(3)), r"rows has shape \[3\], the weight needs \[4\]"),
+        (Importance(diagonal=torch.ones(4)), r"diagonal has shape \[4\], the weight needs \[6\]"),
+        (Importance(gram=torch.eye(5)), "5 wide, the weight has 6 columns"),
+        (Importance(kernel=(2, 2)), "not a multiple"),
+    ],
+)
+def test_shapes_that_do_not_fit(importance, told):
+    with pytest.raises(BadInput, match=told):
+        importance.check(4, 6)
