@@ -31,7 +31,7 @@ from data_free_tables import Run, bars, breakdown_table, equal_bytes_table, qual
 from networks import Evaluator, Network, State, networks
 
 import waterfill
-from waterfill.errors import BudgetError
+from waterfill.errors import BudgetError, WaterfillError
 
 AUTOMATIC = "Quantize()"
 RECIPES = (AUTOMATIC, "Codebook()", "Quantize() + Prune() + LowRank()")
@@ -143,8 +143,8 @@ def measure(folder: Path, job: Job) -> Run:
     run = replace(run, better=network.better, resolution=network.resolution, metric=network.metric)
     try:
         size, restored, tally, seconds = compressed(state, job)
-    except BudgetError as error:
-        return replace(run, failed=str(error))
+    except WaterfillError as error:
+        return replace(run, failed=f"{type(error).__name__}: {error}")
     found = evaluate(restored)
     run = replace(run, size=size, file_bits=8 * size / count(state), tally=tally, seconds=seconds)
     return replace(run, quality=found.quality, divergence=found.divergence)
@@ -178,7 +178,7 @@ def through_a_file(state: State, recipe: str, budget: int) -> tuple[int, State, 
         ideal = sum(math.fsum(part.bits for part in entry.parts) for entry in model.entries.values()) / 8
         size = os.path.getsize(path)
         if size > budget:
-            raise AssertionError(f"{recipe}: a file of {size} bytes for a budget of {budget}")
+            raise BudgetError(f"the file has {size} bytes for a budget of {budget}")
         return size, waterfill.load(path).state_dict(), ideal + size - blobs, seconds
 
 
@@ -201,6 +201,8 @@ def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
         claims.append(claim("ResNet-20 at 2 bits: % of the file beside weight codes", other, 8, ".2f", at_most=True))
     lost = [row for row in found["equal_bytes"].rows if row[-1] == "WORSE"]
     claims.append(claim("widths and networks at which plain rounding is better", len(lost), 0, "d", at_most=True))
+    failed = sum(bool(run.failed) for run in runs)
+    claims.append(claim("budgets that were not met", failed, 0, "d", at_most=True))
     outside = [row for row in found["sizes"].rows if row[-1] is False]
     claims.append(
         claim("networks with a file not within 1 % + 64 bytes of its tally", len(outside), 0, "d", at_most=True)

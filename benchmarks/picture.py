@@ -6,7 +6,7 @@ from html import escape
 WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 48, 20, 44, 36
 X_TICKS = tuple(range(60, 241, 30))
-Y_TICKS = tuple(range(0, 101, 20))
+Y_TICKS = tuple(range(70, 96, 5))
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,21 @@ class Line:
 
 
 def draw(title: str, lines: list[Line], levels: list[tuple[str, float]]) -> str:
-    """The chart; `levels` are named horizontal lines. Points beyond the axes are left out."""
-    body = [*_frame(title)]
+    """The chart; `levels` are named horizontal lines. What lies beyond the axes is cut off."""
+    body = [*_frame(title), '<g clip-path="url(#inside)">']
     for name, y in levels:
         body.append(_path([(X_TICKS[0], y), (X_TICKS[-1], y)], "#666", dashes="5 4"))
-        body.append(_text(_x(X_TICKS[0]) + 6, _y(y) - 6, name, color="#666"))
+        body.append(_text(_x(X_TICKS[-1]) - 8, _y(y) - 8, name, color="#666", anchor="end"))
     for place, line in enumerate(lines):
-        points = [(x, y) for x, y in line.points if X_TICKS[0] <= x <= X_TICKS[-1]]
-        body.append(_path(points, line.color))
-        body += [f'<circle cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="4" fill="{line.color}"/>' for x, y in points]
-        body.append(_text(_x(X_TICKS[-1]) - 8, _y(30 - 10 * place), line.name, color=line.color, anchor="end"))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">'
-    return "\n".join([head, f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>', *body, "</svg>", ""])
+        body.append(_path(line.points, line.color))
+        body += [f'<circle cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="4" fill="{line.color}"/>' for x, y in line.points]
+        height = HEIGHT - BOTTOM - 24 * (len(lines) - place)
+        body.append(_text(_x(X_TICKS[-1]) - 8, height, line.name, color=line.color, anchor="end"))
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+    plot = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"'
+    paper = f'<clipPath id="inside"><rect {plot}/></clipPath><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+    return "\n".join([head, paper, *body, "</g>", "</svg>", ""])
 
 
 def _frame(title: str) -> list[str]:

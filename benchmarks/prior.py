@@ -22,8 +22,8 @@ from networks import Evaluator, State, networks
 from torch import Tensor
 
 import waterfill
-from waterfill.importance import SIZE_EXPONENT, SMOOTHNESS, Importance, smooth_gram
-from waterfill.layout import KERNEL, MATRIX, layout_of
+from waterfill.importance import SIZE_EXPONENT, SMOOTHNESS, Importance, entrywise, smooth_gram
+from waterfill.layout import KERNEL, MATRIX, VECTOR, layout_of
 
 NETWORKS = ("ResNet-20", "SqueezeNet 1.1")
 RATES = (3.0, 2.0)
@@ -83,12 +83,14 @@ def measure(folder: Path, quick: bool, job: Job) -> float:
 
 
 def assumed(state: State, correlation: float, exponent: float) -> Mapping[str, Importance]:
-    """The importance of every matrix; for the values in use, that of `waterfill.importance.without_data`."""
+    """The importance of every tensor; for the two values in use, what it would be without being given."""
     found = {}
     for name, tensor in state.items():
         layout = layout_of(tuple(tensor.shape), tensor.dtype)
         if layout.role in (MATRIX, KERNEL):
             found[name] = relative(layout.split(tensor)[0], layout.kernel, correlation, exponent)
+        elif layout.role == VECTOR:
+            found[name] = entrywise(tensor).scaled(tensor.numel() ** (exponent - SIZE_EXPONENT))
     return found
 
 

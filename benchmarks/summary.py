@@ -1,7 +1,7 @@
 """Writes what README.md and docs/why.md show of the results: tables between marks, and the picture.
 
-The mark `<!-- summary -->` of README.md is followed by a line for every network; marks of `report.py` work in both. The picture
-is docs/resnet20.svg. Run it after the other benchmarks; a test compares the documents with the results.
+The mark `<!-- summary -->` of README.md is followed by a line for every network; marks of `report.py` work in both
+documents. The picture is docs/resnet20.svg. Run it after the other benchmarks; a test compares documents and results.
 
     python benchmarks/summary.py
 """

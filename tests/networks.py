@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from waterfill.layout import octets
+
 
 class Mixed(nn.Module):
     """One layer of each kind that has weights, buffers of several types, and a tied pair."""
@@ -58,7 +60,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     """Equal in type, shape and every bit, NaN payloads included."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return not a.numel() or torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return torch.equal(octets(a), octets(b))
 
 
 def relative(a: Tensor, b: Tensor) -> float:

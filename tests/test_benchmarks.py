@@ -83,7 +83,7 @@ def test_tables_of_a_toy_run() -> None:
     assert found["quality"].rows == [["toy", "accuracy, %", 90.0, 3.5, 89.0, None, None, 3.25, 83.0, 4.25, 84.0]]
     assert [row[-1] for row in found["equal_bytes"].rows] == ["WORSE"]
     assert found["sizes"].rows[0][-1] is False
-    assert [row[-1] for row in found["claims"].rows] == [False, False]
+    assert [row[-1] for row in found["claims"].rows] == [False, True, False]
     assert "NO" in found["claims"].markdown()
 
 

@@ -5,8 +5,8 @@ smallest to the largest, each at the price that the remaining budget and the rem
 samples got wrong is shared by those that follow; the last and largest are fitted until the budget is met.
 """
 
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ DEAREST, CHEAPEST = 30, -30
 """Exponents of 4: beyond these prices nothing more is saved or bought."""
 _STILL = 4  # so many prices in a row without a change, and there is nothing more to gain
 _TRIES = 8
+_GROUP, _GROUPS = 4, 12
 
 Fit = Callable[[int, float], float]
 """(index of a weight, price) -> the real bits of the part found there, which the callee keeps."""
@@ -47,7 +48,8 @@ class Bracket:
 def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, guess: int, workers: int = 1) -> Bracket:
     """The grid prices between which the curves' bits sum to `bits`.
 
-    measure_one: (index of one of `count` curves, k) -> its bits at price 4^k. guess: the k to begin with. Where even the cheapest price spends less, the bracket lies there. Raises BudgetError where the dearest spends more.
+    measure_one: (index of one of `count` curves, k) -> its bits at price 4^k. guess: the k to begin with. Where even
+    the cheapest price spends less, the bracket lies there. Raises BudgetError where the dearest spends more.
     """
     with ThreadPoolExecutor(workers) as pool:
 
@@ -89,38 +91,35 @@ class Ledger:
 def spend(found: Bracket, budget: float, fit: Fit, workers: int = 1, fill: float = 0.993) -> Ledger:
     """Fit every weight so that the real bits sum to at most `budget` and, where the parts allow, to `fill` of it.
 
-    Raises BudgetError if that cannot be.
+    Prices are set anew for one group of weights after the other, from what the groups before really spent; so they do
+    not depend on the number of threads. Raises BudgetError if the budget cannot be met.
     """
     ledger = Ledger()
     order = np.argsort(found.low + found.high, kind="stable")
-    low, high = found.low[order], found.high[order]
-    sorted_bracket = Bracket(found.k, low, high)
+    ordered = Bracket(found.k, found.low[order], found.high[order])
     expected = 0.0
-    pending: dict[Future[float], tuple[int, float]] = {}
     with ThreadPoolExecutor(workers) as pool:
-        for place, i in enumerate(order):
-            while len(pending) >= workers:
-                expected += _collect(pending, ledger)
+        for group in _groups(ordered):
             ratio = float(np.clip(ledger.total / expected, 0.8, 1.25)) if expected > 0.05 * budget else 1.0
-            under_way = sum(bits for _, bits in pending.values()) * ratio
-            share = sorted_bracket.share((budget - ledger.total - under_way) / ratio, slice(place, None))
-            ledger.prices[int(i)] = found.price(share)
-            pending[pool.submit(fit, int(i), found.price(share))] = int(i), found.bits(int(i), share)
-        while pending:
-            expected += _collect(pending, ledger)
+            share = ordered.share((budget - ledger.total) / ratio, slice(group.start, None))
+            price = found.price(share)
+            members = [int(i) for i in order[group]]
+            for i, bits in zip(members, pool.map(lambda i, at=price: fit(i, at), members), strict=True):
+                ledger.prices[i], ledger.bits[i] = price, bits
+                expected += found.bits(i, share)
     settle(found, budget, fit, ledger, fill)
     return ledger
 
 
-def _collect(pending: "dict[Future[float], tuple[int, float]]", ledger: Ledger) -> float:
-    """Book the fits that are done; returns the bits that were expected of them."""
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    expected = 0.0
-    for future in done:
-        i, bits = pending.pop(future)
-        ledger.bits[i] = future.result()
-        expected += bits
-    return expected
+def _groups(ordered: Bracket) -> Iterator[slice]:
+    """Neighbors of at least `_GROUP` weights and a `_GROUPS`-th of all bits together."""
+    bits = np.cumsum(ordered.low + ordered.high)
+    start, before = 0, 0.0
+    for end in range(1, len(bits) + 1):
+        enough = end - start >= _GROUP and bits[end - 1] - before >= bits[-1] / _GROUPS
+        if enough or end == len(bits):
+            yield slice(start, end)
+            start, before = end, float(bits[end - 1])
 
 
 def settle(found: Bracket, budget: float, fit: Fit, ledger: Ledger, fill: float = 0.993) -> None:

@@ -162,7 +162,7 @@ def _tied(tensors: dict[str, Stored]) -> dict[str, str]:
 def _start(stored: Stored) -> bytes:
     """A digest of the first entries."""
     flat = stored.load().reshape(-1)[:_COMPARED]
-    return hashlib.sha256(octets(flat).numpy()).digest()
+    return hashlib.sha256(octets(flat).numpy().tobytes()).digest()
 
 
 def _numel(shape: tuple[int, ...]) -> int:

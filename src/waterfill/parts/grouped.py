@@ -19,7 +19,6 @@ from waterfill.parts.metric import column_weights
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 _LARGEST = float(torch.finfo(torch.float16).max)
-_FARTHEST_ZERO = 32000
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class GroupedPart(Part):
         if not bool(torch.isfinite(scales).all()):
             raise src.fail("a scale that is not finite")
         zeros = src.ints(rows * groups) if offset else None
-        if zeros is not None and len(zeros) and np.abs(zeros).max() > 1 << 15:
+        if zeros is not None and len(zeros) and not -128 <= zeros.min() <= zeros.max() <= 127:
             raise src.fail("a zero point out of range")
         codes = src.codes(rows, cols)
         if codes.dtype != np.int8:
@@ -92,13 +91,12 @@ class FixedRate:
         low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
         if self.symmetric:
             scale = blocks.abs().amax(2) * clip / high
-        else:
-            scale = (blocks.amax(2) - blocks.amin(2)) * clip / (high - low)
+        else:  # a range that includes zero: its zero point is a code too, as execution engines want it
+            least, most = clip * blocks.amin(2).clamp(max=0), clip * blocks.amax(2).clamp(min=0)
+            scale = (most - least) / (high - low)
         scale = scale.clamp(max=_LARGEST).half().float()
         safe = torch.where(scale > 0, scale, 1.0)
-        zero = torch.zeros_like(scale)
-        if not self.symmetric:
-            zero = (low - blocks.amin(2) * clip / safe).round().clamp(-_FARTHEST_ZERO, _FARTHEST_ZERO)
+        zero = torch.zeros_like(scale) if self.symmetric else (low - least / safe).round().clamp(low, high)
         codes = (blocks / safe[..., None] + zero[..., None]).round().clamp(low, high)
         return scale, zero, codes
 
@@ -121,7 +119,7 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
         least = torch.where(better, lost, least)
         scale, zero = torch.where(better, found[0], scale), torch.where(better, found[1], zero)
         codes = torch.where(better[..., None], found[2], codes)
-    flat = codes.reshape(rows, -1)[:, :cols].to(torch.int8).contiguous()
+    flat = codes.reshape(rows, groups * group)[:, :cols].to(torch.int8).contiguous()
     return GroupedPart((rows, cols), flat, scale.half(), None if rate.symmetric else zero.to(torch.int16), group)
 
 

@@ -1,0 +1,59 @@
+"""Every example runs, at toy size, and is short enough to be read."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TOY = {
+    "your_model": {"width": 32},
+    "recipes": {"rows": 32, "cols": 48},
+    "new_kind": {"rows": 32, "cols": 48},
+}
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_a_test_for_every_example():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*TOY, "checkpoint", "importance"}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_has_fewer_than_100_lines_and_says_how_to_run_it(path):
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) < 100
+    assert f"python examples/{path.name}" in text
+
+
+@pytest.mark.parametrize("name", TOY)
+def test_an_example_runs_and_prints(name, capsys):
+    example(name).main(**TOY[name])
+    assert capsys.readouterr().out
+
+
+def test_data_move_the_outputs_less(capsys):
+    example("importance").main(width=48, images=200)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        plain, informed = map(float, re.findall(r"([\d.]+) %", line))
+        assert informed < plain
+
+
+def test_the_checkpoint_example_writes_two_files(tmp_path, capsys):
+    source = tmp_path / "model.safetensors"
+    save_file({"layer.weight": torch.randn(64, 64), "layer.bias": torch.randn(64)}, source)
+    example("checkpoint").main(str(source))
+    assert "lossless" in capsys.readouterr().out
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.wf", "model.exact.wf", "model.safetensors")]
+    assert sizes == sorted(sizes)
