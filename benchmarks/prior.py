@@ -25,8 +25,8 @@ import waterfill
 from waterfill.importance import SIZE_EXPONENT, SMOOTHNESS, Importance, entrywise, smooth_gram
 from waterfill.layout import KERNEL, MATRIX, VECTOR, layout_of
 
-NETWORKS = ("ResNet-20", "SqueezeNet 1.1")
-RATES = (3.0, 2.0)
+RATES = {"ResNet-20": (3.0, 2.0), "SqueezeNet 1.1": (3.0, 2.0), "MobileNetV1 0.25": (4.0, 3.0)}
+"""Bits per weight of the file, by network."""
 CORRELATIONS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -49,7 +49,7 @@ def main() -> None:
     quick = not parser.parse_args().full
     folder = data_folder()
     priors = [(c, SIZE_EXPONENT) for c in CORRELATIONS] + [(SMOOTHNESS, e) for e in EXPONENTS]
-    jobs = [Job(name, bits, *prior) for name in NETWORKS for prior in dict.fromkeys(priors) for bits in RATES]
+    jobs = [Job(*point, *prior) for prior in dict.fromkeys(priors) for point in points()]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         found = dict(zip(jobs, pool.map(functools.partial(measure, folder, quick), jobs), strict=True))
     tables = {
@@ -59,12 +59,17 @@ def main() -> None:
     finish("prior", tables, {"quick": quick}, partial=False, shown=tables)
 
 
+def points() -> list[tuple[str, float]]:
+    """Every network with each of its rates."""
+    return [(name, bits) for name, rates in RATES.items() for bits in rates]
+
+
 def one_thread() -> None:
     """Two processes on two cores: one thread each."""
     torch.set_num_threads(1)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=len(RATES))
 def prepared(folder: Path, name: str, quick: bool) -> tuple[State, Evaluator]:
     """A network's tensors and what measures it; kept from job to job."""
     network = networks()[name]
@@ -103,10 +108,8 @@ def relative(target: Tensor, kernel: tuple[int, ...], correlation: float, expone
 
 def table(what: str, found: Mapping[Job, float], priors: list[tuple[float, float]], varied: int) -> Table:
     """A row for every value of one assumption, a column for every network and rate."""
-    columns = {what: ".2f"} | {f"{name}, {bits:g} bits": ".4f" for name in NETWORKS for bits in RATES}
-    rows = [
-        [prior[varied], *(found[Job(name, bits, *prior)] for name in NETWORKS for bits in RATES)] for prior in priors
-    ]
+    columns = {what: ".2f"} | {f"{name}, {bits:g} bits": ".4f" for name, bits in points()}
+    rows = [[prior[varied], *(found[Job(*point, *prior)] for point in points())] for prior in priors]
     return Table(f"Divergence in nats by {what}", columns, rows)
 
 

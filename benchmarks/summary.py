@@ -48,13 +48,15 @@ def runs(results: Path) -> list[Run]:
 
 
 def comparison(found: list[Run]) -> Table:
-    """A row for every network: quality untouched, then at the bytes of plain rounding to 4, 3 and 2 bits."""
+    """A row for every network that was measured: untouched, then at the bytes of plain rounding to 4, 3 and 2 bits."""
     columns = {"network": "", "": "", "float32": ".4g"}
     columns |= {f"rounded to {width} → ours": "" for width in WIDTHS}
+    originals = [run for run in found if run["recipe"] == "float32"]
+    pairs = {run["network"]: [_pair(found, run["network"], width) for width in WIDTHS] for run in originals}
     rows = [
-        [run["network"], run["metric"], run["quality"], *(_pair(found, run["network"], width) for width in WIDTHS)]
-        for run in found
-        if run["recipe"] == "float32"
+        [run["network"], run["metric"], run["quality"], *pairs[run["network"]]]
+        for run in originals
+        if any(pair != "-" for pair in pairs[run["network"]])
     ]
     subset = ", on a part of the test data" if any(run["quick"] for run in found) else ""
     return Table(f"Quality at the bytes of plain rounding in groups of 64{subset}", columns, rows)

@@ -1,8 +1,9 @@
 """The work directory of a job: every finished blob in a file of its own, so that a killed job goes on where it was."""
 
+import contextlib
 import json
 import os
-import shutil
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from waterfill.errors import PlanMismatch
 
 _PLAN = "plan.json"
+_OWN = re.compile(r"(plan\.json|\d+\.blob|\d+\.json)(\.tmp)?")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Journal:
         if stored is None:
             journal._write(_PLAN, json.dumps(plan).encode())
             return journal
-        found = json.loads(stored)
+        found = _object(stored)
         wanted = json.loads(json.dumps(plan))
         for key in sorted({*found, *wanted}):
             if found.get(key) != wanted.get(key):
@@ -46,10 +48,7 @@ class Journal:
             said, blob = self._read(f"{i}.json"), self._read(f"{i}.blob")
             if said is None or blob is None:
                 continue
-            try:
-                note = json.loads(said)
-            except ValueError:
-                continue
+            note = _object(said)
             if note.get("crc") == zlib.crc32(blob):
                 notes[i] = note | {"bytes": len(blob)}
         return notes
@@ -64,8 +63,12 @@ class Journal:
         return (self.folder / f"{i}.blob").read_bytes()
 
     def remove(self) -> None:
-        """Delete the folder: the job is done."""
-        shutil.rmtree(self.folder)
+        """Delete what belongs to the job, and the folder unless something else is in it: the job is done."""
+        for file in self.folder.iterdir():
+            if _OWN.fullmatch(file.name):
+                file.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -77,6 +80,15 @@ class Journal:
         beside = self.folder / f"{name}.tmp"
         beside.write_bytes(data)
         os.replace(beside, self.folder / name)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one where the text is damaged."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ import difflib
 import inspect
 
 from waterfill.errors import BadRecipe
-from waterfill.part import Choice, Spec, SumSpec
+from waterfill.part import Choice, Spec, SumSpec, load_kinds
 
 _LONGEST = 4096
 _COMBINING = (SumSpec, Choice)
@@ -52,6 +52,7 @@ def _spec(node: ast.expr) -> Spec:
 
 
 def _call(node: ast.Call, name: str) -> Spec:
+    load_kinds()
     known = kinds()
     if name not in known:
         raise _error(node, f"there is no {name!r}; {_close(name, list(known))}")
@@ -87,8 +88,6 @@ def _allowed(kind: type[Spec]) -> str:
 
 
 def _close(name: str, known: list[str]) -> str:
-    if not known:
-        return "no kinds of parts are loaded; take the parser from the package: from waterfill import parse"
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
 

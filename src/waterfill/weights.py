@@ -98,6 +98,8 @@ class Weight:
         """Evenly spread rows and channels of the tensor, or of some of its matrices, and what their errors cost."""
         matrices = self.layout.split(self.load())
         matrices = matrices[:: max(1, len(matrices) // 4)]
+        if not matrices:
+            return []
         shape = self.layout.matrix
         row, col = _spread(shape, self._positions, SAMPLE // max(1, len(matrices)))
         thinned = []
