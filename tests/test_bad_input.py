@@ -18,7 +18,7 @@ import waterfill
 from waterfill import BadInput, BadRecipe, BudgetError, CorruptFile, Mismatch, NewerFormat, WaterfillError
 from waterfill.coding.stream import Writer
 from waterfill.file import FileWriter
-from waterfill.layout import MATRIX, RAW, VECTOR, Layout
+from waterfill.layout import MATRIX, RAW, Layout
 from waterfill.manifest import Row, pack
 
 MEMORY = 200 << 20
@@ -29,7 +29,7 @@ SECONDS = 5  # a second where nothing else runs; the machines that run the tests
 def refused() -> Callable:
     """Call something, expect an error of a kind that says certain words, soon and with little memory."""
 
-    def check(kind: type[WaterfillError], told: str, call: Callable, *arguments: object, **named: object) -> None:
+    def check(kind: type[WaterfillError], told: str | None, call: Callable, *arguments: object, **named: object) -> None:
         tracemalloc.start()
         began = time.monotonic()
         try:
@@ -61,7 +61,7 @@ def test_names_that_a_file_cannot_hold(refused, name):
 
 @pytest.mark.parametrize("name", ["a/b/../c", "ünïcode.weight", "with space", "..", "x" * 1024, "C:\\x", "'\"{}[]"])
 def test_odd_names_that_are_legal(name, tmp_path):
-    waterfill.compress({name: torch.ones(20, 20)}, price=1e-3).save(tmp_path / "m.wf")
+    waterfill.compress({name: torch.ones(20, 20)}, lossless=True).save(tmp_path / "m.wf")
     assert torch.equal(waterfill.load_tensor(tmp_path / "m.wf", name), torch.ones(20, 20))
 
 
@@ -100,7 +100,7 @@ def test_budgets_too_small(refused, size):
 
 def test_recipes_without_meaning(refused):
     for recipe in ("", "Quantize", "Quantize(", "import os", "__import__('os')", "Quantize(bits=99)", "(" * 3000):
-        refused(BadRecipe, "", waterfill.compress, state(), recipe, bits=4)
+        refused(BadRecipe, None, waterfill.compress, state(), recipe, bits=4)
 
 
 def test_a_target_class_that_does_not_match(refused):
@@ -130,23 +130,21 @@ HUGE = [(1 << 15, 1 << 14), (1, 1 << 31), (1 << 31, 1), (1 << 20, 1 << 20), (1 <
 
 
 @pytest.mark.parametrize("shape", HUGE, ids=str)
-@pytest.mark.parametrize("role", [MATRIX, VECTOR, RAW])
 @pytest.mark.parametrize("kind", range(9))
-def test_shapes_of_gigabytes_in_a_tiny_file(refused, tmp_path, shape, role, kind):
+def test_shapes_of_gigabytes_in_a_tiny_file(refused, tmp_path, shape, kind):
+    layout = Layout(shape, torch.float32, RAW if kind == 2 else MATRIX)
     for rest in ((), (0,) * 12, (1,) * 40, (8, 0, 0, 0, 0, 0, 0, 0), (100,) * 9):
-        path = tmp_path / f"{len(rest)}-{sum(rest)}.wf"
-        hostile(path, {"w": Layout(shape, torch.float32, role)}, {"w": blob(kind, *rest)})
-        kinds = NewerFormat if kind == 0 else CorruptFile
-        refused(kinds, "", waterfill.load, path)
+        path = hostile(tmp_path / f"{len(rest)}-{sum(rest)}.wf", {"w": layout}, {"w": blob(kind, *rest)})
+        refused(CorruptFile if kind else NewerFormat, None, waterfill.load, path)
 
 
 def test_a_number_of_experts_that_is_not_there(refused, tmp_path):
     layout = Layout((1 << 38, 1, 1), torch.float32, "s")
-    refused(CorruptFile, "", waterfill.load, hostile(tmp_path / "m.wf", {"w": layout}, {"w": blob(2, 0)}))
+    refused(CorruptFile, None, waterfill.load, hostile(tmp_path / "m.wf", {"w": layout}, {"w": blob(2, 0)}))
 
 
 @pytest.mark.parametrize(
-    "aliases", [{"b": "ghost"}, {"w": "w"}, {"b": "b"}, {"b": ["w"]}, {"b": None}, [], "w", 3, {"b": {"w": 1}}], ids=str
+    "aliases", [{"b": "ghost"}, {"w": "w"}, {"b": "b"}, {"b": ["w"]}, {"b": None}, {"b": {"w": 1}}], ids=str
 )
 def test_aliases_that_no_writer_would_write(refused, tmp_path, aliases):
     good = waterfill.compress({"w": torch.ones(20, 20)}, price=1e-3).entries["w"]
@@ -155,18 +153,22 @@ def test_aliases_that_no_writer_would_write(refused, tmp_path, aliases):
     refused(CorruptFile, "alias", waterfill.load_tensor, path, "w")
 
 
-@pytest.mark.parametrize("manifest", [{"notes": 3}, {"notes": []}, {"notes": "x"}, {"notes": None}, {"tensors": None}], ids=str)
+@pytest.mark.parametrize(
+    "manifest",
+    [{"notes": 3}, {"notes": []}, {"notes": None}, {"aliases": []}, {"aliases": "w"}, {"tensors": None}],
+    ids=str,
+)
 def test_manifests_that_no_writer_would_write(refused, tmp_path, manifest):
     good = waterfill.compress({"w": torch.ones(20, 20)}, price=1e-3).entries["w"]
     path = hostile(tmp_path / "m.wf", {"w": good.layout}, {"w": good.blob}, **manifest)
-    refused(CorruptFile, "", waterfill.load, path)
+    refused(CorruptFile, None, waterfill.load, path)
 
 
 def test_a_part_of_another_number_type_than_its_tensor(refused, tmp_path):
     whole = waterfill.compress({"w": torch.arange(100).reshape(10, 10)}, lossless=True).entries["w"]
     for dtype in (torch.float32, torch.bool, torch.complex64):
         path = hostile(tmp_path / f"{dtype}.wf", {"w": Layout((10, 10), dtype, RAW)}, {"w": whole.blob})
-        refused(CorruptFile, "int64", waterfill.load, path)
+        refused(CorruptFile, "int64", waterfill.load(path).state_dict)
 
 
 def test_a_deflate_bomb(refused, tmp_path):
@@ -196,11 +198,11 @@ def test_files_of_a_newer_release_are_named(refused, tmp_path):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> bytes:
-    """A file that holds a part of each of several kinds."""
+    """A file of a matrix, a vector, raw integers and a tied name."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("small") / "m.wf"
-    tensors = {"a": torch.randn(9, 12), "k": torch.randn(4, 2, 3, 3), "v": torch.randn(5), "i": torch.arange(4)}
-    waterfill.compress({**tensors, "t": tensors["a"]}, price=3e-3).save(path)
+    tensors = {"a": torch.randn(7, 10), "v": torch.randn(5), "i": torch.arange(4)}
+    waterfill.compress({**tensors, "t": tensors["a"]}, price=0.01).save(path)
     return path.read_bytes()
 
 

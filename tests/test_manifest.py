@@ -71,6 +71,7 @@ def changed(*at: str | int, to: object) -> dict:
         changed("shapes", 0, 0, to=",".join(["2"] * 17)),
         changed("shapes", 0, 0, to="1099511627777,1"),
         changed("shapes", 0, 0, to="9" * 5000),
+        changed("shapes", 0, 0, to="0,4611686018427387904,4611686018427387904"),
     ],
     ids=lambda packed: json.dumps(packed)[-60:],
 )

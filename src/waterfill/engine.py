@@ -67,9 +67,10 @@ class Target:
 def tensors_of(model: "nn.Module | Mapping[str, Tensor]") -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
     """Tensors by name, aliases of tied ones, and roles where a module knows them. Raises BadInput."""
     state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
-    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise BadInput(f"{wrong[0]!r} is a {type(state[wrong[0]]).__name__}, not a tensor; give a flat state dict")
+    for name, value in state.items():
+        problem = _problem(name, value)
+        if problem:
+            raise BadInput(f"{name!r} {problem}")
     seen: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, value in state.items():
@@ -80,6 +81,19 @@ def tensors_of(model: "nn.Module | Mapping[str, Tensor]") -> tuple[dict[str, Ten
             seen[key] = name
     tensors = {name: value for name, value in state.items() if name not in aliases}
     return tensors, aliases, roles_of(model) if isinstance(model, nn.Module) else {}
+
+
+def _problem(name: object, value: object) -> str | None:
+    """Why an item of a state dict is no named tensor with values, or None."""
+    if not isinstance(name, str):
+        return "is no name of a tensor; names are text"
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, not a tensor; give a flat state dict"
+    if value.is_meta:
+        return "is on the meta device and has no values; load the weights first"
+    if value.layout != torch.strided or value.is_quantized:
+        return "is sparse or quantized by PyTorch; give a plain tensor: to_dense(), dequantize()"
+    return None
 
 
 def roles_of(module: nn.Module) -> dict[str, str]:

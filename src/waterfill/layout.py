@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from waterfill.errors import BadInput
+from waterfill.errors import BadInput, CorruptFile
 
 VECTOR, MATRIX, KERNEL, STACK, RAW = "v", "m", "k", "s", "r"
 ROLES = (VECTOR, MATRIX, KERNEL, STACK, RAW)
@@ -60,9 +60,11 @@ class Layout:
         return list(values.reshape(self.count, *self.matrix).unbind(0)) if self.count else []
 
     def join(self, matrices: Sequence[Tensor]) -> Tensor:
-        """The tensor of these matrices, in its own shape and dtype."""
+        """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile for raw ones of another dtype."""
         if not matrices:
             return torch.empty(self.shape, dtype=self.dtype)
+        if self.role == RAW and matrices[0].dtype != self.dtype:
+            raise CorruptFile(f"a tensor of {self.dtype} is stored as {matrices[0].dtype}; the file is damaged")
         whole = matrices[0] if len(matrices) == 1 else torch.stack(list(matrices))
         return whole.reshape(self.shape).to(self.dtype)
 

@@ -67,7 +67,7 @@ def _layout(shape: str, dtype: str, role: str) -> Layout:
     layout_dims = {KERNEL: 3, STACK: 3}.get(role, 0)
     entries = 1
     for size in sizes:
-        entries *= size
+        entries *= max(size, 1)  # even an empty tensor's other sizes multiply to a number that PyTorch can hold
     bad = len(sizes) > _MOST_DIMENSIONS or any(s < 0 for s in sizes) or entries > _LONGEST or len(sizes) < layout_dims
     if bad or (role not in (RAW, VECTOR) and len(sizes) < 2):
         raise CorruptFile(f"the manifest gives the shape [{shape[:80]}] to a tensor of role {role!r}; it is damaged")

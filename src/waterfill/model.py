@@ -131,9 +131,11 @@ def read_manifest(src: FileReader) -> tuple[list[str], list[manifest.Row], dict[
     """Names, what the manifest says of each, and aliases. Raises CorruptFile."""
     names = list(src.names)
     rows = manifest.unpack(src.manifest.get("tensors"), len(names))
-    aliases = src.manifest.get("aliases", {})
-    known = set(names)
-    if not isinstance(aliases, dict) or not all(v in known and k not in known for k, v in aliases.items()):
+    aliases, notes = src.manifest.get("aliases", {}), src.manifest.get("notes", {})
+    if not isinstance(aliases, dict) or not isinstance(notes, dict):
+        raise CorruptFile("the manifest's aliases and notes are not what a writer would have written; it is damaged")
+    known = dict.fromkeys(names)
+    if not all(isinstance(own, str) and own in known and alias not in known for alias, own in aliases.items()):
         raise CorruptFile("an alias names a tensor that the file does not hold; it is damaged")
     return names, rows, aliases
 
