@@ -28,7 +28,7 @@ from waterfill.layout import KERNEL, MATRIX, VECTOR, layout_of
 RATES = {"ResNet-20": (3.0, 2.0), "SqueezeNet 1.1": (3.0, 2.0), "MobileNetV1 0.25": (4.0, 3.0)}
 """Bits per weight of the file, by network."""
 CORRELATIONS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
-EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+EXPONENTS = (0.0, 0.15, 0.3, 0.5, 1.0)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ def stepped(source: Source, step: float) -> Source:
     return lambda price: math.floor(source(price) / step) * step
 
 
+def misjudged(source: Source, factor: float) -> Source:
+    """A source of which a sample promised too much or too little."""
+    return lambda price: factor * source(price)
+
+
 def allocate(sources: list[Source], budget: float, workers: int = 1, real: list[Source] | None = None) -> Ledger:
     """Spend a budget on sources whose fits (`real`) may need other bits than their curves promise."""
     fits = real or sources
@@ -51,7 +56,7 @@ sources = st.lists(
 def test_the_budget_is_kept_and_used(drawn, rate, workers):
     budget = rate * sum(n for n, _, _ in drawn)
     curves = [gaussian(n, v) for n, v, _ in drawn]
-    off = [lambda price, s=gaussian(n, v), f=f: f * s(price) for n, v, f in drawn]  # what samples get wrong
+    off = [misjudged(gaussian(n, v), factor) for n, v, factor in drawn]
     ledger = allocate(curves, budget, workers, off)
     assert sorted(ledger.bits) == list(range(len(drawn)))
     assert ledger.total <= budget

@@ -74,8 +74,9 @@ def test_equal_matrices_are_tied_and_equal_vectors_are_not(tmp_path):
 
 
 def test_equal_matrices_of_nan_are_not_taken_for_others(tmp_path):
-    save_file({"a": torch.full((4, 4), float("nan")), "b": torch.full((4, 4), float("nan"))}, tmp_path / "m.safetensors")
-    assert sorted([*open_checkpoint(tmp_path).tensors, *open_checkpoint(tmp_path).aliases]) == ["a", "b"]
+    nan = torch.full((4, 4), float("nan"))
+    save_file({"a": nan, "b": nan.clone()}, tmp_path / "m.safetensors")
+    assert sorted(open_checkpoint(tmp_path).tensors) == ["a", "b"]
 
 
 def test_what_is_not_there(tmp_path):

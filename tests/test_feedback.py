@@ -1,4 +1,4 @@
-"""Successive quantization: the sum over columns it minimizes is the distortion, and each choice sees the errors so far."""
+"""Successive quantization: what its choices leave adds up to the distortion, and each sees the errors before it."""
 
 import numpy as np
 import pytest

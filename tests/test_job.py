@@ -73,8 +73,8 @@ def test_the_bytes_do_not_depend_on_the_threads(source, target, tmp_path):
 
 
 def test_lossless_keeps_every_tensor(target, tmp_path):
-    tensors = {**state(), "twin.weight": state()["a.weight"], "mask": torch.rand(9, 9) < 0.5, "empty": torch.zeros(0, 4)}
-    tensors["nan"] = torch.full((20, 20), float("nan"))
+    odd = {"mask": torch.rand(9, 9) < 0.5, "empty": torch.zeros(0, 4), "nan": torch.full((20, 20), float("nan"))}
+    tensors = {**state(), "twin.weight": state()["a.weight"], **odd}
     save_file(tensors, tmp_path / "all.safetensors")
     summary = waterfill.compress_file(tmp_path / "all.safetensors", target, lossless=True)
     assert summary.aliases == {"twin.weight": "a.weight"}

@@ -80,7 +80,7 @@ def test_install_gives_the_module_back_with_its_weights(small, path):
     ("module", "told"),
     [
         (nn.Linear(40, 30), ["does not fit a Linear", "Linear lacks", "the file lacks: bias, weight"]),
-        (nn.Sequential(), ["does not fit a Sequential", "Sequential lacks: attention.in_proj_bias", " more. Build the module it was compressed from"]),
+        (nn.Sequential(), ["does not fit a Sequential", "lacks: attention.in_proj_bias", " more. Build the module"]),
     ],
 )
 def test_another_class_is_refused_by_name(small, module, told):
@@ -97,7 +97,8 @@ def test_a_different_shape_and_a_missing_layer_are_named(small):
     module = mixed()
     del module.conv2
     module.extra = nn.Linear(2, 2)
-    with pytest.raises(Mismatch, match=r"the file lacks: extra.bias, extra.weight; Mixed lacks: conv2.bias, conv2.weight"):
+    told = "the file lacks: extra.bias, extra.weight; Mixed lacks: conv2.bias, conv2.weight"
+    with pytest.raises(Mismatch, match=told):
         small.install(module)
 
 

@@ -1,6 +1,7 @@
 """Rate-distortion points: the lower hull against brute force, and the curve through them."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ def chosen_by_some_price(points: list[Point]) -> set[tuple[float, float]]:
         if b.bits > a.bits and a.distortion > b.distortion
     ]
     marks = sorted({0.0, *slopes, 1e9})
-    prices = [(a + b) / 2 for a, b in zip(marks, marks[1:], strict=False)]
+    prices = [(a + b) / 2 for a, b in pairwise(marks)]
     found = set()
     for price in prices:
         best = min(points, key=lambda p: (p.distortion + price * p.bits, p.bits))
@@ -32,12 +33,12 @@ def chosen_by_some_price(points: list[Point]) -> set[tuple[float, float]]:
 def test_the_hull_is_what_some_price_would_choose(points):
     kept = [(p.bits, p.distortion) for p in hull(points)]
     assert kept == sorted(kept)
-    assert all(a[1] > b[1] for a, b in zip(kept, kept[1:], strict=False))
+    assert all(a[1] > b[1] for a, b in pairwise(kept))
     assert chosen_by_some_price(points) == set(kept)
 
 
 def gaussian(price: float) -> Point:
-    """A Gaussian source of 1000 entries and unit variance, D in squares: R = 1/2 log2(1/D), -dD/dR = 2 ln2 D = price."""
+    """1000 entries of a Gaussian source of unit variance: R = 1/2 log2(1/D), -dD/dR = 2 ln2 D = price."""
     distortion = min(1.0, price / (2 * math.log(2)))
     return Point(500 * math.log2(1 / distortion), 1000 * distortion)
 

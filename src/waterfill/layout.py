@@ -60,7 +60,7 @@ class Layout:
         return list(values.reshape(self.count, *self.matrix).unbind(0)) if self.count else []
 
     def join(self, matrices: Sequence[Tensor]) -> Tensor:
-        """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile for raw ones of another dtype."""
+        """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile for raw ones of another."""
         if not matrices:
             return torch.empty(self.shape, dtype=self.dtype)
         if self.role == RAW and matrices[0].dtype != self.dtype:

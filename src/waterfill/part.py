@@ -250,7 +250,7 @@ class SumSpec(Spec):
     def _sweep(self, target: Tensor, importance: Importance, price: float) -> Part:
         """When bits are dear only structure is worth buying, so structure is bought first (DESIGN 6.7)."""
         terms: list[Part | None] = [None] * len(self.terms)
-        for dearer in (256, 64, 16, 4, 1):
+        for dearer in (64, 8, 1):
             swept = self._alternate(target, importance, price * dearer, terms)
         return swept
 

@@ -21,8 +21,8 @@ def warn_if_missing() -> None:
     """Say once, at the first use that is slow, that the compiled core was not built."""
     if native is None:
         warnings.warn(
-            "waterfill was installed without its compiled core: coding will be about a hundred times slower; "
-            "install a C++ compiler and reinstall waterfill",
+            "waterfill was installed without its compiled core: everything works, but slower; "
+            "install a C++ compiler and reinstall waterfill for speed",
             RuntimeWarning,
             stacklevel=5,
         )

@@ -43,15 +43,16 @@ def unfold(value: int) -> int:
     return value >> 1 if value % 2 == 0 else -(value >> 1) - 1
 
 
-def rice_bits(folded: np.ndarray, k: int) -> int:
-    """Bits of non-negative integers under parameter k."""
+def rice_bits(folded: np.ndarray, k: "int | np.ndarray") -> np.ndarray:
+    """Bits of non-negative integers [n] under parameter k, or under each of several [m]."""
+    k = np.asarray(k)[..., None]
     quotient = folded >> k
-    return int(np.where(quotient < LONG, quotient + 1 + k, LONG + 1 + _WHOLE).sum())
+    return np.where(quotient < LONG, quotient + 1 + k, LONG + 1 + _WHOLE).sum(-1)
 
 
-def best_parameter(folded: np.ndarray) -> int:
-    """The parameter with the fewest bits."""
-    return min(range(PARAMETERS), key=lambda k: rice_bits(folded, k))
+def best_parameter(folded: np.ndarray, parameters: int = PARAMETERS) -> int:
+    """The parameter, of the first so many, with the fewest bits."""
+    return int(np.argmin(rice_bits(folded, np.arange(parameters))))
 
 
 def center_of(values: np.ndarray) -> int:

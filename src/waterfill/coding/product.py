@@ -145,13 +145,11 @@ def _mean_along(axis: int, values: np.ndarray, logs: list[np.ndarray]) -> np.nda
 def _best_shape(coded: Coded, model: Product) -> Product:
     """The shape of the family, and the base scale with it, that code these residuals in the fewest bits."""
     residual, scale, phase, count = distinct(coded, coded.factors(model))
-    found = []
-    for delta in (-4, -2, -1, 0, 1, 2, 4):
-        where, raw = place(residual, scale + delta, phase)
-        cost = count @ all_costs()[where] + int(count @ raw) * COST_UNIT
-        found += [(int(c), shape, delta) for shape, c in enumerate(cost)]
-    _, shape, delta = min(found)
-    return replace(model, shape=shape, base=int(np.clip(model.base + delta, 0, MOST_SCALE)))
+    deltas = np.array([-4, -2, -1, 0, 1, 2, 4])
+    where, raw = place(residual, scale + deltas[:, None], phase)
+    cost = (count[:, None] * all_costs()[where]).sum(1) + (raw @ count * COST_UNIT)[:, None]
+    shape, delta = np.divmod(np.argmin(cost.T), len(deltas))
+    return replace(model, shape=int(shape), base=int(np.clip(model.base + deltas[delta], 0, MOST_SCALE)))
 
 
 def _descend(coded: Coded, model: Product, axes: tuple[str, ...]) -> Product:
@@ -179,8 +177,8 @@ def _rice(values: np.ndarray) -> tuple[int, int, int]:
     """Bits, center and parameter of a Rice coded vector."""
     middle = integers.center_of(values)
     folded = integers.zigzag(values - middle)
-    k = min(range(6), key=lambda j: integers.rice_bits(folded, j))
-    return integers.rice_bits(folded, k), middle, k
+    k = integers.best_parameter(folded, 6)
+    return int(integers.rice_bits(folded, k)), middle, k
 
 
 def _refine(codes: np.ndarray, kernel: tuple[int, ...], model: Product) -> Product:

@@ -91,7 +91,7 @@ def _read_book(src: Reader) -> np.ndarray:
     book = halves.reshape(-1).view("<f4").astype(np.float32)
     if symmetric:
         book = np.concatenate([-book[::-1], np.zeros(levels % 2, dtype=np.float32), book])
-    if not (np.isfinite(book).all() and (np.diff(book) > 0).all()):
+    if not (np.isfinite(book).all() and (book[1:] > book[:-1]).all()):
         raise src.fail("the levels of a codebook are not finite and ascending")
     return book
 

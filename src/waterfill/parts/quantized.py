@@ -84,8 +84,11 @@ class QuantizedPart(Part):
         vectors = [src.ints(n) if flags >> i & 1 else None for i, n in enumerate(lengths)]
         if any(v is not None and len(v) and np.abs(v).max() > FARTHEST for v in vectors):
             raise src.fail("a scale exponent is out of range")
-        codes = torch.from_numpy(src.codes(*shape, kernel))
-        return cls(shape, codes, Grid(step, *vectors), kernel)
+        grid = Grid(step, *vectors)
+        with np.errstate(over="ignore"):
+            if grid.rows is not None and not np.isfinite(grid.row_scales(shape[0])).all():
+                raise src.fail("a scale that overflows")
+        return cls(shape, torch.from_numpy(src.codes(*shape, kernel)), grid, kernel)
 
     def describe(self) -> str:
         vectors = {"row": self.grid.rows, "channel": self.grid.channels, "position": self.grid.places}

@@ -23,6 +23,7 @@ _NAMES = {"normal": SHAPES.index(2.0), "laplace": SHAPES.index(1.0), "uniform": 
 _CHUNK = 1 << 20
 _UNIT = 24  # abscissas are integers in units of 2^-24 standard deviations
 _SQRT3 = 29058990  # the edge of the uniform density, in those units
+_LARGEST = 2.0**90  # of the unit: what is drawn stays below 2^30 units, so that every value is finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,8 @@ class SampledPart(Part):
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
         part = cls(shape, src.uint(UNIFORM), src.float32(), src.uint((1 << 63) - 1))
+        if abs(part.unit) > _LARGEST:
+            raise src.fail("a scale that no weights have")
         src.claim(shape[0] * shape[1])
         return part
 
