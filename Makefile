@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
-# In this order: the last three write what the others found into the documents.
-BENCHMARKS := coding lossless large_file step_rule prior data_free report summary picture
+# In this order: the last two write what the others found into the documents.
+BENCHMARKS := coding lossless large_file step_rule prior data_free report summary
 # The machines are small and the tests run two at a time: one thread each.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1

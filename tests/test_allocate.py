@@ -48,7 +48,7 @@ def test_reverse_water_filling_of_gaussian_sources():
 
 
 sources = st.lists(
-    st.tuples(st.integers(50, 100_000), st.floats(1e-6, 1e3), st.floats(0.8, 1.2)), min_size=1, max_size=12
+    st.tuples(st.integers(200, 100_000), st.floats(1e-6, 1e3), st.floats(0.8, 1.2)), min_size=1, max_size=12
 )
 
 
@@ -114,3 +114,11 @@ def test_interpolation_between_the_two_prices():
     assert 0 <= share <= 1
     assert found.bits(0, share) + found.bits(1, share) == pytest.approx(1000)
     assert np.isclose(found.price(0), 4.0**found.k)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_a_first_guess_far_off_is_no_obstacle(scale):
+    def bounded(price: float) -> float:
+        return min(24_000.0, gaussian(1000, scale)(price))
+
+    assert 0.98 * 3000 <= allocate([bounded], 3000).total <= 3000

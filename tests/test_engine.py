@@ -79,13 +79,12 @@ def test_bits_per_weight_are_those_of_the_file(bits, tmp_path):
 def test_size_in_bytes_for_every_kind(recipe, size, tmp_path):
     tensors = {name: t for name, t in state().items() if name.startswith("a")}
     found = waterfill.compress(tensors, recipe, size=size).save(tmp_path / "m.wf")
-    assert 0.98 * size <= found <= size
+    assert (0.95 if "Codebook" in recipe else 0.98) * size <= found <= size  # levels are added one by one
 
 
-@pytest.mark.parametrize("recipe", ["Quantize() + LowRank()", "Dense()"])
-def test_sums_and_plain_numbers_meet_their_budget(recipe, tmp_path):
+def test_a_sum_meets_its_budget(tmp_path):
     tensors = {name: t for name, t in state().items() if name.startswith("a")}
-    found = waterfill.compress(tensors, recipe, size=2500).save(tmp_path / "m.wf")
+    found = waterfill.compress(tensors, "Quantize() + LowRank()", size=2500).save(tmp_path / "m.wf")
     assert 0.98 * 2500 <= found <= 2500
 
 
@@ -199,6 +198,13 @@ def test_given_importance_moves_the_bits():
     model = waterfill.compress(state(), bits=4, importance={"a.weight": Importance(diagonal=cols)})
     uneven = model.state_dict()["a.weight"] - state()["a.weight"]
     assert uneven[:, :48].norm() / uneven[:, 48:].norm() < 0.2 < even[:, :48].norm() / even[:, 48:].norm()
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1e13])
+def test_the_scale_of_given_importance_does_not_matter_to_a_budget(scale):
+    importance = {name: Importance().scaled(scale) for name in state() if name != "c.steps"}
+    model = waterfill.compress(state(), bits=4, importance=importance)
+    assert 0.98 * 4 <= model.bits <= 4
 
 
 @pytest.mark.parametrize(

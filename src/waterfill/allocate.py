@@ -15,7 +15,7 @@ from waterfill.errors import BudgetError
 
 DEAREST, CHEAPEST = 30, -30
 """Exponents of 4: beyond these prices nothing more is saved or bought."""
-_STILL = 4  # so many prices in a row without a change, and there is nothing more to gain
+_STILL = 4  # so many prices in a row without a change are a plateau
 _TRIES = 8
 _GROUP, _GROUPS = 4, 12
 
@@ -59,13 +59,20 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
         at = {guess: measure(guess)}
         k, still = guess, 0
         direction = 1 if at[k].sum() > bits else -1
-        while (at[k].sum() > bits) == (direction > 0):
-            if still >= _STILL or not CHEAPEST < k < DEAREST:
-                break
+
+        def short(k: int) -> bool:
+            """Whether price 4^k lies on the same side of the budget as the first guess."""
+            if k not in at:
+                at[k] = measure(k)
+            return bool((at[k].sum() > bits) == (direction > 0))
+
+        while short(k) and still < _STILL and CHEAPEST < k < DEAREST:
             k += direction
-            at[k] = measure(k)
+            short(k)
             still = still + 1 if abs(at[k].sum() - at[k - direction].sum()) <= 1e-4 * at[k].sum() + 8 else 0
-        if at[k].sum() > bits and direction > 0:
+        if short(k):  # a plateau, where everything or nothing is bought: it may end further on
+            k = _crossing(short, k, DEAREST if direction > 0 else CHEAPEST)
+        if short(k) and direction > 0:
             least = at[k].sum() / 8
             raise BudgetError(
                 f"the budget allows {bits / 8:.0f} bytes for the weights, but this recipe needs at least {least:.0f}; "
@@ -73,6 +80,16 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
             )
         low = k - 1 if direction > 0 else k
         return Bracket(low, at[low], at[low + 1] if low + 1 in at else measure(low + 1))
+
+
+def _crossing(short: Callable[[int], bool], near: int, far: int) -> int:
+    """The first k on the way from `near` to `far` that is not `short`, by bisection; `far` if all are."""
+    if short(far):
+        return far
+    while abs(far - near) > 1:
+        middle = (near + far) // 2
+        near, far = (middle, far) if short(middle) else (near, middle)
+    return far
 
 
 @dataclass

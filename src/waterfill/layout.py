@@ -60,12 +60,16 @@ class Layout:
         return list(values.reshape(self.count, *self.matrix).unbind(0)) if self.count else []
 
     def join(self, matrices: Sequence[Tensor]) -> Tensor:
-        """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile for raw ones of another."""
+        """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile if a part has another."""
         if not matrices:
             return torch.empty(self.shape, dtype=self.dtype)
-        if self.role == RAW and matrices[0].dtype != self.dtype:
-            raise CorruptFile(f"a tensor of {self.dtype} is stored as {matrices[0].dtype}; the file is damaged")
+        stored = self.dtype if self.role == RAW else torch.float32
+        wrong = next((m.dtype for m in matrices if m.dtype != stored), None)
+        if wrong is not None:
+            raise CorruptFile(f"a tensor of {self.dtype} is stored as {wrong}; the file is damaged")
         whole = matrices[0] if len(matrices) == 1 else torch.stack(list(matrices))
+        if self.role != RAW and self.dtype == torch.float16:  # an error at the edge of its range must not become an infinity
+            whole = whole.clamp(torch.finfo(self.dtype).min, torch.finfo(self.dtype).max)
         return whole.reshape(self.shape).to(self.dtype)
 
 

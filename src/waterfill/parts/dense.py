@@ -104,6 +104,8 @@ class DensePart(Part):
             raise NewerFormat(
                 f"weights of type {name}: this PyTorch ({torch.__version__}) does not have it; use a newer one"
             )
+        if dtype.is_complex and src.depth > 1:
+            raise src.fail("complex numbers inside another part")
         form = Form(None, dtype.itemsize)
         if dtype in _FLOATS:
             form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)

@@ -1,7 +1,7 @@
 """Uniform quantization: integer codes times one step, times row, channel and position scales where they pay.
 
 Codes are chosen by distortion + price * bits under the densities of `waterfill.coding.product`, and coded under them.
-The step is that of high-rate theory, D = w Delta^2 / 12 per entry at a slope of price nats per bit (DESIGN 6.2); with
+The step is that of high-rate theory, D = w Delta^2 / 24 per entry at a slope of price nats per bit (DESIGN 6.2); with
 codes chosen by their true cost it stays the best one down to below one bit (docs/why.md).
 """
 
