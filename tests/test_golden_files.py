@@ -9,7 +9,7 @@ from tests.golden.models import digests
 import waterfill
 
 FILES = sorted((Path(__file__).parent / "golden").glob("models-*/*.wf"))
-KINDS = {"quantized", "fixed-rate", "codebook", "ternary-and-sparse", "pruned", "low-rank", "sampled", "lossless"}
+KINDS = {"quantized", "fixed-rate", "codebook", "sum", "pruned", "low-rank", "sampled", "lossless"}
 
 
 def test_there_is_a_golden_file_of_every_kind():

@@ -68,7 +68,9 @@ class Layout:
         if wrong is not None:
             raise CorruptFile(f"a tensor of {self.dtype} is stored as {wrong}; the file is damaged")
         whole = matrices[0] if len(matrices) == 1 else torch.stack(list(matrices))
-        if self.role != RAW and self.dtype == torch.float16:  # an error at the edge of its range must not become an infinity
+        if (
+            self.role != RAW and self.dtype == torch.float16
+        ):  # an error at the edge of its range must not become an infinity
             whole = whole.clamp(torch.finfo(self.dtype).min, torch.finfo(self.dtype).max)
         return whole.reshape(self.shape).to(self.dtype)
 

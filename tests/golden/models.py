@@ -39,8 +39,7 @@ def network() -> nn.Module:
         }
     )
     net["head"].weight = net["embed"].weight
-    experts = torch.randn(3, 12, 10).sign() / 4
-    experts[:, 2, 3:5] = 9.0  # what a sum is for
+    experts = torch.randn(3, 24, 20).sign() / 2 + torch.randn(3, 24, 1) * torch.randn(3, 1, 20)  # what a sum is for
     net.register_parameter("experts", nn.Parameter(experts))
     net.register_buffer("mask", torch.rand(4, 7) < 0.3)
     return net
@@ -64,7 +63,7 @@ def models() -> dict[str, waterfill.CompressedModel]:
         "quantized": "Quantize()",
         "fixed rate": "Quantize(bits=4, group=8, symmetric=False)",
         "codebook": "Codebook(levels=8)",
-        "ternary and sparse": "Codebook(values='ternary') + Prune(keep=0.05)",
+        "sum": "LowRank(rank=1) + Codebook(values='binary')",
         "pruned": "Prune(keep=0.2, values=Codebook(levels=4))",
         "low rank": "LowRank(rank=2)",
         "sampled": "Sampled(seed=5)",

@@ -131,7 +131,7 @@ class Histogram(Plan):
         freq = density.normalize(np.maximum(masses, (masses > 0) * (1 + codes.size // 4096)), escape=False)
         bits = float(counts @ density.price_list(freq)[: len(counts)])
         side = integers.zigzag(freq[: len(counts)].astype(np.int64))
-        table = integers.rice_bits(side, integers.best_parameter(side))
+        table = float(integers.rice_bits(side, integers.best_parameter(side)))
         lanes, overhead = stream_overhead(codes.shape, bits)
         return cls(codes, bits + table + 48 + overhead, lanes, freq[None])
 
