@@ -21,6 +21,7 @@ SAMPLE = 1 << 16
 """About how many entries of a weight its curve is measured on."""
 _COMPARED = 1 << 20  # entries; larger parts are read back too, under their checksums, but not compared
 _RANGE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32
+_PIECE = 1 << 18  # entries
 _TOO_SMALL = 64  # entries; below, any side information costs more than it saves
 _SMALL = "Dense()"
 _EXACT = 'Dense(format="lossless")'
@@ -141,7 +142,7 @@ class Weight:
         found = tuple(self.chosen_spec.fit(target, self._importance(target), price) for target in targets)
         blob = encode(found)
         parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts
-        lost, energy, plain = 0.0, 0.0, Importance()
+        lost, energy = 0.0, 0.0
         for target, before, after in zip(targets, found, parts, strict=True):
             restored = after.dense()
             if target.numel() <= _COMPARED and not _same(before.dense(), restored):
@@ -149,9 +150,8 @@ class Weight:
                     f"tensor {self.name!r} reads back otherwise than it was written; please report this"
                 )
             if self.layout.role != RAW:
-                gap = target - restored.to(target.dtype)
-                lost += plain.inner(gap, gap)
-                energy += plain.inner(target, target)
+                lost += _squared_distance(target, restored)
+                energy += Importance().inner(target, target)
         error = (lost / energy) ** 0.5 if energy > 0 else 0.0
         if not math.isfinite(error):
             raise BadInput(
@@ -159,6 +159,13 @@ class Weight:
                 "use another recipe, or keep every bit with lossless=True (--lossless)"
             )
         return Fitted(parts, blob, error)
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> float:
+    """The squared norm of a - b, two matrices of one shape, a few rows at a time: temporaries stay in the cache."""
+    rows = max(1, _PIECE // max(1, a.shape[1]))
+    gaps = (x - y.to(x.dtype) for x, y in zip(a.split(rows), b.split(rows), strict=True))
+    return sum(Importance().inner(gap, gap) for gap in gaps)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

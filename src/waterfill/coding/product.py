@@ -152,10 +152,10 @@ def _best_shape(coded: Coded, model: Product) -> Product:
     return replace(model, shape=int(shape), base=int(np.clip(model.base + deltas[delta], 0, MOST_SCALE)))
 
 
-def _descend(coded: Coded, model: Product, axes: tuple[str, ...]) -> Product:
+def _descend(coded: Coded, model: Product, axes: tuple[str, ...], rounds: int = 2) -> Product:
     """Move every factor by the step that saves most, its own bits included, axis by axis."""
     moves = np.array([-2, -1, 0, 1, 2])
-    for _ in range(2):
+    for _ in range(rounds):
         for axis, name in enumerate(_AXES):
             if name not in axes:
                 continue
@@ -192,7 +192,7 @@ def _refine(codes: np.ndarray, kernel: tuple[int, ...], model: Product) -> Produ
         if getattr(model, name) is not None:
             coded = Coded(*residuals(view, kernel, model.taps))
             start = replace(_first_guess(coded.residual, axes), shape=model.shape, taps=model.taps)
-            values = getattr(_descend(coded, start, (name,)), name)
+            values = getattr(_descend(coded, start, (name,), rounds=1), name)
             values = values - integers.center_of(values)
             model = _with(model, name, values)
             thin = _with(thin, name, values[:: -(-codes.shape[axis] // sample.shape[axis])])

@@ -63,7 +63,7 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     rows, cols = target.shape
     row, col = step_weights((rows, cols), importance)
     mean = float(row.mean() * col.mean())
-    largest = float(target.abs().max()) if target.numel() else 0.0
+    largest = max(float(x.abs()) for x in target.aminmax()) if target.numel() else 0.0
     if mean <= 0 or largest == 0:
         return [Grid(max(largest, 1e-30))]
     level = math.sqrt(12 * price / math.log(2))
