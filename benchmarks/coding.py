@@ -9,15 +9,13 @@ half and whole standard deviation per layer: real bytes with all side informatio
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
 import constriction
 import numpy as np
 import zstandard
 from coding_weights import weight_claims, weights_table
-from common import Table, claim, claims_table, data_folder, finish
+from common import Table, claim, claims_table, data_folder, finish, timed
 
 from waterfill.coding import coder
 from waterfill.coding.density import SCALES, SHAPES, table
@@ -43,16 +41,6 @@ def entropy(freq: np.ndarray) -> float:
     """Bits per symbol of a table [256]."""
     share = freq[freq > 0] / 4096
     return float(-(share * np.log2(share)).sum())
-
-
-def timed(action: Callable[[], Any], runs: int = 3) -> tuple[Any, float]:
-    """The result and the seconds of the fastest run."""
-    best = float("inf")
-    for _ in range(runs):
-        begin = time.perf_counter()
-        result = action()
-        best = min(best, time.perf_counter() - begin)
-    return result, best
 
 
 def draw(rng: np.random.Generator, freq: np.ndarray, select: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
+from common import timed
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,16 +35,6 @@ PUBLISHED = {"float32": 1.190, "bfloat16": 1.468}  # of ZipNN, for where it cann
 
 Weights = list[tuple[Tensor, tuple[int, ...]]]
 """Matrices, each with the spatial extent of its kernel."""
-
-
-def timed(action: Callable[[], Any], runs: int = 3) -> tuple[Any, float]:
-    """The result and the seconds of the fastest run."""
-    best = float("inf")
-    for _ in range(runs):
-        begin = time.perf_counter()
-        result = action()
-        best = min(best, time.perf_counter() - begin)
-    return result, best
 
 
 def matrices(path: Path, dtype: torch.dtype) -> Weights:
