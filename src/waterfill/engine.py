@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from waterfill import recipe
 from waterfill.allocate import Bracket, Ledger, bracket, settle, spend
 from waterfill.errors import BadInput, BadRecipe, BudgetError
-from waterfill.importance import Importance
+from waterfill.importance import SIZE_EXPONENT, Importance
 from waterfill.layout import KERNEL, MATRIX, RAW, STACK, Layout, layout_of
 from waterfill.model import CompressedModel, Entry, count_weights
 from waterfill.part import Spec
@@ -152,7 +152,13 @@ class Run:
     progress: Callable[[Progress], None] | None = None
     workers: int = 1
     _done: dict[str, set[int]] = field(default_factory=dict)
+    _entries_done: dict[str, int] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
+
+    @cached_property
+    def entries(self) -> int:
+        """Entries of all weights."""
+        return sum(w.layout.entries for w in self.weights)
 
     def meet(self, target: Target, original: int) -> Ledger:
         """Fit every weight as the target asks; `original`: bytes of the tensors as they were."""
@@ -190,8 +196,9 @@ class Run:
         least = self.overhead([1] * len(self.weights))
         if size <= least:
             raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
-        entries = sum(w.layout.entries for w in self.weights)
-        guess = round(-8 * (size - least) / max(1, entries) - 0.5 * math.log(max(2, entries / len(self.weights)), 4))
+        average = max(2.0, self.entries / len(self.weights))
+        bits = 8 * (size - least) / max(1, self.entries)
+        guess = round(-bits - (1 - SIZE_EXPONENT) * math.log(average, 4))  # where a relative error has its cost
         return bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(0, guess)), self.workers)
 
     def _measure(self, i: int, k: int) -> float:
@@ -209,9 +216,10 @@ class Run:
             return
         with self._lock:
             done = self._done.setdefault(stage, set())
-            done.add(i)
-            entries = [w.layout.entries for w in self.weights]
-            self.progress(Progress(stage, len(done), len(entries), sum(entries[j] for j in done), sum(entries)))
+            if i not in done:
+                done.add(i)
+                self._entries_done[stage] = self._entries_done.get(stage, 0) + self.weights[i].layout.entries
+            self.progress(Progress(stage, len(done), len(self.weights), self._entries_done[stage], self.entries))
 
 
 def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
