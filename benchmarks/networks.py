@@ -78,12 +78,23 @@ def code_length(targets: Tensor, size: int) -> Callable[[Tensor], float]:
 
 
 def image_network(
-    build: Callable[..., nn.Module], data: str, images: int, scale: Callable[..., Callable[[Tensor], Tensor]]
+    build: Callable[..., nn.Module],
+    data: str,
+    images: int,
+    scale: Callable[..., Callable[[Tensor], Tensor]],
+    *,
+    spared: int = 0,
 ) -> Callable[[Path, State, bool], Evaluator]:
-    """An image classifier: build(reference models); scale(folder) -> what prepares pixels 0 to 255."""
+    """An image classifier: build(reference models); scale(folder) -> what prepares pixels 0 to 255.
+
+    spared: every so many images, one is left out, for others to calibrate with; 0 for none.
+    """
 
     def prepare(folder: Path, original: State, quick: bool) -> Evaluator:
         pixels, labels = data_module(folder, "imgpack").load(folder / data)
+        if spared:
+            shown = np.arange(len(pixels)) % spared != 0
+            pixels, labels = pixels[shown], labels[shown]
         count = images if quick else len(pixels)
         transform = scale(folder)
         x = torch.from_numpy(pixels[:count])
@@ -101,12 +112,12 @@ def image_network(
     return prepare
 
 
-def _imagenet_scale(folder: Path) -> Callable[[Tensor], Tensor]:
+def imagenet_scale(folder: Path) -> Callable[[Tensor], Tensor]:
     data_module(folder, "imgpack"), data_module(folder, "refmodels")  # which check imports by these names
     return data_module(folder, "check").normalise
 
 
-def _mnist_scale(folder: Path) -> Callable[[Tensor], Tensor]:
+def mnist_scale(folder: Path) -> Callable[[Tensor], Tensor]:
     mean = torch.from_numpy(np.load(folder / "mnist_test.npz")["mean"])
     return lambda x: x / 255 - mean
 
@@ -162,26 +173,29 @@ def prepare_matrices(folder: Path, original: State, quick: bool) -> Evaluator:
 
 
 def _cifar(depth: int) -> Network:
-    prepare = image_network(lambda models: models.CifarResNet(depth), "cifar10_test.npz", 1000, _imagenet_scale)
+    prepare = image_network(lambda models: models.CifarResNet(depth), "cifar10_test.npz", 1000, imagenet_scale)
     return Network(f"ResNet-{depth}", f"cifar10_resnet{depth}.safetensors", "accuracy, %", 1, 0.1, prepare)
 
 
-def _imagenet(name: str, file: str, model: str, scale: Callable[..., Callable[[Tensor], Tensor]]) -> Network:
-    prepare = image_network(lambda models: getattr(models, model)(), "imagenet_sample_250.npz", 50, scale)
+def _imagenet(name: str, file: str, model: str, spared: int) -> Network:
+    scale = imagenet_scale if model == "SqueezeNet11" else lambda _: lambda x: x / 127.5 - 1
+    data = "imagenet_sample_250.npz"
+    prepare = image_network(lambda models: getattr(models, model)(), data, 50, scale, spared=spared)
     return Network(name, file, "accuracy, %", 1, 0.4, prepare)
 
 
-def networks() -> dict[str, Network]:
-    """Every reference network by name, the longest to measure first."""
-    mnist = image_network(lambda models: models.LeNet300(), "mnist_test.npz", 2000, _mnist_scale)
+def networks(spared: int = 0) -> dict[str, Network]:
+    """Every reference network by name, the longest to measure first.
+
+    spared: of the ImageNet sample, every so many images one is not used to measure; 0 for all are used.
+    """
+    mnist = image_network(lambda models: models.LeNet300(), "mnist_test.npz", 2000, mnist_scale)
     found = [
         _cifar(56),
         _cifar(32),
         _cifar(20),
-        _imagenet("SqueezeNet 1.1", "imagenet_squeezenet11.safetensors", "SqueezeNet11", _imagenet_scale),
-        _imagenet(
-            "MobileNetV1 0.25", "imagenet_mobilenetv1_025.safetensors", "MobileNetV1", lambda _: lambda x: x / 127.5 - 1
-        ),
+        _imagenet("SqueezeNet 1.1", "imagenet_squeezenet11.safetensors", "SqueezeNet11", spared),
+        _imagenet("MobileNetV1 0.25", "imagenet_mobilenetv1_025.safetensors", "MobileNetV1", spared),
         Network("Llama 260K", "tinystories_llama260k.safetensors", "bits/byte", -1, 0.001, prepare_llama),
         Network("LSTM 2x128", "shakespeare_charlstm.safetensors", "bits/character", -1, 0.001, prepare_lstm),
         Network("LeNet-300-100", "mnist_lenet300.safetensors", "accuracy, %", 1, 0.1, mnist),

@@ -17,12 +17,13 @@ namespace {
 template <class Number>
 using Vector = nb::ndarray<Number, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Frequencies = nb::ndarray<const uint16_t, nb::shape<-1, 256>, nb::c_contig, nb::device::cpu>;
-using Transition = nb::ndarray<const uint8_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
+using Transition = std::optional<nb::ndarray<const uint8_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>>;
+using Offsets = std::optional<Vector<const uint16_t>>;
 using Select = std::optional<Vector<const uint16_t>>;
 
-waterfill::Tables tables(const Frequencies& freq, const std::optional<Transition>& transition, uint32_t stride) {
-    waterfill::Tables made{freq.data(), freq.shape(0), {}, stride};
-    if (transition) made.next.assign(transition->data(), transition->data() + transition->size());
+waterfill::Tables tables(const Frequencies& freq, const Transition& transition, const Offsets& offset) {
+    waterfill::Tables made{freq.data(), freq.shape(0), {}, {0}, 0};
+    if (transition && offset) made.set_machine(transition->data(), offset->data(), offset->size());
     return made;
 }
 
@@ -33,9 +34,9 @@ const uint16_t* pointer(const Select& select, size_t symbols) {
 
 class Decoder {
 public:
-    Decoder(Vector<const uint8_t> data, Frequencies freq, int lanes, std::optional<Transition> transition,
-            uint32_t stride, const std::string& isa)
-        : data_(data), freq_(freq), stream_(data.data(), data.size(), tables(freq, transition, stride), lanes, isa) {}
+    Decoder(Vector<const uint8_t> data, Frequencies freq, int lanes, Transition transition, Offsets offset,
+            const std::string& isa)
+        : data_(data), freq_(freq), stream_(data.data(), data.size(), tables(freq, transition, offset), lanes, isa) {}
 
     bool decode_into(Vector<int8_t> symbols, Select select) {
         const uint16_t* tables = pointer(select, symbols.size());
@@ -53,8 +54,8 @@ private:
 
 class Encoder {
 public:
-    Encoder(Frequencies freq, int lanes, std::optional<Transition> transition, uint32_t stride, const std::string& isa)
-        : freq_(freq), stream_(tables(freq, transition, stride), lanes, isa) {}
+    Encoder(Frequencies freq, int lanes, Transition transition, Offsets offset, const std::string& isa)
+        : freq_(freq), stream_(tables(freq, transition, offset), lanes, isa) {}
 
     bool push(Vector<const int8_t> symbols, Select select) {
         const uint16_t* tables = pointer(select, symbols.size());
@@ -85,14 +86,13 @@ std::vector<std::string> instruction_set_names() {
 void bind_coder(nb::module_& m) {
     m.def("instruction_sets", instruction_set_names, "Names of this machine's instruction sets, the fastest last.");
     nb::class_<Decoder>(m, "StreamDecoder", "coding.reference.StreamDecoder, compiled.")
-        .def(nb::init<Vector<const uint8_t>, Frequencies, int, std::optional<Transition>, uint32_t,
-                      const std::string&>(),
-             "data"_a, "freq"_a, "lanes"_a, "transition"_a.none(), "stride"_a, "isa"_a)
+        .def(nb::init<Vector<const uint8_t>, Frequencies, int, Transition, Offsets, const std::string&>(), "data"_a,
+             "freq"_a, "lanes"_a, "transition"_a.none(), "offset"_a.none(), "isa"_a)
         .def("decode_into", &Decoder::decode_into, "symbols"_a, "select"_a.none())
         .def("finished", &Decoder::finished);
     nb::class_<Encoder>(m, "StreamEncoder", "coding.reference.StreamEncoder, compiled.")
-        .def(nb::init<Frequencies, int, std::optional<Transition>, uint32_t, const std::string&>(), "freq"_a, "lanes"_a,
-             "transition"_a.none(), "stride"_a, "isa"_a)
+        .def(nb::init<Frequencies, int, Transition, Offsets, const std::string&>(), "freq"_a, "lanes"_a,
+             "transition"_a.none(), "offset"_a.none(), "isa"_a)
         .def("push", &Encoder::push, "symbols"_a, "select"_a.none())
         .def("bytes", &Encoder::bytes);
 }

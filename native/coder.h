@@ -18,11 +18,10 @@ constexpr int kMaxLanes = 64;
 struct DecodeRun {
     const uint8_t* word;               // next unread word; may be unaligned
     const uint32_t* slots;             // [tables, 4096]
-    const uint32_t* next;              // lane machine [states, 2], or null when there is none
-    uint32_t stride;                   // tables from one machine state to the next
+    const uint32_t* next;              // lane machine [states, 2], or null when there is none; see `packed`
     int lanes;
     uint32_t state[kMaxLanes];
-    uint32_t machine[kMaxLanes];       // machine state of every lane
+    uint32_t machine[kMaxLanes];       // machine state of every lane, packed
 };
 
 struct EncodeRun {
@@ -31,6 +30,11 @@ struct EncodeRun {
     int lanes;
     uint32_t state[kMaxLanes];
 };
+
+// A machine state as the loops hold it: how far it moves a symbol's table, above the place of its row in `next`.
+constexpr int kOffsetShift = 9;
+constexpr uint32_t kRowMask = (1u << kOffsetShift) - 1;
+inline uint32_t packed(uint32_t state, uint32_t offset) { return offset << kOffsetShift | state << 1; }
 
 // Whole groups of `lanes` symbols. `select` may be null: every symbol uses table 0 (plus its machine state's offset).
 // The caller guarantees `lanes * groups` readable words, and valid table numbers.

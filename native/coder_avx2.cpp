@@ -75,7 +75,7 @@ AVX2 inline const uint8_t* refill(__m256i& state, __m256i entry, const uint8_t* 
 
 template <int Registers, bool Select, bool Machine>
 AVX2 void decode_groups(DecodeRun& run, const uint16_t* select, int8_t* symbols, size_t groups) {
-    const __m256i low = _mm256_set1_epi32(kTotal - 1), stride = _mm256_set1_epi32(run.stride);
+    const __m256i low = _mm256_set1_epi32(kTotal - 1), row = _mm256_set1_epi32(kRowMask);
     __m256i state[Registers], machine[Registers];
     for (int r = 0; r < Registers; ++r) {
         state[r] = load(run.state + r * kWidth);
@@ -88,7 +88,7 @@ AVX2 void decode_groups(DecodeRun& run, const uint16_t* select, int8_t* symbols,
         for (int b = 0; b < kBatch; ++b) {
             __m256i table = _mm256_setzero_si256();
             if (Select) table = widen(select + b * kWidth);
-            if (Machine) table = _mm256_add_epi32(table, _mm256_mullo_epi32(machine[first + b], stride));
+            if (Machine) table = _mm256_add_epi32(table, _mm256_srli_epi32(machine[first + b], kOffsetShift));
             const __m256i slot = _mm256_and_si256(state[first + b], low);
             entry[b] = gather(run.slots, _mm256_or_si256(slot, _mm256_slli_epi32(table, kTableBits)));
         }
@@ -96,7 +96,7 @@ AVX2 void decode_groups(DecodeRun& run, const uint16_t* select, int8_t* symbols,
             word = refill(state[first + b], entry[b], word);
             if (!Machine) continue;
             const __m256i parity = _mm256_and_si256(entry[b], _mm256_set1_epi32(1));
-            machine[first + b] = gather(run.next, _mm256_or_si256(_mm256_slli_epi32(machine[first + b], 1), parity));
+            machine[first + b] = gather(run.next, _mm256_or_si256(_mm256_and_si256(machine[first + b], row), parity));
         }
         store(symbols, low_bytes(entry));
         symbols += kStep;

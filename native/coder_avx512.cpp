@@ -13,17 +13,17 @@ constexpr int kWidth = 16;  // lanes in a register
 
 // Table numbers of one register's symbols.
 template <bool Select, bool Machine>
-AVX512 inline __m512i tables_of(const uint16_t* select, __m512i machine, __m512i stride) {
+AVX512 inline __m512i tables_of(const uint16_t* select, __m512i machine) {
     __m512i table = _mm512_setzero_si512();
     if (Select) table = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(select)));
-    if (Machine) table = _mm512_add_epi32(table, _mm512_mullo_epi32(machine, stride));
+    if (Machine) table = _mm512_add_epi32(table, _mm512_srli_epi32(machine, kOffsetShift));
     return table;
 }
 
 template <int Registers, bool Select, bool Machine>
 AVX512 void decode_groups(DecodeRun& run, const uint16_t* select, int8_t* symbols, size_t groups) {
     const __m512i low = _mm512_set1_epi32(kTotal - 1), one = _mm512_set1_epi32(1);
-    const __m512i floor = _mm512_set1_epi32(kStateFloor), stride = _mm512_set1_epi32(run.stride);
+    const __m512i floor = _mm512_set1_epi32(kStateFloor), row = _mm512_set1_epi32(kRowMask);
     __m512i state[Registers], machine[Registers], entry[Registers];
     for (int r = 0; r < Registers; ++r) {
         state[r] = _mm512_loadu_si512(run.state + r * kWidth);
@@ -33,7 +33,7 @@ AVX512 void decode_groups(DecodeRun& run, const uint16_t* select, int8_t* symbol
     for (size_t group = 0; group < groups; ++group) {
 #pragma GCC unroll 4
         for (int r = 0; r < Registers; ++r) {
-            const __m512i table = tables_of<Select, Machine>(select + r * kWidth, machine[r], stride);
+            const __m512i table = tables_of<Select, Machine>(select + r * kWidth, machine[r]);
             __m512i slot = _mm512_and_si512(state[r], low);
             if (Select || Machine) slot = _mm512_or_si512(slot, _mm512_slli_epi32(table, kTableBits));
             entry[r] = _mm512_i32gather_epi32(slot, run.slots, 4);
@@ -50,8 +50,9 @@ AVX512 void decode_groups(DecodeRun& run, const uint16_t* select, int8_t* symbol
             word += 2 * _mm_popcnt_u32(refill);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols + r * kWidth), _mm512_cvtepi32_epi8(entry[r]));
             if (Machine) {
-                const __m512i at = _mm512_add_epi32(_mm512_slli_epi32(machine[r], 1), _mm512_and_si512(entry[r], one));
-                machine[r] = _mm512_i32gather_epi32(at, run.next, 4);
+                const __m512i at = _mm512_and_si512(machine[r], row);
+                const __m512i path = _mm512_and_si512(entry[r], one);
+                machine[r] = _mm512_i32gather_epi32(_mm512_or_si512(at, path), run.next, 4);
             }
         }
         symbols += Registers * kWidth;
@@ -88,7 +89,7 @@ AVX512 bool encode_groups(EncodeRun& run, const int8_t* symbols, const uint16_t*
             const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(symbols + at));
             __m512i index = _mm512_cvtepu8_epi32(bytes);
             if (Select) {
-                const __m512i table = tables_of<true, false>(select + at, index, index);
+                const __m512i table = tables_of<true, false>(select + at, index);
                 index = _mm512_or_si512(index, _mm512_slli_epi32(table, 8));
             }
             const __m512i entry = _mm512_i32gather_epi32(index, run.entries, 4);

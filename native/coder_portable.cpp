@@ -11,14 +11,14 @@ void decode_groups(DecodeRun& run, const uint16_t* select, int8_t* symbols, size
     for (size_t group = 0; group < groups; ++group) {
         for (int lane = 0; lane < lanes; ++lane) {
             size_t table = select ? select[lane] : 0;
-            if (Machine) table += run.machine[lane] * run.stride;
+            if (Machine) table += run.machine[lane] >> kOffsetShift;
             const uint32_t entry = run.slots[table << kTableBits | (run.state[lane] & (kTotal - 1))];
             const uint32_t state = advance(run.state[lane], entry);
             const uint32_t refill = state < kStateFloor;  // arithmetic instead of a branch nobody can predict
             run.state[lane] = state << 16 * refill | (load_word(word) & (0 - refill));
             word += 2 * refill;
             symbols[lane] = int8_t(entry);
-            if (Machine) run.machine[lane] = run.next[run.machine[lane] * 2 + (entry & 1)];
+            if (Machine) run.machine[lane] = run.next[(run.machine[lane] & kRowMask) | (entry & 1)];
         }
         symbols += lanes;
         if (select) select += lanes;

@@ -30,10 +30,19 @@ std::vector<const InstructionSet*> instruction_sets() {
     return found;
 }
 
+void Tables::set_machine(const uint8_t* transition, const uint16_t* offset, size_t states) {
+    next.resize(2 * states);
+    for (size_t i = 0; i < next.size(); ++i) next[i] = packed(transition[i], offset[transition[i]]);
+    offsets.assign(offset, offset + states);
+    std::sort(offsets.begin(), offsets.end());
+    offsets.erase(std::unique(offsets.begin(), offsets.end()), offsets.end());
+    first = packed(0, offset[0]);
+}
+
 void Tables::check(const uint16_t* select, size_t symbols) const {
     uint16_t largest = 0;
     for (size_t i = 0; select && i < symbols; ++i) largest = std::max(largest, select[i]);
-    const size_t reached = largest + offset(states() - 1);
+    const size_t reached = largest + offsets.back();
     if (reached < count) return;
     throw BadArgument("select reaches table " + std::to_string(reached) + ", but there are only " +
                       std::to_string(count));
@@ -45,13 +54,12 @@ StreamDecoder::StreamDecoder(const uint8_t* data, size_t bytes, Tables tables, i
     run_.word = data + 4 * size_t(lanes);
     run_.slots = slots_.get();
     run_.next = tables_.next.empty() ? nullptr : tables_.next.data();
-    run_.stride = tables_.stride;
     run_.lanes = lanes;
     for (int lane = 0; lane < lanes; ++lane, data += 4) run_.state[lane] = load_word(data) | load_word(data + 2) << 16;
 }
 
 bool StreamDecoder::decode(const uint16_t* select, int8_t* symbols, size_t count) {
-    std::fill_n(run_.machine, kMaxLanes, 0);
+    std::fill_n(run_.machine, kMaxLanes, tables_.first);
     for (size_t at = 0; at < count; at += kBlock) {
         const size_t block = std::min(kBlock, count - at);
         tables_.check(advanced(select, at), block);
@@ -72,7 +80,7 @@ void StreamDecoder::lay_out_selected(const uint16_t* select, size_t count) {
         if (seen_[table]) continue;
         seen_[table] = 1;
         --unseen_;
-        for (size_t state = 0; state < tables_.states(); ++state) lay_out(table + tables_.offset(state));
+        for (const uint32_t offset : tables_.offsets) lay_out(table + offset);
     }
 }
 
@@ -102,7 +110,7 @@ bool StreamDecoder::decode_block(const uint16_t* select, int8_t* symbols, size_t
 
 bool StreamDecoder::decode_one(size_t lane, size_t table, int8_t& symbol) {
     uint32_t& state = run_.state[lane];
-    const size_t moved = table + tables_.offset(run_.machine[lane]);
+    const size_t moved = table + (run_.machine[lane] >> kOffsetShift);
     const uint32_t entry = run_.slots[moved << kTableBits | (state & (kTotal - 1))];
     state = advance(state, entry);
     if (state < kStateFloor) {
@@ -110,7 +118,7 @@ bool StreamDecoder::decode_one(size_t lane, size_t table, int8_t& symbol) {
         state = state << 16 | load_word(run_.word);
         run_.word += 2;
     }
-    if (run_.next) run_.machine[lane] = run_.next[run_.machine[lane] * 2 + (entry & 1)];
+    if (run_.next) run_.machine[lane] = run_.next[(run_.machine[lane] & kRowMask) | (entry & 1)];
     symbol = int8_t(entry);
     return true;
 }
@@ -129,7 +137,7 @@ StreamEncoder::StreamEncoder(Tables tables, int lanes, const std::string& isa)
 }
 
 bool StreamEncoder::encode(const uint16_t* select, const int8_t* symbols, size_t count) {
-    std::vector<uint8_t> states = lane_states(symbols, count);
+    std::vector<uint32_t> states = lane_states(symbols, count);
     std::vector<uint16_t> moved(states.empty() ? 0 : std::min(kBlock, count));
     for (size_t block = (count + kBlock - 1) / kBlock; block-- > 0;) {
         const size_t at = block * kBlock, size = std::min(kBlock, count - at);
@@ -154,10 +162,11 @@ bool StreamEncoder::encode(const uint16_t* select, const int8_t* symbols, size_t
 
 // A machine runs forwards and the coder backwards: the machine's lane states at the beginning of every block
 // [blocks, lanes] let each block find its tables by itself. Empty when there is no machine.
-std::vector<uint8_t> StreamEncoder::lane_states(const int8_t* symbols, size_t count) const {
-    std::vector<uint8_t> states;
+std::vector<uint32_t> StreamEncoder::lane_states(const int8_t* symbols, size_t count) const {
+    std::vector<uint32_t> states;
     if (tables_.next.empty()) return states;
-    uint8_t now[kMaxLanes] = {};
+    uint32_t now[kMaxLanes];
+    std::fill_n(now, kMaxLanes, tables_.first);
     for (size_t at = 0; at < count; at += kBlock) {
         states.insert(states.end(), now, now + run_.lanes);
         apply_machine(now, nullptr, symbols + at, std::min(kBlock, count - at), nullptr);
@@ -166,14 +175,14 @@ std::vector<uint8_t> StreamEncoder::lane_states(const int8_t* symbols, size_t co
 }
 
 // Runs the machine over one block: `states` [lanes] moves on, `moved` (unless null) receives the tables of the symbols.
-void StreamEncoder::apply_machine(uint8_t* states, const uint16_t* select, const int8_t* symbols, size_t count,
+void StreamEncoder::apply_machine(uint32_t* states, const uint16_t* select, const int8_t* symbols, size_t count,
                                   uint16_t* moved) const {
     for (size_t group = 0; group < count; group += run_.lanes) {
         const size_t end = std::min(count, group + run_.lanes);
         for (size_t i = group; i < end; ++i) {
-            uint8_t& state = states[i - group];
-            if (moved) moved[i] = uint16_t((select ? select[i] : 0) + tables_.offset(state));
-            state = uint8_t(tables_.next[state * 2 + (symbols[i] & 1)]);
+            uint32_t& state = states[i - group];
+            if (moved) moved[i] = uint16_t((select ? select[i] : 0) + (state >> kOffsetShift));
+            state = tables_.next[(state & kRowMask) | (symbols[i] & 1)];
         }
     }
 }

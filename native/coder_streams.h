@@ -17,15 +17,16 @@ struct BadArgument : std::invalid_argument {
 };
 
 // The tables: frequencies [tables, 256], each summing to 4096, and the lane machine that moves between them: a symbol's
-// table is select + state * stride. `next` is [states, 2] with entries below `states`, empty when there is no machine.
+// table is select + offset of the lane's state. Without a machine `next` is empty and the only offset is 0.
 struct Tables {
     const uint16_t* freq;
     size_t count;
-    std::vector<uint32_t> next;
-    uint32_t stride;
+    std::vector<uint32_t> next;       // [states, 2], packed
+    std::vector<uint32_t> offsets;    // the distinct ones, ascending
+    uint32_t first;                   // the packed state that every segment begins in
 
-    size_t states() const { return next.empty() ? 1 : next.size() / 2; }
-    size_t offset(size_t state) const { return state * stride; }
+    // `transition` [states, 2], below `states`, and `offset` [states].
+    void set_machine(const uint8_t* transition, const uint16_t* offset, size_t states);
     void check(const uint16_t* select, size_t symbols) const;  // throws BadArgument if a symbol's table may not exist
 };
 
@@ -75,8 +76,8 @@ private:
     };
 
     void make_room();
-    std::vector<uint8_t> lane_states(const int8_t* symbols, size_t count) const;
-    void apply_machine(uint8_t* states, const uint16_t* select, const int8_t* symbols, size_t count,
+    std::vector<uint32_t> lane_states(const int8_t* symbols, size_t count) const;
+    void apply_machine(uint32_t* states, const uint16_t* select, const int8_t* symbols, size_t count,
                        uint16_t* moved) const;
 
     Tables tables_;

@@ -14,17 +14,17 @@ namespace {
 template <class Number, size_t Dimensions>
 using Array = nb::ndarray<Number, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 
-constexpr int kUnitBits = 16;    // a cost of 1 is 2^-16 bit
-constexpr int kMostScale = 255;  // scale_model.MOST_SCALE
+constexpr int kUnitBits = 16;  // a cost of 1 is 2^-16 bit
 
 struct Costs {
     const int32_t* table;  // [phases, 256, scales]
     int scales;
+    int most_scale;  // the largest scale index there is
 
     // Of residual `e` at scale index `k`, with low bits taken raw where the scale is beyond the last table.
     int64_t operator()(int64_t e, int k, int phase) const {
         int shift = 0;
-        k = std::min(k, kMostScale);
+        k = std::min(k, most_scale);
         if (k >= scales) {
             shift = (k - scales + 8) >> 3;
             e = (e + (int64_t{1} << (shift - 1))) >> shift;
@@ -46,14 +46,14 @@ struct Costs {
 // out[d, :] = costs along one axis (0 rows, 1 channels, 2 positions) when every scale index moves by deltas[d].
 void axis_costs(Array<const int32_t, 3> residual, Array<const uint8_t, 3> phase, Array<const int32_t, 1> rows,
                 Array<const int32_t, 1> channels, Array<const int32_t, 1> positions, Array<const int32_t, 3> table,
-                Array<const int32_t, 1> deltas, int axis, Array<int64_t, 2> out) {
+                Array<const int32_t, 1> deltas, int axis, int most_scale, Array<int64_t, 2> out) {
     const int64_t R = residual.shape(0), C = residual.shape(1), P = residual.shape(2), D = deltas.shape(0);
     const int64_t length = axis == 0 ? R : axis == 1 ? C : P;
     if (static_cast<int64_t>(rows.shape(0)) != R || static_cast<int64_t>(channels.shape(0)) != C ||
         static_cast<int64_t>(positions.shape(0)) != P || static_cast<int64_t>(out.shape(0)) != D || D == 0 ||
         static_cast<int64_t>(out.shape(1)) != length || table.shape(1) != 256)
         throw std::invalid_argument("axis_costs: the arrays do not fit together");
-    const Costs costs{table.data(), static_cast<int>(table.shape(2))};
+    const Costs costs{table.data(), static_cast<int>(table.shape(2)), most_scale};
     const int32_t *delta = deltas.data(), *e = residual.data();
     const uint8_t* phases = phase.size() == residual.size() ? phase.data() : nullptr;
     const int lowest = *std::min_element(delta, delta + D), highest = *std::max_element(delta, delta + D);
@@ -75,4 +75,31 @@ void axis_costs(Array<const int32_t, 3> residual, Array<const uint8_t, 3> phase,
             }
 }
 
-void bind_product(nb::module_& m) { m.def("axis_costs", &axis_costs); }
+// out[i] = the parity, the lowest bit, of the state before symbol i; lane i mod `lanes` begins in state 0, and a
+// symbol's lowest bit moves it: coding/trellis.py.
+void trellis_parities(Array<const int8_t, 1> symbols, int lanes, Array<const uint8_t, 2> transition,
+                      Array<uint8_t, 1> out) {
+    constexpr int kMost = 64;
+    const int64_t size = symbols.shape(0);
+    const int64_t states = transition.shape(0);
+    if (lanes < 1 || lanes > kMost || static_cast<int64_t>(out.shape(0)) != size || transition.shape(1) != 2 ||
+        states < 1 || *std::max_element(transition.data(), transition.data() + 2 * states) >= states)
+        throw std::invalid_argument("trellis_parities: the arrays do not fit together");
+    const uint8_t* next = transition.data();
+    const int8_t* symbol = symbols.data();
+    uint8_t* parity = out.data();
+    nb::gil_scoped_release release;
+    uint8_t state[kMost] = {};
+    for (int64_t at = 0; at < size; at += lanes) {
+        const int here = static_cast<int>(std::min<int64_t>(lanes, size - at));
+        for (int lane = 0; lane < here; ++lane) {
+            parity[at + lane] = state[lane] & 1;
+            state[lane] = next[state[lane] * 2 + (symbol[at + lane] & 1)];
+        }
+    }
+}
+
+void bind_product(nb::module_& m) {
+    m.def("axis_costs", &axis_costs);
+    m.def("trellis_parities", &trellis_parities);
+}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from waterfill.coding import matrix
+from waterfill.coding import matrix, trellis
 from waterfill.coding.stream import Reader, Tally, Writer
 
 
@@ -44,6 +44,22 @@ def repeated(rows, cols, distinct, seed=0):
     return laplace(distinct, cols, 3.0, seed)[np.random.default_rng(seed).integers(0, distinct, rows)]
 
 
+def trellised(rows, channels, scale, states, kernel=()):
+    """Codes [rows, channels * positions] along a trellis in one chunk; neighbors within a kernel are alike."""
+    code, lanes = trellis.trellis(states), trellis.lanes(rows, channels, int(np.prod(kernel)))
+    wanted = np.random.default_rng(states).normal(size=(rows, channels, int(np.prod(kernel))))
+    planes = trellis.along((0.4 * wanted + wanted[:, :, :1]) * scale, lanes)
+    codes = np.empty(planes.shape, np.int32)
+    for p, plane in enumerate(planes):
+        state = np.zeros(lanes, np.intp)
+        for i in range(0, len(plane), lanes):
+            parity = code.parity[state].astype(np.int32)
+            half = np.rint(plane[i : i + lanes] - parity / 2).astype(np.int32)
+            codes[p, i : i + lanes] = 2 * half + parity
+            state = code.transition[state, half & 1]
+    return trellis.across(codes, rows, lanes).reshape(rows, -1)
+
+
 def uniform(rows, cols, span, seed=0):
     """Codes [rows, cols], all equally likely."""
     return np.random.default_rng(seed).integers(-(span // 2), span - span // 2, (rows, cols)).astype(np.int32)
@@ -69,9 +85,19 @@ EXAMPLES = {
 }
 
 
-def written(codes, kernel=()):
+# The same for codes along a trellis, with its number of states.
+TRELLISES = {
+    "trellis": (trellised(40, 24, 1.5, 8), (), 8),
+    "trellis of kernels": (trellised(30, 16, 2.5, 4, (3, 3)), (3, 3), 4),
+    "trellis with escapes": (trellised(9, 7, 300.0, 256), (), 256),
+    "trellis of far kernels": (trellised(6, 4, 60.0, 64, (2, 2)), (2, 2), 64),
+    "fine trellis": (trellised(130, 64, 0.2, 16), (), 16),
+}
+
+
+def written(codes, kernel=(), states=0):
     """The plan of codes and their bytes."""
-    plan = matrix.plan(codes, kernel)
+    plan = matrix.plan(codes, kernel, states)
     out = Writer()
     out.codes(plan)
     return plan, out.finish()

@@ -131,7 +131,7 @@ def matrix(src, rows, cols, kernel):
     sensible = kernel and min(kernel) >= 1 and 1 < positions <= 1024 and cols % positions == 0
     kernel = tuple(size for size in kernel if size > 1) if sensible else ()
     first = src.varint()
-    read = (constant, modeled, histogram, packed, repeated)[first % 8]
+    read = (constant, modeled, histogram, packed, repeated, trellised)[first % 8]
     return read(src, rows, cols, (kernel, 2 ** (first // 8)))
 
 
@@ -173,29 +173,87 @@ def neighbors(kernel):
     return [sorted(near) for near in nearest]
 
 
+class Model:
+    """The scale indices and means of a matrix of codes."""
+
+    def __init__(self, src, rows, cols, kernel):
+        self.near = neighbors(kernel) if kernel else [[]]
+        self.channels = cols // len(self.near)
+        count = sum(map(len, self.near))
+        flags, self.base = src.varint(), src.varint()
+        self.shape = flags & 15
+        self.r = src.rice(rows) if flags & 16 else [0] * rows
+        self.c = src.rice(self.channels) if flags & 32 else [0] * self.channels
+        taps = iter(src.rice(count) if flags & 64 else [0] * count)
+        self.taps = [[next(taps) for _ in before] for before in self.near]
+        self.p = src.rice(len(self.near)) if kernel else [0]
+        self.beyond = self.base + 2 * max(self.r) + 2 * max(self.c) + max(self.p) > 72
+
+    def entries(self, planes):
+        """Scale index and mean of the entries of the next position, row by row."""
+        position, found = len(planes), []
+        for i in range(len(self.r) * self.channels):
+            near = zip(self.taps[position], self.near[position], strict=True)
+            k = self.base + 2 * self.r[i // self.channels] + 2 * self.c[i % self.channels] + self.p[position]
+            found.append((k, sum(t * planes[q][i] for t, q in near) // 2))
+        return found
+
+    def rows(self, src, planes):
+        """The codes of planes as rows, after their checksum."""
+        codes = [plane[i] for i in range(len(planes[0])) for plane in planes]
+        assert crc(codes) == int.from_bytes(src.raw(4), "little")
+        return [codes[i : i + len(codes) // len(self.r)] for i in range(0, len(codes), len(codes) // len(self.r))]
+
+
 def modeled(src, rows, cols, context):
-    kernel, lanes = context
-    near = neighbors(kernel) if kernel else [[]]
-    channels = cols // len(near)
-    flags, base = src.varint(), src.varint()
-    r = src.rice(rows) if flags & 16 else [0] * rows
-    c = src.rice(channels) if flags & 32 else [0] * channels
-    taps = iter(src.rice(sum(map(len, near))) if flags & 64 else [0] * sum(map(len, near)))
-    taps = [[next(taps) for _ in before] for before in near]
-    p = src.rice(len(near)) if kernel else [0]
-    chunk = Chunk(src, base + 2 * max(r) + 2 * max(c) + max(p) > 72, lanes)
+    model = Model(src, rows, cols, context[0])
+    chunk = Chunk(src, model.beyond, context[1])
     planes = []
-    for position, before in enumerate(near):
-        entries = []
-        for i in range(rows * channels):
-            m = sum(t * planes[q][i] for t, q in zip(taps[position], before, strict=True)) // 2
-            w = (m + 4) // 8
-            entries.append((base + 2 * r[i // channels] + 2 * c[i % channels] + p[position], w, m - 8 * w))
-        planes.append(chunk.plane(flags & 15, entries))
+    for _ in model.near:
+        entries = [(k, (m + 4) // 8, (m + 4) % 8 - 4) for k, m in model.entries(planes)]
+        planes.append(chunk.plane(model.shape, entries))
     chunk.end()
-    codes = [plane[i] for i in range(rows * channels) for plane in planes]
-    assert crc(codes) == int.from_bytes(src.raw(4), "little")
-    return [codes[i * cols : (i + 1) * cols] for i in range(rows)]
+    return model.rows(src, planes)
+
+
+CHECKS = {4: "5 2", 8: "13 4", 16: "23 4", 32: "45 10", 64: "103 24", 128: "235 126", 256: "515 362"}
+
+
+@functools.cache
+def half_density(shape, k, t):
+    """The table [256] of the halves of codes along a trellis."""
+    w, h = (t + 4) // 8, (t + 4) % 8 - 4
+    whole, found = density(shape, min(max(k, 0), 72), abs(h)), [0] * 256
+    for s in range(-126, 127):
+        e = s - w if h >= 0 else w - s
+        found[s & 255] = whole[e & 255] if abs(e) <= 127 else 0
+    found[found.index(max(found))] -= sum(found) == 4095
+    missing = 4096 - sum(found)
+    found[127], found[128] = missing // 2, missing - missing // 2
+    return found
+
+
+def trellised(src, rows, cols, context):
+    kernel, lanes = context
+    states = 2 ** src.varint()
+    model = Model(src, rows, cols, kernel)
+    escapes = src.rice(src.varint())
+    stream = Stream(src.raw(src.varint()), lanes)
+    a, b = (int(octal, 8) // 2 for octal in CHECKS[states].split())
+    planes = []
+    for _ in model.near:
+        plane, state, entries = [0] * (rows * model.channels), [0] * lanes, model.entries(planes)
+        for group, row, lane in itertools.product(range(model.channels // lanes), range(rows), range(lanes)):
+            i, odd = row * model.channels + group * lanes + lane, state[lane] % 2
+            k, u = entries[i][0], entries[i][1] // 2
+            s = stream.symbol(lane, half_density(model.shape, k, u % 16 - 4 * odd))
+            state[lane] = state[lane] // 2 ^ odd * a ^ s % 2 * b
+            s = 2 * escapes.pop(0) + s % 2 if s in (127, 128) else s - s // 128 * 256
+            plane[i] = 2 * (s + u // 16 * 2) + odd
+        planes.append(plane)
+    stream.end()
+    assert escapes == []
+    return model.rows(src, planes)
 
 
 class Chunk:

@@ -12,6 +12,8 @@ from waterfill.coding.coder import Decoder, Machine, encode, ideal_bits, instruc
 
 ISAS = ("reference", *instruction_sets())
 TRELLIS = np.array([[0, 2], [4, 6], [2, 0], [6, 4], [1, 3], [5, 7], [3, 1], [7, 5]], dtype=np.uint8)
+BY_STATE = np.arange(8, dtype=np.uint16)
+BY_PARITY = np.array([0, 3] * 4, dtype=np.uint16)
 
 
 def table(**freq):
@@ -54,7 +56,7 @@ def draw(rng, freq, select):
 
 def random_segments(rng, freq, sizes, machine=None):
     """Segments whose symbols can be coded; a machine asks for tables that all have the same symbols."""
-    reach = 0 if machine is None else machine.stride * (len(machine.transition) - 1)
+    reach = 0 if machine is None else int(machine.offset.max())
     segments = []
     for size in sizes:
         select = rng.integers(0, len(freq) - reach, size).astype(np.uint16)
@@ -153,7 +155,7 @@ def test_every_implementation_writes_and_reads_the_same_bytes(seed, log_lanes, t
     freq = np.stack([random_table(rng) for _ in range(tables)])
     if with_machine:
         freq = np.stack([rng.permutation(np.r_[np.full(255, 1), 3841]) for _ in range(tables + 7)]).astype(np.uint16)
-        machine = Machine(TRELLIS, 1)
+        machine = Machine(TRELLIS, BY_STATE if seed % 2 else BY_PARITY)
     sizes = rng.integers(0, 5 * lanes + 3, rng.integers(0, 4))
     case = Case(random_segments(rng, freq, sizes, machine), freq, lanes, machine)
     data = case.encode("reference")
@@ -162,7 +164,7 @@ def test_every_implementation_writes_and_reads_the_same_bytes(seed, log_lanes, t
 
 
 @pytest.mark.parametrize("lanes", [8, 32, 64])
-@pytest.mark.parametrize("machine", [None, Machine(TRELLIS, 2)], ids=["plain", "machine"])
+@pytest.mark.parametrize("machine", [None, Machine(TRELLIS, 2 * BY_STATE)], ids=["plain", "machine"])
 def test_long_segments(lanes, machine):  # longer than the blocks and buffers of the compiled coder
     rng = np.random.default_rng(lanes)
     freq = np.stack([rng.permutation(np.r_[np.full(192, 15), np.full(64, 19)]) for _ in range(16)]).astype(np.uint16)
@@ -175,14 +177,14 @@ def test_long_segments(lanes, machine):  # longer than the blocks and buffers of
 
 
 def test_a_machine_only_moves_the_tables():
-    rng, lanes = np.random.default_rng(5), 4
+    rng, lanes, offset = np.random.default_rng(5), 4, np.array([3, 0, 14, 1, 5, 5, 0, 2], np.uint16)
     freq = np.stack([rng.permutation(np.r_[np.full(255, 1), 3841]) for _ in range(2 * 8)]).astype(np.uint16)
     symbols, base = rng.integers(-128, 128, 61).astype(np.int8), rng.integers(0, 2, 61).astype(np.uint16)
     state, moved = [0] * lanes, base.copy()
     for i, symbol in enumerate(symbols.tolist()):
-        moved[i] += 2 * state[i % lanes]
+        moved[i] += offset[state[i % lanes]]
         state[i % lanes] = TRELLIS[state[i % lanes], symbol % 2]
-    assert encode([(symbols, base)], freq, lanes, Machine(TRELLIS, 2)) == encode([(symbols, moved)], freq, lanes)
+    assert encode([(symbols, base)], freq, lanes, Machine(TRELLIS, offset)) == encode([(symbols, moved)], freq, lanes)
 
 
 def test_the_real_size_is_the_ideal_one_and_the_states():

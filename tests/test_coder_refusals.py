@@ -13,6 +13,7 @@ from waterfill.errors import CorruptFile
 
 ISAS = ("reference", *instruction_sets())
 TRELLIS = np.array([[0, 2], [4, 6], [2, 0], [6, 4], [1, 3], [5, 7], [3, 1], [7, 5]], dtype=np.uint8)
+BY_STATE = np.arange(8, dtype=np.uint16)
 
 
 def table(**freq):
@@ -106,10 +107,12 @@ def test_noise_is_the_same_noise_everywhere(seed, log_lanes):
         ((ONES, None), (FAIR[:0], 1), "1 to 65536"),
         ((ONES, None), (FAIR.astype(np.int32), 1), "uint16"),
         ((ONES, None), (np.stack([FAIR[0], FAIR[0] + FAIR[0]]), 1), "table 1 sum to 8192"),
-        ((ONES, None), (FAIR, 1, Machine(TRELLIS, 1)), "lead outside"),
-        ((ONES, None), (FAIR, 1, Machine(TRELLIS[:2], 0)), "lead outside"),
-        ((ONES, None), (FAIR, 1, Machine(TRELLIS.astype(np.int64), 0)), "transition must be uint8"),
-        ((ONES, np.ones(3, np.uint16)), (np.repeat(FAIR, 8, 0), 1, Machine(TRELLIS, 1)), "reaches table 8"),
+        ((ONES, None), (FAIR, 1, Machine(TRELLIS, BY_STATE)), "lead outside"),
+        ((ONES, None), (FAIR, 1, Machine(TRELLIS[:2], 0 * BY_STATE[:2])), "lead outside"),
+        ((ONES, None), (np.repeat(FAIR, 8, 0), 1, Machine(TRELLIS, BY_STATE[:7])), "lead outside"),
+        ((ONES, None), (FAIR, 1, Machine(TRELLIS, np.zeros(8))), "offset must be a vector of uint16"),
+        ((ONES, None), (FAIR, 1, Machine(TRELLIS.astype(np.int64), BY_STATE)), "transition must be uint8"),
+        ((ONES, np.ones(3, np.uint16)), (np.repeat(FAIR, 8, 0), 1, Machine(TRELLIS, BY_STATE)), "reaches table 8"),
     ],
 )
 def test_wrong_arguments_of_encode(isa, segment, arguments, message):

@@ -17,7 +17,7 @@ def recorded(blob):
 
 
 def test_there_are_golden_blobs_of_every_example():
-    assert {blob.stem for blob in BLOBS} >= {name.replace(" ", "-") for name in made.EXAMPLES}
+    assert {blob.stem for blob in BLOBS} >= {name.replace(" ", "-") for name in (*made.EXAMPLES, *made.TRELLISES)}
 
 
 @pytest.mark.parametrize("blob", BLOBS, ids=lambda blob: f"{blob.parent.name}/{blob.stem}")

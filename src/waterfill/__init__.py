@@ -7,6 +7,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from waterfill.calibration import Calibration, calibrate
     from waterfill.engine import Progress, compress
     from waterfill.errors import (
         BadInput,
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
         PlanMismatch,
         WaterfillError,
     )
+    from waterfill.evaluation import Evaluation, evaluate
+    from waterfill.folding import fold_batch_norm
     from waterfill.importance import Importance
     from waterfill.job import Options, Plan, Summary, compress_file, plan_file
     from waterfill.model import CompressedModel, load_tensor
     from waterfill.part import Part, Spec
     from waterfill.parts import Codebook, Dense, LowRank, Prune, Quantize, Sampled
+    from waterfill.quality import compress_to_quality, measure_of, parse_drop
     from waterfill.recipe import parse
+    from waterfill.repairs import Repaired, repair
 
     load = CompressedModel.load
 
@@ -33,11 +38,13 @@ __all__ = [
     "BadInput",
     "BadRecipe",
     "BudgetError",
+    "Calibration",
     "CannotExport",
     "Codebook",
     "CompressedModel",
     "CorruptFile",
     "Dense",
+    "Evaluation",
     "Importance",
     "LowRank",
     "Mismatch",
@@ -50,18 +57,38 @@ __all__ = [
     "Progress",
     "Prune",
     "Quantize",
+    "Repaired",
     "Sampled",
     "Spec",
     "Summary",
     "WaterfillError",
+    "calibrate",
     "compress",
     "compress_file",
+    "compress_to_quality",
+    "evaluate",
+    "fold_batch_norm",
     "load",
     "load_tensor",
+    "measure_of",
     "parse",
+    "parse_drop",
     "plan_file",
+    "repair",
 ]
-_ROOMS = ("errors", "parts", "recipe", "model", "engine", "job")
+_ROOMS = (
+    "errors",
+    "parts",
+    "recipe",
+    "model",
+    "engine",
+    "calibration",
+    "job",
+    "evaluation",
+    "folding",
+    "quality",
+    "repairs",
+)
 
 
 def __getattr__(name: str) -> Any:

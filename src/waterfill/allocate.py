@@ -5,7 +5,7 @@ smallest to the largest, each at the price that the remaining budget and the rem
 samples got wrong is shared by those that follow; the last and largest are fitted until the budget is met.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,6 +18,8 @@ DEAREST, CHEAPEST = 30, -30
 _STILL = 4  # so many prices in a row without a change are a plateau
 _TRIES = 8
 _GROUP, _GROUPS = 4, 12
+FILL = 0.993
+"""The share of a budget that is to be used where the parts allow."""
 
 Fit = Callable[[int, float], float]
 """(index of a weight, price) -> the real bits of the part found there, which the callee keeps."""
@@ -105,7 +107,7 @@ class Ledger:
         return sum(self.bits.values())
 
 
-def spend(found: Bracket, budget: float, fit: Fit, workers: int = 1, fill: float = 0.993) -> Ledger:
+def spend(found: Bracket, budget: float, fit: Fit, workers: int = 1, fill: float = FILL) -> Ledger:
     """Fit every weight so that the real bits sum to at most `budget` and, where the parts allow, to `fill` of it.
 
     Prices are set anew for one group of weights after the other, from what the groups before really spent; so they do
@@ -139,12 +141,19 @@ def _groups(ordered: Bracket) -> Iterator[slice]:
             start, before = end, float(bits[end - 1])
 
 
-def settle(found: Bracket, budget: float, fit: Fit, ledger: Ledger, fill: float = 0.993) -> None:
-    """Fit the largest weights again, one after the other, until what is spent lies between fill * budget and budget.
+def settle(  # noqa: PLR0913 - the curves, the money, and who may be asked
+    found: Bracket,
+    budget: float,
+    fit: Fit,
+    ledger: Ledger,
+    fill: float = FILL,
+    order: Sequence[int] | None = None,
+) -> None:
+    """Fit weights again, one after the other, until what is spent lies between fill * budget and budget.
 
-    Raises BudgetError if that cannot be.
+    order: which, the largest first where it is not given. Raises BudgetError if that cannot be.
     """
-    for i in map(int, np.argsort(-found.low - found.high, kind="stable")):
+    for i in np.argsort(-found.low - found.high, kind="stable").tolist() if order is None else order:
         if fill * budget <= ledger.total <= budget:
             return
         slope = max(float(found.low[i] - found.high[i]), 1.0)

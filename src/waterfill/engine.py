@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill import recipe
-from waterfill.allocate import Bracket, Ledger, bracket, settle, spend
+from waterfill.allocate import FILL, Bracket, Ledger, bracket, settle, spend
 from waterfill.errors import BadInput, BadRecipe, BudgetError
 from waterfill.importance import SIZE_EXPONENT, Importance
 from waterfill.layout import KERNEL, MATRIX, RAW, STACK, Layout, layout_of
@@ -176,13 +176,16 @@ class Run:
         found = self.bracket(size)
         lengths = [int(found.bits(i, 0.5) / 8) for i in range(len(self.weights))]
         allowed = 8.0 * (size - self.overhead(lengths) - 8)
-        ledger = spend(found, allowed, self._fit, self.workers)
+        return self.settled(spend(found, allowed, self._fit, self.workers), found, size)
+
+    def settled(self, ledger: Ledger, found: Bracket, size: int, order: Sequence[int] | None = None) -> Ledger:
+        """The ledger once the file has at most `size` bytes; order: the weights that may be fitted again for it."""
         for _ in range(4):
             lengths = [int(ledger.bits[i] / 8) for i in range(len(self.weights))]
             exact = 8.0 * (size - self.overhead(lengths))
-            if ledger.total <= exact:
+            if ledger.total <= exact and (order is None or ledger.total >= FILL * exact):
                 return ledger
-            settle(found, exact - 64, self._fit, ledger)
+            settle(found, exact - 64, self._fit, ledger, order=order)
         raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
 
     def price_for(self, size: int) -> float:
@@ -222,6 +225,64 @@ class Run:
             self.progress(Progress(stage, len(done), len(self.weights), self._entries_done[stage], self.entries))
 
 
+@dataclass(frozen=True, eq=False)
+class Compression:
+    """A model in memory on its way: its weights, what they have become so far, and the run that fits them.
+
+    entries: by the position of the weight. notes: what the file is to say of how it was made.
+    """
+
+    weights: list[Weight]
+    entries: dict[int, Entry]
+    aliases: dict[str, str]
+    notes: dict[str, Any]
+    progress: Callable[[Progress], None] | None
+
+    @classmethod
+    def of(
+        cls,
+        model: "nn.Module | Mapping[str, Tensor]",
+        spec: "Spec | str",
+        importance: Mapping[str, Importance] | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> "Compression":
+        """Nothing fitted yet; the spec "lossless" keeps every bit. Raises BadInput, BadRecipe."""
+        tensors, aliases, roles = tensors_of(model)
+        original = sum(t.numel() * t.element_size() for t in tensors.values())
+        if spec == "lossless":
+            return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, progress)
+        parsed = recipe.parse(spec) if isinstance(spec, str) else spec
+        weights = plan_weights(tensors, parsed, roles, importance)
+        return cls(weights, {}, aliases, {"recipe": repr(parsed), "original": original}, progress)
+
+    @property
+    def original(self) -> int:
+        """Bytes of the tensors as they were."""
+        return int(self.notes["original"])
+
+    def fit(self, i: int, price: float) -> float:
+        """Fit weight i at a price and keep its entry; real bits."""
+        weight, fitted = self.weights[i], self.weights[i].fit(price)
+        self.entries[i] = Entry(weight.name, weight.layout, fitted.parts, weight.reason, fitted.error)
+        vars(self.entries[i])["blob"] = fitted.blob
+        return 8.0 * len(fitted.blob)
+
+    def model(self) -> CompressedModel:
+        """What there is so far, with empty entries for weights that are not fitted yet."""
+        filled = [self.entries.get(i) or Entry(w.name, w.layout, (), w.reason) for i, w in enumerate(self.weights)]
+        return CompressedModel({entry.name: entry for entry in filled}, self.aliases, self.notes)
+
+    def allowed(self, target: Target) -> int | None:
+        """The size that the file may have; None where a price decides."""
+        return target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
+
+    @cached_property
+    def run(self) -> "Run":
+        """What fits the weights to a target."""
+        workers = min(2, torch.get_num_threads())
+        return Run(self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.progress, workers)
+
+
 def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     model: "nn.Module | Mapping[str, Tensor]",
     spec: "Spec | str" = "Quantize()",
@@ -242,28 +303,9 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
     Raises BadInput (NaN, shapes), BadRecipe, BudgetError.
     """
     target = resolve(Target(bits, size, ratio, price), spec, lossless)
-    tensors, aliases, roles = tensors_of(model)
-    parsed = recipe.parse(spec) if isinstance(spec, str) else spec
-    weights = lossless_weights(tensors) if lossless else plan_weights(tensors, parsed, roles, importance)
-    entries: dict[int, Entry] = {}
-
-    def fit(i: int, at: float) -> float:
-        weight, fitted = weights[i], weights[i].fit(at)
-        entries[i] = Entry(weight.name, weight.layout, fitted.parts, weight.reason, fitted.error)
-        vars(entries[i])["blob"] = fitted.blob
-        return 8.0 * len(fitted.blob)
-
-    def model_of(notes: dict[str, Any]) -> CompressedModel:
-        filled = [entries.get(i) or Entry(w.name, w.layout, (), w.reason) for i, w in enumerate(weights)]
-        return CompressedModel({entry.name: entry for entry in filled}, aliases, notes)
-
-    original = sum(t.numel() * t.element_size() for t in tensors.values())
-    notes = {"recipe": "lossless" if lossless else repr(parsed), "original": original}
-    run = Run(
-        weights, fit, lambda lengths: model_of(notes).overhead(lengths), progress, min(2, torch.get_num_threads())
-    )
-    run.meet(target, original)
-    return model_of(notes)
+    work = Compression.of(model, "lossless" if lossless else spec, importance, progress)
+    work.run.meet(target, work.original)
+    return work.model()
 
 
 def resolve(target: Target, spec: "Spec | str", lossless: bool) -> Target:

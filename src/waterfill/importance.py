@@ -5,7 +5,7 @@ matrix [cols, cols], or one small Gram matrix over the positions of a spatial ke
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,19 +24,23 @@ class Importance:
     rows: [rows] output weights g_o, or a scalar for all. diagonal: [cols] of A, or a scalar for all.
     gram: A itself, [cols, cols], or [positions, positions] when `kernel` names that many positions; then
     A is that matrix for each channel and zero between channels. kernel: the spatial extent behind one input channel;
-    cols = channels * prod(kernel), positions fastest.
+    cols = channels * prod(kernel), positions fastest. damping: what is added to the diagonal of `gram` before it is
+    factorized, relative to its mean; the distortion itself is not damped.
     """
 
     rows: Tensor = field(default_factory=lambda: torch.ones(()))
     diagonal: Tensor = field(default_factory=lambda: torch.ones(()))
     gram: Tensor | None = None
     kernel: tuple[int, ...] = ()
+    damping: float = 1e-8
 
     def __post_init__(self) -> None:
         for name in ("rows", "diagonal", "gram"):
             value = getattr(self, name)
             if value is not None and not bool(torch.isfinite(value).all()):
                 raise BadInput(f"importance: {name} holds values that are not finite; give finite weights")
+        if not 0 <= self.damping < math.inf:
+            raise BadInput(f"importance: damping {self.damping} is no share of the mean diagonal; give 0 or more")
         if bool((self.rows < 0).any()) or bool((self.diagonal < 0).any()):
             raise BadInput("importance: negative weights; an error cannot cost less than nothing")
         if self.gram is not None and (self.gram.ndim != 2 or self.gram.shape[0] != self.gram.shape[1]):
@@ -53,13 +57,13 @@ class Importance:
         if self.gram is None:
             return None
         gram = self.gram.double()
-        damping = 1e-8 * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        damping = self.damping * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         eye = torch.eye(len(gram), dtype=torch.float64)
-        for _ in range(7):  # up to a hundredth of the mean: rounding, not a wrong matrix
+        for _ in range(7):  # a million times as much is still rounding, not a wrong matrix
             factor, info = torch.linalg.cholesky_ex(gram + damping * eye)
             if int(info) == 0:
                 return factor.T.contiguous()
-            damping = damping * 10
+            damping = (10 * damping).clamp_min(1e-12 * gram.diagonal().mean())
         raise BadInput("importance: the Gram matrix is not positive semi-definite; it must be a sum of x x^T")
 
     @cached_property
@@ -92,18 +96,16 @@ class Importance:
 
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""
-        return Importance(self.rows.double() * factor, self.diagonal, self.gram, self.kernel)
+        return replace(self, rows=self.rows.double() * factor)
 
     def select_rows(self, index: "Tensor | slice") -> "Importance":
         """The importance of some of the rows."""
-        rows = self.rows[index] if self.rows.ndim else self.rows
-        return Importance(rows, self.diagonal, self.gram, self.kernel)
+        return replace(self, rows=self.rows[index] if self.rows.ndim else self.rows)
 
     def select(self, rows: Tensor, cols: Tensor) -> "Importance":
         """The importance of some rows and columns: of all, or of whole channels, where there is a Gram matrix."""
         picked = self.select_rows(rows)
-        diagonal = self.diagonal[cols] if self.diagonal.ndim else self.diagonal
-        return Importance(picked.rows, diagonal, self.gram, self.kernel)
+        return replace(picked, diagonal=self.diagonal[cols] if self.diagonal.ndim else self.diagonal)
 
     def check(self, rows: int, cols: int) -> None:
         """Raise BadInput unless this importance fits a matrix [rows, cols]."""

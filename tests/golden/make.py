@@ -14,11 +14,12 @@ FOLDER = Path(__file__).parent / "codes-1"
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, (codes, kernel) in made.EXAMPLES.items():
+    plain = {name: (codes, kernel, 0) for name, (codes, kernel) in made.EXAMPLES.items()}
+    for name, (codes, kernel, states) in (plain | made.TRELLISES).items():
         blob = FOLDER / f"{name.replace(' ', '-')}.bin"
         if blob.exists():
             continue
-        _, data = made.written(codes, kernel)
+        _, data = made.written(codes, kernel, states)
         recorded = {"shape": codes.shape, "kernel": kernel, "codes": codes.tolist()}
         blob.with_suffix(".json").write_text(json.dumps(recorded) + "\n", "utf-8")
         blob.write_bytes(data)

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 
-from waterfill.cli import compress, decompress, demo, info, plan, verify
+from waterfill.cli import compress, decompress, demo, evaluate, info, plan, verify
 from waterfill.cli.failure import Exit, code_of, message_of
 from waterfill.cli.text import complain
 
@@ -21,6 +21,7 @@ _COMMANDS = {
     "info": (info, "what a .wf file holds, tensor by tensor"),
     "verify": (verify, "check every byte of a .wf file"),
     "decompress": (decompress, "write a .wf file back as .safetensors"),
+    "evaluate": (evaluate, "how good a file's network is on data, and how far from the original"),
     "demo": (demo, "train a small network, compress it, and measure what is lost"),
 }
 _EXIT_CODES = """exit codes: 0 ok, 1 unexpected, 2 usage, 3 output exists, 4 corrupt input, 5 verify failed,

@@ -27,12 +27,12 @@ _PIECE = 1 << 18  # symbols that `ideal_bits` looks up at a time, so that its in
 
 @dataclass(frozen=True, eq=False)
 class Machine:
-    """A lane machine: a symbol's table is `select + state * stride`; then `state = transition[state, symbol & 1]`."""
+    """A lane machine: a symbol's table is `select + offset[state]`; then `state = transition[state, symbol & 1]`."""
 
     transition: np.ndarray
     """uint8 [states, 2]; the first state is 0."""
-    stride: int
-    """Tables from one state's to the next's."""
+    offset: np.ndarray
+    """uint16 [states]; how far each moves the table."""
 
 
 def encode(
@@ -145,7 +145,9 @@ def _checked_select(select: np.ndarray | None, symbols: int) -> np.ndarray | Non
     return select
 
 
-def _checked(freq: np.ndarray, lanes: int, machine: Machine | None) -> tuple[np.ndarray, int, np.ndarray | None, int]:
+def _checked(
+    freq: np.ndarray, lanes: int, machine: Machine | None
+) -> tuple[np.ndarray, int, np.ndarray | None, np.ndarray | None]:
     """The arguments of a stream as both implementations take them."""
     if lanes not in (1, 2, 4, 8, 16, 32, MAX_LANES):
         raise ValueError(f"lanes must be a power of two from 1 to {MAX_LANES}; found {lanes}")
@@ -156,10 +158,11 @@ def _checked(freq: np.ndarray, lanes: int, machine: Machine | None) -> tuple[np.
         raise ValueError(f"the frequencies of table {wrong[0]} sum to {freq[wrong[0]].sum()}, not {1 << TABLE_BITS}")
     freq = np.ascontiguousarray(freq)
     if machine is None:
-        return freq, lanes, None, 0
+        return freq, lanes, None, None
     transition, states = machine.transition, len(machine.transition)
     if transition.dtype != np.uint8 or transition.shape[1:] != (2,) or not 1 <= states <= 256:
         raise ValueError(f"transition must be uint8 [1 to 256 states, 2]; found {transition.dtype} {transition.shape}")
-    if transition.max() >= states or not 0 <= machine.stride * (states - 1) < len(freq):
-        raise ValueError(f"the machine's {states} states, stride {machine.stride}, lead outside its {len(freq)} tables")
-    return freq, lanes, np.ascontiguousarray(transition), machine.stride
+    offset = _vector(machine.offset, np.uint16, "offset")
+    if len(offset) != states or transition.max() >= states or offset.max() >= len(freq):
+        raise ValueError(f"the machine's {states} states, {len(offset)} offsets, lead outside its {len(freq)} tables")
+    return freq, lanes, np.ascontiguousarray(transition), offset

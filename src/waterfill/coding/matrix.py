@@ -1,16 +1,28 @@
 """A matrix of codes as bytes: the shortest of a few ways to write it.
 
-The first number says how: all equal; the product-scale density model; a histogram; plain bits; or which rows repeat
-earlier ones, and then the distinct rows in one of the other ways. `docs/format.md` has it to the bit.
+The first number says how: all equal; the product-scale density model, alone or along a trellis; a histogram; plain
+bits; or which rows repeat earlier ones, and then the distinct rows in one of the other ways. `docs/format.md` has it to
+the bit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from waterfill.coding import chunks, coder, density, integers, product
-from waterfill.coding.plans import Constant, Frame, Histogram, Packed, Plan, narrow, row_chunks, stream_overhead
+from waterfill.coding import chunks, coder, density, integers, paths, product, trellis
+from waterfill.coding.plans import (
+    Constant,
+    Frame,
+    Histogram,
+    Packed,
+    Plan,
+    chunk_overhead,
+    narrow,
+    row_chunks,
+    stream_overhead,
+)
 from waterfill.coding.scale_model import MOST_SCALE, MOST_TAPS, Product, neighbors, spatial
 from waterfill.errors import BadInput
 
@@ -23,13 +35,19 @@ _LARGE = 1 << 21  # beyond this many codes the histogram is tried only where the
 _FARTHEST = 255
 
 
-def plan(codes: np.ndarray, kernel: tuple[int, ...] = ()) -> Plan:
-    """The shortest way to write integer codes [rows, cols], columns = channels * prod(kernel)."""
+def plan(codes: np.ndarray, kernel: tuple[int, ...] = (), states: int = 0) -> Plan:
+    """The shortest way to write integer codes [rows, cols], columns = channels * prod(kernel).
+
+    With `states` they run along the trellis of so many, and are written so unless all are equal; ValueError if they
+    leave it.
+    """
     codes = narrow(np.asarray(codes))
     if codes.ndim != 2:
         raise BadInput(f"codes form a matrix [rows, cols]; found {codes.ndim} dimensions")
     if not codes.size or codes.min() == codes.max():
         return Constant(codes, 24.0, 1)
+    if states:
+        return Trellised.along(codes, spatial(codes.shape[1], kernel), states)
     whole = _distinct_rows(codes)
     if whole is None:
         return _shortest(codes, kernel)
@@ -87,16 +105,10 @@ class Modeled(Plan):
         return cls(codes, bits + product.side_bits(model) + overhead + 16, lanes, model, kernel)
 
     def write(self, out: "Sink") -> None:
-        model = self.model
-        vectors = (model.rows, model.channels, model.taps)
-        out.uint(model.shape | sum((v is not None) << (4 + i) for i, v in enumerate(vectors)))
-        out.uint(model.base)
-        for vector in (*vectors, model.positions if len(model.positions) > 1 else None):
-            if vector is not None:
-                out.ints(vector)
+        _write_model(self.model, out)
         rows, cols = self.codes.shape
-        cube = self.codes.reshape(rows, -1, len(model.positions))
-        tables = chunks.Tables(model, rows, cube.shape[1], self.kernel)
+        cube = self.codes.reshape(rows, -1, len(self.model.positions))
+        tables = chunks.Tables(self.model, rows, cube.shape[1], self.kernel)
         for part in row_chunks(rows, cols):
             chunks.write(cube[part], tables, part, self.lanes, out)
 
@@ -106,13 +118,65 @@ class Modeled(Plan):
         channels = frame.cols // positions
         model = _read_model(src, (frame.rows, channels, positions), frame.kernel)
         tables = chunks.Tables(model, frame.rows, channels, frame.kernel)
-        codes = np.empty((frame.rows, channels, positions), dtype=np.int8)
-        for part in row_chunks(frame.rows, frame.cols):
-            piece = chunks.read(src, tables, part, (channels, positions), frame.lanes)
-            piece = piece if piece.dtype == np.int8 else narrow(piece)
-            codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
-            codes[part] = piece
-        return codes.reshape(frame.rows, frame.cols)
+        return _together(frame, lambda part: chunks.read(src, tables, part, (channels, positions), frame.lanes))
+
+
+@dataclass(frozen=True, eq=False)
+class Trellised(Modeled):
+    """Codes under the densities of a model that also run along the trellis of so many states."""
+
+    states: int
+    mode: ClassVar[int] = 5
+
+    @classmethod
+    def along(cls, codes: np.ndarray, kernel: tuple[int, ...], states: int) -> "Trellised":
+        """For codes that are not all equal. Raises ValueError if they leave the trellis."""
+        cube = codes.reshape(codes.shape[0], -1, int(np.prod(kernel)))
+        trellis.check(cube, states)
+        model = product.fit(cube, kernel, states)
+        lanes = trellis.lanes(*cube.shape)
+        bits = product.total_bits(cube, kernel, model, states) + product.side_bits(model)
+        return cls(codes, bits + chunk_overhead(codes.shape, lanes) + 24, lanes, model, kernel, states)
+
+    def write(self, out: "Sink") -> None:
+        out.uint(self.states.bit_length() - 1)
+        _write_model(self.model, out)
+        rows, cols = self.codes.shape
+        cube = self.codes.reshape(rows, -1, len(self.model.positions))
+        tables = paths.Paths(self.model, cube.shape[:2], self.kernel, self.states, self.lanes)
+        for part in row_chunks(rows, cols):
+            paths.write(cube[part], tables, part, out)
+
+    @staticmethod
+    def read(src: "Reader", frame: Frame) -> np.ndarray:
+        positions = int(np.prod(frame.kernel))
+        channels = frame.cols // positions
+        states = 1 << src.uint(8)
+        if states not in trellis.STATES or channels % frame.lanes:
+            raise src.fail(f"a trellis of {states} states over {channels} channels in {frame.lanes} lanes")
+        model = _read_model(src, (frame.rows, channels, positions), frame.kernel)
+        tables = paths.Paths(model, (frame.rows, channels), frame.kernel, states, frame.lanes)
+        return _together(frame, lambda part: paths.read(src, tables, part, (channels, positions)))
+
+
+def _together(frame: Frame, read_rows: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Codes [rows, cols] of the smallest dtype, from a function that reads the codes of a chunk's rows."""
+    codes = np.empty((frame.rows, frame.cols), dtype=np.int8)
+    for part in row_chunks(frame.rows, frame.cols):
+        piece = read_rows(part)
+        piece = piece if piece.dtype == np.int8 else narrow(piece)
+        codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
+        codes[part] = piece.reshape(-1, frame.cols)
+    return codes
+
+
+def _write_model(model: Product, out: "Sink") -> None:
+    vectors = (model.rows, model.channels, model.taps)
+    out.uint(model.shape | sum((v is not None) << (4 + i) for i, v in enumerate(vectors)))
+    out.uint(model.base)
+    for vector in (*vectors, model.positions if len(model.positions) > 1 else None):
+        if vector is not None:
+            out.ints(vector)
 
 
 def _read_model(src: "Reader", size: tuple[int, int, int], kernel: tuple[int, ...]) -> Product:
@@ -162,7 +226,7 @@ class Repeated(Plan):
         return mode.read(src, replace(frame, rows=distinct, lanes=lanes))[which]
 
 
-_MODES: tuple[type[Plan], ...] = (Constant, Modeled, Histogram, Packed, Repeated)
+_MODES: tuple[type[Plan], ...] = (Constant, Modeled, Histogram, Packed, Repeated, Trellised)
 
 
 def _distinct_rows(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -86,7 +86,12 @@ def stream_overhead(shape: tuple[int, ...], bits: float) -> tuple[int, float]:
     """The lanes for a matrix [rows, cols] of so many bits in all, and the bits that its chunks take beyond them."""
     chunks = -(-shape[0] // rows_per_chunk(shape[1]))
     lanes = coder.lanes_for(int(bits / 8 / chunks))
-    return lanes, chunks * (40 + 24 * lanes)
+    return lanes, chunk_overhead(shape, lanes)
+
+
+def chunk_overhead(shape: tuple[int, ...], lanes: int) -> float:
+    """About how many bits the chunks of a matrix [rows, cols] take beyond those of their codes."""
+    return -(-shape[0] // rows_per_chunk(shape[1])) * (40 + 24 * lanes)
 
 
 def checksum(codes: np.ndarray) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from waterfill.coding import density, integers
+from waterfill.coding import density, integers, trellis
 from waterfill.coding.costs import COST_UNIT, Coded, all_costs, axis_costs, distinct, place, price_tables
 from waterfill.coding.scale_model import (
     MOST_SCALE,
@@ -30,34 +30,37 @@ _SEEN = 256  # entries of a row or column that its factor is fitted to, about
 _FARTHEST = 255
 
 
-def fit(codes: np.ndarray, kernel: tuple[int, ...]) -> Product:
-    """The model of codes [rows, channels, positions] with the shortest total message, its own integers included."""
+def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0) -> Product:
+    """The model of codes [rows, channels, positions] with the shortest total message, its own integers included.
+
+    With `states` the codes are those of a trellis, whose halves are coded: scales are those of k in z = 2k + b.
+    """
     sample = _thin(codes)
     everything = tuple(name for name, size in zip(_AXES, codes.shape, strict=True) if size > 1)
-    coded = Coded(*residuals(sample, kernel, None))
+    coded = _coded(sample, kernel, None, states)
     found = [_fit_scales(coded, None, everything)]
     if codes.shape[2] > 1:
         taps = _fit_taps(sample, kernel)
         if taps.any():
-            predicted = Coded(*residuals(sample, kernel, taps))
+            predicted = _coded(sample, kernel, taps, states)
             found.append(_fit_scales(predicted, taps, everything))
             coded = predicted if found[1][0] < found[0][0] else coded
     best = min(found, key=lambda pair: pair[0])
     for left_out in _left_out(everything):
         axes = tuple(name for name in everything if name not in left_out)
         best = min(best, _fit_scales(coded, best[1].taps, axes), key=lambda pair: pair[0])
-    model = best[1] if sample.shape == codes.shape else _refine(codes, kernel, best[1])
-    return _limited(sample, kernel, model, codes.shape)
+    model = best[1] if sample.shape == codes.shape else _refine(codes, kernel, best[1], states)
+    return _limited(sample, kernel, model, codes.shape, states)
 
 
-def fit_like(codes: np.ndarray, kernel: tuple[int, ...], model: Product) -> Product:
+def fit_like(codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int = 0) -> Product:
     """A model of these codes with the factors and taps of a model of similar ones: quicker than `fit`."""
     if codes.size > _SAMPLE:
-        return fit(codes, kernel)
+        return fit(codes, kernel, states)
     vectors = zip(_AXES, (model.rows, model.channels, model.positions), strict=True)
     axes = tuple(name for name, vector in vectors if vector is not None and len(vector) > 1)
-    coded = Coded(*residuals(codes, kernel, model.taps))
-    return _limited(codes, kernel, _fit_scales(coded, model.taps, axes)[1], codes.shape)
+    coded = _coded(codes, kernel, model.taps, states)
+    return _limited(codes, kernel, _fit_scales(coded, model.taps, axes)[1], codes.shape, states)
 
 
 def _left_out(axes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -69,13 +72,13 @@ def _left_out(axes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield both
 
 
-def total_bits(codes: np.ndarray, kernel: tuple[int, ...], model: Product) -> float:
+def total_bits(codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int = 0) -> float:
     """Ideal code length of codes [rows, channels, positions] under the model, without its own integers."""
     rows, channels, positions = model.factors(*codes.shape[:2])
     step = max(1, _SAMPLE * 4 // max(1, codes.shape[1] * codes.shape[2]))
     cost = 0
     for start in range(0, len(codes), step):
-        coded = Coded(*residuals(codes[start : start + step], kernel, model.taps))
+        coded = _coded(codes[start : start + step], kernel, model.taps, states)
         factors = (rows[start : start + step], channels, positions)
         cost += int(axis_costs(coded, factors, model.shape, np.zeros(1), 2).sum())
     return cost / COST_UNIT
@@ -98,9 +101,15 @@ def _thin(codes: np.ndarray) -> np.ndarray:
     return codes[:: -(-rows // keep_rows), :: -(-channels // keep_channels)]
 
 
+def _coded(codes: np.ndarray, kernel: tuple[int, ...], taps: np.ndarray | None, states: int) -> Coded:
+    """What is coded of codes [rows, channels, positions], which may be some of the rows and channels of more."""
+    made = trellis.residuals if states else residuals
+    return Coded(*made(codes, kernel, taps), halves=states > 0)
+
+
 def _fit_scales(coded: Coded, taps: np.ndarray | None, axes: tuple[str, ...]) -> tuple[float, Product]:
     """Bits, and the model with factors along these axes."""
-    model = replace(_first_guess(coded.residual, axes), taps=taps)
+    model = replace(_first_guess(coded, axes), taps=taps)
     model = _best_shape(coded, model)
     model = _descend(coded, model, axes)
     model = _best_shape(coded, model)
@@ -108,8 +117,9 @@ def _fit_scales(coded: Coded, taps: np.ndarray | None, axes: tuple[str, ...]) ->
     return float(cost) / COST_UNIT + side_bits(model), model
 
 
-def _first_guess(residual: np.ndarray, axes: tuple[str, ...]) -> Product:
+def _first_guess(coded: Coded, axes: tuple[str, ...]) -> Product:
     """Factors from mean magnitudes: a few rounds of scaling, in the logarithmic domain."""
+    residual = coded.residual - coded.phases / np.float32(8) if coded.halves else coded.residual
     size = np.abs(residual).astype(np.float32) + np.float32(0.02)
     logs = [np.zeros(n) for n in residual.shape]
     for _ in range(3 if axes else 0):
@@ -146,7 +156,7 @@ def _best_shape(coded: Coded, model: Product) -> Product:
     """The shape of the family, and the base scale with it, that code these residuals in the fewest bits."""
     residual, scale, phase, count = distinct(coded, coded.factors(model))
     deltas = np.array([-4, -2, -1, 0, 1, 2, 4])
-    where, raw = place(residual, scale + deltas[:, None], phase)
+    where, raw = place(residual, scale + deltas[:, None], phase, coded.most_scale)
     cost = (count[:, None] * all_costs()[where]).sum(1) + (raw @ count * COST_UNIT)[:, None]
     shape, delta = np.divmod(np.argmin(cost.T), len(deltas))
     return replace(model, shape=int(shape), base=int(np.clip(model.base + deltas[delta], 0, MOST_SCALE)))
@@ -181,7 +191,7 @@ def _rice(values: np.ndarray) -> tuple[int, int, int]:
     return int(integers.rice_bits(folded, k)), middle, k
 
 
-def _refine(codes: np.ndarray, kernel: tuple[int, ...], model: Product) -> Product:
+def _refine(codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int) -> Product:
     """Factors for all rows and channels of a large matrix, each axis from a thinned view of the other."""
     rows, channels, positions = codes.shape
     views = {"rows": codes[:, :: max(1, channels * positions // _SEEN)], "channels": codes[:: max(1, rows // _SEEN)]}
@@ -190,13 +200,13 @@ def _refine(codes: np.ndarray, kernel: tuple[int, ...], model: Product) -> Produ
     thin = model
     for axis, (name, view) in enumerate(views.items()):
         if getattr(model, name) is not None:
-            coded = Coded(*residuals(view, kernel, model.taps))
-            start = replace(_first_guess(coded.residual, axes), shape=model.shape, taps=model.taps)
+            coded = _coded(view, kernel, model.taps, states)
+            start = replace(_first_guess(coded, axes), shape=model.shape, taps=model.taps)
             values = getattr(_descend(coded, start, (name,), rounds=1), name)
             values = values - integers.center_of(values)
             model = _with(model, name, values)
             thin = _with(thin, name, values[:: -(-codes.shape[axis] // sample.shape[axis])])
-    return replace(model, base=_best_base(Coded(*residuals(sample, kernel, model.taps)), thin))
+    return replace(model, base=_best_base(_coded(sample, kernel, model.taps, states), thin))
 
 
 def _best_base(coded: Coded, model: Product) -> int:
@@ -205,12 +215,14 @@ def _best_base(coded: Coded, model: Product) -> int:
     return int(np.clip(model.base + deltas[np.argmin(cost)], 0, MOST_SCALE))
 
 
-def _limited(sample: np.ndarray, kernel: tuple[int, ...], model: Product, size: tuple[int, ...]) -> Product:
+def _limited(
+    sample: np.ndarray, kernel: tuple[int, ...], model: Product, size: tuple[int, ...], states: int
+) -> Product:
     """The model, or in the rare case that a reader would refuse its factors, one without them."""
     vectors = [v for v in (model.rows, model.channels, model.positions) if v is not None]
     if model.extent(*size[:2])[1] <= MOST_SCALE and all(np.abs(v).max() <= _FARTHEST for v in vectors):
         return model
-    plain = _first_guess(residuals(sample, kernel, model.taps)[0], ())
+    plain = _first_guess(_coded(sample, kernel, model.taps, states), ())
     return replace(plain, shape=model.shape, taps=model.taps)
 
 

@@ -12,7 +12,7 @@ Interleaved rANS (asymmetric numeral systems, Duda, arXiv 1311.2540) over int8 s
 
   and then, in the order of the lanes, each state below 2^16 takes one 16-bit word: state << 16 | word.
 * The table of a symbol is select[i]. An optional **lane machine** moves between tables: then it is
-  select[i] + state_of_lane * stride, and after the symbol the lane's machine state becomes
+  select[i] + offset[state_of_lane], and after the symbol the lane's machine state becomes
   transition[state_of_lane, symbol & 1]. Machine states are 0 at the beginning of every segment.
 * **Bytes**: the L states (32 bits, little-endian), then the words (16 bits, little-endian) in the order of reading.
   The encoder starts every lane at 2^16, and runs backwards: so a decoder must end with 2^16 in every lane and no word
@@ -33,26 +33,26 @@ _FULL_SHIFT = 32 - TABLE_BITS  # a state at or above frequency << 20 would leave
 class _Tables:
     """Frequencies, starts and the lane machine, as both directions use them.
 
-    `freq` is uint16 [tables, 256], `transition` uint8 [states, 2] or None.
+    `freq` is uint16 [tables, 256], `transition` uint8 [states, 2] and `offset` uint16 [states], or both are None.
     """
 
-    def __init__(self, freq: np.ndarray, lanes: int, transition: np.ndarray | None, stride: int):
+    def __init__(self, freq: np.ndarray, lanes: int, transition: np.ndarray | None, offset: np.ndarray | None):
         self.lanes = lanes
         self.freq = freq.astype(np.int64)
         self.start = np.cumsum(self.freq, axis=1) - self.freq
         self.transition = np.zeros((1, 2), np.uint8) if transition is None else transition
-        self.stride = stride
+        self.offset = np.zeros(1, np.int64) if offset is None else offset.astype(np.int64)
 
     def check(self, select: np.ndarray | None) -> None:
         """Raises ValueError if a symbol's table may not exist, whatever the machine's state."""
         largest = 0 if select is None or not len(select) else int(select.max())
-        reached = largest + (len(self.transition) - 1) * self.stride
+        reached = largest + int(self.offset.max())
         if reached >= len(self.freq):
             raise ValueError(f"select reaches table {reached}, but there are only {len(self.freq)}")
 
     def of(self, select: np.ndarray | None, group: slice, machine: np.ndarray) -> np.ndarray:
         """Table numbers [group] for machine states [group]."""
-        return machine * self.stride + (0 if select is None else select[group])
+        return self.offset[machine] + (0 if select is None else select[group])
 
     def moved(self, machine: np.ndarray, symbols: np.ndarray) -> np.ndarray:
         """Machine states [group] after the symbols [group]."""
@@ -62,8 +62,8 @@ class _Tables:
 class StreamEncoder:
     """Segments to bytes. The last segment is pushed first: what is written last is read first."""
 
-    def __init__(self, freq: np.ndarray, lanes: int, transition: np.ndarray | None, stride: int):
-        self._tables = _Tables(freq, lanes, transition, stride)
+    def __init__(self, freq: np.ndarray, lanes: int, transition: np.ndarray | None, offset: np.ndarray | None):
+        self._tables = _Tables(freq, lanes, transition, offset)
         self._state = np.full(lanes, STATE_FLOOR, dtype=np.int64)
         self._words: list[np.ndarray] = []  # of each group, the last group first
 
@@ -100,8 +100,10 @@ class StreamEncoder:
 class StreamDecoder:
     """Bytes to segments, in order. `data` is uint8 [bytes]: the states and whole words."""
 
-    def __init__(self, data: np.ndarray, freq: np.ndarray, lanes: int, transition: np.ndarray | None, stride: int):
-        self._tables = _Tables(freq, lanes, transition, stride)
+    def __init__(
+        self, data: np.ndarray, freq: np.ndarray, lanes: int, transition: np.ndarray | None, offset: np.ndarray | None
+    ):
+        self._tables = _Tables(freq, lanes, transition, offset)
         every_code = np.tile(np.arange(256, dtype=np.uint8), len(freq))
         self._code_of_slot = np.repeat(every_code, freq.ravel()).reshape(len(freq), 1 << TABLE_BITS)
         self._state = data[: 4 * lanes].view("<u4").astype(np.int64)

@@ -3,33 +3,78 @@
 With A = T^T T, T lower triangular, D(E) = 1/2 sum_o g_o sum_i T_ii^2 (E_oi + sum_{j<i} T_ij / T_ii E_oj)^2; so column
 i is quantized with the target w_i + sum_{j<i} T_ij / T_ii (w_j - w^_j) and the weight T_ii^2. Going from the first
 column to the last, as the decoder does, makes the mean that it will predict known to the choice of each code.
+
+Inside a block of columns errors reach the next column one by one, in the compiled core; a block's errors reach all
+later blocks in one matrix product (the order of GPTQ, arXiv 2210.17323).
 """
 
-from collections.abc import Callable
-
 import numpy as np
+import torch
 
-BLOCK = 64
+from waterfill.coding.compiled import native
+from waterfill.coding.scale_model import predict
+from waterfill.parts.choose import Rule, choose_codes
+from waterfill.parts.viterbi import cheapest_path, cosets
 
-Choose = Callable[[int, np.ndarray], np.ndarray]
-"""(visit i, its targets [rows, channels] in steps) -> the codes, float32, same shape."""
+BLOCK = 128
 
 
-def feed_back(x: np.ndarray, lower: np.ndarray, choose: Choose) -> None:
-    """Visit the columns i, i + n, i + 2n, ... of x [rows, cols] for i = 0 .. n-1, with lower = T [n, n].
+def feed_back(x: np.ndarray, lower: np.ndarray, rule: Rule) -> np.ndarray:
+    """Codes (int32) of x [n, channels, rows] (float32, in steps): visit i quantizes x[i] as errors before it ask for.
 
-    The targets given to `choose` carry the errors of all earlier visits; a block's errors reach later blocks at once.
+    lower: T [n, n], errors measured in steps. On return x holds x - codes.
     """
-    n = len(lower)
-    ratio = (lower / np.diag(lower)[:, None]).astype(np.float32)
-    cube = x.reshape(len(x), -1, n)
-    carried = np.zeros(cube.shape, dtype=np.float32)
+    n, channels, rows = x.shape
+    targets, codes = x.copy(), np.zeros(x.shape, np.int32)
+    ends = rule.beginning()
+    scale = np.diagonal(lower)[:, None]
     for start in range(0, n, BLOCK):
-        end = min(start + BLOCK, n)
-        errors = np.zeros((end - start, *cube.shape[:2]), dtype=np.float32)
-        for i in range(start, end):
-            own = np.tensordot(ratio[i, start:i], errors[: i - start], axes=1) if i > start else 0
-            targets = cube[:, :, i] + carried[:, :, i] + own
-            errors[i - start] = cube[:, :, i] - choose(i, targets)
-        if end < n:
-            carried[:, :, end:] += np.tensordot(errors, ratio[end:, start:end], axes=(0, 1))
+        now, later = slice(start, min(start + BLOCK, n)), slice(start + BLOCK, n)
+        _block((targets[now], x[now]), (lower[now, now] / scale[now]).astype(np.float32), codes, start, (rule, ends))
+        if later.start < n:
+            ratio = torch.from_numpy((lower[later, now] / scale[later]).astype(np.float32))
+            errors = torch.from_numpy(x[now].reshape(-1, channels * rows))
+            torch.from_numpy(targets[later].reshape(-1, channels * rows)).addmm_(ratio, errors)
+    return codes
+
+
+def _block(
+    block: tuple[np.ndarray, np.ndarray], ratio: np.ndarray, codes: np.ndarray, start: int, by: tuple[Rule, np.ndarray]
+) -> None:
+    """Choose codes[start:] for the (targets, errors) of a block, which both change: see native/feedback.cpp."""
+    (targets, errors), (rule, ends) = block, by
+    near, taps = rule.near[start : start + len(targets)], rule.taps[start : start + len(targets)]
+    if native is not None:
+        native.feedback_block(
+            targets, errors, ratio, codes, start, near, taps, rule.row_scale, rule.col_scale, rule.row_weight,
+            rule.col_weight, rule.prices, rule.transition, ends, rule.chunk,
+        )  # fmt: skip
+        return
+    for i in range(len(targets)):
+        if i:
+            targets[i] += np.tensordot(ratio[i, :i], errors[:i], axes=1)
+        used = near[i] >= 0
+        mean = predict(list(codes), near[i][used], taps[i][used]) if used.any() else np.zeros((0, 0), np.int32)
+        choose = _along if rule.states else _alone
+        codes[start + i] = choose(rule, start + i, targets[i], mean, ends)
+        errors[i] -= codes[start + i]
+
+
+def _alone(rule: Rule, visit: int, targets: np.ndarray, mean: np.ndarray, _: np.ndarray) -> np.ndarray:
+    scale, weights = (rule.col_scale[visit], rule.row_scale), (rule.col_weight[visit], rule.row_weight)
+    return choose_codes(targets, scale, mean, rule.prices, weights)
+
+
+def _along(rule: Rule, visit: int, targets: np.ndarray, mean: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Codes along the trellis; ends [chunks, positions, lanes]: the states of its paths, which move on."""
+    codes = np.empty(targets.shape, np.int32)
+    mean = mean if mean.size else np.zeros(targets.shape, np.int32)
+    positions, lanes = ends.shape[1:]
+    for channel, start in np.ndindex(len(targets), len(ends)):
+        rows = slice(start * rule.chunk, (start + 1) * rule.chunk)
+        weight = rule.row_weight[rows] * rule.col_weight[visit, channel]
+        scale = rule.row_scale[rows] + rule.col_scale[visit, channel]
+        best = cosets(targets[channel, rows], weight, scale, mean[channel, rows], rule.prices)
+        at = start, visit % positions, (visit // positions + channel) % lanes
+        codes[channel, rows], ends[at] = cheapest_path(*best, rule.states, int(ends[at]))
+    return codes

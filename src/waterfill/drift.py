@@ -1,0 +1,157 @@
+"""How the inputs of weights drift when the layers before them are compressed, and the targets that make up for it.
+
+Where a compressed network gives a layer x' instead of x, the matrix nearest to W in outputs is not W but
+W + W E[(x - x') x'^T] E[x' x'^T]^-1 (arXiv 2504.02692). Of that step only the share is taken that pays on inputs that
+were held out.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.capture import Capture
+from waterfill.layout import STACK, Layout
+from waterfill.running import Forward, as_deployed, call
+from waterfill.uses import PRODUCT, Plan, Use, Uses
+
+_DAMPING = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
+
+Place = tuple[int, int, int]
+"""Rows from and to, and the groups that these fall into."""
+
+
+class _Enough(Exception):
+    """All inputs that were wanted have been seen."""
+
+
+@dataclass
+class _Keeper:
+    """Takes the inputs of one use of a weight as they come."""
+
+    seen: list[Tensor]
+    floor: float = 0.0
+    repeats: int = 1
+
+    def add_columns(self, columns: Tensor) -> bool:
+        self.seen.append(columns)
+        return bool(torch.isfinite(columns.sum()))
+
+    def add_energy(self, squares: Tensor) -> bool:
+        return True
+
+
+class _Inputs(Uses):
+    """Keeps the inputs of weights that multiply them, [groups, cols, positions], and the order of the weights."""
+
+    def __init__(self, weights: Mapping[str, Tensor], plan: Plan, calls: int | None) -> None:
+        super().__init__(weights, plan, torch.Generator().manual_seed(0))  # so that both networks show the same ones
+        self.columns: dict[tuple[str, Place], list[Tensor]] = {}
+        self.order: dict[str, int] = {}
+        self._left = calls
+
+    def term(self, use: Use, kind: str, groups: int = 1) -> Any:
+        """Where to keep what this use of a weight gets; None if that is not wanted."""
+        if self._left == 0:
+            raise _Enough
+        self.order[use.name] = self.order.get(use.name, 0) + 1
+        if use.name not in self.plan.wanted or kind != PRODUCT or self.plan.layouts[use.name].role == STACK:
+            return None
+        self._left = None if self._left is None else self._left - 1
+        return _Keeper(self.columns.setdefault((use.name, (*use.rows, groups)), []))
+
+
+@dataclass
+class _Moments:
+    """Sums over the positions of each half: E[x' x'^T] and E[(x - x') x'^T], [groups, cols, cols]."""
+
+    own: list[Tensor] = field(default_factory=list)
+    drift: list[Tensor] = field(default_factory=list)
+
+    def add(self, original: Tensor, compressed: Tensor) -> None:
+        """Columns [groups, cols, positions] of both networks."""
+        cut = original.shape[2] // 2
+        for half, part in enumerate((slice(None, cut), slice(cut, None))):
+            now = compressed[:, :, part]
+            own, drift = torch.bmm(now, now.mT), torch.bmm(original[:, :, part] - now, now.mT)
+            if half == len(self.own):
+                self.own.append(own)
+                self.drift.append(drift)
+            else:
+                self.own[half] += own
+                self.drift[half] += drift
+
+    def step(self, weight: Tensor) -> Tensor:
+        """What to add to a weight [groups, rows, cols]."""
+        gains = costs = 0.0
+        for fit, held in ((0, 1), (1, 0)):
+            change = _solved(weight, self.own[fit], self.drift[fit])
+            gains += float((change * (weight @ self.drift[held])).sum())
+            costs += float((change * (change @ self.own[held])).sum())
+        share = min(max(gains / costs, 0.0), 1.0) if costs > 0 else 0.0
+        return share * _solved(weight, self.own[0] + self.own[1], self.drift[0] + self.drift[1])
+
+
+def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
+    """weight @ drift @ (own + damping)^-1 in float64; zero where nothing ever came in."""
+    mean = own.diagonal(dim1=1, dim2=2).double().mean(1)
+    damped = own.double() + torch.diag_embed((_DAMPING * mean + 1e-30)[:, None].expand(-1, own.shape[2]))
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if bool((info != 0).any()):
+        return torch.zeros_like(weight)
+    return torch.cholesky_solve((weight.double() @ drift.double()).mT, factor).mT.to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Two networks of one class, the original and the one that is being compressed, and inputs for both."""
+
+    original: nn.Module
+    compressed: nn.Module
+    batches: Iterable[Any]
+    layouts: Mapping[str, Layout]
+    forward: Forward | None = None
+
+    def order(self) -> dict[str, int]:
+        """The weights that one batch runs through, in the order of their first use, and how often each is used."""
+        batch = next(iter(self.batches))
+        return self._run(self.original, batch, Plan(self.layouts, {}), None).order
+
+    def targets(self, names: Mapping[str, int]) -> dict[str, Tensor]:
+        """For weights and how often each is used: the tensors to be approximated instead, where there is a drift."""
+        plan = Plan(self.layouts, dict.fromkeys(names, True))
+        sums: dict[tuple[str, Place], _Moments] = {}
+        for batch in self.batches:
+            seen = [self._run(model, batch, plan, sum(names.values())) for model in (self.original, self.compressed)]
+            for key, columns in seen[0].columns.items():
+                moments = sums.setdefault(key, _Moments())
+                for original, compressed in zip(columns, seen[1].columns.get(key, ()), strict=False):
+                    if original.shape == compressed.shape:
+                        moments.add(original, compressed)
+        state = self.original.state_dict()
+        found: dict[str, Tensor] = {}
+        for (name, place), moments in sums.items():
+            if moments.own:
+                layout = self.layouts[name]
+                matrix = layout.split(found.get(name, state[name]))[0].clone()
+                _step(matrix, place, moments)
+                found[name] = layout.join([matrix])
+        return found
+
+    def _run(self, model: nn.Module, batch: Any, plan: Plan, calls: int | None) -> _Inputs:
+        weights = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in self.layouts}
+        uses = _Inputs(weights, plan, calls)
+        with as_deployed(model), Capture(uses), suppress(_Enough):
+            call(model, batch, self.forward)
+        return uses
+
+
+def _step(matrix: Tensor, place: Place, moments: _Moments) -> None:
+    """Move the rows of a place in the matrix [rows, cols]."""
+    start, stop, groups = place
+    rows = matrix[start:stop].reshape(groups, -1, matrix.shape[1])
+    if bool(torch.isfinite(moments.own[0].sum())):
+        matrix[start:stop] += moments.step(rows).reshape(stop - start, -1)

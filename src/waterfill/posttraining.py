@@ -1,0 +1,110 @@
+"""The whole way from a network and a few hundred of its inputs to a file, without training.
+
+Fold norms, measure what errors cost, share out the bits at one price, fit the weights in the order in which they run,
+and repair what small tensors can. Each step is a module of its own; this one only puts them in a row.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from waterfill.calibration import OUTPUTS, Loss, calibrate
+from waterfill.engine import Compression, Progress, Target, resolve
+from waterfill.errors import BadInput
+from waterfill.folding import fold_batch_norm
+from waterfill.model import CompressedModel
+from waterfill.part import Spec
+from waterfill.repairs import repair
+from waterfill.running import Forward
+from waterfill.sequential import STAGES, refit_in_order
+
+DEFAULT_SPEC = "Quantize(states=8)"
+"""What to look for where there are data: codes along a trellis."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done beside the quantization itself.
+
+    fold: batch norms into the layers that feed them. stages: passes in which weights are fitted to the inputs that the
+    compressed layers before them give; 0 for none. repair: corrections of small tensors, each kept only if outputs on
+    inputs held out come closer. importance, probes: as of `calibrate`. cache: a folder for what calibration finds.
+    """
+
+    fold: bool = True
+    stages: int = STAGES
+    repair: bool = True
+    importance: "str | Loss" = OUTPUTS
+    probes: int = 2
+    cache: Path | None = None
+
+
+def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
+    model: nn.Module,
+    batches: Iterable[Any],
+    spec: "Spec | str" = DEFAULT_SPEC,
+    *,
+    bits: float | None = None,
+    size: int | None = None,
+    ratio: float | None = None,
+    price: float | None = None,
+    forward: Forward | None = None,
+    steps: Steps = Steps(),
+    progress: Callable[[Progress], None] | None = None,
+) -> CompressedModel:
+    """Compress a module with a few hundred unlabelled inputs to a budget; budgets as of `compress`.
+
+    batches: inputs, each a tensor, a tuple of arguments or a dict of them by keyword, or anything that
+    `forward(model, batch)` takes; they are gone through several times. The model is not changed. The file loads into
+    the model's own class; with `steps.fold` its norms hold constants and its convolutions what they held. Weights that
+    the batches never reach are compressed as without data and listed in the notes.
+    Raises BadInput (no batches, batches that can be read only once, NaN), BadRecipe, BudgetError.
+    """
+    if isinstance(batches, Tensor | dict | str) or iter(batches) is batches:
+        raise BadInput("batches are gone through several times: give a list or a loader, such as inputs.split(32)")
+    target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
+    work, folded = _folded(model, batches, forward, steps.fold)
+    calibration = calibrate(
+        work,
+        batches,
+        importance=steps.importance,
+        probes=steps.probes,
+        cache=steps.cache,
+        forward=forward,
+        progress=progress,
+    )
+    compression = Compression.of(work, spec, calibration, progress)
+    compression.notes.update(samples=calibration.samples, folded=folded, unreached=sorted(calibration.unreached))
+    ledger = compression.run.meet(target, compression.original)
+    allowed = compression.allowed(target)
+    if steps.stages:
+        refit_in_order(compression, ledger, work, batches, size=allowed, forward=forward, stages=steps.stages)
+    made = compression.model()
+    return _repaired(made, work, batches, forward, allowed) if steps.repair else made
+
+
+def _folded(model: nn.Module, batches: Iterable[Any], forward: Forward | None, wanted: bool) -> tuple[nn.Module, bool]:
+    """The model with its batch norms folded, and whether there were any."""
+    batch = next(iter(batches), None)
+    if batch is None:
+        raise BadInput("there are no batches to calibrate with; does the loader yield any?")
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return (fold_batch_norm(model, batch, forward=forward), True) if wanted and norms else (model, False)
+
+
+def _repaired(
+    made: CompressedModel, work: nn.Module, batches: Iterable[Any], forward: Forward | None, allowed: int | None
+) -> CompressedModel:
+    """The model with the repairs that help and, where there is a limit, fit."""
+    try:
+        found = repair(made, copy.deepcopy(work), batches, forward=forward).model
+    except BadInput as error:
+        if "fewer than two" in str(error):
+            return made
+        raise
+    assert isinstance(found, CompressedModel)
+    return found if allowed is None or found.size <= allowed else made

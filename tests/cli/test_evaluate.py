@@ -1,0 +1,100 @@
+"""`waterfill evaluate`: what it prints, and what it says when something does not fit."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import waterfill
+from waterfill.cli import main
+
+MODULE = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 10))
+
+def inputs():
+    return torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
+
+def labelled():
+    x = inputs()
+    with torch.no_grad():
+        return [(x, net()(x).argmax(1))]
+
+def both():
+    return net(), [inputs()]
+
+def nothing():
+    return []
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a module of loaders, a checkpoint and its .wf file, and the folder is the current one."""
+    name = f"loaders_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    space: dict[str, object] = {}
+    exec(MODULE, space)
+    save_file(space["net"]().state_dict(), "model.safetensors")
+    assert main(["compress", "model.safetensors", "--bits", "3.5", "--quiet"]) == 0
+    return name, space
+
+
+def test_targets_and_reference_give_everything(run, place) -> None:
+    name, space = place
+    ran = run(
+        *("evaluate", "model.wf", "--network", f"{name}:net", "--data", f"{name}:labelled"),
+        *("--reference", "model.safetensors", "--layers", "--json"),
+    )
+    assert ran.code == 0, ran.err
+    model, original = waterfill.load("model.wf").install(space["net"]()), space["net"]()
+    known = waterfill.evaluate(model, space["labelled"](), reference=original, layers=True).as_json()
+    assert ran.json == {"file": "model.wf", "reference": "model.safetensors"} | known
+    assert ran.json["divergence"] > 0 and ran.json["accuracy"] == ran.json["agreement"]
+
+
+def test_the_original_itself_loses_nothing(run, place) -> None:
+    name, _ = place
+    ran = run("evaluate", "model.safetensors", "--network", f"{name}:net", "--data", f"{name}:labelled")
+    assert ran.code == 0 and "100.00 %" in ran.out and "divergence" not in ran.out
+
+
+def test_plain_arrays_and_a_loader_that_brings_the_network(run, place) -> None:
+    name, space = place
+    import numpy as np
+
+    np.savez("x.npz", x=space["inputs"]().numpy())
+    common = ("--reference", "model.wf", "--json")
+    array = run("evaluate", "model.wf", "--network", f"{name}:net", "--data", "x.npz", *common)
+    both = run("evaluate", "model.wf", "--data", f"{name}:both", *common)
+    assert array.code == both.code == 0, array.err + both.err
+    for ran in (array, both):
+        assert ran.json["rows"] == 40 and ran.json["divergence"] == 0 and ran.json["agreement"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("model.wf", "--data", "{}:labelled", "--layers"), 2, "--reference"),
+        (("model.wf", "--data", "{}:labelled"), 2, "--network"),
+        (("missing.wf", "--network", "{}:net", "--data", "{}:labelled"), 2, "missing.wf"),
+        (("model.wf", "--network", "{}:net", "--data", "{}:nothing"), 4, "no batches"),
+        (("model.wf", "--network", "{}:net", "--data", "{}:unknown"), 4, "unknown"),
+        (("model.wf", "--network", "{}:net"), 2, "--data"),
+    ],
+)
+def test_what_does_not_fit_is_said(run, place, arguments, code, said) -> None:
+    ran = run("evaluate", *(argument.format(place[0]) for argument in arguments))
+    assert ran.code == code and said in ran.err
+
+
+def test_another_networks_weights_are_a_mismatch(run, place) -> None:
+    name, _ = place
+    save_file({"other.weight": torch.zeros(3, 3)}, "other.safetensors")
+    ran = run("evaluate", "other.safetensors", "--network", f"{name}:net", "--data", f"{name}:labelled")
+    assert ran.code == 4 and "other.safetensors does not fit" in ran.err
