@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from waterfill.model import CompressedModel, load_tensor
     from waterfill.part import Part, Spec
     from waterfill.parts import Codebook, Dense, LowRank, Prune, Quantize, Sampled
+    from waterfill.posttraining import Steps, compress_with_data
     from waterfill.quality import compress_to_quality, measure_of, parse_drop
     from waterfill.recipe import parse
     from waterfill.repairs import Repaired, repair
@@ -60,12 +61,14 @@ __all__ = [
     "Repaired",
     "Sampled",
     "Spec",
+    "Steps",
     "Summary",
     "WaterfillError",
     "calibrate",
     "compress",
     "compress_file",
     "compress_to_quality",
+    "compress_with_data",
     "evaluate",
     "fold_batch_norm",
     "load",
@@ -86,6 +89,7 @@ _ROOMS = (
     "job",
     "evaluation",
     "folding",
+    "posttraining",
     "quality",
     "repairs",
 )

@@ -34,6 +34,7 @@ class _Keeper:
 
     seen: list[Tensor]
     floor: float = 0.0
+    aligned: bool = True
     repeats: int = 1
 
     def add_columns(self, columns: Tensor) -> bool:

@@ -4,6 +4,7 @@ A is the second moment of a layer's inputs. It comes in three sizes: the identit
 matrix [cols, cols], or one small Gram matrix over the positions of a spatial kernel, the same for every channel.
 """
 
+import copy
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from waterfill.errors import BadInput
 
+_WIDE = 2048  # beyond, a factor in float32 halves time and memory
 _SMALLEST = 1e-30  # of a float32 sum of products; below, some of them may have vanished
 
 
@@ -56,23 +58,38 @@ class Importance:
         """Upper triangular R [n, n] with A + damping = R^T R (float64); None without a Gram matrix."""
         if self.gram is None:
             return None
-        gram = self.gram.double()
+        return self._factor(self.gram.double()).T.contiguous()
+
+    @cached_property
+    def lower(self) -> np.ndarray | None:
+        """Lower triangular T [n, n] with A + damping = T^T T (float64, wide ones float32); None without a Gram matrix."""
+        if self.gram is None:
+            return None
+        turned = self.gram.T.flip((0, 1))
+        wide = len(turned) > _WIDE
+        factor = self._quick_factor(turned.float()) if wide else None
+        if factor is None:
+            factor = self._factor(self.gram.T.flip((0, 1)).double())
+        del turned
+        return np.ascontiguousarray(factor.numpy()[::-1, ::-1].T, dtype=np.float32 if wide else np.float64)
+
+    def _factor(self, gram: Tensor) -> Tensor:
+        """Lower triangular L (float64) with `gram` + damping = L L^T."""
         damping = self.damping * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         eye = torch.eye(len(gram), dtype=torch.float64)
         for _ in range(7):  # a million times as much is still rounding, not a wrong matrix
             factor, info = torch.linalg.cholesky_ex(gram + damping * eye)
             if int(info) == 0:
-                return factor.T.contiguous()
+                return factor
             damping = (10 * damping).clamp_min(1e-12 * gram.diagonal().mean())
         raise BadInput("importance: the Gram matrix is not positive semi-definite; it must be a sum of x x^T")
 
-    @cached_property
-    def lower(self) -> np.ndarray | None:
-        """Lower triangular T [n, n] with A + damping = T^T T (float64); None without a Gram matrix."""
-        if self.root is None:
-            return None
-        flipped = (self.root.T @ self.root).flip((0, 1))
-        return torch.linalg.cholesky(flipped).flip((0, 1)).T.numpy().copy()
+    def _quick_factor(self, gram: Tensor) -> Tensor | None:
+        """The same in float32, or None where its rounding would show in the smallest pivots; `gram` is overwritten."""
+        mean = gram.diagonal().mean()
+        gram.diagonal().add_(self.damping * mean)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        return factor if int(info) == 0 and float(factor.diagonal().min()) ** 2 > 1e-4 * float(mean) else None
 
     def inner(self, a: Tensor, b: Tensor) -> float:
         """sum_o rows_o * a_o A b_o^T of two matrices [rows, cols]."""
@@ -96,11 +113,17 @@ class Importance:
 
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""
-        return replace(self, rows=self.rows.double() * factor)
+        return self._with_rows(self.rows.double() * factor)
 
     def select_rows(self, index: "Tensor | slice") -> "Importance":
         """The importance of some of the rows."""
-        return replace(self, rows=self.rows[index] if self.rows.ndim else self.rows)
+        return self._with_rows(self.rows[index] if self.rows.ndim else self.rows)
+
+    def _with_rows(self, rows: Tensor) -> "Importance":
+        """The same A, its factors with it if they are known, and other output weights."""
+        made = copy.copy(self)
+        object.__setattr__(made, "rows", rows)
+        return made
 
     def select(self, rows: Tensor, cols: Tensor) -> "Importance":
         """The importance of some rows and columns: of all, or of whole channels, where there is a Gram matrix."""

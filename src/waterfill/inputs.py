@@ -64,8 +64,9 @@ def load_model(text: str) -> nn.Module:
 def array_batches(path: Path) -> list[Tensor]:
     """The samples of an array file in batches of 32. Raises BadInput."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        array = _only(loaded, path) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            array = _only(loaded, path) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except FileNotFoundError as error:
         raise BadInput(f"{path} is not there") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -21,8 +21,7 @@ SHARES = (0.0, 0.5, 1.0)
 """What is tried, of the gradients by samples in A; the rest is inputs by positions, biased but of less variance."""
 UNTESTED = 0.01
 """The damping where too little was seen to hold some out."""
-_SMALL = 256  # columns up to which eigenvalues are computed
-_DOUBLE = 1024  # columns up to which the rest is float64
+_SMALL = 1024  # columns up to which eigenvalues are computed
 _VECTORS = 64
 
 
@@ -137,9 +136,8 @@ def _spectral(fitted: Tensor, held: Tensor) -> Tensor:
 
 def _sampled(fitted: Tensor, held: Tensor) -> Tensor:
     """With a Cholesky factor for each damping and the trace from random signs (Hutchinson's estimate)."""
-    kind = torch.float64 if len(fitted) <= _DOUBLE else torch.float32
-    fitted, held = fitted.to(kind), held.to(kind)
-    signs = torch.randint(0, 2, (len(fitted), _VECTORS), generator=torch.Generator().manual_seed(0)).to(kind) * 2 - 1
+    signs = torch.randint(0, 2, (len(fitted), _VECTORS), generator=torch.Generator().manual_seed(0))
+    signs, held = signs.to(fitted) * 2 - 1, held.to(fitted)
     after, mean, found = held @ signs, float(fitted.diagonal().mean()), []
     damped = fitted.clone()
     for damping in DAMPINGS:

@@ -6,6 +6,7 @@ entries of each time step after one another, and how many sequences are still ru
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,17 +36,17 @@ class Call:
     directions: int
 
 
-def call_of(mode: str, args: Sequence[object]) -> tuple[Call, Callable[[Tensor], Tensor]]:
+def call_of(mode: str, args: Sequence[Any]) -> tuple[Call, Callable[[Tensor], Tensor]]:
     """What a call asks for, and how its packed output becomes the shape that the call returns."""
     if isinstance(args[3], list | tuple):  # (data, batch_sizes, state, weights, bias, layers, dropout, train, both)
         data, sizes, state, weights, biased, layers, _, _, both = args
-        counts = tuple(int(size) for size in sizes)  # type: ignore[attr-defined]
-        return _call(mode, data, counts, state, weights, biased, layers, both), lambda out: out
+        counts = tuple(int(size) for size in sizes)
+        return Call(mode, data, counts, states_of(state), weights, biased, layers, 2 if both else 1), lambda out: out
     x, state, weights, biased, layers, _, _, both, batch_first = args
-    assert isinstance(x, Tensor)
     x = x.transpose(0, 1) if batch_first else x
     steps, batch = x.shape[:2]
-    call = _call(mode, x.reshape(steps * batch, -1), (batch,) * steps, state, weights, biased, layers, both)
+    data, counts = x.reshape(steps * batch, -1), (batch,) * steps
+    call = Call(mode, data, counts, states_of(state), weights, biased, layers, 2 if both else 1)
 
     def unpacked(out: Tensor) -> Tensor:
         whole = out.reshape(steps, batch, -1)
@@ -54,9 +55,9 @@ def call_of(mode: str, args: Sequence[object]) -> tuple[Call, Callable[[Tensor],
     return call, unpacked
 
 
-def _call(mode: str, data, sizes, state, weights, biased, layers, both) -> Call:  # type: ignore[no-untyped-def]  # noqa: PLR0913 - torch's own arguments, of any type
-    states = tuple(state) if isinstance(state, tuple | list) else (state,)
-    return Call(mode, data, sizes, states, list(weights), bool(biased), int(layers), 2 if both else 1)
+def states_of(state: Any) -> State:
+    """The states of a call, one or two, as a tuple."""
+    return tuple(state) if isinstance(state, tuple | list) else (state,)
 
 
 def unroll(call: Call) -> tuple[Tensor, State]:

@@ -85,7 +85,7 @@ def _lookup(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: M
 
 def _cell(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     x, state, w_ih, w_hh, b_ih, b_hh = (*args, None, None)[:6]
-    states = tuple(state) if isinstance(state, tuple | list) else (state,)
+    states = recurrence.states_of(state)
     with uses.seeing:
         after = recurrence.step(_CELLS[func.__name__], F.linear(x, w_ih, b_ih), F.linear(states[0], w_hh, b_hh), states)
     return after if isinstance(state, tuple | list) else after[0]

@@ -51,7 +51,7 @@ def reverse_water_filling(
     exact. A rate of zero has the largest variance as its level. Raises BadInput.
     """
     up = np.sort(np.asarray(variances, dtype=np.float64).reshape(-1))
-    _refuse(not np.isfinite(up).all() or (up < 0).any(), "variances", "a list", "holds what no variance can be")
+    _refuse(not bool((np.isfinite(up) & (up >= 0)).all()), "variances", "a list", "holds what no variance can be")
     given = [value for value in (level, distortion, rate) if value is not None]
     _refuse(len(given) != 1, "reverse_water_filling", given, "give one of level, distortion and rate")
     _refuse(not 0 <= given[0] < math.inf, "reverse_water_filling", given[0], "give a finite number, zero or more")

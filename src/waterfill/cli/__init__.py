@@ -11,13 +11,14 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 
-from waterfill.cli import compress, decompress, demo, evaluate, info, plan, verify
+from waterfill.cli import compress, decompress, demo, evaluate, info, limits, plan, verify
 from waterfill.cli.failure import Exit, code_of, message_of
 from waterfill.cli.text import complain
 
 _COMMANDS = {
     "compress": (compress, "write a model as a .wf file of a given size"),
     "plan": (plan, "what compress would do: predicted sizes, errors, memory and time; writes nothing"),
+    "limits": (limits, "the fewest bits at which a network can keep its answers, and how near files come"),
     "info": (info, "what a .wf file holds, tensor by tensor"),
     "verify": (verify, "check every byte of a .wf file"),
     "decompress": (decompress, "write a .wf file back as .safetensors"),

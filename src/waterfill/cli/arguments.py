@@ -12,8 +12,8 @@ from waterfill.cli.text import parse_size
 DEFAULT_RECIPE = "Quantize()"
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `compress` and `plan` share."""
+def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """The arguments that `compress` and `plan` share; returns the group of the budgets."""
     parser.add_argument("model", metavar="MODEL", help="a .safetensors file, or the folder or index of a sharded one")
     budget = parser.add_argument_group("budget, at most one of").add_mutually_exclusive_group()
     budget.add_argument("--bits", type=_positive, metavar="B", help="bits per weight of the whole file (default: 4)")
@@ -23,7 +23,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--lossless", action="store_true", help="every bit stays, in as few bytes as that takes")
     parser.add_argument(
         "--recipe",
-        default=DEFAULT_RECIPE,
         metavar="TEXT",
         help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE})',
     )
@@ -33,6 +32,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="a row for every tensor, however many there are")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    return budget
 
 
 def budget_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 import argparse
 import os
+import time
+from typing import Any
 
-from waterfill.cli.arguments import add_common, budget_of, default_output, existing
+from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing
+from waterfill.cli.failure import UsageError
 from waterfill.cli.listing import Listing, items_of
+from waterfill.cli.network import network_and_batches, with_weights
 from waterfill.cli.text import say, say_json, seconds_text
 from waterfill.errors import OutputExists
 
@@ -12,34 +16,106 @@ EXAMPLES = """examples:
   waterfill compress model.safetensors --bits 3
   waterfill compress model.safetensors --size 3MB -o small.wf --recipe "Quantize() + Prune()"
   waterfill compress checkpoint-folder --lossless
+  waterfill compress model.safetensors --bits 2 --network nets:resnet20 --data loaders:some_images
+  waterfill compress model.safetensors --max-drop 0.5% --network nets:resnet20 --data images.npz \\
+      --held-out loaders:labelled_images
 
-Interrupted or killed, the same command goes on where it was."""
+With --data, a few hundred inputs without labels, errors are put where they cost least: always worth it. Interrupted or
+killed, the same command without --data goes on where it was."""
+_WITH_DATA = ("network", "max_drop", "held_out")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `compress`."""
-    add_common(parser)
+    budget = add_common(parser)
+    budget.add_argument(
+        "--max-drop", metavar="D", help="how far quality may fall, such as 0.5%% (with --held-out)"
+    )
     parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: beside MODEL, named .wf)")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    data = parser.add_argument_group("with data")
+    data.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches of inputs, or a .npz or .npy of inputs")
+    data.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
+    data.add_argument("--held-out", metavar="MODULE:FUNCTION|FILE", help="batches (inputs, targets) to measure on")
+    data.add_argument(
+        "--metric",
+        choices=("accuracy", "top5", "agreement", "perplexity", "nats", "divergence"),
+        default="accuracy",
+        help="what --max-drop counts (default: accuracy; agreement and divergence need no targets)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write OUT and say what every tensor became. Raises what `waterfill.compress_file` raises."""
+    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress_with_data` raise."""
     output = args.output or default_output(existing(args.model))
     if os.path.exists(output) and not args.force:  # said before torch is imported and the checkpoint read
         raise OutputExists(f"{output} exists; choose another output with -o, or overwrite it with --force")
+    for name in _WITH_DATA:
+        if getattr(args, name) and not args.data:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --data: name some inputs of the network")
+    if args.data and args.lossless:
+        raise UsageError("--lossless keeps every bit and needs no --data")
+    if bool(args.max_drop) != bool(args.held_out):
+        raise UsageError("--max-drop is measured on --held-out inputs: give both")
+    began = time.monotonic()
+    listing, said = _with_data(args, output) if args.data else _without(args, output)
+    seconds = time.monotonic() - began
+    if args.json:
+        say_json({"file": output, "seconds": seconds} | listing.as_json() | said.get("json", {}))
+        return
+    say(listing.text(args.all))
+    for line in said.get("lines", []):
+        say()
+        say(line)
+    say()
+    say(f"{output}: {listing.totals()}")
+    say(f"took {seconds_text(seconds)}")
+
+
+def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
+    """Compress the checkpoint as it lies on disk, one tensor in memory at a time."""
     from waterfill import Options, compress_file
     from waterfill.cli.progress import Meter
 
     with Meter(args.quiet) as meter:
         options = Options(force=args.force, threads=args.threads, progress=meter)
-        summary = compress_file(existing(args.model), output, args.recipe, **budget_of(args), options=options)
-    notes = {"recipe": "lossless" if args.lossless else args.recipe, "original": summary.original}
-    listing = Listing(items_of(summary.rows), summary.aliases, notes, summary.size)
-    if args.json:
-        say_json({"file": output, "seconds": summary.seconds} | listing.as_json())
-        return
-    say(listing.text(args.all))
-    say()
-    say(f"{output}: {listing.totals()}")
-    say(f"took {seconds_text(summary.seconds)}")
+        recipe = args.recipe or DEFAULT_RECIPE
+        summary = compress_file(existing(args.model), output, recipe, **budget_of(args), options=options)
+    notes = {"recipe": "lossless" if args.lossless else recipe, "original": summary.original}
+    return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
+
+
+def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
+    """Compress the network that the checkpoint's weights make, as its inputs say."""
+    from functools import partial
+
+    from waterfill.cli.progress import Meter
+    from waterfill.posttraining import DEFAULT_SPEC, compress_with_data
+    from waterfill.quality import METRICS, compress_to_quality, measure_of, parse_drop
+
+    network, batches = network_and_batches(args.network, args.data)
+    network = with_weights(network, existing(args.model))
+    batches = list(batches)
+    said: dict[str, Any] = {}
+    with Meter(args.quiet) as meter:
+        compress = partial(compress_with_data, network, batches, args.recipe or DEFAULT_SPEC, progress=meter)
+        if args.max_drop:
+            held_out = network_and_batches(args.network, args.held_out)[1]
+            measure = measure_of(args.metric, held_out, network)
+            made, trace = compress_to_quality(
+                network,
+                measure,
+                parse_drop(args.max_drop, args.metric),
+                better=METRICS[args.metric],
+                compressor=lambda bits: compress(bits=bits),
+            )
+            said = {"lines": [trace.text()], "json": {"trace": trace.as_json()}}
+        else:
+            given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
+            made = compress(**given)
+    made.save(output, force=args.force)
+    unreached = made.notes.get("unreached", [])
+    if unreached:
+        line = f"never reached by the data, compressed as without: {', '.join(unreached)}"
+        said["lines"] = [*said.get("lines", []), line]
+    return Listing(items_of(made.table()), made.aliases, made.notes, made.size), said

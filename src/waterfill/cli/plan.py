@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from waterfill.cli.arguments import add_common, budget_of, existing
+from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, existing
 from waterfill.cli.listing import Listing, items_of
 from waterfill.cli.text import bytes_text, say, say_json, seconds_text
 
@@ -21,10 +21,11 @@ def run(args: argparse.Namespace) -> None:
     from waterfill import Options, plan_file
     from waterfill.cli.progress import Meter
 
+    recipe = args.recipe or DEFAULT_RECIPE
     with Meter(args.quiet) as meter:
         options = Options(threads=args.threads, progress=meter)
-        plan = plan_file(existing(args.model), args.recipe, **budget_of(args), options=options)
-    notes = {"recipe": "lossless" if args.lossless else args.recipe, "original": plan.original}
+        plan = plan_file(existing(args.model), recipe, **budget_of(args), options=options)
+    notes = {"recipe": "lossless" if args.lossless else recipe, "original": plan.original}
     pairs = zip(items_of(plan.rows), plan.rows, strict=True)
     items = tuple(replace(item, error=None, nats=row["distortion"]) for item, row in pairs)
     listing = Listing(items, {}, notes, plan.size)

@@ -19,23 +19,28 @@ from waterfill.parts.viterbi import cheapest_path, cosets
 BLOCK = 128
 
 
-def feed_back(x: np.ndarray, lower: np.ndarray, rule: Rule) -> np.ndarray:
+def feed_back(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray], rule: Rule) -> np.ndarray:
     """Codes (int32) of x [n, channels, rows] (float32, in steps): visit i quantizes x[i] as errors before it ask for.
 
-    lower: T [n, n], errors measured in steps. On return x holds x - codes.
+    factor: T [n, n], and the steps [n] of the visits against each other. On return x holds x - codes.
     """
     n, channels, rows = x.shape
     targets, codes = x.copy(), np.zeros(x.shape, np.int32)
     ends = rule.beginning()
-    scale = np.diagonal(lower)[:, None]
     for start in range(0, n, BLOCK):
         now, later = slice(start, min(start + BLOCK, n)), slice(start + BLOCK, n)
-        _block((targets[now], x[now]), (lower[now, now] / scale[now]).astype(np.float32), codes, start, (rule, ends))
+        _block((targets[now], x[now]), _ratio(factor, now, now), codes, start, (rule, ends))
         if later.start < n:
-            ratio = torch.from_numpy((lower[later, now] / scale[later]).astype(np.float32))
+            reached = torch.from_numpy(targets[later].reshape(-1, channels * rows))
             errors = torch.from_numpy(x[now].reshape(-1, channels * rows))
-            torch.from_numpy(targets[later].reshape(-1, channels * rows)).addmm_(ratio, errors)
+            reached.addmm_(torch.from_numpy(_ratio(factor, later, now)), errors)
     return codes
+
+
+def _ratio(factor: tuple[np.ndarray, np.ndarray], to: slice, by: slice) -> np.ndarray:
+    """How far errors of some visits move the targets of others, in steps: float32 [to, by]."""
+    lower, steps = factor
+    return ((lower[to, by] * steps[by]) / (np.diagonal(lower) * steps)[to, None]).astype(np.float32)
 
 
 def _block(

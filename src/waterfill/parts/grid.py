@@ -1,7 +1,7 @@
 """The grid of a quantizer: one step, and scales for rows, channels and positions where errors differ in cost."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +33,18 @@ class Grid:
     rows: np.ndarray | None = None
     channels: np.ndarray | None = None
     places: np.ndarray | None = None
+
+    def select_rows(self, index: slice) -> "Grid":
+        """The grid of some of the rows."""
+        return self if self.rows is None else replace(self, rows=self.rows[index])
+
+    def finer(self, cost: float) -> "Grid":
+        """The grid for codes along a trellis, from the one for codes that stand alone.
+
+        Each of the two halves is coarser than that one. cost: bits per entry, those that the distortion is worth
+        included. Measured on Gaussian and Laplace sources from 0.2 to 6 bits; within a tenth the choice hardly matters.
+        """
+        return replace(self, step=self.step * min(max(0.37 + cost / 16, 0.45), 0.55))
 
     def row_scales(self, rows: int) -> np.ndarray:
         """[rows], float32, the step included."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -112,6 +112,15 @@ class LowRank(Spec):
         return min(parts, key=lambda part: cost(part, target, importance, price))
 
 
+def error_curve(target: Tensor, importance: Importance) -> Tensor:
+    """The least distortion of `target` [rows, cols] at every rank, 0 to min(rows, cols), in nats (float64).
+
+    From one singular value decomposition; the Gram matrix counts with its damping, as it does in `fit`.
+    """
+    sigma = torch.linalg.svdvals(Whitening.of(importance, target).forward(target.double()))
+    return 0.5 * torch.cat([sigma.square().flip(0).cumsum(0).flip(0), sigma.new_zeros(1)])
+
+
 @dataclass(frozen=True)
 class Whitening:
     """The coordinates in which the distortion is half the squared Frobenius norm: sqrt(g) W R^T (float64)."""
@@ -202,7 +211,7 @@ def _fitted(target: Tensor, ideal: tuple[Tensor, Tensor], importance: Importance
     shape = (target.shape[0], target.shape[1])
     if len(sigma) == 0:
         return LowRankPart(shape, None)
-    inner = Importance(sigma.float(), importance.diagonal, importance.gram, importance.kernel)
+    inner = replace(importance, rows=sigma.float())
     right_part = factors.fit(right.float().contiguous(), inner, price)
     V = right_part.dense().double()
     image = times_gram(importance, V)

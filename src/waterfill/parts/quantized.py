@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding import matrix, product, scale_model
-from waterfill.coding.plans import narrow, row_chunks
+from waterfill.coding import matrix, product, scale_model, trellis
+from waterfill.coding.plans import narrow, row_chunks, rows_per_chunk
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
@@ -26,21 +26,28 @@ from waterfill.parts.grid import FARTHEST, Grid, candidate_grids, step_weights
 from waterfill.parts.grouped import FixedRate, fit_grouped
 
 _LARGE = 1 << 22  # from so many entries on, one round of choosing is enough: the densities hardly move
+_TOGETHER = 2  # chunks of rows quantized at once
+_SAMPLE = 1 << 19
+_MOST_FLAGS = 8 << 7 | 127
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedPart(Part):
-    """codes [rows, cols] (int8, int16 or int32) on a `Grid`; kernel: the spatial extent behind a channel, or ()."""
+    """codes [rows, cols] (int8, int16 or int32) on a `Grid`; kernel: the spatial extent behind a channel, or ().
+
+    states: of the trellis that the codes run along, 0 for none.
+    """
 
     codes: Tensor
     grid: Grid
     kernel: tuple[int, ...] = ()
+    states: int = 0
     kind: ClassVar[int] = 3
 
     @cached_property
     def plan(self) -> matrix.Plan:
         """How the codes are written; found once, shared by tally and file."""
-        return matrix.plan(self.codes.numpy(), self.kernel)
+        return matrix.plan(self.codes.numpy(), self.kernel, self.states)
 
     @cached_property
     def scales(self) -> tuple[Tensor, Tensor]:
@@ -63,7 +70,8 @@ class QuantizedPart(Part):
 
     def write(self, out: Sink) -> None:
         vectors = (self.grid.rows, self.grid.channels, self.grid.places)
-        out.uint(sum((v is not None) << i for i, v in enumerate(vectors)) | len(self.kernel) << 3)
+        exponent = self.states.bit_length() - 1 if self.states else 0
+        out.uint(sum((v is not None) << i for i, v in enumerate(vectors)) | len(self.kernel) << 3 | exponent << 7)
         for size in self.kernel:
             out.uint(size)
         out.float32(self.grid.step)
@@ -74,8 +82,11 @@ class QuantizedPart(Part):
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
-        flags = src.uint(127)
-        kernel = tuple(src.uint(1 << 20) for _ in range(flags >> 3))
+        flags = src.uint(_MOST_FLAGS)
+        states = 1 << (flags >> 7) if flags >> 7 else 0
+        if states and states not in trellis.STATES:
+            raise src.fail(f"a trellis of {states} states")
+        kernel = tuple(src.uint(1 << 20) for _ in range(flags >> 3 & 15))
         positions = int(np.prod(kernel, dtype=object)) if kernel else 1
         if positions == 0 or shape[1] % positions:
             raise src.fail(f"a kernel {kernel} that does not divide {shape[1]} columns")
@@ -88,12 +99,13 @@ class QuantizedPart(Part):
         with np.errstate(over="ignore"):
             if grid.rows is not None and not np.isfinite(grid.row_scales(shape[0])).all():
                 raise src.fail("a scale that overflows")
-        return cls(shape, torch.from_numpy(src.codes(*shape, kernel)), grid, kernel)
+        return cls(shape, torch.from_numpy(src.codes(*shape, kernel)), grid, kernel, states)
 
     def describe(self) -> str:
         vectors = {"row": self.grid.rows, "channel": self.grid.channels, "position": self.grid.places}
         scaled = [name for name, v in vectors.items() if v is not None]
-        return "quantized" + (f", {'/'.join(scaled)} scales" if scaled else "")
+        along = f", {self.states} states" if self.states else ""
+        return "quantized" + along + (f", {'/'.join(scaled)} scales" if scaled else "")
 
 
 @dataclass(frozen=True)
@@ -101,14 +113,22 @@ class Quantize(Spec):
     """Uniform quantization at the price; with `bits`, fixed-rate codes and a float16 scale for each group of columns.
 
     bits: 2 to 8, fixed-rate codes of so many bits (what execution engines elsewhere want), or None: by the price.
-    group: columns that share a scale, or None: a whole row. symmetric: without a zero point.
+    group: columns that share a scale, or None: a whole row. symmetric: without a zero point. states: at the price, codes
+    may run along a trellis of 4, 8, 16, 32, 64, 128 or 256 states, which they do where it costs less; 0 for never.
     """
 
     bits: int | None = None
     group: int | None = None
     symmetric: bool = True
+    states: int = 0
 
     def __post_init__(self) -> None:
+        if self.states not in (0, *trellis.STATES):
+            raise BadRecipe(
+                f"Quantize(states={self.states!r}): a trellis has {', '.join(map(str, trellis.STATES))} states"
+            )
+        if self.bits is not None and self.states:
+            raise BadRecipe("Quantize(states=...) goes without bits=...; along a trellis the price decides")
         if self.bits is None and (self.group is not None or not self.symmetric):
             raise BadRecipe("Quantize(group=..., symmetric=...) go with bits=...; without bits the price decides")
         if self.bits is not None and not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
@@ -118,6 +138,7 @@ class Quantize(Spec):
 
     def __repr__(self) -> str:
         given = {"bits": self.bits, "group": self.group, "symmetric": None if self.symmetric else False}
+        given["states"] = self.states or None
         return f"Quantize({', '.join(f'{name}={value}' for name, value in given.items() if value is not None)})"
 
     @property
@@ -128,11 +149,31 @@ class Quantize(Spec):
         importance.check(target.shape[0], target.shape[1])
         if self.bits is not None:
             return fit_grouped(target, importance, FixedRate(self.bits, self.group or target.shape[1], self.symmetric))
-        first = [_Draft.rounded(target, importance, price, grid) for grid in candidate_grids(target, importance, price)]
-        best = first[0] if len(first) == 1 else min(first, key=lambda draft: draft.cost(target, importance, price))
         if target.numel() < _LARGE:
-            best = best.again(target)
-        return _refit_step(best.part, target, importance)
+            draft = _cheapest(target, importance, price, self.states, slice(None))[1].again(target)
+        else:
+            some = slice(None, None, max(1, target.numel() // _SAMPLE))
+            grid, tried = _cheapest(target, importance, price, self.states, some)
+            draft = _Draft.rounded(target, importance, price, grid, tried.part.states)
+        return _refit_step(draft.part, target, importance)
+
+
+def _cheapest(
+    target: Tensor, importance: Importance, price: float, states: int, rows: slice
+) -> "tuple[Grid, _Draft]":
+    """The grid on which some of the rows cost least, along a trellis or not, and their draft."""
+    grids = candidate_grids(target, importance, price)  # first of all: what it factorizes is shared
+    seen, share = target[rows], importance.select_rows(rows)
+
+    def trial(grid: Grid, states: int) -> "tuple[float, Grid, _Draft]":
+        draft = _Draft.rounded(seen, share, price, grid.select_rows(rows), states)
+        return draft.cost(seen, share, price), grid, draft
+
+    best = min((trial(grid, 0) for grid in grids), key=lambda tried: tried[0])
+    if states:
+        finer = best[1].finer(best[0] / (price * max(1, seen.numel())))
+        best = min(best, trial(finer, states), key=lambda tried: tried[0])
+    return best[1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +185,7 @@ class _Draft:
     lower: np.ndarray | None
 
     @classmethod
-    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid) -> "_Draft":
+    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, states: int) -> "_Draft":
         """Round, fit the densities to that, and choose by the true cost under them."""
         shape = (target.shape[0], target.shape[1])
         kernel = scale_model.spatial(shape[1], importance.kernel)
@@ -154,20 +195,18 @@ class _Draft:
             0.5 * row * grid.row_scales(shape[0]).astype(np.float64) ** 2 / price,
             col * grid.col_scales(shape[1]).astype(np.float64) ** 2,
         )
-        lower = importance.lower
-        if lower is not None:  # errors are fed back in steps of their own columns
-            lower = lower * grid.col_scales(shape[1])[: len(lower)]
         codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
-        chooser = Chooser(product.fit(codes.reshape(shape[0], -1, positions), kernel), kernel, weights)
-        part = QuantizedPart(shape, torch.from_numpy(_choose(target, grid, chooser, lower)), grid, kernel)
-        return cls(part, chooser, lower)
+        model = product.fit(codes.reshape(shape[0], -1, positions), kernel, states)
+        chooser = Chooser(model, kernel, weights, states)
+        codes = _choose(target, grid, chooser, importance.lower)
+        return cls(QuantizedPart(shape, torch.from_numpy(codes), grid, kernel, states), chooser, importance.lower)
 
     def again(self, target: Tensor) -> "_Draft":
         """Choose once more, under densities fitted to the codes as they are now."""
         part, model = self.part, self.chooser.model
         positions = len(model.positions)
         cube = part.codes.numpy().reshape(part.shape[0], -1, positions)
-        chooser = replace(self.chooser, model=product.fit_like(cube, part.kernel, model))
+        chooser = replace(self.chooser, model=product.fit_like(cube, part.kernel, model, part.states))
         codes = _choose(target, part.grid, chooser, self.lower)
         return _Draft(replace(part, codes=torch.from_numpy(codes)), chooser, self.lower)
 
@@ -177,7 +216,7 @@ class _Draft:
         cube = codes.reshape(len(codes), -1, len(model.positions))
         vectors = (self.part.grid.rows, self.part.grid.channels, self.part.grid.places)
         side = sum(3.0 * len(v) for v in vectors if v is not None)
-        bits = product.total_bits(cube, self.part.kernel, model) + side
+        bits = product.total_bits(cube, self.part.kernel, model, self.part.states) + side
         return importance.distortion(target - self.part.dense()) + price * bits
 
 
@@ -189,10 +228,12 @@ def _in_steps(target: Tensor, grid: Grid, rows: slice) -> np.ndarray:
     return x
 
 
-def _by_rows(shape: tuple[int, int], make: Callable[[slice], np.ndarray]) -> np.ndarray:
-    """Codes [rows, cols] made a few rows at a time, so that only the narrow result is as large as the matrix."""
+def _by_rows(shape: tuple[int, int], make: Callable[[slice], np.ndarray], chunks: int = 1) -> np.ndarray:
+    """Codes [rows, cols] made some chunks of rows at a time, so that only the narrow result is as large as the matrix."""
     codes = np.empty(shape, dtype=np.int8)
-    for rows in row_chunks(*shape):
+    step = chunks * rows_per_chunk(shape[1])
+    for start in range(0, shape[0], step):
+        rows = slice(start, min(start + step, shape[0]))
         piece = narrow(make(rows))
         codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
         codes[rows] = piece
@@ -203,29 +244,28 @@ def _choose(target: Tensor, grid: Grid, chooser: Chooser, lower: np.ndarray | No
     """Codes [rows, cols]; with feedback along the Gram matrix's columns where there is one."""
     rows, cols = target.shape
     positions = len(chooser.model.positions)
-    everything, columns = slice(0, rows), np.arange(cols)
-    if lower is None and positions == 1:  # every entry stands alone
-        return _by_rows((rows, cols), lambda part: chooser(part, columns, _in_steps(target, grid, part), []))
-    codes = np.zeros((rows, cols), dtype=np.int32)
-    n = positions if lower is None else len(lower)
+    if lower is None and positions == 1 and not chooser.states:  # every entry stands alone
+        return _by_rows((rows, cols), lambda part: chooser(part, _in_steps(target, grid, part)))
+    lower = np.eye(positions) if lower is None else lower
+    visits, scales = len(lower), grid.col_scales(cols)[: len(lower)]
 
-    def visit(i: int, targets: np.ndarray) -> np.ndarray:
-        here = columns[i::n]
-        earlier = [codes[:, here - back] for back in range(i % positions, 0, -1)]
-        codes[:, here] = chooser(everything, here, targets, earlier)
-        return codes[:, here].astype(np.float32)
+    def make(part: slice) -> np.ndarray:
+        x = _in_steps(target, grid, part).reshape(-1, cols // visits, visits).transpose(2, 1, 0)
+        codes = feed_back(np.ascontiguousarray(x), (lower, scales), chooser.rule(part, visits))
+        return np.ascontiguousarray(codes.transpose(2, 1, 0)).reshape(-1, cols)
 
-    feed_back(_in_steps(target, grid, everything), np.eye(n) if lower is None else lower, visit)
-    return narrow(codes)
+    return _by_rows((rows, cols), make, _TOGETHER)
 
 
 def _refit_step(part: QuantizedPart, target: Tensor, importance: Importance) -> QuantizedPart:
-    """The step that makes these codes closest to the target."""
+    """The step that makes these codes closest to the target; some rows of a large matrix tell it well enough."""
     energy = shared = 0.0
-    for rows in row_chunks(*part.shape):
-        dense, share = part.dense_rows(rows), importance.select_rows(rows)
+    every = max(1, part.codes.numel() // _LARGE)
+    for rows in row_chunks(-(-part.shape[0] // every), part.shape[1]):
+        some = slice(rows.start * every, rows.stop * every, every)
+        dense, share = part.dense_rows(some), importance.select_rows(some)
         energy += share.inner(dense, dense)
-        shared += share.inner(dense, target[rows])
+        shared += share.inner(dense, target[some])
     factor = shared / energy if energy > 0 else 1.0
     step = float(np.float32(part.grid.step * factor))
     if not 0.5 < factor < 2 or step <= 0:

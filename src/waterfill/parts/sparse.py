@@ -2,8 +2,9 @@
 
 import math
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import ClassVar, Self
 
 import torch
@@ -15,11 +16,17 @@ from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
-from waterfill.parts.metric import column_weights, entry_weights, row_weights, times_gram
-from waterfill.parts.support import MOST_CHOICES, Blocks, Groups, Pattern, read_pattern
+from waterfill.parts.metric import correlates, entry_weights, row_weights
+from waterfill.parts.refit import refit
+from waterfill.parts.saliency import ACTIVATION, AUTO, CRITERIA, HESSIAN, Surgeon, static, within_rows
+from waterfill.parts.support import MOST_CHOICES, Blocks, Groups, Pattern, largest, read_pattern
+from waterfill.parts.thinning import Thinning, thin_groups
 
 _NAMED = ("entry", "rows", "columns")
-_MOST_STEPS = 48
+_SMALLEST = 1e-30
+_SCALES = (1.0, 0.5, 2.0)  # of the threshold
+_FURTHER = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+_TRIED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +78,21 @@ class Prune(Spec):
     keep: fraction of the units kept, exactly; None: those that lower the distortion by more than price * their bits.
     pattern: "entry", "rows", "columns", blocks such as "4x4", or N of M neighbors in a row such as "2:4".
     values: what the kept values are made of; None: the default leaf.
-    A unit's worth is 1/2 g A_ii w^2: magnitude, or with data magnitude times input norm (arXiv 2306.11695).
+    criterion: what a unit is worth. "magnitude": w^2. "activation": g A_ii w^2, magnitude times input norm, compared
+    within each row where `keep` gives the share (Wanda, arXiv 2306.11695). "hessian": g w^2 / [A^-1]_ii, what leaving
+    it out costs after the others have made up for it (OBS; SparseGPT, arXiv 2301.00774). "auto": g A_ii w^2 over the
+    whole matrix; where data say how inputs correlate, a share of the least at a time, the others refitted after each.
     """
 
     keep: float | None = None
     pattern: str = "entry"
     values: Spec | None = None
+    criterion: str = AUTO
 
     def __post_init__(self) -> None:
         check_leaf("Prune: values", self.values)
+        if self.criterion not in CRITERIA:
+            raise BadRecipe(f"Prune: criterion={self.criterion!r} is none of {', '.join(CRITERIA)}")
         if self.keep is not None and not (isinstance(self.keep, int | float) and 0 <= self.keep <= 1):
             raise BadRecipe(f"Prune: keep={self.keep!r} is not a fraction from 0 to 1")
         blocks, groups = (re.fullmatch(form, str(self.pattern)) for form in (r"(\d+)x(\d+)", r"(\d+):(\d+)"))
@@ -93,24 +106,52 @@ class Prune(Spec):
                 raise BadRecipe(f"Prune: pattern {self.pattern} says how many are kept; leave out keep={self.keep}")
 
     def __repr__(self) -> str:
-        default = {"keep": None, "pattern": "entry", "values": None}
+        default = {"keep": None, "pattern": "entry", "values": None, "criterion": AUTO}
         given = {name: getattr(self, name) for name in default}
         return f"Prune({', '.join(f'{k}={v!r}' for k, v in given.items() if v != default[k])})"
 
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         shape = (target.shape[0], target.shape[1])
-        gain = 0.5 * target.square() * entry_weights(importance, *shape)
         if ":" in self.pattern:
             groups = Groups(*map(int, self.pattern.split(":")))
-            return _fitted((groups, groups.select(gain)), target, importance, price, leaf(self.values))
+            mask = self._groups(groups, target, importance)
+            return _fitted((groups, mask), target, importance, price, leaf(self.values))
         blocks = self._blocks(shape)
-        gain = blocks.folded(gain).sum((2, 3))
-        if self.keep is not None:
-            masks = [_largest(gain, round(self.keep * gain.numel()))]
-        else:
-            masks = _worthwhile(gain, blocks.height * blocks.width, price)
+        masks = self._masks(blocks, target, importance, price)
         parts = [_fitted((blocks, mask), target, importance, price, leaf(self.values)) for mask in masks]
         return min(parts, key=lambda part: cost(part, target, importance, price))
+
+    def _groups(self, groups: Groups, target: Tensor, importance: Importance) -> Tensor:
+        """The mask of an N:M pattern."""
+        if self.criterion == HESSIAN:
+            return Surgeon(target, importance).groups(groups)
+        if self.criterion == AUTO and correlates(importance, target.shape[1]):
+            return thin_groups(target, importance, groups)
+        return groups.select(static(target, importance, self.criterion))
+
+    def _masks(self, blocks: Blocks, target: Tensor, importance: Importance, price: float) -> list[Tensor]:
+        """What may be kept: the share `keep`, or a few masks by the price, as the bits are estimates."""
+        gain = blocks.folded(static(target, importance, self.criterion)).sum((2, 3))
+        worth = partial(_threshold, size=blocks.size, price=price)
+        count = None if self.keep is None else round(self.keep * gain.numel())
+        correlated = correlates(importance, target.shape[1])
+        if self.criterion == HESSIAN or (self.criterion == AUTO and correlated):
+            if blocks == Blocks(target.shape[0], 1) != Blocks(1, 1):
+                gain = Surgeon(target, importance).columns()[None]
+            elif self.criterion == AUTO:
+                thinning = Thinning(target, importance, blocks)
+                return [thinning.to(count)] if count is not None else _thinned(thinning, worth, price)
+            else:
+                surgeon = Surgeon(target, importance)
+                if count is not None:
+                    return [largest(surgeon.share(blocks, count), count)]
+                level = worth(surgeon.blocks(blocks, worth(gain))[0])
+                return [surgeon.blocks(blocks, scale * level)[1] for scale in (*_SCALES, math.inf)]
+        elif self.criterion == ACTIVATION and count is not None and gain.shape[1] > 1:
+            gain = within_rows(gain)
+        if count is not None:
+            return [largest(gain, count)]
+        return [gain > scale * worth(gain) for scale in (*_SCALES, math.inf)]
 
     def _blocks(self, shape: tuple[int, int]) -> Blocks:
         named = {"entry": (1, 1), "rows": (1, shape[1]), "columns": (shape[0], 1)}
@@ -118,25 +159,13 @@ class Prune(Spec):
         return Blocks(min(height, shape[0]), min(width, shape[1]))
 
 
-def _largest(gain: Tensor, count: int) -> Tensor:
-    """The mask of the `count` largest of gain, the earlier of equal ones."""
-    if count == 0:
-        return torch.zeros(gain.shape, dtype=torch.bool)
-    flat = gain.reshape(-1)
-    threshold = torch.kthvalue(flat, len(flat) - count + 1).values
-    mask = flat > threshold
-    ties = torch.nonzero(flat == threshold)[: count - int(mask.sum()), 0]
-    mask[ties] = True
-    return mask.reshape(gain.shape)
-
-
-def _worthwhile(gain: Tensor, size: int, price: float) -> list[Tensor]:
-    """Masks of the units [of `size` entries] whose gain is more than price * bits; a few, as the bits are estimates.
+def _threshold(gain: Tensor, size: int, price: float) -> float:
+    """The gain from which on a unit [of `size` entries] is worth its bits.
 
     A value at the water level costs about log2 of its magnitude in steps, and leaves price / (2 ln 2) of distortion; a
     position costs log2((1 - p) / p), where p is the share kept, which the threshold itself decides: a fixed point.
     """
-    steps = (gain / size * (math.log(2) / (6 * price))).sqrt()
+    steps = _in_steps(gain, size, price)
     threshold = 6.0 * size * price
     for _ in range(6):
         kept = gain > threshold
@@ -144,7 +173,36 @@ def _worthwhile(gain: Tensor, size: int, price: float) -> list[Tensor]:
         spread = float(steps[kept].mean() - steps[kept].min()) if bool(kept.any()) else 0.0
         bits = math.log2((gain.numel() - count) / count) + size * (1 + math.log2(1 + math.e * spread))
         threshold = max(0.0, price * (bits + size / (2 * math.log(2))))
-    return [gain > scale * threshold for scale in (1.0, 0.5, 2.0)] + [torch.zeros_like(kept)]
+    return threshold
+
+
+def _in_steps(gain: Tensor, size: int, price: float) -> Tensor:
+    """The root mean square of each unit in steps of the water level."""
+    return (gain / size * (math.log(2) / (6 * price))).sqrt()
+
+
+def _thinned(thinning: Thinning, worth: Callable[[Tensor], float], price: float) -> list[Tensor]:
+    """Masks along the way down that promise to cost least, beside the empty one.
+
+    A unit's gain bounds from above what it costs to go, as others will make up for it: so the way goes on well beyond
+    the threshold, and the estimated cost of each place decides.
+    """
+    found = []
+    for scale in (0.0, *_FURTHER):
+        mask = thinning.until(worth, scale)
+        found.append((thinning.distortion + price * _bits(thinning.gain[mask], thinning.units.size, mask, price), mask))
+    best = sorted(found, key=lambda pair: pair[0])[:_TRIED]
+    return [*(mask for _, mask in best), torch.zeros_like(mask)]
+
+
+def _bits(kept: Tensor, size: int, mask: Tensor, price: float) -> float:
+    """About how many bits units of these gains take, and the distortion that stays with them, in bits at the price."""
+    if not len(kept):
+        return 0.0
+    share = min(max(len(kept) / mask.numel(), 1e-9), 1 - 1e-9)
+    entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    value = math.log2(1 + 2 * math.e * float(_in_steps(kept, size, price).mean())) + 1 / (2 * math.log(2))
+    return mask.numel() * entropy + len(kept) * size * value
 
 
 def _fitted(
@@ -167,40 +225,11 @@ def _inner(support: tuple[Pattern, Tensor], importance: Importance, shape: tuple
     pattern, mask = support
     gram = importance.gram
     if gram is not None and pattern == Blocks(1, shape[1]) and shape[1] > 1:
-        return Importance(row_weights(importance, shape[0])[mask[:, 0]], importance.diagonal, gram, importance.kernel)
+        return replace(importance, rows=row_weights(importance, shape[0])[mask[:, 0]])
     if gram is not None and pattern == Blocks(shape[0], 1) and len(gram) == shape[1]:
-        return Importance(row_weights(importance, shape[0]), gram=gram[mask[0]][:, mask[0]])
+        share = float(gram.diagonal().mean()) / float(gram.diagonal()[mask[0]].mean().clamp_min(_SMALLEST))
+        damping = min(1.0, importance.damping * share)  # as much for each column as before
+        return Importance(row_weights(importance, shape[0]), gram=gram[mask[0]][:, mask[0]], damping=damping)
     weights = pattern.gather(entry_weights(importance, *shape), mask)
     rows = weights.mean(1)
     return Importance(rows, (weights / rows.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]).mean(0))
-
-
-def refit(target: Tensor, support: Tensor, importance: Importance) -> Tensor:
-    """The matrix [rows, cols] on `support` (bool) nearest to `target` under the importance.
-
-    Row by row the normal equations A_SS v_S = (A w)_S, solved for all rows at once by conjugate gradients with the
-    diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe.
-    """
-    wide = target.double() if target.numel() <= 1 << 20 else target
-    scale = column_weights(importance, target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)
-    fitted = wide * support
-    residual = times_gram(importance, wide - fitted) * support
-    direction = residual / scale
-    energy = (residual * direction).sum(1)
-    first = energy
-    for _ in range(_MOST_STEPS):
-        if bool((energy <= 1e-10 * first).all()):
-            break
-        image = times_gram(importance, direction) * support
-        length = _ratio(energy, (direction * image).sum(1))
-        fitted = fitted + length[:, None] * direction
-        residual = residual - length[:, None] * image
-        following = (residual * residual / scale).sum(1)
-        direction = residual / scale + _ratio(following, energy)[:, None] * direction
-        energy = following
-    return fitted.to(target.dtype)
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and zero where b vanishes: a row that is solved stays as it is."""
-    return torch.where(b > 0, a / torch.where(b > 0, b, 1), 0)

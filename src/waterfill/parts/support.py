@@ -40,6 +40,18 @@ class Pattern(Protocol):
         """Pattern and mask; `plan` is that of the mask."""
 
 
+def largest(gain: Tensor, count: int) -> Tensor:
+    """The mask of the `count` largest of gain, the earlier of equal ones."""
+    if count == 0:
+        return torch.zeros(gain.shape, dtype=torch.bool)
+    flat = gain.reshape(-1)
+    threshold = torch.kthvalue(flat, len(flat) - count + 1).values
+    mask = flat > threshold
+    ties = torch.nonzero(flat == threshold)[: count - int(mask.sum()), 0]
+    mask[ties] = True
+    return mask.reshape(gain.shape)
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Blocks of height x width entries; 1 x 1 are single entries, 1 x cols rows, rows x 1 columns.
@@ -50,6 +62,11 @@ class Blocks:
 
     height: int
     width: int
+
+    @property
+    def size(self) -> int:
+        """Entries of a unit."""
+        return self.height * self.width
 
     def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of units; the last ones may stick out of the matrix."""
@@ -63,7 +80,7 @@ class Blocks:
         return padded.reshape(tall, self.height, wide, self.width).permute(0, 2, 1, 3)
 
     def gather(self, matrix: Tensor, mask: Tensor) -> Tensor:
-        values = self.folded(matrix)[mask].reshape(-1, self.height * self.width)
+        values = self.folded(matrix)[mask].reshape(-1, self.size)
         return values.T if self.width == 1 else values
 
     def scatter(self, values: Tensor, mask: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -74,8 +91,8 @@ class Blocks:
         return unfolded[: shape[0], : shape[1]].contiguous()
 
     def values_shape(self, mask: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
-        kept, size = int(mask.sum()), self.height * self.width
-        return (size, kept) if self.width == 1 else (kept, size)
+        kept = int(mask.sum())
+        return (self.size, kept) if self.width == 1 else (kept, self.size)
 
     def plan(self, mask: Tensor) -> coded.Plan:
         return coded.plan(mask.numpy().astype(np.int8))

@@ -1,0 +1,42 @@
+"""The exact values on a given support: what is kept makes up for what is not, as far as it can."""
+
+import torch
+from torch import Tensor
+
+from waterfill.importance import Importance
+from waterfill.parts.metric import column_weights, times_gram
+
+MOST_STEPS = 48
+
+
+def refit(
+    target: Tensor, support: Tensor, importance: Importance, start: Tensor | None = None, steps: int = MOST_STEPS
+) -> Tensor:
+    """The matrix [rows, cols] on `support` (bool) nearest to `target` under the importance; `start`: one near to it.
+
+    Row by row the normal equations A_SS v_S = (A w)_S, solved for all rows at once by conjugate gradients with the
+    diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe.
+    """
+    wide = target.double() if target.numel() <= 1 << 20 else target
+    scale = column_weights(importance, target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)
+    fitted = (wide if start is None else start.to(wide)) * support
+    residual = times_gram(importance, wide - fitted) * support
+    direction = residual / scale
+    energy = (residual * direction).sum(1)
+    first = energy
+    for _ in range(steps):
+        if bool((energy <= 1e-10 * first).all()):
+            break
+        image = times_gram(importance, direction) * support
+        length = _ratio(energy, (direction * image).sum(1))
+        fitted = fitted + length[:, None] * direction
+        residual = residual - length[:, None] * image
+        following = (residual * residual / scale).sum(1)
+        direction = residual / scale + _ratio(following, energy)[:, None] * direction
+        energy = following
+    return fitted.to(target.dtype)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and zero where b vanishes: a row that is solved stays as it is."""
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1), 0)
