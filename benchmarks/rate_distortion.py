@@ -66,10 +66,12 @@ class Found:
 
 def main() -> None:
     options = parse()
+    data_folder()  # without it half of the figures would be missing: say so at once
     recipes = [recipe for recipe in options.recipes if known(recipe)]
     entries = SIDE * (SIDE // 8 if options.quick else SIDE)
     sources = [f for name in ("Gaussian", "Laplace") for f in of_source(name, recipes, entries)]
-    correlated = list(of_layers(recipes, entries, INPUTS // 4 if options.quick else INPUTS))
+    inputs = INPUTS // 4 if options.quick else INPUTS
+    correlated = list(of_layers(recipes, entries, inputs))
     partial = options.quick or tuple(recipes) != RECIPES
     tables = {
         "claims": claims_table(claims(sources, correlated)),
@@ -81,7 +83,7 @@ def main() -> None:
     finish(
         "rate_distortion",
         tables,
-        {"entries": entries, "recipes": recipes, "inputs": INPUTS},
+        {"entries": entries, "recipes": ", ".join(recipes), "inputs": inputs},
         partial=partial,
         shown=tables,
     )

@@ -1,6 +1,6 @@
-// Successive quantization of a block of columns, all rows at once: the inner loop of waterfill/parts/feedback.py. What is
-// chosen is told in parts/choose.py (each code alone) and parts/viterbi.py (along a trellis), whose NumPy forms are the
-// references.
+// Successive quantization of a block of columns, all rows at once: the inner loop of waterfill/parts/feedback.py. How
+// codes are chosen is told in parts/choose.py (each alone) and parts/viterbi.py (along a trellis), whose NumPy forms are
+// the references.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -18,6 +18,12 @@ namespace {
 
 template <class Number, size_t Dimensions>
 using Array = nb::ndarray<Number, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+
+#if defined(__GNUC__)
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE inline
+#endif
 
 constexpr int kEscape = 128;
 constexpr int kSettle = 64;  // rows after which path costs are set back, so that float32 keeps telling them apart
@@ -121,11 +127,11 @@ void cosets(const Column& column, const Tables& tables, int coset, float* __rest
     }
 }
 
-// Add, compare, select over one row: `path` becomes the least cost of reaching every state. The states whose highest bit
-// is b are reached from those of parity b, by path bit u from 2 (s ^ b by_parity ^ u by_path) + b.
+// Add, compare, select over one row: `path` becomes the least cost of reaching every state. The states whose highest
+// bit is b are reached from those of parity b, by path bit u from 2 (s ^ b by_parity ^ u by_path) + b.
 template <int States>
-inline __attribute__((always_inline)) void step(float* __restrict path, const float* cost, int64_t rows, int by_parity,
-                                                int by_path, uint8_t* __restrict decision) {
+ALWAYS_INLINE void step(float* __restrict path, const float* cost, int64_t rows, int by_parity, int by_path,
+                        uint8_t* __restrict decision) {
     constexpr int kHalf = States / 2;
     float even[kHalf], odd[kHalf];
     for (int q = 0; q < kHalf; ++q) even[q] = path[2 * q], odd[q] = path[2 * q + 1];
@@ -144,7 +150,7 @@ inline __attribute__((always_inline)) void step(float* __restrict path, const fl
 }
 
 template <int States, int ByParity, int ByPath>
-inline __attribute__((always_inline)) void run(float* path, Search& search, int64_t rows) {
+ALWAYS_INLINE void run(float* path, Search& search, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
         step<States>(path, search.cost.data() + r, rows, ByParity, ByPath, search.decision.data() + r * States);
         if (r % kSettle == kSettle - 1) {
@@ -169,7 +175,8 @@ void survive(float* path, Search& search, int64_t rows) {
 }
 
 bool known(int states, int by_parity, int by_path) {
-    const int codes[][3] = {{4, 2, 1}, {8, 5, 2}, {16, 9, 2}, {32, 18, 4}, {64, 33, 10}, {128, 78, 43}, {256, 166, 121}};
+    constexpr int codes[][3] = {{4, 2, 1},    {8, 5, 2},     {16, 9, 2},    {32, 18, 4},
+                                {64, 33, 10}, {128, 78, 43}, {256, 166, 121}};
     for (const auto& code : codes)
         if (code[0] == states && code[1] == by_parity && code[2] == by_path) return true;
     return false;
@@ -194,6 +201,29 @@ int choose_along(const Column& column, const Tables& tables, Search& search, int
     return end;
 }
 
+// The mean that the codes of earlier visits predict, in eighths of a step; whether there are any. `codes`: of visit 0,
+// `stride` before those of visit 1.
+bool predict(std::vector<int32_t>& mean, const int32_t* codes, int64_t stride, const int32_t* near, const int32_t* taps,
+             int64_t count) {
+    bool any = false;
+    std::fill(mean.begin(), mean.end(), 0);
+    for (int64_t k = 0; k < count; ++k) {
+        if (near[k] < 0 || !taps[k]) continue;
+        any = true;
+        add_codes(mean.data(), codes + near[k] * stride, taps[k], static_cast<int64_t>(mean.size()));
+    }
+    if (any)
+        for (int32_t& m : mean) m >>= 1;
+    return any;
+}
+
+// Whether an array has these sizes.
+template <class Numbers, class... Sizes>
+bool is(const Numbers& array, Sizes... sizes) {
+    size_t i = 0;
+    return ((static_cast<int64_t>(array.shape(i++)) == static_cast<int64_t>(sizes)) && ...);
+}
+
 }  // namespace
 
 // Visit i of a block begins at targets[i], [channels, rows] in steps: what errors before this block make of the entries.
@@ -209,16 +239,13 @@ void feedback_block(Array<float, 3> targets, Array<float, 3> errors, Array<const
                     Array<const float, 1> row_weight, Array<const float, 2> col_weight, Array<const float, 3> prices,
                     Array<const uint8_t, 2> next, Array<uint8_t, 3> ends, int64_t chunk) {
     const int64_t V = targets.shape(0), C = targets.shape(1), R = targets.shape(2), N = codes.shape(0);
-    const int64_t states = next.shape(0), K = near.shape(1), P = ends.shape(1), L = ends.shape(2);
-    const auto is = [](const auto& array, auto... sizes) {
-        size_t i = 0;
-        return ((static_cast<int64_t>(array.shape(i++)) == static_cast<int64_t>(sizes)) && ...);
-    };
-    if (!is(errors, V, C, R) || !is(ratio, V, V) || !is(codes, N, C, R) || start < 0 || start + V > N || !is(near, V, K) ||
-        !is(taps, V, K) || !is(row_scale, R) || !is(col_scale, N, C) || !is(row_weight, R) || !is(col_weight, N, C) ||
-        prices.shape(2) != 256 || next.shape(1) != 2 || chunk < 1 || P < 1 || L < 1 ||
-        static_cast<int64_t>(ends.shape(0)) != (R + chunk - 1) / chunk ||
-        (states && !known(static_cast<int>(states), next.data()[2], next.data()[0] ^ next.data()[1])))
+    const int64_t K = near.shape(1), P = ends.shape(1), L = ends.shape(2);
+    const int states = static_cast<int>(next.shape(0));
+    if (!is(errors, V, C, R) || !is(ratio, V, V) || !is(codes, N, C, R) || start < 0 || start + V > N ||
+        !is(near, V, K) || !is(taps, V, K) || !is(row_scale, R) || !is(col_scale, N, C) || !is(row_weight, R) ||
+        !is(col_weight, N, C) || prices.shape(2) != 256 || next.shape(1) != 2 || chunk < 1 || P < 1 || L < 1 ||
+        !is(ends, (R + chunk - 1) / chunk, P, L) ||
+        (states && !known(states, next.data()[2], next.data()[0] ^ next.data()[1])))
         throw std::invalid_argument("feedback_block: the arrays do not fit together");
     for (int64_t i = 0; i < V * K; ++i)
         if (near.data()[i] < -1 || near.data()[i] >= start + i / K)
@@ -226,31 +253,28 @@ void feedback_block(Array<float, 3> targets, Array<float, 3> errors, Array<const
     const Tables tables{prices.data(), static_cast<int>(prices.shape(0)), static_cast<int>(prices.shape(1))};
     nb::gil_scoped_release release;
     std::vector<int32_t> mean(R);
-    Search search(next.data(), static_cast<int>(states), states ? std::min(chunk, R) : 0);
-    for (int64_t i = 0; i < V; ++i) {
+    Search search(next.data(), states, states ? std::min(chunk, R) : 0);
+    for (int64_t visit = start; visit < start + V; ++visit) {
+        const int64_t i = visit - start;
         float *target = targets.data() + i * C * R, *error = errors.data() + i * C * R;
         add_errors(target, errors.data(), ratio.data() + i * V, i, C * R);
         for (int64_t c = 0; c < C; ++c) {
-            int32_t* code = codes.data() + ((start + i) * C + c) * R;
-            bool predicted = false;
-            std::fill(mean.begin(), mean.end(), 0);
-            for (int64_t k = 0; k < K; ++k) {
-                const int32_t visit = near.data()[i * K + k], tap = taps.data()[i * K + k];
-                if (visit < 0 || !tap) continue;
-                predicted = true;
-                add_codes(mean.data(), codes.data() + (visit * C + c) * R, tap, R);
-            }
-            if (predicted)
-                for (int32_t& m : mean) m >>= 1;
-            const int64_t column = (start + i) * C + c, position = (start + i) % P, lane = ((start + i) / P + c) % L;
+            int32_t* code = codes.data() + (visit * C + c) * R;
+            const bool predicted =
+                predict(mean, codes.data() + c * R, C * R, near.data() + i * K, taps.data() + i * K, K);
             for (int64_t r = 0; r < R; r += chunk) {
-                const Column piece{target + c * R + r, row_scale.data() + r, row_weight.data() + r, mean.data() + r,
-                                   std::min(chunk, R - r), col_scale.data()[column], col_weight.data()[column]};
+                const Column piece{target + c * R + r,
+                                   row_scale.data() + r,
+                                   row_weight.data() + r,
+                                   mean.data() + r,
+                                   std::min(chunk, R - r),
+                                   col_scale.data()[visit * C + c],
+                                   col_weight.data()[visit * C + c]};
                 if (!states) {
                     choose_alone(piece, tables, predicted, code + r);
                     continue;
                 }
-                uint8_t& state = ends.data()[((r / chunk) * P + position) * L + lane];
+                uint8_t& state = ends.data()[(r / chunk * P + visit % P) * L + (visit / P + c) % L];
                 state = static_cast<uint8_t>(choose_along(piece, tables, search, state, code + r));
             }
             for (int64_t r = 0; r < R; ++r) error[c * R + r] -= static_cast<float>(code[r]);

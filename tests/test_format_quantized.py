@@ -17,12 +17,13 @@ def octaves(exponents: np.ndarray) -> np.ndarray:
 
 
 def quantized(src: Reader) -> np.ndarray:
-    head = src.uint(127)
-    positions = int(np.prod([src.uint(64) for _ in range(head >> 3)], initial=1))
+    head = src.uint(2047)
+    axes = head >> 3 & 15
+    positions = int(np.prod([src.uint(64) for _ in range(axes)], initial=1))
     step = np.float32(src.float32())
     counts = (ROWS, COLS // positions, positions)
     row, channel, position = (octaves(src.ints(n)) if head >> i & 1 else np.ones(n) for i, n in enumerate(counts))
-    codes = src.codes(ROWS, COLS, (positions,) if head >> 3 else ())
+    codes = src.codes(ROWS, COLS, (positions,) if axes else ())
     left = codes * (step * row.astype(np.float32))[:, None]
     return left * np.outer(channel, position).ravel().astype(np.float32)
 
@@ -46,6 +47,8 @@ def spread(size: int) -> torch.Tensor:
         (Quantize(), Importance(), 3, quantized),
         (Quantize(), Importance(rows=spread(ROWS), diagonal=spread(COLS)), 3, quantized),
         (Quantize(), Importance(rows=spread(ROWS), gram=smooth_gram((9,), 0.75), kernel=(9,)), 3, quantized),
+        (Quantize(states=8), Importance(), 3, quantized),
+        (Quantize(states=256), Importance(rows=spread(ROWS), gram=smooth_gram((9,), 0.75), kernel=(9,)), 3, quantized),
         (Quantize(bits=4), Importance(), 4, grouped),
         (Quantize(bits=3, group=8), Importance(), 4, grouped),
         (Quantize(bits=3, group=10, symmetric=False), Importance(), 4, grouped),

@@ -49,36 +49,35 @@ def test_the_error_curve_is_what_every_rank_leaves(name: str) -> None:
     target = torch.randn(10, 18)
     curve = error_curve(target, importance)
     assert curve.shape == (11,) and float(curve[0]) == pytest.approx(importance.distortion(target), rel=1e-5)
-    for rank in range(10):
+    for rank in (0, 1, 4, 9):
         part = LowRank(rank=rank).fit(target, importance, FINE)
         assert importance.distortion(target - part.dense()) == pytest.approx(float(curve[rank]), rel=1e-3)
     assert curve.tolist() == sorted(curve.tolist(), reverse=True) and float(curve[10]) == 0
 
 
 def test_few_inputs_do_not_decide_everything() -> None:
-    """With more columns than inputs, the damping keeps a good product good for other inputs of the same kind."""
-    mixing = torch.randn(60, 60) * 0.9 ** torch.arange(60)
-    few, many = (torch.randn(n, 60) @ mixing for n in (20, 4000))
+    """With fewer inputs than columns, the damping keeps a product of quantized factors good for other inputs too."""
+    few, many = torch.randn(20, 60), torch.randn(4000, 60)
     truth = Importance(gram=many.T @ many / len(many))
-    target = torch.randn(40, 60)
+    target = torch.randn(40, 4) @ torch.randn(4, 60)
     gram = few.T @ few / len(few)
     lost = [
-        truth.distortion(target - LowRank(rank=8).fit(target, Importance(gram=gram, damping=d), 1e-6).dense())
+        truth.distortion(target - LowRank(rank=4).fit(target, Importance(gram=gram, damping=d), 1e-2).dense())
         for d in (1e-8, 0.1)
     ]
-    assert lost[1] < 0.7 * min(lost[0], truth.distortion(target))
+    assert lost[1] < 0.1 * min(lost[0], truth.distortion(target))
 
 
-def test_a_sum_in_the_metric_of_the_data() -> None:
+@pytest.mark.parametrize("size", [1.0, 3.0])
+def test_a_sum_in_the_metric_of_the_data(size: float) -> None:
     """Quantized codes and a product of ranks, both fitted to what the other leaves, cost less than either alone."""
-    inputs = torch.randn(400, 48) @ torch.randn(48, 48)
-    importance = Importance(rows=torch.rand(64) + 0.5, gram=inputs.T @ inputs / 400)
-    target = 0.05 * torch.randn(64, 48) + torch.randn(64, 2) @ torch.randn(2, 48)
-    price = 0.05
-    alone = [spec.fit(target, importance, price) for spec in (Quantize(), LowRank())]
-    both = (Quantize() + LowRank()).fit(target, importance, price)
-    costs = [cost(part, target, importance, price) for part in (*alone, both)]
-    assert isinstance(both, SumPart) and costs[2] < 0.95 * min(costs[:2])
+    inputs = torch.randn(400, 64) @ (torch.eye(64) + 0.1 * torch.randn(64, 64))
+    importance = Importance(gram=inputs.T @ inputs / 400)
+    target = 0.3 * torch.randn(64, 64) + size * torch.randn(64, 2) @ torch.randn(2, 64)
+    alone = [spec.fit(target, importance, 0.02) for spec in (Quantize(), LowRank())]
+    both = (Quantize() + LowRank()).fit(target, importance, 0.02)
+    costs = [cost(part, target, importance, 0.02) for part in (*alone, both)]
+    assert isinstance(both, SumPart) and costs[2] < 0.99 * min(costs[:2])
 
 
 def test_a_planted_rank_is_found() -> None:

@@ -62,7 +62,7 @@ def test_chosen_codes_are_the_best_of_all_under_their_densities(seed):
     model = product.fit(np.rint(random.laplace(size=(30, 4, 1)) * 2).astype(np.int32), ())
     weight = (np.full(3, 0.7), np.full(4, 1.3))
     chooser = Chooser(product.fit_like(np.rint(x).astype(np.int32)[:, :, None], (), model), (), weight)
-    codes = chooser(slice(0, 3), np.arange(4), x, [])
+    codes = chooser(slice(0, 3), x)
 
     def total(trial: np.ndarray) -> float:
         bits = product.total_bits(trial[:, :, None], (), chooser.model)

@@ -62,7 +62,7 @@ class Importance:
 
     @cached_property
     def lower(self) -> np.ndarray | None:
-        """Lower triangular T [n, n] with A + damping = T^T T (float64, wide ones float32); None without a Gram matrix."""
+        """Lower triangular T [n, n] with A + damping = T^T T (float64; wide ones float32); None without `gram`."""
         if self.gram is None:
             return None
         turned = self.gram.T.flip((0, 1))
@@ -93,10 +93,14 @@ class Importance:
 
     def inner(self, a: Tensor, b: Tensor) -> float:
         """sum_o rows_o * a_o A b_o^T of two matrices [rows, cols]."""
+        return float((self.rows.double() * self.by_row(a, b)).sum())
+
+    def by_row(self, a: Tensor, b: Tensor) -> Tensor:
+        """a_o A b_o^T of every row of two matrices [rows, cols], [rows] (float64)."""
         by_row = self._by_row(a, b)
         if not _SMALLEST < float(by_row.abs().sum(dtype=torch.float64)) < math.inf:
             by_row = self._by_row(a.double(), b.double())  # products beyond the range of float32
-        return float((self.rows.double() * by_row.double()).sum())
+        return by_row.double()
 
     def _by_row(self, a: Tensor, b: Tensor) -> Tensor:
         """a_o A b_o^T, [rows]."""

@@ -15,8 +15,9 @@ from waterfill.importance import Importance
 from waterfill.layout import KERNEL, STACK, Layout
 from waterfill.moments import FLOOR, Moments, Slope
 
-DAMPINGS = tuple(10.0 ** (k / 2) for k in range(-12, 1))
-"""What is tried, relative to the mean diagonal."""
+DAMPINGS = tuple(10.0 ** (k / 2) for k in range(-5, 1))
+"""What is tried, relative to the mean diagonal. Less is never safe: what was silent in all inputs seen, both halves of
+them, may speak in the next (ResNet-20 at 1.6 bits: 91.4 % with at least 10^-3, 91.0 % with 10^-6)."""
 SHARES = (0.0, 0.5, 1.0)
 """What is tried, of the gradients by samples in A; the rest is inputs by positions, biased but of less variance."""
 UNTESTED = 0.01

@@ -5,7 +5,7 @@ knows none of them by name. Sums and choices are specs like any other.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -248,19 +248,34 @@ class SumSpec(Spec):
         return min(candidates, key=lambda part: cost(part, target, importance, price))
 
     def _sweep(self, target: Tensor, importance: Importance, price: float) -> Part:
-        """When bits are dear only structure is worth buying, so structure is bought first (DESIGN 6.7)."""
+        """When bits are dear only structure is worth buying, so structure is bought first (DESIGN 6.7).
+
+        With data on how inputs correlate, the terms that are best alone at the dearest price go first there; later the
+        others do, each round, so that they are not bought out of what they are cheaper at.
+        """
         terms: list[Part | None] = [None] * len(self.terms)
-        for dearer in (64, 8, 1):
-            swept = self._alternate(target, importance, price * dearer, terms)
+        order, dearest = list(range(len(self.terms))), 64
+        if importance.gram is not None and len(importance.gram) == target.shape[1] > importance.positions:
+            fits = [term.fit(target, importance, price * dearest) for term in self.terms]
+            order.sort(key=lambda i: cost(fits[i], target, importance, price * dearest))
+            terms[order[0]] = fits[order[0]]
+            self._alternate(target, importance, price * dearest, terms, order[1:])
+            order.reverse()
+        else:
+            self._alternate(target, importance, price * dearest, terms, order)
+        for dearer in (8, 1):
+            swept = self._alternate(target, importance, price * dearer, terms, order)
         return swept
 
-    def _alternate(self, target: Tensor, importance: Importance, price: float, terms: list[Part | None]) -> Part:
+    def _alternate(
+        self, target: Tensor, importance: Importance, price: float, terms: list[Part | None], order: Sequence[int] = ()
+    ) -> Part:
         """One round over the terms, each fitted to what the others leave; `terms` is updated in place."""
         terms += [None] * (len(self.terms) - len(terms))
-        for i, spec in enumerate(self.terms):
+        for i in order or range(len(self.terms)):
             others = [term for j, term in enumerate(terms) if j != i and term is not None]
             rest = target - sum((term.dense().float() for term in others), torch.zeros_like(target))
-            terms[i] = spec.fit(rest, importance, price, terms[i])
+            terms[i] = self.terms[i].fit(rest, importance, price, terms[i])
         shape = (target.shape[0], target.shape[1])
         return SumPart(shape, tuple(term for term in terms if term is not None))
 

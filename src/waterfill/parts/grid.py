@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from waterfill.coding.frozen import OCTAVE
@@ -12,6 +13,7 @@ from waterfill.importance import Importance
 FARTHEST = 200
 """Scale exponents lie within 25 octaves either way."""
 _FINEST = 2.0**-22  # of the largest entry: codes stay within 24 bits
+_BOUND = 2.0  # steps in deviations of the weights that they divide
 _SPREAD = 0.1  # octaves of scatter in the ideal steps below which scales are not worth trying
 
 
@@ -59,6 +61,13 @@ class Grid:
         scales = np.broadcast_to(channels, (count,))[:, None] * places
         return np.repeat(scales.ravel(), cols // scales.size)
 
+    def restored(self, codes: Tensor, rows: slice) -> Tensor:
+        """Some rows of the matrix of which `codes` [rows, cols] are all, float32."""
+        scales = torch.from_numpy(self.row_scales(len(codes)))[rows, None]
+        found = codes[rows].float().mul_(scales)
+        plain = self.channels is None and self.places is None
+        return found if plain else found.mul_(torch.from_numpy(self.col_scales(codes.shape[1])))
+
 
 def step_weights(shape: tuple[int, int], importance: Importance) -> tuple[np.ndarray, np.ndarray]:
     """What a squared error costs by row [rows] and by column [cols], once earlier errors are fed back (float64)."""
@@ -85,12 +94,28 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     by_place = log_col.reshape(-1, importance.positions)
     places = by_place.mean(0) - by_place.mean()
     channels = by_place.mean(1) - by_place.mean()
-    vectors = [log_row - log_row.mean(), channels, places]
+    rows_off = log_row - log_row.mean()
+    if importance.gram is not None and len(importance.gram) == cols:
+        middle = math.log2(level) + log_row.mean() + log_col.mean()
+        rows_off = np.minimum(rows_off, _farthest_steps(target, 1) - middle)
+        channels = np.minimum(
+            channels, _farthest_steps(target.reshape(rows, -1, importance.positions), (0, 2)) - middle
+        )
+    vectors = [rows_off, channels, places]
     exponents = [_exponents(v) for v in vectors]
     if any(e is not None for e in exponents):
         step = level * 2.0 ** (log_row.mean() + log_col.mean())
         grids.append(Grid(max(step, finest * 2**3), *exponents))
     return grids
+
+
+def _farthest_steps(values: Tensor, along: "int | tuple[int, ...]") -> np.ndarray:
+    """The logarithm of `_BOUND` times the deviation along some dimensions: no step is worth being longer.
+
+    Where inputs were never seen an error seems to cost nothing, and codes may not be free to be zero.
+    """
+    mean_square = values.float().square().mean(along).double().numpy()
+    return 0.5 * np.log2(np.maximum(mean_square, 1e-60)) + math.log2(_BOUND)
 
 
 def _exponents(logs: np.ndarray) -> np.ndarray | None:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.parts.metric import column_weights, times_gram
+from waterfill.parts.metric import column_weights, correlates, times_gram
 
 MOST_STEPS = 48
+_SMALL = 1 << 16  # entries; larger weights with a Gram matrix of data are refitted in float32
 
 
 def refit(
@@ -17,7 +18,9 @@ def refit(
     Row by row the normal equations A_SS v_S = (A w)_S, solved for all rows at once by conjugate gradients with the
     diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe.
     """
-    wide = target.double() if target.numel() <= 1 << 20 else target
+    data = correlates(importance, target.shape[1])
+    wide = target.double() if target.numel() <= (_SMALL if data else 1 << 20) else target
+    near = 1e-6 if data and wide is target else 1e-10  # of the first error in the metric, which is enough
     scale = column_weights(importance, target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)
     fitted = (wide if start is None else start.to(wide)) * support
     residual = times_gram(importance, wide - fitted) * support
@@ -25,7 +28,7 @@ def refit(
     energy = (residual * direction).sum(1)
     first = energy
     for _ in range(steps):
-        if bool((energy <= 1e-10 * first).all()):
+        if bool((energy <= near * first).all()):
             break
         image = times_gram(importance, direction) * support
         length = _ratio(energy, (direction * image).sum(1))

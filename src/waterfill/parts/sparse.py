@@ -25,8 +25,8 @@ from waterfill.parts.thinning import Thinning, thin_groups
 _NAMED = ("entry", "rows", "columns")
 _SMALLEST = 1e-30
 _SCALES = (1.0, 0.5, 2.0)  # of the threshold
-_FURTHER = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-_TRIED = 3
+_FURTHER = (0.5, 1.5, 5.0, 15.0, 45.0)
+_TRIED = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,10 @@ def _thinned(thinning: Thinning, worth: Callable[[Tensor], float], price: float)
     found = []
     for scale in (0.0, *_FURTHER):
         mask = thinning.until(worth, scale)
-        found.append((thinning.distortion + price * _bits(thinning.gain[mask], thinning.units.size, mask, price), mask))
+        distortion = thinning.distortion
+        if found and distortion > min(total for total, _ in found):
+            break
+        found.append((distortion + price * _bits(thinning.gain[mask], thinning.units.size, mask, price), mask))
     best = sorted(found, key=lambda pair: pair[0])[:_TRIED]
     return [*(mask for _, mask in best), torch.zeros_like(mask)]
 

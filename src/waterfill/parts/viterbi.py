@@ -1,9 +1,9 @@
 """Codes along a trellis: of all the paths through a column's rows the one of least distortion + price * bits.
 
 Trellis coded quantization with the entropy coder's prices (Fischer and Wang, IEEE Trans. Inf. Theory 38, 1992): an
-entry's codes fall into four cosets, z mod 4; the state gives the lowest bit of z and the path the next one, so each step
-of a path costs what the best code of one coset costs, and Viterbi's algorithm finds the cheapest path. The compiled form
-is native/feedback.cpp.
+entry's codes fall into four cosets, z mod 4; the state gives the lowest bit of z and the path the next one. So each
+step of a path costs what the best code of one coset costs, and Viterbi's algorithm finds the cheapest path. The
+compiled form is native/feedback.cpp.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def cosets(
 
 
 def cheapest_path(cost: np.ndarray, best: np.ndarray, states: int, begin: int) -> tuple[np.ndarray, int]:
-    """The codes (int32 [n]) of least total cost that keep to the trellis from state `begin`, and the state after them."""
+    """The codes (int32 [n]) of least total cost of all paths from state `begin`, and the state after them."""
     code = trellis(states)
     before = np.empty((states, 2), np.int64)
     for bit in (0, 1):
