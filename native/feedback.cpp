@@ -1,6 +1,6 @@
 // Successive quantization of a block of columns, all rows at once: the inner loop of waterfill/parts/feedback.py. How
-// codes are chosen is told in parts/choose.py (each alone) and parts/viterbi.py (along a trellis), whose NumPy forms are
-// the references.
+// codes are chosen is told in parts/choose.py (each alone) and parts/viterbi.py (along a trellis), and the NumPy forms
+// there are the references.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -226,11 +226,11 @@ bool is(const Numbers& array, Sizes... sizes) {
 
 }  // namespace
 
-// Visit i of a block begins at targets[i], [channels, rows] in steps: what errors before this block make of the entries.
-// On return `errors`, which holds the entries themselves, holds entry - code, and codes[start + i] the codes.
+// Visit i of a block begins at targets[i], [channels, rows] in steps: what errors before this block make of entries. On
+// return `errors`, which holds the entries themselves, holds entry - code, and codes[start + i] the codes.
 //
-// ratio: [visits, visits], what an error moves a later target by. near, taps: [visits, taps], the visits before of whose
-// codes a mean is predicted, -1 for none. row_scale, col_scale: scale indices, added. weights, multiplied: bits per
+// ratio: [visits, visits], what an error moves a later target by. near, taps: [visits, taps], the earlier visits whose
+// codes predict a mean, -1 for none. row_scale, col_scale: scale indices, added. weights, multiplied: bits per
 // squared step. next: a trellis [states, 2], or [0, 2] for none; ends [chunks, positions, lanes]: in what states its
 // paths are, over chunks of `chunk` rows.
 void feedback_block(Array<float, 3> targets, Array<float, 3> errors, Array<const float, 2> ratio,

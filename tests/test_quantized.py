@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,3 +172,19 @@ def test_importance_that_does_not_fit_is_refused():
 def test_an_importance_of_zero_costs_next_to_nothing():
     part = Quantize().fit(torch.randn(30, 30), Importance(torch.zeros(())), 1e-3)
     assert part.bits < 100
+
+
+@pytest.mark.parametrize("states", [0, 8])
+def test_scales_are_the_best_for_the_codes(states):
+    target, importance = torch.randn(40, 48), Importance(torch.logspace(-1, 1, 40), torch.logspace(0, 0.5, 48))
+    price = 0.3 * importance.distortion(target) / target.numel()
+    part = Quantize(states=states).fit(target, importance, price)
+    assert part.grid.rows is not None
+    least = importance.distortion(target - part.dense())
+    for factor in (0.99, 1.01):
+        moved = replace(part, grid=replace(part.grid, step=part.grid.step * factor))
+        assert importance.distortion(target - moved.dense()) >= least
+    unit = np.eye(40, dtype=int)
+    better = [replace(part.grid, rows=part.grid.rows + sign * row) for row in unit for sign in (-1, 1)]
+    saved = [least - importance.distortion(target - replace(part, grid=grid).dense()) for grid in better]
+    assert max(saved) < 8 * price  # no row's scale is an eighth of an octave off for much more than an exponent's bits

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from waterfill import Importance, Quantize, recipe
 from waterfill.coding import product, trellis
+from waterfill.coding.compiled import native
 from waterfill.errors import BadRecipe, CorruptFile
 from waterfill.importance import smooth_gram
 from waterfill.part import cost, decode
@@ -118,6 +119,8 @@ IMPORTANCES = {
 @pytest.mark.parametrize("states", [4, 8, 128])
 def test_codes_keep_to_the_trellis_and_read_back(name, states):
     importance, shape = IMPORTANCES[name]
+    if native is None and math.prod(shape) > 1 << 16:
+        pytest.skip("slow without the compiled core")
     target = torch.randn(shape)
     part = Quantize(states=states).fit(target, importance, 0.01)
     assert min(shape) == 1 or part.states == states

@@ -27,7 +27,8 @@ class Importance:
     gram: A itself, [cols, cols], or [positions, positions] when `kernel` names that many positions; then
     A is that matrix for each channel and zero between channels. kernel: the spatial extent behind one input channel;
     cols = channels * prod(kernel), positions fastest. damping: what is added to the diagonal of `gram` before it is
-    factorized, relative to its mean; the distortion itself is not damped.
+    factorized, relative to its mean; the distortion itself is not damped. halves: `gram` as each half of the inputs
+    gives it, by which `waterfill.damping` finds the damping.
     """
 
     rows: Tensor = field(default_factory=lambda: torch.ones(()))
@@ -35,6 +36,7 @@ class Importance:
     gram: Tensor | None = None
     kernel: tuple[int, ...] = ()
     damping: float = 1e-8
+    halves: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "diagonal", "gram"):

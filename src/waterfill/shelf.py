@@ -66,6 +66,7 @@ class Shelf:
             value = found.importance
             values = {"rows": value.rows, "diagonal": value.diagonal}
             values |= {} if value.gram is None else {"gram": value.gram}
+            values |= {} if value.halves is None else dict(zip(("first", "second"), value.halves, strict=True))
             about |= {"damping": repr(value.damping), "kernel": " ".join(map(str, value.kernel))}
         path = self._path(name)
         beside = path.with_suffix(".tmp")
@@ -81,7 +82,9 @@ class Shelf:
             return found
         values, about = self._read(name)
         kernel = tuple(map(int, about["kernel"].split()))
-        return Importance(values["rows"], values["diagonal"], values.get("gram"), kernel, float(about["damping"]))
+        halves = (values["first"], values["second"]) if "first" in values else None
+        damping = float(about["damping"])
+        return Importance(values["rows"], values["diagonal"], values.get("gram"), kernel, damping, halves)
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None

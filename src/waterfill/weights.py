@@ -3,13 +3,14 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from waterfill import recipe
 from waterfill.coding.stream import Reader, Writer
+from waterfill.damping import damped
 from waterfill.errors import BadInput
 from waterfill.file import name_problem
 from waterfill.importance import Importance, entrywise, without_data
@@ -42,6 +43,7 @@ class Weight:
     spec: Spec
     load: Callable[[], Tensor]
     importance: Importance | None = None
+    _dampings: dict[int, float] = field(default_factory=dict)
 
     @functools.cached_property
     def reason(self) -> str:
@@ -67,10 +69,10 @@ class Weight:
     @functools.cached_property
     def curve(self) -> Curve:
         """Bits and distortion of the whole tensor by price, measured on a sample of its rows."""
-        thinned = self._thinned
-        scale = self.layout.entries / max(1, sum(t.numel() for t, _ in thinned))
+        scale = self.layout.entries / max(1, sum(t.numel() for t, _ in self._thinned))
 
         def measure(price: float) -> Point:
+            thinned = [(target, self._damped(importance, price)) for target, importance in self._thinned]
             parts = [self.chosen_spec.fit(target, importance, price) for target, importance in thinned]
             distortion = sum(
                 0.0 if self.layout.role == RAW else importance.distortion(target - part.dense())
@@ -130,6 +132,15 @@ class Weight:
             return entrywise(target)
         return without_data(target, self.layout.kernel, math.prod(self.layout.matrix))
 
+    def _damped(self, importance: Importance, price: float) -> Importance:
+        """The importance with the damping for a price, which is sought once for every factor of 16."""
+        if importance.halves is None:
+            return importance
+        level = round(math.log(price, 16))
+        if level not in self._dampings:
+            self._dampings[level] = damped(*self._thinned[0], 16.0**level).damping
+        return replace(importance, damping=self._dampings[level])
+
     def fit(self, price: float) -> "Fitted":
         """The parts at a price as their blob gives them back, and how far they are from the tensor.
 
@@ -139,7 +150,8 @@ class Weight:
         if self.layout.role != RAW:
             check_finite(self.name, tensor)
         targets = self.layout.split(tensor)
-        found = tuple(self.chosen_spec.fit(target, self._importance(target), price) for target in targets)
+        pairs = [(target, self._damped(self._importance(target), price)) for target in targets]
+        found = tuple(self.chosen_spec.fit(target, importance, price) for target, importance in pairs)
         blob = encode(found)
         parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts
         lost, energy = 0.0, 0.0

@@ -24,23 +24,21 @@ def feed_back(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray], rule: Rule) 
 
     factor: T [n, n], and the steps [n] of the visits against each other. On return x holds x - codes.
     """
-    n, channels, rows = x.shape
-    targets, codes = x.copy(), np.zeros(x.shape, np.int32)
+    lower, steps = factor
+    n = len(x)
+    diagonal = np.diagonal(lower) * steps
+    codes, carried = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)  # carried: T times errors in step 1
     ends = rule.beginning()
     for start in range(0, n, BLOCK):
         now, later = slice(start, min(start + BLOCK, n)), slice(start + BLOCK, n)
-        _block((targets[now], x[now]), _ratio(factor, now, now), codes, start, (rule, ends))
+        ratio = (lower[now, now] * steps[now] / diagonal[now, None]).astype(np.float32)
+        targets = x[now] + carried[now] / diagonal[now, None, None].astype(np.float32)
+        _block((targets, x[now]), ratio, codes, start, (rule, ends))
         if later.start < n:
-            reached = torch.from_numpy(targets[later].reshape(-1, channels * rows))
-            errors = torch.from_numpy(x[now].reshape(-1, channels * rows))
-            reached.addmm_(torch.from_numpy(_ratio(factor, later, now)), errors)
+            errors = torch.from_numpy((x[now] * steps[now, None, None].astype(np.float32)).reshape(len(targets), -1))
+            weights = torch.from_numpy(lower[later, now].astype(np.float32, copy=False))
+            torch.from_numpy(carried[later].reshape(n - later.start, -1)).addmm_(weights, errors)
     return codes
-
-
-def _ratio(factor: tuple[np.ndarray, np.ndarray], to: slice, by: slice) -> np.ndarray:
-    """How far errors of some visits move the targets of others, in steps: float32 [to, by]."""
-    lower, steps = factor
-    return ((lower[to, by] * steps[by]) / (np.diagonal(lower) * steps)[to, None]).astype(np.float32)
 
 
 def _block(

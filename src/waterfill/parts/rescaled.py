@@ -1,7 +1,7 @@
 """The scales that suit codes best once they are chosen: least squares in the metric of the data.
 
-With codes fixed, the restored row w^_o times a factor is closest to w_o at <w_o, A w^_o> / <w^_o, A w^_o>; over all rows
-the step has one such factor in common.
+With codes fixed, the restored row w^_o times a factor is closest to w_o at <w_o, A w^_o> / <w^_o, A w^_o>; the step is
+such a factor for all rows at once.
 """
 
 from dataclasses import replace
@@ -16,6 +16,8 @@ from waterfill.importance import Importance
 from waterfill.parts.drafts import LARGE, Draft
 from waterfill.parts.grid import FARTHEST, Grid
 
+_SEEN = 1 << 20
+
 
 def refitted(target: Tensor, importance: Importance, price: float, draft: Draft) -> Grid:
     """The draft's grid with the best step and, where rows have scales, the eighths of an octave nearest to the best.
@@ -23,7 +25,7 @@ def refitted(target: Tensor, importance: Importance, price: float, draft: Draft)
     Row scales stay as they are unless the distortion falls by more than price * bits; of large matrices some rows tell
     the step.
     """
-    every = max(1, draft.codes.size // LARGE)
+    every = max(1, draft.codes.size // _SEEN) if draft.codes.size >= LARGE else 1
     shared, energy = _moments(target, importance, draft, every)
     weights = torch.from_numpy(np.broadcast_to(importance.rows.double().numpy(), len(target)).copy())[::every]
     grid = _with_step(draft.grid, weights @ shared, weights @ energy)
@@ -35,18 +37,19 @@ def refitted(target: Tensor, importance: Importance, price: float, draft: Draft)
     scale = torch.from_numpy(2.0 ** ((rows - grid.rows) / 8))
     other = _with_step(replace(draft.grid, rows=rows), weights @ (scale * shared), weights @ (scale**2 * energy))
 
-    def gain(grid: Grid, scale: Tensor) -> float:
-        """What these scales save, nats: of the distortion, less the price of the exponents."""
-        factor = scale * (grid.step / draft.grid.step)
+    def saved(step: float, scale: Tensor, exponents: np.ndarray) -> float:
+        """Nats: what the distortion falls by, less the price of the exponents."""
+        factor = scale * (step / draft.grid.step)
         tally = Tally()
-        tally.ints(grid.rows)
+        tally.ints(exponents)
         return float(weights @ (factor * shared - 0.5 * factor**2 * energy)) - price * tally.bits
 
-    return other if gain(other, scale) > gain(grid, torch.ones_like(scale)) else grid
+    better = saved(other.step, scale, rows) > saved(grid.step, torch.ones_like(scale), grid.rows)
+    return other if better else grid
 
 
 def _moments(target: Tensor, importance: Importance, draft: Draft, every: int) -> tuple[Tensor, Tensor]:
-    """<w_o, A w^_o> and <w^_o, A w^_o> of every so-manieth row, float64."""
+    """<w_o, A w^_o> and <w^_o, A w^_o> of one in `every` rows, float64."""
     shared, energy = [], []
     codes = torch.from_numpy(draft.codes)
     for rows in row_chunks(-(-len(target) // every), target.shape[1]):

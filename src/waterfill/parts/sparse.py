@@ -112,22 +112,23 @@ class Prune(Spec):
 
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         shape = (target.shape[0], target.shape[1])
+        pattern: Pattern
         if ":" in self.pattern:
-            groups = Groups(*map(int, self.pattern.split(":")))
-            mask = self._groups(groups, target, importance)
-            return _fitted((groups, mask), target, importance, price, leaf(self.values))
-        blocks = self._blocks(shape)
-        masks = self._masks(blocks, target, importance, price)
-        parts = [_fitted((blocks, mask), target, importance, price, leaf(self.values)) for mask in masks]
+            pattern = groups = Groups(*map(int, self.pattern.split(":")))
+            masks = self._groups(groups, target, importance)
+        else:
+            pattern = blocks = self._blocks(shape)
+            masks = self._masks(blocks, target, importance, price)
+        parts = [_fitted((pattern, mask), target, importance, price, leaf(self.values)) for mask in masks]
         return min(parts, key=lambda part: cost(part, target, importance, price))
 
-    def _groups(self, groups: Groups, target: Tensor, importance: Importance) -> Tensor:
-        """The mask of an N:M pattern."""
+    def _groups(self, groups: Groups, target: Tensor, importance: Importance) -> list[Tensor]:
+        """The mask of an N:M pattern, or two of which the better one is taken."""
         if self.criterion == HESSIAN:
-            return Surgeon(target, importance).groups(groups)
+            return [Surgeon(target, importance).groups(groups)]
         if self.criterion == AUTO and correlates(importance, target.shape[1]):
-            return thin_groups(target, importance, groups)
-        return groups.select(static(target, importance, self.criterion))
+            return [thin_groups(target, importance, groups), Surgeon(target, importance).groups(groups)]
+        return [groups.select(static(target, importance, self.criterion))]
 
     def _masks(self, blocks: Blocks, target: Tensor, importance: Importance, price: float) -> list[Tensor]:
         """What may be kept: the share `keep`, or a few masks by the price, as the bits are estimates."""
@@ -187,7 +188,7 @@ def _thinned(thinning: Thinning, worth: Callable[[Tensor], float], price: float)
     A unit's gain bounds from above what it costs to go, as others will make up for it: so the way goes on well beyond
     the threshold, and the estimated cost of each place decides.
     """
-    found = []
+    found: list[tuple[float, Tensor]] = []
     for scale in (0.0, *_FURTHER):
         mask = thinning.until(worth, scale)
         distortion = thinning.distortion

@@ -14,7 +14,7 @@ from waterfill.parts.metric import entry_weights, row_weights
 from waterfill.parts.refit import refit
 from waterfill.parts.support import Blocks, Groups, largest
 
-_STAYING = 0.7  # of the units, at least, after each step
+_STAYING, _SLICE = 0.8, 0.06  # after each step at least so many of the units, and at most so many of all gone
 _STEPS = 6  # of conjugate gradients in between
 _FEW = 0.02  # of the units; so few go without another look
 _CHEAP = 0.1  # of the threshold; what gains less goes at once, however much it is
@@ -49,7 +49,7 @@ class Thinning:
         """Go on until `count` units are kept: their mask."""
         kept = int(self.mask.sum())
         while kept > count:
-            kept = max(count, int(_STAYING * kept))
+            kept = max(count, self._next(kept))
             self._keep(kept)
         return self.mask
 
@@ -62,9 +62,13 @@ class Thinning:
             if worth == kept:
                 return self.mask
             sure = int((gain > _CHEAP * level).sum())
-            self._keep(max(worth, min(sure, int(_STAYING * kept))))
+            self._keep(max(worth, min(sure, self._next(kept))))
             if kept - worth <= _FEW * kept:
                 return self.mask
+
+    def _next(self, kept: int) -> int:
+        """How many may be kept after the next step."""
+        return kept - max(1, min(int((1 - _STAYING) * kept), int(_SLICE * self.mask.numel())))
 
     def _keep(self, count: int) -> None:
         """The `count` units of most gain."""
@@ -91,5 +95,5 @@ def thin_groups(target: Tensor, importance: Importance, groups: Groups) -> Tenso
     for kept in range(groups.size - 1, groups.kept - 1, -1):
         gain = (weights * fitted.square()).masked_fill(~mask, -0.5)
         mask = Groups(kept, groups.size).select(gain)
-        fitted = refit(target, mask, importance, fitted, _STEPS)
+        fitted = refit(target, mask, importance, fitted, 2 * _STEPS)
     return mask
