@@ -59,15 +59,15 @@ def inside(folder: Path, states: int) -> None:
     weight, gram = (torch.from_numpy(np.load(folder / name)) for name in ("weight.npy", "gram.npy"))
     fitted(weight[:8, :8].clone(), gram[:8, :8].clone(), states, 1e-3)  # everything is imported
     price = RATE * Importance(gram=gram).distortion(weight[:64]) / (64 * len(gram))
-    before = highest()
+    before = held("VmRSS")
     fitted(weight, gram, states, price)
-    print((highest() - before) / (4 * weight.numel()))
+    print((held("VmHWM") - before) / (4 * weight.numel()))
 
 
-def highest() -> int:
-    """Bytes that this process has held at most; unlike getrusage, without its parent's."""
-    line = next(line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+def held(what: str) -> int:
+    """Bytes that this process holds (VmRSS) or has held at most (VmHWM); unlike getrusage, without its parent's."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def measure(width: int, states: list[int], runs: int) -> list[list[Any]]:

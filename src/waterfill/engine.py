@@ -199,10 +199,17 @@ class Run:
         least = self.overhead([1] * len(self.weights))
         if size <= least:
             raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
-        average = max(2.0, self.entries / len(self.weights))
-        bits = 8 * (size - least) / max(1, self.entries)
-        guess = round(-bits - (1 - SIZE_EXPONENT) * math.log(average, 4))  # where a relative error has its cost
-        return bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(0, guess)), self.workers)
+        guess = self._guess(8 * (size - least) / max(1, self.entries))
+        return bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(12, guess)), self.workers)
+
+    def _guess(self, bits: float) -> int:
+        """The k at which price 4^k spends about so many bits an entry, by the high-rate formula."""
+        known = [(w.level, w.layout.entries) for w in self.weights if w.level is not None]
+        covered = sum(entries for _, entries in known)
+        if covered > 0.5 * self.entries:
+            return round(sum(level * entries for level, entries in known) / covered - bits)
+        average = max(2.0, self.entries / len(self.weights))  # where a relative error has its cost
+        return min(0, round(-bits - (1 - SIZE_EXPONENT) * math.log(average, 4)))
 
     def _measure(self, i: int, k: int) -> float:
         bits = self.weights[i].curve.at_grid(k).bits

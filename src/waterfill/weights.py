@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ SAMPLE = 1 << 16
 _COMPARED = 1 << 20  # entries; larger parts are read back too, under their checksums, but not compared
 _RANGE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32
 _PIECE = 1 << 18  # entries
+_TINY = 1e-30
 _TOO_SMALL = 64  # entries; below, any side information costs more than it saves
 _SMALL = "Dense()"
 _EXACT = 'Dense(format="lossless")'
@@ -83,6 +85,17 @@ class Weight:
         if self.layout.role == RAW:  # the price changes nothing
             return Curve(functools.lru_cache(lambda price: measure(1.0)))
         return Curve(measure)
+
+    @functools.cached_property
+    def level(self) -> float | None:
+        """The logarithm to base 4 of the price at which, by the high-rate formula, entries would take no bits; each bit
+        more is a price four times lower. None without importance from data."""
+        if self.importance is None or self.importance.gram is None or self.reason:
+            return None
+        target, importance = self._thinned[0]
+        energy = (target.double().square().mean(1) * importance.rows.double()).clamp_min(_TINY)
+        assert importance.lower is not None
+        return float(0.5 * energy.log2().mean()) + float(np.log2(np.diag(importance.lower)).mean())
 
     def check(self) -> None:
         """Raise BadInput, naming the tensor, if a file cannot hold its name or its importance does not fit it."""

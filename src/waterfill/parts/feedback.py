@@ -27,17 +27,21 @@ def feed_back(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray], rule: Rule) 
     lower, steps = factor
     n = len(x)
     diagonal = np.diagonal(lower) * steps
-    codes, carried = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)  # carried: T times errors in step 1
+    wide = lower.dtype == np.float32
+    unit = 1.0 if wide else float(diagonal.max())  # of what is carried: T times errors, in its range
+    codes, carried = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)
     ends = rule.beginning()
     for start in range(0, n, BLOCK):
         now, later = slice(start, min(start + BLOCK, n)), slice(start + BLOCK, n)
         ratio = (lower[now, now] * steps[now] / diagonal[now, None]).astype(np.float32)
-        targets = x[now] + carried[now] / diagonal[now, None, None].astype(np.float32)
+        targets = x[now].copy()
+        if start:
+            targets += carried[now] * (unit / diagonal[now, None, None]).astype(np.float32)
         _block((targets, x[now]), ratio, codes, start, (rule, ends))
         if later.start < n:
             errors = torch.from_numpy((x[now] * steps[now, None, None].astype(np.float32)).reshape(len(targets), -1))
-            weights = torch.from_numpy(lower[later, now].astype(np.float32, copy=False))
-            torch.from_numpy(carried[later].reshape(n - later.start, -1)).addmm_(weights, errors)
+            weights = lower[later, now] if wide else (lower[later, now] / unit).astype(np.float32)
+            torch.from_numpy(carried[later].reshape(n - later.start, -1)).addmm_(torch.from_numpy(weights), errors)
     return codes
 
 

@@ -62,13 +62,13 @@ class Thinning:
             if worth == kept:
                 return self.mask
             sure = int((gain > _CHEAP * level).sum())
-            self._keep(max(worth, min(sure, self._next(kept))))
+            self._keep(max(worth, min(sure, self._next(kept, 2 * _SLICE))))
             if kept - worth <= _FEW * kept:
                 return self.mask
 
-    def _next(self, kept: int) -> int:
-        """How many may be kept after the next step."""
-        return kept - max(1, min(int((1 - _STAYING) * kept), int(_SLICE * self.mask.numel())))
+    def _next(self, kept: int, most: float = _SLICE) -> int:
+        """How many may be kept after the next step; `most`: the share of all that may go."""
+        return kept - max(1, min(int((1 - _STAYING) * kept), int(most * self.mask.numel())))
 
     def _keep(self, count: int) -> None:
         """The `count` units of most gain."""

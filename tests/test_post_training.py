@@ -1,0 +1,135 @@
+"""The benchmark of post-training compression: its tables from known measurements, its plan, its inputs."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def beside_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def script(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("goal", "bits"),
+    [(70, 1.0), (80, 1.0), (85, 1.5), (90, 2.0), (89, 1.9), (91, 3.0), (92, 4.0), (93, None)],
+)
+def test_bits_at_which_a_quality_is_reached(goal: float, bits: float | None) -> None:
+    """Between measurements by interpolation; a dip in the curve does not count against it."""
+    curve = [(4.0, 92.0), (1.0, 80.0), (2.0, 90.0), (3.0, 88.0)]
+    found = script("post_training_tables").reach(curve, goal)
+    assert found == (None if bits is None else pytest.approx(bits))
+
+
+def results(tables: ModuleType) -> list:
+    """A network that loses little with us and more with others; the automatic recipe is not the best one."""
+    base = tables.Result("ResNet-20", tables.ORIGINAL, None, size=32000, file_bits=32.0, quality=91.0, better=1)
+    base = replace(base, resolution=0.1, metric="accuracy, %", divergence=0.0, inputs=256)
+
+    def made(method: str, bits: float, quality: float, divergence: float) -> object:
+        size = int(1000 * bits)
+        return replace(
+            base, method=method, bits=bits, file_bits=bits, size=size, quality=quality, divergence=divergence
+        )
+
+    ours = [made("Quantize(states=8)", b, q, d) for b, q, d in ((4, 91, 0.01), (2, 90.9, 0.04), (1.6, 90.6, 0.08))]
+    other = [made("Codebook()", 2, 90, 0.2), made("Quantize() + LowRank()", 2, 91, 0.03)]
+    opponents = [made(tables.GPTQ, b, q, d) for b, q, d in ((4, 90.95, 0.03), (2, 60, 1.0))]
+    failed = replace(base, method=tables.ROUNDING, bits=2.0, failed="ValueError: too small")
+    return [base, *ours, *other, *opponents, failed]
+
+
+@pytest.fixture
+def made() -> dict:
+    tables = script("post_training_tables")
+    shown = tables.Shown("Quantize(states=8)", (2.0,), {"ResNet-20": {1.6: 0.5, 2.0: 0.05}})
+    return {name: table.rows for name, table in tables.tables(results(tables), shown).items()}
+
+
+def test_verdicts_are_by_quality_then_by_divergence(made: dict) -> None:
+    verdicts = {row[3]: row[-3:] for row in made["quality"]}
+    assert verdicts[4][0] == "better" and verdicts[2] == ["better", "-", "better"]
+
+
+def test_points_lost_are_held_against_their_bars(made: dict) -> None:
+    assert [(row[1], round(row[6], 3), row[7]) for row in made["headline"]] == [(2, 0.1, 0.05), (1.6, 0.4, 0.5)]
+    met = {row[0]: row[-1] for row in made["claims"]}
+    assert met["ResNet-20 at 1.6 bits of the whole file: points of accuracy lost"] is True
+    assert met["ResNet-20 at 2 bits of the whole file: points of accuracy lost"] is False
+
+
+def test_bits_saved(made: dict) -> None:
+    by_bits = {row[2]: row for row in made["saved"]}
+    assert by_bits[2][5:7] == ["<= 1.600", pytest.approx(0.4)]
+    assert by_bits[4][6] == pytest.approx(4 - 3)  # 90.95 lies halfway between 90.9 at 2 bits and 91 at 4
+    divergence = 4 - by_bits[4][8]
+    assert 2.0 < divergence < 4.0
+
+
+def test_the_automatic_choice_beside_the_best(made: dict) -> None:
+    """A quarter less divergence is worth log(4/3) over the slope of the own curve."""
+    (row,) = made["choice"]
+    assert row[2:6] == ["Codebook()", 0.2, "Quantize() + LowRank()", 0.03]
+    slope = (torch.tensor(0.08).log() - torch.tensor(0.01).log()) / 2.4
+    assert row[7] == pytest.approx(float((torch.tensor(4 / 3).log()) / slope), rel=1e-4)
+    assert row[8] == pytest.approx(100 * row[7] / 2)
+
+
+def test_the_plan_has_every_network_and_no_budget_without_data() -> None:
+    post = script("post_training")
+    options = post.parse_options(["--bits", "3,2", "--recipe", "Codebook()", "--quick"])
+    jobs = post.plan(options)
+    assert len(jobs) == len(set(jobs)) and all(job.quick for job in jobs)
+    without = [job for job in jobs if job.network == post.WITHOUT_DATA]
+    assert [job.method for job in without] == [post.ORIGINAL]
+    rates = {job.bits for job in jobs if job.network == "ResNet-56" and job.method == options.automatic}
+    assert rates == {3.0, 2.0, *post.NEAR}
+    assert {job.bits for job in jobs if job.method == "Codebook()"} == {3.0, 2.0}
+
+
+def test_an_unknown_network_is_named(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        script("post_training").parse_options(["--networks", "ResNet-20,AlexNet"])
+    assert "AlexNet" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a file the data folder's reader left open
+@pytest.mark.parametrize("name", ["LeNet-300-100", "Llama 260K", "LSTM 2x128"])
+def test_networks_take_their_calibration_inputs(data_file: Callable[[str], Path], name: str) -> None:
+    networks, inputs = script("networks"), script("calibration_data")
+    network = networks.networks()[name]
+    folder = data_file(network.file).parent
+    state = network.state(folder)
+    batches = inputs.calibration_batches(name, folder, 3)
+    model = inputs.model_of(name, folder, state)
+    assert sum(len(batch) for batch in batches) == 3
+    with torch.inference_mode():
+        outputs = model(batches[0])
+    outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+    assert bool(torch.isfinite(outputs).all()) and len(outputs) == len(batches[0])
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])
+
+
+@pytest.mark.slow
+def test_images_are_either_for_calibration_or_for_measuring(data_file: Callable[[str], Path]) -> None:
+    inputs, common = script("calibration_data"), script("common")
+    folder = data_file("imagenet_sample_250.npz").parent
+    pixels = common.data_module(folder, "imgpack").load(folder / "imagenet_sample_250.npz")[0]
+    batches = inputs.calibration_batches("MobileNetV1 0.25", folder, 1000)
+    found = torch.cat(batches)
+    wanted = torch.from_numpy(pixels[:: inputs.SPARED]).permute(0, 3, 1, 2) / 127.5 - 1
+    assert torch.allclose(found, wanted.float())
