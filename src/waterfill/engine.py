@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from threading import Lock
@@ -180,12 +181,15 @@ class Run:
 
     def settled(self, ledger: Ledger, found: Bracket, size: int, order: Sequence[int] | None = None) -> Ledger:
         """The ledger once the file has at most `size` bytes; order: the weights that may be fitted again for it."""
-        for _ in range(4):
+        for attempt in range(5):
             lengths = [int(ledger.bits[i] / 8) for i in range(len(self.weights))]
             exact = 8.0 * (size - self.overhead(lengths))
-            if ledger.total <= exact and (order is None or ledger.total >= FILL * exact):
+            if ledger.total <= exact and (order is None or ledger.total >= FILL * exact or attempt > 1):
                 return ledger
-            settle(found, exact - 64, self._fit, ledger, order=order)
+            with suppress(BudgetError) if order is not None else nullcontext():
+                settle(found, exact - 64, self._fit, ledger, order=order)
+                continue
+            order = None  # these weights alone cannot make up for it
         raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
 
     def price_for(self, size: int) -> float:

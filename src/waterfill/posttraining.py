@@ -19,7 +19,7 @@ from waterfill.folding import fold_batch_norm
 from waterfill.model import CompressedModel
 from waterfill.part import Spec
 from waterfill.repairs import repair
-from waterfill.running import Forward
+from waterfill.running import Forward, split
 from waterfill.sequential import STAGES, refit_in_order
 
 DEFAULT_SPEC = "Quantize(states=8)"
@@ -100,11 +100,17 @@ def _repaired(
     made: CompressedModel, work: nn.Module, batches: Iterable[Any], forward: Forward | None, allowed: int | None
 ) -> CompressedModel:
     """The model with the repairs that help and, where there is a limit, fit."""
-    try:
-        found = repair(made, copy.deepcopy(work), batches, forward=forward).model
-    except BadInput as error:
-        if "fewer than two" in str(error):
-            return made
-        raise
+    if not _can_hold_out(batches):
+        return made
+    found = repair(made, copy.deepcopy(work), batches, forward=forward).model
     assert isinstance(found, CompressedModel)
     return found if allowed is None or found.size <= allowed else made
+
+
+def _can_hold_out(batches: Iterable[Any]) -> bool:
+    """Whether there is more than one input, so that some can decide on what was fitted to the others."""
+    try:
+        split(batches, 0.25)
+    except BadInput:
+        return False
+    return True
