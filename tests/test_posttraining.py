@@ -72,12 +72,12 @@ def test_the_model_and_its_modes_stay_as_they_were(deep) -> None:
 
 def test_a_file_with_folded_norms_loads_into_the_users_own_class(tmp_path) -> None:
     model = lively(Normed, images(64))
-    made = compress_with_data(model, [images(48, 2), images(48, 3)], bits=6)
+    made = compress_with_data(model, [images(48, 2), images(48, 3)], bits=14)
     assert made.notes["folded"] and made.notes["samples"] == 96
     made.save(tmp_path / "normed.wf")
     again = waterfill.load(tmp_path / "normed.wf")
     assert output_error(model, again, images(32, 4)) < 0.2
-    kept = compress_with_data(model, [images(48, 2)], bits=6, steps=Steps(fold=False))
+    kept = compress_with_data(model, [images(48, 2)], bits=14, steps=Steps(fold=False))
     assert not kept.notes["folded"]
 
 

@@ -13,7 +13,7 @@ from waterfill.importance import Importance
 FARTHEST = 200
 """Scale exponents lie within 25 octaves either way."""
 _FINEST = 2.0**-22  # of the largest entry: codes stay within 24 bits
-_BOUND = 2.0  # steps in deviations of the weights that they divide
+_BOUND = 3.0
 _SPREAD = 0.1  # octaves of scatter in the ideal steps below which scales are not worth trying
 
 
@@ -94,14 +94,11 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     by_place = log_col.reshape(-1, importance.positions)
     places = by_place.mean(0) - by_place.mean()
     channels = by_place.mean(1) - by_place.mean()
-    rows_off = log_row - log_row.mean()
+    offsets = log_row - log_row.mean()
     if importance.gram is not None and len(importance.gram) == cols:
-        middle = math.log2(level) + log_row.mean() + log_col.mean()
-        rows_off = np.minimum(rows_off, _farthest_steps(target, 1) - middle)
-        channels = np.minimum(
-            channels, _farthest_steps(target.reshape(rows, -1, importance.positions), (0, 2)) - middle
-        )
-    vectors = [rows_off, channels, places]
+        cube = target.reshape(rows, -1, importance.positions)
+        offsets, channels = _bounded(offsets, cube, (1, 2)), _bounded(channels, cube, (0, 2))
+    vectors = [offsets, channels, places]
     exponents = [_exponents(v) for v in vectors]
     if any(e is not None for e in exponents):
         step = level * 2.0 ** (log_row.mean() + log_col.mean())
@@ -109,13 +106,14 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     return grids
 
 
-def _farthest_steps(values: Tensor, along: "int | tuple[int, ...]") -> np.ndarray:
-    """The logarithm of `_BOUND` times the deviation along some dimensions: no step is worth being longer.
+def _bounded(offsets: np.ndarray, values: Tensor, along: tuple[int, int]) -> np.ndarray:
+    """Steps (octaves) at most `_BOUND` octaves longer than half of all are, each in deviations of what it divides.
 
-    Where inputs were never seen an error seems to cost nothing, and codes may not be free to be zero.
+    Where inputs were never seen an error seems to cost nothing, and codes along a trellis are not free to be zero.
     """
     mean_square = values.float().square().mean(along).double().numpy()
-    return 0.5 * np.log2(np.maximum(mean_square, 1e-60)) + math.log2(_BOUND)
+    deviations = 0.5 * np.log2(np.maximum(mean_square, 1e-12 * max(float(mean_square.mean()), 1e-30)))
+    return np.minimum(offsets, deviations + np.median(offsets - deviations) + _BOUND)
 
 
 def _exponents(logs: np.ndarray) -> np.ndarray | None:
