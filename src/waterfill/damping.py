@@ -1,7 +1,8 @@
 """How far to trust a Gram matrix: the damping under which codes fitted to one half of the inputs serve the other best.
 
 Feedback moves errors to where inputs have been small. How small they will be on other inputs, a few hundred do not tell
-well, and the less the dearer bits are, when errors are large: so the damping goes with the price.
+well, and the less the dearer bits are, when errors are large: so the damping goes with the price. What errors then cost
+on other inputs is more than on those that the codes were fitted to; weights for which it is much more get more bits.
 """
 
 import math
@@ -21,6 +22,7 @@ UNTESTED = 10.0**-1.5
 """Where nothing was held out."""
 _ENTRIES = 1 << 14  # of the rows that it is tried on
 _LEAST = 8  # rows
+_MOST_EXCESS = 6.0
 
 
 @cache
@@ -32,7 +34,8 @@ def damped(target: Tensor, importance: Importance, price: float) -> Importance:
     """The importance with the damping that suits a target [rows, cols] at a price; as it is where no halves are known.
 
     The costs D + price * bits are compared on the half that the codes were not fitted to, both halves in turn, from the
-    middle of `DAMPINGS` downhill.
+    middle of `DAMPINGS` downhill. The rows are scaled by what D was short of there: the excess is in proportion to the
+    inverse of the number of inputs, so half of what was found on halves.
     """
     if importance.halves is None or target.numel() == 0:
         return importance
@@ -42,18 +45,22 @@ def damped(target: Tensor, importance: Importance, price: float) -> Importance:
     first, second = importance.halves
 
     @cache
-    def cost(k: int) -> float:
-        if not 0 <= k < len(DAMPINGS):
-            return math.inf
-        total = 0.0
+    def tried(k: int) -> tuple[float, float]:
+        total = excess = seen_cost = 0.0
         for fitted, held in ((first, second), (second, first)):
             part = _codes().fit(seen, replace(share, gram=fitted, damping=DAMPINGS[k]), price)
-            total += replace(share, gram=held).distortion(seen - part.dense()) + price * part.bits
-        return total
+            error = seen - part.dense()
+            own, other = (replace(share, gram=gram).distortion(error) for gram in (fitted, held))
+            total += other + price * part.bits
+            excess, seen_cost = excess + other - own, seen_cost + own
+        return total, min(max(excess / seen_cost if seen_cost > 0 else 0.0, 0.0), _MOST_EXCESS)
+
+    def cost(k: int) -> float:
+        return tried(k)[0] if 0 <= k < len(DAMPINGS) else math.inf
 
     best = DAMPINGS.index(min(DAMPINGS, key=lambda d: abs(math.log(d / UNTESTED))))
     while True:
         step = min((best - 1, best + 1), key=cost)
         if cost(step) >= cost(best):
-            return replace(importance, damping=DAMPINGS[best])
+            return replace(importance, damping=DAMPINGS[best]).scaled(1 + tried(best)[1] / 2)
         best = step

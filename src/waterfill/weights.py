@@ -45,7 +45,7 @@ class Weight:
     spec: Spec
     load: Callable[[], Tensor]
     importance: Importance | None = None
-    _dampings: dict[int, float] = field(default_factory=dict)
+    _trust: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @functools.cached_property
     def reason(self) -> str:
@@ -150,9 +150,12 @@ class Weight:
         if importance.halves is None:
             return importance
         level = round(math.log(price, 16))
-        if level not in self._dampings:
-            self._dampings[level] = damped(*self._thinned[0], 16.0**level).damping
-        return replace(importance, damping=self._dampings[level])
+        if level not in self._trust:
+            target, own = self._thinned[0]
+            found = damped(target, own, 16.0**level)
+            self._trust[level] = found.damping, float(found.rows.sum() / own.rows.double().sum())
+        damping, factor = self._trust[level]
+        return replace(importance, damping=damping).scaled(factor)
 
     def fit(self, price: float) -> "Fitted":
         """The parts at a price as their blob gives them back, and how far they are from the tensor.
