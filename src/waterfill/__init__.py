@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from waterfill.calibration import Calibration, calibrate
-    from waterfill.engine import Progress, compress
+    from waterfill.engine import compress
     from waterfill.errors import (
         BadInput,
         BadRecipe,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from waterfill.quality import compress_to_quality, measure_of, parse_drop
     from waterfill.recipe import parse
     from waterfill.repairs import Repaired, repair
+    from waterfill.run import Progress
 
     load = CompressedModel.load
 
@@ -84,6 +85,7 @@ _ROOMS = (
     "parts",
     "recipe",
     "model",
+    "run",
     "engine",
     "calibration",
     "job",

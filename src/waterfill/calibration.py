@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.engine import Progress, tensors_of
+from waterfill.engine import tensors_of
 from waterfill.errors import BadInput
 from waterfill.gathering import FISHER, OUTPUTS, Loss, Run
 from waterfill.importance import Importance
 from waterfill.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
 from waterfill.moments import bytes_of
 from waterfill.norms import statistics
+from waterfill.run import Progress
 from waterfill.running import Forward
 from waterfill.shelf import Shelf, fingerprint
 from waterfill.uses import Plan

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from waterfill.capture import Capture
-from waterfill.engine import Progress
 from waterfill.errors import BadInput
 from waterfill.layout import VECTOR
 from waterfill.merging import merge
 from waterfill.moments import Slope
 from waterfill.norms import statistics
+from waterfill.run import Progress
 from waterfill.running import Forward, as_deployed, call, tensor_in
 from waterfill.shelf import Found
 from waterfill.uses import Plan, Uses

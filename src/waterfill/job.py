@@ -11,13 +11,14 @@ from typing import Any
 
 from waterfill import manifest, recipe
 from waterfill.checkpoint import Checkpoint, open_checkpoint
-from waterfill.engine import FIXED_RATE_PRICE, Progress, Run, Target, resolve
+from waterfill.engine import resolve
 from waterfill.errors import BadInput, BudgetError, OutputExists
 from waterfill.file import FileWriter, size_of
 from waterfill.journal import Journal
 from waterfill.layout import RAW, Layout, layout_of
 from waterfill.model import count_weights, table_row
 from waterfill.part import Spec
+from waterfill.run import FIXED_RATE_PRICE, Progress, Run, Target
 from waterfill.weights import SAMPLE, Weight
 
 _MOST_THREADS = 4

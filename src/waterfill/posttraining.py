@@ -13,12 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from waterfill.calibration import OUTPUTS, Loss, calibrate
-from waterfill.engine import Compression, Progress, Target, resolve
+from waterfill.engine import Compression, resolve
 from waterfill.errors import BadInput
 from waterfill.folding import fold_batch_norm
 from waterfill.model import CompressedModel
 from waterfill.part import Spec
 from waterfill.repairs import repair
+from waterfill.run import Progress, Target
 from waterfill.running import Forward, split
 from waterfill.sequential import STAGES, refit_in_order
 

@@ -17,7 +17,7 @@ from waterfill.cli.text import (
     shortened,
     table,
 )
-from waterfill.engine import Progress
+from waterfill.run import Progress
 
 
 @pytest.mark.parametrize(

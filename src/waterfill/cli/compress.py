@@ -28,9 +28,7 @@ _WITH_DATA = ("network", "max_drop", "held_out")
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `compress`."""
     budget = add_common(parser)
-    budget.add_argument(
-        "--max-drop", metavar="D", help="how far quality may fall, such as 0.5%% (with --held-out)"
-    )
+    budget.add_argument("--max-drop", metavar="D", help="how far quality may fall, such as 0.5%% (with --held-out)")
     parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: beside MODEL, named .wf)")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     data = parser.add_argument_group("with data")
