@@ -1,4 +1,4 @@
-"""What is seen of a running network, how its inputs become columns, and how shape and damping are chosen."""
+"""What is seen of a running network, and how its inputs become columns."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from waterfill import recurrence
 from waterfill.capture import Capture
 from waterfill.coherence import moments, row_weights
 from waterfill.layout import layout_of
-from waterfill.merging import DAMPINGS, best_shape, held_out
 from waterfill.patches import all_windows, geometry_of, pick, windows
 from waterfill.uses import Plan, Uses
 
@@ -177,35 +176,3 @@ def test_calls_without_a_rule_are_named():
     with capture:
         torch.einsum("bi,oi->bo", torch.randn(4, 6), layer.weight * 2)
     assert capture.others == {"weight": {"mul"}} and not capture.uses.terms
-
-
-def halves(samples: int, root: torch.Tensor) -> list[torch.Tensor]:
-    """Two Gram matrices of Gaussian samples with covariance root root^T."""
-    xs = [torch.randn(samples, len(root), dtype=torch.float64) @ root.T for _ in range(2)]
-    return [x.T @ x / samples for x in xs]
-
-
-def test_few_samples_ask_for_more_damping_than_many():
-    root = torch.diag(torch.linspace(1, 0.1, 20, dtype=torch.float64))
-    found = [best_shape(pair, pair)[1] for pair in (halves(15, root), halves(60, root), halves(50_000, root))]
-    assert found[0] > found[1] > found[2] and found[1] < DAMPINGS[-1] and found[2] < 1e-3
-
-
-def test_the_true_matrix_beats_every_other_on_what_was_held_out():
-    root = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64))[0] * torch.logspace(0, -1, 20)
-    true, held = root @ root.T, halves(100_000, root)[0]
-    least = float(held_out(true, held)[0])
-    for other in (torch.eye(20, dtype=torch.float64), true.diagonal().diag(), true @ true):
-        assert least < float(held_out(other, held).min())
-    assert best_shape([torch.eye(20)] * 2, [true, held])[0] == 1.0
-    assert best_shape([true, held], [torch.eye(20), held])[0] < 1.0
-
-
-def test_wide_matrices_are_judged_alike(monkeypatch):
-    pair = halves(40, torch.diag(torch.linspace(1, 0.1, 30, dtype=torch.float64)))
-    exact = held_out(*pair)
-    monkeypatch.setattr("waterfill.merging._SMALL", 0)
-    wide = held_out(*pair)
-    assert abs(int(wide.argmin()) - int(exact.argmin())) <= 1
-    assert torch.allclose(wide[-4:], exact[-4:], atol=0.3)
-    assert torch.isfinite(held_out(torch.zeros(4, 4), torch.zeros(4, 4))).sum() == 0

@@ -1,6 +1,7 @@
 """What an error costs: the formula, its factors, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,21 @@ def test_selected_rows_and_scaling():
     assert importance.scaled(7).distortion(error) == pytest.approx(7 * importance.distortion(error), rel=1e-5)
 
 
+def test_halves_stay_with_their_matrix():
+    first, second = positive_definite(6, 1), positive_definite(6, 2)
+    importance = Importance(torch.rand(5), gram=(first + second) / 2, halves=(first, second))
+    rows = torch.tensor([0, 3])
+    others = [
+        importance.scaled(2),
+        importance.select_rows(rows),
+        importance.select(rows, torch.arange(6)),
+        replace(importance, damping=0.1),
+    ]
+    for other in others:
+        assert other.halves is not None
+        assert torch.equal(other.halves[0], first) and torch.equal(other.halves[1], second)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -112,6 +128,11 @@ def test_selected_rows_and_scaling():
         ({"diagonal": torch.tensor([-1.0])}, "negative"),
         ({"gram": torch.ones(2, 3)}, "square"),
         ({"gram": torch.ones(4)}, "square"),
+        ({"gram": torch.eye(2), "halves": (torch.eye(2), torch.full((2, 2), float("nan")))}, "halves holds values"),
+        ({"gram": torch.eye(2), "halves": (torch.full((2, 2), float("inf")), torch.eye(2))}, "halves holds values"),
+        ({"gram": torch.eye(2), "halves": (torch.eye(2), torch.eye(3))}, r"\[2, 2\] and \[3, 3\] and it is \[2, 2\]"),
+        ({"gram": torch.eye(2), "halves": (torch.ones(2), torch.eye(2))}, "halves of a Gram matrix have its shape"),
+        ({"halves": (torch.eye(2), torch.eye(2))}, "there is none"),
     ],
 )
 def test_what_cannot_be_an_importance(arguments, told):

@@ -3,15 +3,17 @@
 import importlib
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from waterfill.cli import main
+from waterfill.cli import _COMMANDS, main
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text("utf-8")
@@ -23,6 +25,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def whole_lines(block: str) -> list[str]:
+    """The lines of a listing, those that go on joined."""
+    return block.replace("\\\n", " ").splitlines()
+
+
 class Net(nn.Module):
     """The reader's own class."""
 
@@ -31,16 +38,38 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(8, 32, 3)
         self.head = nn.Linear(32, 10)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+INPUTS = torch.randn(64, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def build() -> nn.Module:
+    """What `--network` names."""
+    return Net()
+
+
+def labelled() -> list[tuple[Tensor, Tensor]]:
+    """What `--held-out` names."""
+    net = Net()
+    net.load_state_dict(load_file("net.safetensors"))
+    with torch.no_grad():
+        return [(INPUTS, net(INPUTS).argmax(1))]
+
 
 @pytest.fixture
 def beside_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    nets = types.ModuleType("nets")
+    vars(nets).update(build=build, inputs=lambda: INPUTS.split(32), labelled=labelled)
+    monkeypatch.setitem(sys.modules, "nets", nets)
     save_file(Net().state_dict(), "net.safetensors")
 
 
 def test_the_code_runs(beside_a_checkpoint, capsys):
     assert len(blocks("python")) == 1
-    names = {"Net": Net}
+    names = {"Net": Net, "inputs": INPUTS}
     exec(compile(blocks("python")[0], "README.md", "exec"), names)
     assert Path("net.wf").stat().st_size == names["small"].size
     assert torch.equal(names["restored"].conv.weight, names["weight"])
@@ -48,8 +77,8 @@ def test_the_code_runs(beside_a_checkpoint, capsys):
 
 
 def test_the_commands_work(beside_a_checkpoint, capsys):
-    commands = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
-    assert {words[1] for words in commands} == {"plan", "compress", "info", "verify", "decompress"}
+    commands = [shlex.split(line, comments=True) for block in blocks("sh") for line in whole_lines(block)]
+    assert {words[1] for words in commands} == set(_COMMANDS) - {"demo"}
     for program, *arguments in commands:
         assert program == "waterfill"
         small = ["900" if word == "54kB" else word for word in arguments]  # the network here is smaller

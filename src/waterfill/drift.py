@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from waterfill.capture import Capture
 from waterfill.layout import STACK, Layout
+from waterfill.patches import Geometry, windows
 from waterfill.running import Forward, as_deployed, call
-from waterfill.uses import PRODUCT, Plan, Use, Uses
+from waterfill.uses import Plan, Use, Uses
 
 _DAMPING = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
 
@@ -28,23 +29,6 @@ class _Enough(Exception):
     """All inputs that were wanted have been seen."""
 
 
-@dataclass
-class _Keeper:
-    """Takes the inputs of one use of a weight as they come."""
-
-    seen: list[Tensor]
-    floor: float = 0.0
-    aligned: bool = True
-    repeats: int = 1
-
-    def add_columns(self, columns: Tensor) -> bool:
-        self.seen.append(columns)
-        return bool(torch.isfinite(columns.sum()))
-
-    def add_energy(self, squares: Tensor) -> bool:
-        return True
-
-
 class _Inputs(Uses):
     """Keeps the inputs of weights that multiply them, [groups, cols, positions], and the order of the weights."""
 
@@ -54,15 +38,41 @@ class _Inputs(Uses):
         self.order: dict[str, int] = {}
         self._left = calls
 
-    def term(self, use: Use, kind: str, groups: int = 1) -> Any:
-        """Where to keep what this use of a weight gets; None if that is not wanted."""
+    def scaled(self, use: Use, x: Tensor, y: Tensor) -> Tensor:
+        """y [..., rows] = x [..., cols] W^T: the inputs are kept."""
+        if self._wanted(use):
+            self._keep(use, 1, self._rows(x.detach()))
+        return y
+
+    def convolved(self, use: Use, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
+        """A convolution: the windows of the inputs are kept."""
+        if self._wanted(use):
+            positions = tuple(y.shape[-len(geometry.kernel) :])
+            self._keep(use, geometry.groups, windows(x.detach(), geometry, positions, self._generator))
+        return y
+
+    def mixed(self, use: Use, energy: Tensor, y: Tensor, floor: float = 0.0) -> Tensor:
+        """Rows are mixed, not multiplied: only the order counts."""
+        self._wanted(use)
+        return y
+
+    def spread(self, use: Use, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
+        """A transposed convolution: the same."""
+        self._wanted(use)
+        return y
+
+    def _wanted(self, use: Use) -> bool:
+        """Count a use; whether its inputs are wanted."""
         if self._left == 0:
             raise _Enough
         self.order[use.name] = self.order.get(use.name, 0) + 1
-        if use.name not in self.plan.wanted or kind != PRODUCT or self.plan.layouts[use.name].role == STACK:
-            return None
+        if use.name not in self.plan.wanted:
+            return False
         self._left = None if self._left is None else self._left - 1
-        return _Keeper(self.columns.setdefault((use.name, (*use.rows, groups)), []))
+        return self.plan.layouts[use.name].role != STACK
+
+    def _keep(self, use: Use, groups: int, columns: Tensor) -> None:
+        self.columns.setdefault((use.name, (*use.rows, groups)), []).append(columns)
 
 
 @dataclass
@@ -153,6 +163,6 @@ class Drift:
 def _step(matrix: Tensor, place: Place, moments: _Moments) -> None:
     """Move the rows of a place in the matrix [rows, cols]."""
     start, stop, groups = place
-    rows = matrix[start:stop].reshape(groups, -1, matrix.shape[1])
-    if bool(torch.isfinite(moments.own[0].sum())):
-        matrix[start:stop] += moments.step(rows).reshape(stop - start, -1)
+    step = moments.step(matrix[start:stop].reshape(groups, -1, matrix.shape[1]))
+    if bool(torch.isfinite(step).all()):  # inputs beyond float32 tell nothing
+        matrix[start:stop] += step.reshape(stop - start, -1)

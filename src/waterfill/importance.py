@@ -39,8 +39,15 @@ class Importance:
     halves: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rows", "diagonal", "gram"):
-            value = getattr(self, name)
+        first, second = self.halves or (None, None)
+        named = (
+            ("rows", self.rows),
+            ("diagonal", self.diagonal),
+            ("gram", self.gram),
+            ("halves", first),
+            ("halves", second),
+        )
+        for name, value in named:
             if value is not None and not bool(torch.isfinite(value).all()):
                 raise BadInput(f"importance: {name} holds values that are not finite; give finite weights")
         if not 0 <= self.damping < math.inf:
@@ -49,6 +56,10 @@ class Importance:
             raise BadInput("importance: negative weights; an error cannot cost less than nothing")
         if self.gram is not None and (self.gram.ndim != 2 or self.gram.shape[0] != self.gram.shape[1]):
             raise BadInput(f"importance: a Gram matrix is square, this one is {list(self.gram.shape)}")
+        if self.halves is not None and (self.gram is None or any(h.shape != self.gram.shape for h in self.halves)):
+            shapes = " and ".join(str(list(half.shape)) for half in self.halves)
+            wanted = "there is none" if self.gram is None else f"it is {list(self.gram.shape)}"
+            raise BadInput(f"importance: halves of a Gram matrix have its shape, these are {shapes} and {wanted}")
 
     @property
     def positions(self) -> int:
