@@ -25,7 +25,7 @@ def example(name: str) -> ModuleType:
 
 
 def test_there_is_a_test_for_every_example():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*TOY, "checkpoint", "importance"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*TOY, "checkpoint", "with_data"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -42,7 +42,7 @@ def test_an_example_runs_and_prints(name, capsys):
 
 
 def test_data_move_the_outputs_less(capsys):
-    example("importance").main(width=48, images=200)
+    example("with_data").main(width=48, images=400)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     for line in lines:

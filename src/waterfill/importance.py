@@ -39,16 +39,10 @@ class Importance:
     halves: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        first, second = self.halves or (None, None)
-        named = (
-            ("rows", self.rows),
-            ("diagonal", self.diagonal),
-            ("gram", self.gram),
-            ("halves", first),
-            ("halves", second),
-        )
-        for name, value in named:
-            if value is not None and not bool(torch.isfinite(value).all()):
+        given: dict[str, tuple[Tensor | None, ...]]
+        given = {"rows": (self.rows,), "diagonal": (self.diagonal,), "gram": (self.gram,), "halves": self.halves or ()}
+        for name, values in given.items():
+            if any(value is not None and not bool(torch.isfinite(value).all()) for value in values):
                 raise BadInput(f"importance: {name} holds values that are not finite; give finite weights")
         if not 0 <= self.damping < math.inf:
             raise BadInput(f"importance: damping {self.damping} is no share of the mean diagonal; give 0 or more")
