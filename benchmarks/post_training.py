@@ -147,8 +147,8 @@ def plan(options: argparse.Namespace) -> list[Job]:
     with_data = [name for name in options.networks if name != WITHOUT_DATA]
     for method in (options.automatic, *OPPONENTS):
         for name in with_data:
-            own = sorted({*options.bits, *(NEAR if name in LOSSES else ())}, reverse=True)
-            jobs += [Job(name, method, bits, options.quick) for bits in own]
+            near = NEAR if name in LOSSES and method == options.automatic else ()
+            jobs += [Job(name, method, bits, options.quick) for bits in sorted({*options.bits, *near}, reverse=True)]
     for recipe in options.recipe:
         own = [bits for bits in CHOICES if bits in options.bits]
         jobs += [Job(name, recipe, bits, options.quick) for name in with_data for bits in own]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.capture import Capture
-from waterfill.layout import STACK, Layout
+from waterfill.layout import KERNEL, MATRIX, Layout
 from waterfill.patches import Geometry, windows
 from waterfill.running import Forward, as_deployed, call
 from waterfill.uses import Plan, Use, Uses
@@ -69,7 +69,7 @@ class _Inputs(Uses):
         if use.name not in self.plan.wanted:
             return False
         self._left = None if self._left is None else self._left - 1
-        return self.plan.layouts[use.name].role != STACK
+        return self.plan.layouts[use.name].role in (MATRIX, KERNEL)
 
     def _keep(self, use: Use, groups: int, columns: Tensor) -> None:
         self.columns.setdefault((use.name, (*use.rows, groups)), []).append(columns)

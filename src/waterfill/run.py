@@ -100,16 +100,18 @@ class Run:
         return self.settled(spend(found, allowed, self._fit, self.workers), found, size)
 
     def settled(self, ledger: Ledger, found: Bracket, size: int, order: Sequence[int] | None = None) -> Ledger:
-        """The ledger once the file has at most `size` bytes; order: the weights that may be fitted again for it."""
-        for attempt in range(5):
+        """The ledger once the file has at most `size` bytes.
+
+        order: weights that may be fitted again for it, if possible these alone; then the file is filled too.
+        """
+        fill = order is not None
+        for attempt in range(6):
             lengths = [int(ledger.bits[i] / 8) for i in range(len(self.weights))]
             exact = 8.0 * (size - self.overhead(lengths))
-            if ledger.total <= exact and (order is None or ledger.total >= FILL * exact or attempt > 1):
+            if ledger.total <= exact and (not fill or ledger.total >= FILL * exact or attempt == 5):
                 return ledger
             with suppress(BudgetError) if order is not None else nullcontext():
-                settle(found, exact - 64, self._fit, ledger, order=order)
-                continue
-            order = None  # these weights alone cannot make up for it
+                settle(found, exact - 64, self._fit, ledger, order=order if attempt < 2 else None)
         raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
 
     def price_for(self, size: int) -> float:

@@ -153,7 +153,7 @@ class Weight:
         if level not in self._trust:
             target, own = self._thinned[0]
             found = damped(target, own, 16.0**level)
-            self._trust[level] = found.damping, float(found.rows.sum() / own.rows.double().sum())
+            self._trust[level] = found.damping, float(found.rows.sum() / own.rows.double().sum().clamp_min(1e-300))
         damping, factor = self._trust[level]
         return replace(importance, damping=damping).scaled(factor)
 

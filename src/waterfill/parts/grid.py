@@ -13,6 +13,7 @@ from waterfill.importance import Importance
 FARTHEST = 200
 """Scale exponents lie within 25 octaves either way."""
 _FINEST = 2.0**-22  # of the largest entry: codes stay within 24 bits
+_COARSEST = 2.0**32  # of the largest entry: where errors cost less than such steps say, all codes are zero
 _BOUND = 3.0
 _SPREAD = 0.1  # octaves of scatter in the ideal steps below which scales are not worth trying
 
@@ -85,9 +86,9 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     row, col = step_weights((rows, cols), importance)
     mean = float(row.mean() * col.mean())
     largest = max(float(x.abs()) for x in target.aminmax()) if target.numel() else 0.0
-    if mean <= 0 or largest == 0:
-        return [Grid(max(largest, 1e-30))]
     level = math.sqrt(12 * price / math.log(2))
+    if level >= _COARSEST * largest * math.sqrt(mean):
+        return [Grid(max(largest, 1e-30))]
     finest = max(largest * _FINEST, 1e-37)
     grids = [Grid(max(level / math.sqrt(mean), finest))]
     log_row, log_col = (-0.5 * np.log2(np.maximum(w, 1e-9 * w.mean())) for w in (row, col))
