@@ -36,11 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "damping fixed at 1e-6": {"damping": 1e-6},
     "damping fixed at 0.03": {"damping": 0.03},
     "one probe": {"probes": 1},
-    "four probes": {"probes": 4},
     "64 inputs": {"inputs": 64},
-    "1,024 inputs": {"inputs": 1024},
     "scalar codes": {"spec": "Quantize()"},
-    "64 states": {"spec": "Quantize(states=64)"},
     "256 states": {"spec": "Quantize(states=256)"},
 }
 
