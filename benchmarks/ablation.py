@@ -1,7 +1,7 @@
 """What each step of compression with data is worth: ResNet-20 at one size, with one step left out or changed at a time.
 
 Shown is the divergence from the uncompressed network on training images that were not calibrated with, and the accuracy
-on the 10,000 test images. Codes that differ at random differ by about a tenth of the divergence, and by 0.15 points.
+on the 10,000 test images. Codes that differ at random differ by up to a third of the divergence, and by 0.2 points.
 
     python benchmarks/ablation.py [--quick]
 """

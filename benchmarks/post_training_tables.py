@@ -81,13 +81,14 @@ def quality_table(results: list[Result], shown: Shown) -> Table:
         row += [at[name].divergence if name in at else None for name in methods]
         row += [ours.size if ours else None, ours.seconds if ours else None]
         rows.append(
-            row + [verdict(ours, at.get(name)) if _tried(results, original, name) else "-" for name in _OPPONENTS]
+            row + [verdict(ours, at.get(name)) if _tried(results, original, name, bits) else "-" for name in _OPPONENTS]
         )
     return Table("Quality within the same bytes, calibrated and without training", columns, rows)
 
 
-def _tried(results: list[Result], original: Result, method: str) -> bool:
-    return any(r.network == original.network and r.method == method for r in results)
+def _tried(results: list[Result], original: Result, method: str, bits: float) -> bool:
+    """Whether an opponent was asked for these bytes at all; it may have failed."""
+    return any((r.network, r.method, r.bits) == (original.network, method, bits) for r in results)
 
 
 def verdict(ours: Result | None, other: Result | None) -> str:
@@ -240,8 +241,10 @@ def claims_of(found: Mapping[str, Table], results: list[Result], shown: Shown) -
     for place, name in enumerate(reversed(_OPPONENTS), 1):
         worse = sum(row[-place] == "WORSE" for row in found["quality"].rows)
         claims.append(claim(f"networks and rates at which {name} is better", worse, 0, "d", at_most=True))
-    far = sum(row[-1] > 100 * _NEAR for row in found["choice"].rows)
-    claims.append(claim("budgets at which the automatic choice is over 2 % from the best", far, 0, "d", at_most=True))
+    if found["choice"].rows:  # else nothing was there to choose from
+        far = sum(row[-1] > 100 * _NEAR for row in found["choice"].rows)
+        what = "budgets at which the automatic choice is over 2 % from the best"
+        claims.append(claim(what, far, 0, "d", at_most=True))
     failed = sum(bool(r.failed) for r in results if r.method == shown.automatic)
     claims.append(claim("budgets that were not met", failed, 0, "d", at_most=True))
     return claims_table(claims)
