@@ -38,6 +38,7 @@ LAYERS = {
     "Llama 260K": ("layers.2.feed_forward.w2.weight",),
 }
 CORRELATED = (1.0, 2.0, 3.0, 4.0)
+EXACT = 1e-6
 CORRELATED_BAR = 0.15
 INPUTS = 256
 _SEARCH = 1 << 17  # entries on which the price of a rate is found
@@ -162,7 +163,7 @@ def of_layers(recipes: Sequence[str], entries: int, inputs: int) -> Iterable[Fou
         for layer in layers:
             gram = found[layer].gram
             assert gram is not None
-            importance = Importance(gram=gram, damping=found[layer].damping)
+            importance = Importance(gram=gram, damping=EXACT)  # the matrix itself is the source, not a sample of one
             x = torch.randn(entries // len(gram), len(gram), generator=torch.Generator().manual_seed(0))
             limit = NetworkLimit({layer: (Spectrum.of(x, importance),)})
             for text in recipes:
