@@ -15,6 +15,7 @@ from waterfill.errors import BadInput
 from waterfill.gathering import FISHER, OUTPUTS, Loss, Run
 from waterfill.importance import Importance
 from waterfill.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
+from waterfill.measured import Measured
 from waterfill.moments import bytes_of
 from waterfill.norms import statistics
 from waterfill.run import Progress
@@ -23,11 +24,12 @@ from waterfill.shelf import Shelf, fingerprint
 from waterfill.uses import Plan
 
 
-class Calibration(Mapping[str, Importance]):
+class Calibration(Measured):
     """Importance by the names of weights, and of vectors of parameters, read from disk when asked for if in a cache.
 
     unreached: why the other weights with two or more dimensions have none. samples: rows of outputs that were seen
-    (images, or tokens). notes: remarks by name.
+    (images, or tokens). notes: remarks by name. warnings: what a table says of weights, and vectors, beside their
+    importance.
     """
 
     def __init__(self, shelf: Shelf, vectors: Container[str]) -> None:
@@ -37,6 +39,9 @@ class Calibration(Mapping[str, Importance]):
         self.unreached = {name: reason for name, reason in missing.items() if name not in vectors}
         self.notes = {name: about["note"] for name, about in found.items() if about.get("note")}
         self.samples = max((int(about.get("samples", 0)) for about in found.values()), default=0)
+        self.warnings = {name: f"{reason}: what its errors cost is assumed" for name, reason in missing.items()}
+        self.warnings |= self.notes
+        self.streamed = shelf.folder is not None
         self._names = [name for name in shelf.names if name not in missing]
 
     def __getitem__(self, name: str) -> Importance:

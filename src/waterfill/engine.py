@@ -12,6 +12,7 @@ from waterfill import recipe
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.layout import KERNEL, MATRIX, RAW, STACK, Layout, layout_of
+from waterfill.measured import Measured, at_common_price
 from waterfill.model import CompressedModel, Entry, count_weights
 from waterfill.part import Spec
 from waterfill.run import FIXED_RATE_PRICE, Progress, Run, Target
@@ -69,17 +70,25 @@ def plan_weights(
     tensors: Mapping[str, Tensor], spec: Spec, roles: Mapping[str, str], importance: Mapping[str, Importance] | None
 ) -> list[Weight]:
     """A `Weight` for every tensor. Raises BadInput for importance that names no tensor or does not fit it."""
-    importance = importance or {}
+    importance = {} if importance is None else importance
     unknown = sorted(set(importance) - set(tensors))
     if unknown:
         raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
     weights = []
     for name, value in tensors.items():
         layout = layout_of(tuple(value.shape), value.dtype, roles.get(name))
-        weight = Weight(name, layout, spec, partial(_on_cpu, value), importance.get(name))
+        weight = Weight(name, layout, spec, partial(_on_cpu, value), _given(importance, name))
         weight.check()
         weights.append(weight)
-    return weights
+    return at_common_price(weights) if isinstance(importance, Measured) else weights
+
+
+def _given(importance: Mapping[str, Importance], name: str) -> Importance | Callable[[], Importance] | None:
+    """The importance of a tensor, or what reads it where it lies on disk."""
+    if name not in importance:
+        return None
+    streamed = isinstance(importance, Measured) and importance.streamed
+    return partial(importance.__getitem__, name) if streamed else importance[name]
 
 
 def _on_cpu(value: Tensor) -> Tensor:
@@ -123,7 +132,10 @@ class Compression:
             return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, progress)
         parsed = recipe.parse(spec) if isinstance(spec, str) else spec
         weights = plan_weights(tensors, parsed, roles, importance)
-        return cls(weights, {}, aliases, {"recipe": repr(parsed), "original": original}, progress)
+        notes = {"recipe": repr(parsed), "original": original}
+        if isinstance(importance, Measured) and importance.warnings:
+            notes["warnings"] = dict(importance.warnings)
+        return cls(weights, {}, aliases, notes, progress)
 
     @property
     def original(self) -> int:
@@ -167,7 +179,8 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
 ) -> CompressedModel:
     """Compress a module or a state dict to a budget: bits per weight of the whole file, its bytes, a ratio, or a price.
 
-    importance: by tensor name, what errors cost; without it a relative error costs the same everywhere. Weights that
+    importance: by tensor name, what errors cost; without it a relative error costs the same everywhere. That of
+    `calibrate` says what errors in all other weights cost too, as in a typical weight of their size. Weights that
     count are all floating-point entries but the running statistics of norms. Without a budget the file gets 4 bits per
     weight, unless the recipe is of fixed rate. lossless: every tensor bit for bit, without a budget.
     Raises BadInput (NaN, shapes), BadRecipe, BudgetError.

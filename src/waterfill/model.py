@@ -91,8 +91,18 @@ class CompressedModel:
         return module
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a tensor: name, shape, dtype, part, bytes, bits per entry, relative error, reason."""
-        return [table_row(e.name, e.layout, (e.words, e.reason), len(e.blob), e.error) for e in self.entries.values()]
+        """One row a tensor: name, shape, dtype, part, bytes, bits per entry, relative error, reason, warning."""
+        told = self.warnings
+        return [
+            table_row(e.name, e.layout, (e.words, e.reason), len(e.blob), e.error) | {"warning": told.get(e.name, "")}
+            for e in self.entries.values()
+        ]
+
+    @property
+    def warnings(self) -> dict[str, str]:
+        """By name, what a user should know of how a tensor was compressed: that no input reached it, say."""
+        told = self.notes.get("warnings")
+        return {name: f"{text}" for name, text in told.items()} if isinstance(told, Mapping) else {}
 
     def save(self, path: "str | Path", *, force: bool = False) -> int:
         """Write the file; returns its size in bytes. Raises OutputExists unless `force`."""
@@ -124,6 +134,7 @@ def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error
         "bits": 8 * size / max(1, layout.entries),
         "error": error,
         "reason": said[1],
+        "warning": "",
     }
 
 

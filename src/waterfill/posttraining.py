@@ -62,7 +62,7 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
     batches: inputs, each a tensor, a tuple of arguments or a dict of them by keyword, or anything that
     `forward(model, batch)` takes; they are gone through several times. The model is not changed. The file loads into
     the model's own class; with `steps.fold` its norms hold constants and its convolutions what they held. Weights that
-    the batches never reach are compressed as without data and listed in the notes.
+    the batches never reach get the bits of typical ones of their size, and a warning in the table.
     Raises BadInput (no batches, batches that can be read only once, NaN), BadRecipe, BudgetError.
     """
     if isinstance(batches, Tensor | dict | str) or iter(batches) is batches:

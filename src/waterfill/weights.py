@@ -37,14 +37,16 @@ class Weight:
     """A named tensor and how to get at it.
 
     load: the whole tensor, as often as it is wanted. spec: what the user asked for. importance: what was given for each
-    of its matrices, or None.
+    of its matrices, or None; a function that reads it gets asked whenever it is wanted, and nothing of it is kept.
+    factor: what errors cost beside what is assumed without data, where `importance` is None.
     """
 
     name: str
     layout: Layout
     spec: Spec
     load: Callable[[], Tensor]
-    importance: Importance | None = None
+    importance: Importance | Callable[[], Importance] | None = None
+    factor: float = 1.0
     _trust: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @functools.cached_property
@@ -58,7 +60,7 @@ class Weight:
             return _REASONS[self.layout.role]
         if self.layout.entries < _TOO_SMALL:
             return "too small to gain"
-        largest = max(float(target.abs().max()) for target, _ in self._thinned)
+        largest = max(float(target.abs().max()) for target in self._thinned)
         return "" if largest == 0 or _RANGE[0] < largest < _RANGE[1] else "values too small or too large to be squared"
 
     @property
@@ -71,10 +73,11 @@ class Weight:
     @functools.cached_property
     def curve(self) -> Curve:
         """Bits and distortion of the whole tensor by price, measured on a sample of its rows."""
-        scale = self.layout.entries / max(1, sum(t.numel() for t, _ in self._thinned))
+        scale = self.layout.entries / max(1, sum(target.numel() for target in self._thinned))
 
         def measure(price: float) -> Point:
-            thinned = [(target, self._damped(importance, price)) for target, importance in self._thinned]
+            pairs = zip(self._thinned, self._thinned_importance(), strict=True)
+            thinned = [(target, self._damped(importance, price)) for target, importance in pairs]
             parts = [self.chosen_spec.fit(target, importance, price) for target, importance in thinned]
             distortion = sum(
                 0.0 if self.layout.role == RAW else importance.distortion(target - part.dense())
@@ -90,9 +93,11 @@ class Weight:
     def level(self) -> float | None:
         """The logarithm to base 4 of the price at which, by the high-rate formula, entries would take no bits; each bit
         more is a price four times lower. None without importance from data."""
-        if self.importance is None or self.importance.gram is None or self.reason:
+        if self.importance is None or self.reason:
             return None
-        target, importance = self._thinned[0]
+        target, importance = self._thinned[0], self._thinned_importance()[0]
+        if importance.gram is None:
+            return None
         energy = (target.double().square().mean(1) * importance.rows.double()).clamp_min(_TINY)
         assert importance.lower is not None
         return float(0.5 * energy.log2().mean()) + float(np.log2(np.diag(importance.lower)).mean())
@@ -102,48 +107,71 @@ class Weight:
         problem = name_problem(self.name)
         if problem:
             raise BadInput(f"tensor {self.name!r}: the name {problem}; rename it")
-        if self.importance is None:
+        given = self._given
+        if given is None:
             return
         try:
-            self.importance.check(*self.layout.matrix)
+            given.check(*self.layout.matrix)
         except BadInput as error:
             raise BadInput(f"tensor {self.name!r}: {error}") from error
 
     @functools.cached_property
-    def _thinned(self) -> list[tuple[Tensor, Importance]]:
-        """Evenly spread rows and channels of the tensor, or of some of its matrices, and what their errors cost."""
-        matrices = self.layout.split(self.load())
-        matrices = matrices[:: max(1, len(matrices) // 4)]
-        if not matrices:
-            return []
-        shape = self.layout.matrix
-        row, col = _spread(shape, self._positions, SAMPLE // max(1, len(matrices)))
+    def _picked(self) -> tuple[Tensor, Tensor] | None:
+        """The rows and columns of a sample; None for all of them."""
+        shape, count = self.layout.matrix, len(range(0, self.layout.count, self._every))
+        row, col = _spread(shape, self._positions, SAMPLE // max(1, count))
+        return None if len(row) == shape[0] and len(col) == shape[1] else (row, col)
+
+    @property
+    def _every(self) -> int:
+        """One in so many matrices is in the sample."""
+        return max(1, self.layout.count // 4)
+
+    @functools.cached_property
+    def _thinned(self) -> list[Tensor]:
+        """Evenly spread rows and channels of the tensor, or of some of its matrices."""
         thinned = []
-        for matrix in matrices:
-            whole = len(row) == shape[0] and len(col) == shape[1]
-            target = matrix if whole else matrix[row][:, col].contiguous()
+        for matrix in self.layout.split(self.load())[:: self._every]:
+            target = matrix
+            if self._picked is not None:
+                row, col = self._picked
+                target = matrix[row][:, col].contiguous()
             if self.layout.role != RAW and not bool(torch.isfinite(target).all()):
                 check_finite(self.name, self.load())
-            thinned.append((target, self._importance(target, None if whole else (row, col))))
+            thinned.append(target)
         return thinned
+
+    def _thinned_importance(self) -> list[Importance]:
+        """What errors in each of `_thinned` cost; what can be read again is not kept."""
+        if callable(self.importance):
+            return [self._importance(target, self._picked) for target in self._thinned]
+        return self._kept_importance
+
+    @functools.cached_property
+    def _kept_importance(self) -> list[Importance]:
+        return [self._importance(target, self._picked) for target in self._thinned]
+
+    @property
+    def _given(self) -> Importance | None:
+        """The importance that was given, read if it is to be read."""
+        return self.importance() if callable(self.importance) else self.importance
 
     @property
     def _positions(self) -> int:
         """Columns that a sample must keep together: a channel's, or all where a Gram matrix joins them."""
-        given = self.importance
+        given = self._given
         if given is not None and given.gram is not None and len(given.gram) == self.layout.matrix[1]:
             return self.layout.matrix[1]
         return math.prod(self.layout.kernel if given is None else given.kernel)
 
     def _importance(self, target: Tensor, picked: tuple[Tensor, Tensor] | None = None) -> Importance:
         """What errors in a target cost, of which `picked` are the rows and columns if it is a sample."""
-        if self.importance is not None:
-            return self.importance if picked is None else self.importance.select(*picked)
+        given = self._given
+        if given is not None:
+            return given if picked is None else given.select(*picked)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)
-        if self.layout.role == VECTOR:
-            return entrywise(target)
-        return without_data(target, self.layout.kernel, math.prod(self.layout.matrix))
+        return assumed(target, self.layout).scaled(self.factor)
 
     def _damped(self, importance: Importance, price: float) -> Importance:
         """The importance with the damping for a price, which is sought once for every factor of 16."""
@@ -151,7 +179,7 @@ class Weight:
             return importance
         level = round(math.log(price, 16))
         if level not in self._trust:
-            target, own = self._thinned[0]
+            target, own = self._thinned[0], self._thinned_importance()[0]
             found = damped(target, own, 16.0**level)
             self._trust[level] = found.damping, float(found.rows.sum() / own.rows.double().sum().clamp_min(1e-300))
         damping, factor = self._trust[level]
@@ -187,6 +215,13 @@ class Weight:
                 "use another recipe, or keep every bit with lossless=True (--lossless)"
             )
         return Fitted(parts, blob, error)
+
+
+def assumed(target: Tensor, layout: Layout) -> Importance:
+    """What errors in a matrix, or in some of its rows, are taken to cost where nothing but its values is known."""
+    if layout.role == VECTOR:
+        return entrywise(target)
+    return without_data(target, layout.kernel, math.prod(layout.matrix))
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> float:

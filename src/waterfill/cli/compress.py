@@ -114,6 +114,6 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     made.save(output, force=args.force)
     unreached = made.notes.get("unreached", [])
     if unreached:
-        line = f"never reached by the data, compressed as without: {', '.join(unreached)}"
+        line = f"never reached by the data, so that what errors in them cost is assumed: {', '.join(unreached)}"
         said["lines"] = [*said.get("lines", []), line]
     return Listing(items_of(made.table()), made.aliases, made.notes, made.size), said

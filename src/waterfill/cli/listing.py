@@ -32,8 +32,9 @@ _COLUMNS = (
 class Item:
     """One tensor: its name, shape and dtype, the part it became, its bytes, and why it was not compressed (or nothing).
 
-    error: relative to the norm of the original, if known. nats: the predicted cost of its error, if known. count: how
-    many tensors of one pattern the row stands for; bytes and nats are those of all of them.
+    warning: what a user should know of how it was compressed, or nothing. error: relative to the norm of the original,
+    if known. nats: the predicted cost of its error, if known. count: how many tensors of one pattern the row stands
+    for; bytes and nats are those of all of them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Item:
     reason: str = ""
     nats: float | None = None
     count: int = 1
+    warning: str = ""
 
     @property
     def entries(self) -> int:
@@ -127,7 +129,7 @@ class Listing:
 
 def items_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Item, ...]:
     """The items of the rows that `CompressedModel.table` and the summary of a job give."""
-    names = ("name", "dtype", "part", "bytes", "error", "reason")
+    names = ("name", "dtype", "part", "bytes", "error", "reason", "warning")
     return tuple(Item(shape=tuple(row["shape"]), **{name: row[name] for name in names}) for row in rows)
 
 
@@ -140,8 +142,10 @@ def read_listing(src: FileReader) -> Listing:
     if not all(isinstance(name, str) and name in known and alias not in known for alias, name in aliases.items()):
         raise CorruptFile("an alias names a tensor that the file does not hold; it is damaged")
     columns = [_column(packed.get(key), len(known)) for key in ("shapes", "dtypes", "words", "reasons")]
+    warned = notes.get("warnings")
+    warnings = warned if isinstance(warned, dict) else {}
     items = [
-        Item(name, _shape(shape), dtype, words, size, reason=reason)
+        Item(name, _shape(shape), dtype, words, size, reason=reason, warning=str(warnings.get(name, "")))
         for (name, size), shape, dtype, words, reason in zip(known.items(), *columns, strict=True)
     ]
     return Listing(tuple(items), aliases, notes, src.size)
@@ -184,7 +188,7 @@ def grouped(items: Iterable[Item]) -> list[Item]:
     groups: dict[tuple[Any, ...], list[Item]] = {}
     for item in items:
         pattern = re.sub(r"\d+", "*", item.name)
-        groups.setdefault((pattern, item.shape, item.dtype, item.reason), []).append(item)
+        groups.setdefault((pattern, item.shape, item.dtype, item.reason, item.warning), []).append(item)
     return [_merged(pattern, group) for (pattern, *_), group in groups.items()]
 
 
@@ -199,11 +203,16 @@ def _merged(pattern: str, group: list[Item]) -> Item:
 
 
 def _table(items: Sequence[Item]) -> str:
-    """The table, and under it why some tensors were not compressed by the recipe."""
-    reasons = list(dict.fromkeys(item.reason for item in items if item.reason))
-    marks = {reason: f"[{number}]" for number, reason in enumerate(reasons, 1)}
-    rows = [_cells(item, marks.get(item.reason, "")) for item in items]
-    return "\n".join([table(_COLUMNS, rows), *(f"{mark} not by the recipe: {why}" for why, mark in marks.items())])
+    """The table, and under it why some tensors were not compressed by the recipe, and warnings."""
+    told = [("not by the recipe", item.reason) for item in items if item.reason]
+    told += [("warning", item.warning) for item in items if item.warning]
+    marks = {pair: f"[{number}]" for number, pair in enumerate(dict.fromkeys(told), 1)}
+    pairs = [(("not by the recipe", item.reason), ("warning", item.warning)) for item in items]
+    rows = [
+        _cells(item, " ".join(marks[pair] for pair in own if pair in marks))
+        for item, own in zip(items, pairs, strict=True)
+    ]
+    return "\n".join([table(_COLUMNS, rows), *(f"{mark} {what}: {why}" for (what, why), mark in marks.items())])
 
 
 def _cells(item: Item, mark: str) -> list[str]:
