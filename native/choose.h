@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12 && !defined(__clang__)
 #define FOR_THIS_MACHINE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
@@ -12,7 +13,52 @@
 #define FOR_THIS_MACHINE
 #endif
 
+#if defined(__GNUC__)
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE inline
+#endif
+
 namespace waterfill {
+
+// Sixteen numbers, which compilers that know how keep in registers.
+#if defined(__GNUC__)
+template <class Number>
+struct Sixteen {
+    typedef Number type __attribute__((vector_size(16 * sizeof(Number))));
+};
+template <class Number>
+using Lanes = typename Sixteen<Number>::type;
+#else
+template <class Number>
+struct Lanes {
+    Number at[16];
+};
+template <class Number>
+Lanes<Number> operator*(Number a, const Lanes<Number>& b) {
+    Lanes<Number> made;
+    for (int i = 0; i < 16; ++i) made.at[i] = a * b.at[i];
+    return made;
+}
+template <class Number>
+void operator+=(Lanes<Number>& a, const Lanes<Number>& b) {
+    for (int i = 0; i < 16; ++i) a.at[i] += b.at[i];
+}
+#endif
+
+// By reference, as vectors that are passed would depend on the machine that is compiled for.
+template <class Number>
+ALWAYS_INLINE void load(const Number* from, Lanes<Number>& to) {
+    std::memcpy(&to, from, sizeof to);
+}
+
+template <class Number>
+ALWAYS_INLINE void add(const Lanes<Number>& sum, Number* to) {
+    Lanes<Number> there;
+    std::memcpy(&there, to, sizeof there);
+    there += sum;
+    std::memcpy(to, &there, sizeof there);
+}
 
 struct Entry {
     const float* prices;  // [256], of the entry's scale and phase

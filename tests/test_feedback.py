@@ -10,7 +10,7 @@ from waterfill.coding.scale_model import Product, neighbors
 from waterfill.importance import Importance
 from waterfill.parts import choose, feedback
 from waterfill.parts.choose import Chooser
-from waterfill.parts.feedback import BLOCK, feed_back
+from waterfill.parts.feedback import BLOCK, Feedback, feed_back
 
 
 def factor(n: int) -> tuple[Importance, np.ndarray]:
@@ -27,7 +27,7 @@ def rounding(rows: int, cols: int) -> Chooser:
 
 def fed_back(x: np.ndarray, lower: np.ndarray, chooser: Chooser) -> np.ndarray:
     """Codes of x [n, channels, rows]."""
-    return feed_back(x.copy(), (lower, np.ones(len(x))), chooser.rule(slice(0, x.shape[2]), len(x)))
+    return feed_back(x.copy(), Feedback(lower, np.ones(len(x))), chooser.rule(slice(0, x.shape[2]), len(x)))
 
 
 def entries(seed: int, *shape: int) -> np.ndarray:
@@ -63,9 +63,20 @@ def test_on_return_the_entries_are_errors_and_steps_scale_what_is_fed_back():
     _, lower = factor(30)
     x, steps = entries(3, 30, 1, 6), np.linspace(0.5, 2, 30)
     errors = x.copy()
-    codes = feed_back(errors, (lower, steps), rounding(6, 30).rule(slice(0, 6), 30))
+    codes = feed_back(errors, Feedback(lower, steps), rounding(6, 30).rule(slice(0, 6), 30))
     assert np.array_equal(errors, x - codes.astype(np.float32))
     assert np.array_equal(codes, fed_back(x, lower * steps, rounding(6, 30)))
+
+
+@pytest.mark.parametrize("rough", [False, True])
+def test_products_in_bfloat16_hardly_cost_anything(rough):
+    importance, lower = factor(600)
+    x = entries(4, 600, 1, 30)
+    chooser, feedback = rounding(30, 600), Feedback(lower, np.ones(600), rough=rough)
+    codes = feed_back(x.copy(), feedback, chooser.rule(slice(0, 30), 600))
+    exact = fed_back(x, lower.astype(np.float64), chooser)
+    fed, wanted = (importance.distortion(torch.from_numpy(x - z)[:, 0].T) for z in (codes, exact))
+    assert fed == pytest.approx(wanted, rel=0.03)
 
 
 @st.composite

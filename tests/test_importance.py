@@ -65,6 +65,15 @@ def test_both_triangular_factors_give_the_gram_matrix_back(n):
     assert np.allclose(lower.T @ lower, gram.numpy(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rank", [2000, 30])
+def test_wide_gram_matrices_have_a_float32_factor_singular_or_not(rank):
+    inputs = torch.randn(rank, 700)  # several blocks, the last of them short
+    gram = inputs.T @ inputs / rank
+    lower = Importance(gram=gram).lower
+    assert lower.dtype == np.float32 and np.array_equal(np.tril(lower), lower)
+    assert np.allclose(lower.T.astype(np.float64) @ lower, gram.numpy(), atol=1e-5 * float(gram.abs().max()))
+
+
 def test_a_singular_gram_matrix_is_damped():
     gram = torch.ones(6, 6)
     assert np.allclose(Importance(gram=gram).lower.T @ Importance(gram=gram).lower, gram.numpy(), atol=1e-6)

@@ -28,6 +28,12 @@ def left(spec: Prune, target: torch.Tensor, importance: Importance) -> float:
     return importance.distortion(target - spec.fit(target, importance, FINE).dense())
 
 
+def test_wide_layers_know_their_correlations_too() -> None:
+    target, importance = correlated(4, 600)
+    lost = {criterion: left(Prune(keep=0.5, criterion=criterion), target, importance) for criterion in CRITERIA}
+    assert lost["hessian"] < lost["activation"]
+
+
 @pytest.mark.parametrize("pattern", ["entry", "rows", "columns", "1x4", "4x4", "2:4"])
 def test_correlations_are_made_use_of(pattern: str) -> None:
     """What others can stand in for goes first: less is lost on the same share of units, over a few weights."""

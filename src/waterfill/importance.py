@@ -6,6 +6,7 @@ matrix [cols, cols], or one small Gram matrix over the positions of a spatial ke
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from waterfill.errors import BadInput
 
-_WIDE = 2048  # beyond, a factor in float32 halves time and memory
+_WIDE = 512  # from here on a factor in float32 halves time and memory
+_LEAST_PIVOT = 1e-4  # of the mean diagonal, squared: below, the rounding of float32 would show
+_BLOCK, _STRIP = 128, 512  # of columns eliminated at once, and of rows that hear of it at once
 _SMALLEST = 1e-30  # of a float32 sum of products; below, some of them may have vanished
 
 
@@ -42,7 +45,7 @@ class Importance:
         given: dict[str, tuple[Tensor | None, ...]]
         given = {"rows": (self.rows,), "diagonal": (self.diagonal,), "gram": (self.gram,), "halves": self.halves or ()}
         for name, values in given.items():
-            if any(value is not None and not bool(torch.isfinite(value).all()) for value in values):
+            if any(value is not None and not _finite(value) for value in values):
                 raise BadInput(f"importance: {name} holds values that are not finite; give finite weights")
         if not 0 <= self.damping < math.inf:
             raise BadInput(f"importance: damping {self.damping} is no share of the mean diagonal; give 0 or more")
@@ -72,13 +75,15 @@ class Importance:
         """Lower triangular T [n, n] with A + damping = T^T T (float64; wide ones float32); None without `gram`."""
         if self.gram is None:
             return None
-        turned = self.gram.T.flip((0, 1))
-        wide = len(turned) > _WIDE
-        factor = self._quick_factor(turned.float()) if wide else None
-        if factor is None:
-            factor = self._factor(self.gram.T.flip((0, 1)).double())
-        del turned
-        return np.ascontiguousarray(factor.numpy()[::-1, ::-1].T, dtype=np.float32 if wide else np.float64)
+        wide = len(self.gram) >= _WIDE
+        if wide:
+            gram = self.gram.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            gram.diagonal().add_(self.damping * gram.diagonal().mean())
+            if _factorize(gram):
+                return gram.numpy()
+            del gram
+        factor = self._factor(self.gram.T.flip((0, 1)).double()).flip((0, 1)).T
+        return factor.to(torch.float32 if wide else torch.float64).contiguous().numpy()
 
     def _factor(self, gram: Tensor) -> Tensor:
         """Lower triangular L (float64) with `gram` + damping = L L^T."""
@@ -91,32 +96,29 @@ class Importance:
             damping = (10 * damping).clamp_min(1e-12 * gram.diagonal().mean())
         raise BadInput("importance: the Gram matrix is not positive semi-definite; it must be a sum of x x^T")
 
-    def _quick_factor(self, gram: Tensor) -> Tensor | None:
-        """The same in float32, or None where its rounding would show in the smallest pivots; `gram` is overwritten."""
-        mean = gram.diagonal().mean()
-        gram.diagonal().add_(self.damping * mean)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        return factor if int(info) == 0 and float(factor.diagonal().min()) ** 2 > 1e-4 * float(mean) else None
-
     def inner(self, a: Tensor, b: Tensor) -> float:
         """sum_o rows_o * a_o A b_o^T of two matrices [rows, cols]."""
         return float((self.rows.double() * self.by_row(a, b)).sum())
 
     def by_row(self, a: Tensor, b: Tensor) -> Tensor:
         """a_o A b_o^T of every row of two matrices [rows, cols], [rows] (float64)."""
-        by_row = self._by_row(a, b)
-        if not _SMALLEST < float(by_row.abs().sum(dtype=torch.float64)) < math.inf:
-            by_row = self._by_row(a.double(), b.double())  # products beyond the range of float32
-        return by_row.double()
+        return self.each_by_row(a, b)[0]
 
-    def _by_row(self, a: Tensor, b: Tensor) -> Tensor:
-        """a_o A b_o^T, [rows]."""
-        if self.gram is None:
-            weighted = b if self.diagonal.ndim == 0 else b * self.diagonal.to(b)
-            by_row = torch.bmm(a[:, None, :], weighted[:, :, None])[:, 0, 0]
-            return by_row * self.diagonal.to(a) if self.diagonal.ndim == 0 else by_row
-        folded = a.reshape(a.shape[0], -1, len(self.gram)) @ self.gram.to(a)
-        return (folded.reshape(a.shape) * b).sum(1)
+    def each_by_row(self, a: Tensor, *others: Tensor) -> list[Tensor]:
+        """a_o A b_o^T for each b of others: `by_row` at the cost of one."""
+        each = self._by_row(a, others)
+        if not all(_SMALLEST < float(by_row.abs().sum(dtype=torch.float64)) < math.inf for by_row in each):
+            each = self._by_row(a.double(), [b.double() for b in others])  # products beyond the range of float32
+        return [by_row.double() for by_row in each]
+
+    def _by_row(self, a: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+        """a_o A b_o^T, [rows], for each b."""
+        if self.gram is not None:
+            folded = (a.reshape(a.shape[0], -1, len(self.gram)) @ self.gram.to(a)).reshape(a.shape)
+        else:
+            folded = a if self.diagonal.ndim == 0 else a * self.diagonal.to(a)
+        scale = self.diagonal.to(a) if self.gram is None and self.diagonal.ndim == 0 else 1.0
+        return [torch.bmm(folded[:, None, :], b[:, :, None].to(a))[:, 0, 0] * scale for b in others]
 
     def distortion(self, error: Tensor) -> float:
         """D(error [rows, cols]) in nats."""
@@ -151,6 +153,34 @@ class Importance:
             raise BadInput(f"importance: {cols} columns are not a multiple of the kernel {self.kernel}")
         if self.gram is not None and len(self.gram) not in (cols, self.positions):
             raise BadInput(f"importance: the Gram matrix is {len(self.gram)} wide, the weight has {cols} columns")
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are finite; their sum mostly tells."""
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def _factorize(gram: Tensor) -> bool:
+    """Replace `gram` [n, n] (float32) by the lower triangular T of gram = T^T T; False where a pivot is too small.
+
+    From the last block of columns to the first: each takes its part of the sum out of the columns before it.
+    """
+    least = math.sqrt(_LEAST_PIVOT * float(gram.diagonal().mean()))
+    for start in reversed(range(0, len(gram), _BLOCK)):
+        now = slice(start, start + _BLOCK)
+        turned, info = torch.linalg.cholesky_ex(gram[now, now].flip((0, 1)))
+        if int(info) or not float(turned.diagonal().min()) > least:
+            return False
+        upper = turned.flip((0, 1))
+        inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
+        gram[now, start:] = 0.0
+        gram[now, now] = upper.T
+        panel = gram[now, :start]
+        panel.copy_(inverse @ panel)
+        for top in range(0, start, _STRIP):
+            rows = slice(top, min(top + _STRIP, start))
+            gram[rows, : rows.stop].addmm_(panel[:, rows].T, panel[:, : rows.stop], alpha=-1)
+    return True
 
 
 def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:

@@ -93,20 +93,21 @@ def place(
 def distinct(coded: Coded, factors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     """The distinct residuals, scale indices and phases of entries, and how often each occurs."""
     rows, channels, positions = factors
-    scale = (rows[:, None, None] + channels[None, :, None] + positions).ravel()
-    lowest, least = int(coded.residual.min()), int(scale.min())
+    lowest, least = int(coded.residual.min()), sum(int(f.min()) for f in factors)
     span = int(coded.residual.max()) - lowest + 1
-    key = scale - least
-    if coded.phases.size:
-        key = key * density.PHASES + coded.phases.ravel()
     phases = density.PHASES if coded.phases.size else 1
-    key = key.astype(np.int64) * span + (coded.residual.ravel() - lowest)
-    if (int(scale.max()) - least + 1) * phases * span <= _DENSE:
-        counts = np.bincount(key)
-        key = np.flatnonzero(counts)
-        count = counts[key]
+    counters = (sum(int(f.max()) for f in factors) - least + 1) * phases * span
+    if counters <= _DENSE and compiled.native is not None:
+        count = np.empty(counters, np.int64)
+        compiled.native.count_entries(coded.residual, coded.phases, *factors, lowest, span, least, count)
+        key = np.flatnonzero(count)
+        count = count[key]
     else:
-        key, count = np.unique(key, return_counts=True)
+        scale = (rows[:, None, None] + channels[None, :, None] + positions).ravel()
+        key = (scale - least).astype(np.int64)
+        if coded.phases.size:
+            key = key * density.PHASES + coded.phases.ravel()
+        key, count = np.unique(key * span + (coded.residual.ravel() - lowest), return_counts=True)
     key, residual = np.divmod(key, span)
     key, phase = np.divmod(key, phases)
     return residual + lowest, key + least, phase, count

@@ -30,12 +30,14 @@ _SEEN = 256  # entries of a row or column that its factor is fitted to, about
 _FARTHEST = 255
 
 
-def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0) -> Product:
+def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, seen: int = _SAMPLE) -> Product:
     """The model of codes [rows, channels, positions] with the shortest total message, its own integers included.
+
+    About `seen` entries of larger ones tell which factors there are.
 
     With `states` the codes are those of a trellis, whose halves are coded: scales are those of k in z = 2k + b.
     """
-    sample = _thin(codes)
+    sample = _thin(codes, seen)
     everything = tuple(name for name, size in zip(_AXES, codes.shape, strict=True) if size > 1)
     coded = _coded(sample, kernel, None, states)
     found = [_fit_scales(coded, None, everything)]
@@ -49,18 +51,20 @@ def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0) -> Product:
     for left_out in _left_out(everything):
         axes = tuple(name for name in everything if name not in left_out)
         best = min(best, _fit_scales(coded, best[1].taps, axes), key=lambda pair: pair[0])
-    model = best[1] if sample.shape == codes.shape else _refine(codes, kernel, best[1], states)
+    model = best[1] if sample.shape == codes.shape else _refine(codes, sample, kernel, best[1], states)
     return _limited(sample, kernel, model, codes.shape, states)
 
 
-def fit_like(codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int = 0) -> Product:
+def fit_like(
+    codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int = 0, seen: int = _SAMPLE
+) -> Product:
     """A model of these codes with the factors and taps of a model of similar ones: quicker than `fit`."""
-    if codes.size > _SAMPLE:
-        return fit(codes, kernel, states)
+    sample = _thin(codes, seen)
     vectors = zip(_AXES, (model.rows, model.channels, model.positions), strict=True)
     axes = tuple(name for name, vector in vectors if vector is not None and len(vector) > 1)
-    coded = _coded(codes, kernel, model.taps, states)
-    return _limited(codes, kernel, _fit_scales(coded, model.taps, axes)[1], codes.shape, states)
+    found = _fit_scales(_coded(sample, kernel, model.taps, states), model.taps, axes)[1]
+    found = found if sample.shape == codes.shape else _refine(codes, sample, kernel, found, states)
+    return _limited(sample, kernel, found, codes.shape, states)
 
 
 def _left_out(axes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -90,14 +94,14 @@ def side_bits(model: Product) -> float:
     return 32.0 + sum(16 + _rice(v)[0] for v in vectors if v is not None and len(v) > 1)
 
 
-def _thin(codes: np.ndarray) -> np.ndarray:
-    """Every n-th row and m-th channel, so that about `_SAMPLE` entries are left, in the same proportions."""
+def _thin(codes: np.ndarray, seen: int) -> np.ndarray:
+    """Every n-th row and m-th channel, so that about `seen` entries are left, in the same proportions."""
     rows, channels, positions = codes.shape
-    ratio = codes.size / _SAMPLE
+    ratio = codes.size / seen
     if ratio <= 1:
         return codes
     keep_rows = max(min(rows, 64), int(rows / ratio**0.5))
-    keep_channels = max(1, min(channels, _SAMPLE // (keep_rows * positions)))
+    keep_channels = max(1, min(channels, seen // (keep_rows * positions)))
     return codes[:: -(-rows // keep_rows), :: -(-channels // keep_channels)]
 
 
@@ -191,12 +195,14 @@ def _rice(values: np.ndarray) -> tuple[int, int, int]:
     return int(integers.rice_bits(folded, k)), middle, k
 
 
-def _refine(codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int) -> Product:
-    """Factors for all rows and channels of a large matrix, each axis from a thinned view of the other."""
+def _refine(codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], model: Product, states: int) -> Product:
+    """Factors for all rows and channels of a large matrix, each axis from a thinned view of the other.
+
+    model: of the sample.
+    """
     rows, channels, positions = codes.shape
     views = {"rows": codes[:, :: max(1, channels * positions // _SEEN)], "channels": codes[:: max(1, rows // _SEEN)]}
     axes = tuple(name for name in _AXES if getattr(model, name) is not None)
-    sample = _thin(codes)
     thin = model
     for axis, (name, view) in enumerate(views.items()):
         if getattr(model, name) is not None:

@@ -15,23 +15,39 @@ from waterfill.coding import product, scale_model
 from waterfill.coding.plans import narrow, rows_per_chunk
 from waterfill.importance import Importance
 from waterfill.parts.choose import Chooser
-from waterfill.parts.feedback import feed_back
+from waterfill.parts.feedback import Feedback, feed_back
 from waterfill.parts.grid import Grid, candidate_grids, step_weights
 
 LARGE = 1 << 22
-"""From so many entries on one round of choosing is enough, and some of the rows tell which grid is best."""
-_SAMPLE = 1 << 19
+"""From so many entries on one round of choosing is enough."""
+_SOME = 1 << 18  # from so many on some of the rows tell which grid is best
+_SAMPLE = 1 << 17  # entries of these rows, and
+_LEAST = 64  # rows at least
+_SEEN = 1 << 16  # entries that densities are fitted to
+_ROUGH = 256.0  # products of errors in bfloat16, 2^-9 apart, then add a thousandth to the distortion
 _TOGETHER = 2  # chunks of rows quantized at once
+
+
+@dataclass(frozen=True)
+class Way:
+    """How codes are found on a grid: along a trellis of so many states, or 0; with errors fed back on a device.
+
+    rough: with products of errors in bfloat16 where that is quicker.
+    """
+
+    states: int = 0
+    device: str = "cpu"
+    rough: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """Codes [rows, cols] (int8, int16 or int32) on a grid, and what chose them."""
+    """Codes [rows, cols] (int8, int16 or int32) on a grid, and what chose them; no feedback: each stands alone."""
 
     codes: np.ndarray
     grid: Grid
     chooser: Chooser
-    lower: np.ndarray | None
+    feedback: Feedback | None
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -50,7 +66,7 @@ class Draft:
         return self.codes.reshape(len(self.codes), -1, len(self.chooser.model.positions))
 
     @classmethod
-    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, states: int) -> "Draft":
+    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, way: Way) -> "Draft":
         """Round, fit the densities to that, and choose by the true cost under them."""
         shape = (target.shape[0], target.shape[1])
         kernel = scale_model.spatial(shape[1], importance.kernel)
@@ -61,50 +77,75 @@ class Draft:
             col * grid.col_scales(shape[1]).astype(np.float64) ** 2,
         )
         codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
-        model = product.fit(codes.reshape(shape[0], -1, positions), kernel, states)
-        chooser = Chooser(model, kernel, weights, states)
-        return cls(_choose(target, grid, chooser, importance.lower), grid, chooser, importance.lower)
+        model = product.fit(codes.reshape(shape[0], -1, positions), kernel, way.states, _SEEN)
+        chooser = Chooser(model, kernel, weights, way.states)
+        feedback = _feedback(importance.lower, grid.col_scales(shape[1]), chooser, way)
+        return cls(_choose(target, grid, chooser, feedback), grid, chooser, feedback)
 
     def again(self, target: Tensor) -> "Draft":
         """Choose once more, under densities fitted to the codes as they are now."""
         states = self.chooser.states
-        model = product.fit_like(self.cube, self.kernel, self.chooser.model, states)
+        model = product.fit_like(self.cube, self.kernel, self.chooser.model, states, _SEEN)
         chooser = replace(self.chooser, model=model)
-        return replace(self, codes=_choose(target, self.grid, chooser, self.lower), chooser=chooser)
+        return replace(self, codes=_choose(target, self.grid, chooser, self.feedback), chooser=chooser)
 
-    def cost(self, target: Tensor, importance: Importance, price: float) -> float:
-        """D + price * bits, nats, with the bits that the densities at hand would need."""
-        vectors = (self.grid.rows, self.grid.channels, self.grid.places)
-        side = sum(3.0 * len(v) for v in vectors if v is not None)
-        bits = product.total_bits(self.cube, self.kernel, self.chooser.model, self.chooser.states) + side
-        restored = self.grid.restored(torch.from_numpy(self.codes), slice(None))
-        return importance.distortion(target - restored) + price * bits
+    def bits(self, share: float) -> float:
+        """What the densities at hand need, and the grid's scales; these rows are so large a share of all."""
+        vectors = (self.grid.channels, self.grid.places)
+        side = share * sum(len(v) for v in vectors if v is not None)
+        side += 0 if self.grid.rows is None else len(self.grid.rows)
+        return product.total_bits(self.cube, self.kernel, self.chooser.model, self.chooser.states) + 3.0 * side
 
-
-def drafted(target: Tensor, importance: Importance, price: float, states: int) -> Draft:
-    """The draft of least cost, of all grids and, with `states`, with codes along the trellis of so many or without."""
-    if target.numel() < LARGE:
-        return _cheapest(target, importance, price, states, slice(None))[1].again(target)
-    some = slice(None, None, max(1, target.numel() // _SAMPLE))
-    grid, tried = _cheapest(target, importance, price, states, some)
-    return Draft.rounded(target, importance, price, grid, tried.chooser.states)
+    def error(self, target: Tensor) -> Tensor:
+        """What the codes leave of the target, [rows, cols]."""
+        return target - self.grid.restored(torch.from_numpy(self.codes), slice(None))
 
 
-def _cheapest(target: Tensor, importance: Importance, price: float, states: int, rows: slice) -> tuple[Grid, Draft]:
-    """The grid on which some of the rows cost least, along a trellis or not, and their draft."""
+def drafted(target: Tensor, importance: Importance, price: float, way: Way) -> Draft:
+    """The draft of least cost, of all grids and, where `way` has states, with codes along the trellis or without.
+
+    Target and importance lie on the CPU, whatever the device of the feedback.
+    """
+    every = min(target.numel() // _SAMPLE, len(target) // _LEAST) if target.numel() >= _SOME else 1
+    if every <= 1:
+        return _cheapest(target, importance, price, way, 1)[1].again(target)
+    grid, tried = _cheapest(target, importance, price, way, every)
+    rough = target.numel() >= LARGE and _rough_will_do(tried.error(target[::every]), importance)
+    way = replace(way, states=tried.chooser.states, rough=rough)
+    draft = Draft.rounded(target, importance, price, grid, way)
+    return draft if target.numel() >= LARGE else draft.again(target)
+
+
+def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, every: int) -> tuple[Grid, Draft]:
+    """The grid on which one in `every` rows cost least, along a trellis or not, and their draft."""
     grids = candidate_grids(target, importance, price)  # first of all: what it factorizes is shared
+    rows = slice(None, None, every)
     seen, share = target[rows], importance.select_rows(rows)
 
-    def trial(grid: Grid, states: int) -> tuple[float, Grid, Draft]:
-        draft = Draft.rounded(seen, share, price, grid.select_rows(rows), states)
-        return draft.cost(seen, share, price) if several else 0.0, grid, draft
+    def trial(grid: Grid, way: Way) -> tuple[float, Grid, Draft]:
+        draft = Draft.rounded(seen, share, price, grid.select_rows(rows), way)
+        if not several:
+            return 0.0, grid, draft
+        return share.distortion(draft.error(seen)) + price * draft.bits(1 / every), grid, draft
 
-    several = len(grids) > 1 or states > 0
-    tried = [trial(grid, 0) for grid in grids]
-    if states:
+    several = len(grids) > 1 or way.states > 0
+    tried = [trial(grid, replace(way, states=0)) for grid in grids]
+    if way.states:
         unit = price * max(1, seen.numel())
-        tried += [trial(grid.finer(cost / unit), states) for cost, grid, _ in tried]
+        tried += [trial(grid.finer(cost / unit), way) for cost, grid, _ in tried]
     return min(tried, key=lambda one: one[0])[1:]
+
+
+def _rough_will_do(error: Tensor, importance: Importance) -> bool:
+    """Whether bfloat16, of errors like these, adds little to the distortion.
+
+    With A = T^T T what is rounded off T_ij E_j adds a share of sum_j A_jj E_j^2, however little of that sum the
+    feedback leaves.
+    """
+    if importance.gram is None or len(importance.gram) != error.shape[1]:
+        return False
+    alone = float(error.square().sum(0) @ importance.gram.diagonal().to(error))
+    return alone <= _ROUGH * float(importance.by_row(error, error).sum())
 
 
 def _in_steps(target: Tensor, grid: Grid, rows: slice) -> np.ndarray:
@@ -127,18 +168,32 @@ def _by_rows(shape: tuple[int, int], make: Callable[[slice], np.ndarray], chunks
     return codes
 
 
-def _choose(target: Tensor, grid: Grid, chooser: Chooser, lower: np.ndarray | None) -> np.ndarray:
+def _feedback(lower: np.ndarray | None, scales: np.ndarray, chooser: Chooser, way: Way) -> Feedback | None:
+    """How errors are fed back through the factor `lower`; None where every entry stands alone."""
+    positions = len(chooser.model.positions)
+    if lower is None and positions == 1 and not chooser.states:
+        return None
+    lower = np.eye(positions) if lower is None else lower
+    return Feedback(lower, scales[: len(lower)], way.rough, way.device)
+
+
+def _choose(target: Tensor, grid: Grid, chooser: Chooser, feedback: Feedback | None) -> np.ndarray:
     """Codes [rows, cols]; with feedback along the Gram matrix's columns where there is one."""
     rows, cols = target.shape
-    positions = len(chooser.model.positions)
-    if lower is None and positions == 1 and not chooser.states:  # every entry stands alone
+    if feedback is None:
         return _by_rows((rows, cols), lambda part: chooser(part, _in_steps(target, grid, part)))
-    lower = np.eye(positions) if lower is None else lower
-    visits, scales = len(lower), grid.col_scales(cols)[: len(lower)]
+    visits = len(feedback.steps)
 
     def make(part: slice) -> np.ndarray:
-        x = _in_steps(target, grid, part).reshape(-1, cols // visits, visits).transpose(2, 1, 0)
-        codes = feed_back(np.ascontiguousarray(x), (lower, scales), chooser.rule(part, visits))
-        return np.ascontiguousarray(codes.transpose(2, 1, 0)).reshape(-1, cols)
+        x = _turned(_in_steps(target, grid, part).reshape(-1, cols // visits, visits))
+        codes = feed_back(x, feedback, chooser.rule(part, visits))
+        return _turned(narrow(codes)).reshape(-1, cols)
 
     return _by_rows((rows, cols), make, _TOGETHER)
+
+
+def _turned(cube: np.ndarray) -> np.ndarray:
+    """The axes [a, b, c] as [c, b, a], contiguous."""
+    one = cube.shape[1] == 1  # a matrix is turned faster
+    turned = torch.from_numpy(cube[:, 0]).T[:, None] if one else torch.from_numpy(cube).permute(2, 1, 0)
+    return turned.contiguous().numpy()

@@ -4,12 +4,17 @@ With A = T^T T, T lower triangular, D(E) = 1/2 sum_o g_o sum_i T_ii^2 (E_oi + su
 i is quantized with the target w_i + sum_{j<i} T_ij / T_ii (w_j - w^_j) and the weight T_ii^2. Going from the first
 column to the last, as the decoder does, makes the mean that it will predict known to the choice of each code.
 
-Inside a block of columns errors reach the next column one by one, in the compiled core; a block's errors reach all
-later blocks in one matrix product (the order of GPTQ, arXiv 2210.17323).
+Inside a block of columns errors reach the next column one by one, in the compiled core; those of all blocks before
+reach a block in one matrix product (GPTQ, arXiv 2210.17323, has the same order of operations).
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from waterfill.coding.compiled import native
 from waterfill.coding.scale_model import predict
@@ -19,29 +24,67 @@ from waterfill.parts.viterbi import cheapest_path, cosets
 BLOCK = 128
 
 
-def feed_back(x: np.ndarray, factor: tuple[np.ndarray, np.ndarray], rule: Rule) -> np.ndarray:
+def quick_products() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware, twice as fast as float32."""
+    known: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
+    return any(bool(known().get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """How errors reach later visits.
+
+    lower: T [n, n], of A = T^T T. steps: [n], those of the visits against each other. rough: products between blocks
+    may be in bfloat16 where that is quicker. device: where the choice runs.
+    """
+
+    lower: np.ndarray
+    steps: np.ndarray
+    rough: bool = False
+    device: str = "cpu"
+
+    @cached_property
+    def unit(self) -> float:
+        """What T is divided by: so it stays in the range of float32."""
+        return 1.0 if self.lower.dtype == np.float32 else float(np.diagonal(self.lower).max())
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """T / unit [n, n], as blocks are multiplied by it."""
+        lower = self.lower if self.unit == 1.0 else self.lower / self.unit
+        quick = self.rough and quick_products()
+        return torch.from_numpy(np.asarray(lower, np.float32)).to(torch.bfloat16 if quick else torch.float32)
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """What turns T / unit times errors into steps of a visit, [n, 1] (float32)."""
+        diagonal = np.diagonal(self.lower) * self.steps
+        return torch.from_numpy((self.unit / diagonal).astype(np.float32))[:, None]
+
+    def ratio(self, now: slice) -> np.ndarray:
+        """By what an error moves the later targets of a block, in steps of both: T_ij s_j / (T_ii s_i), float32."""
+        diagonal = np.diagonal(self.lower)[now] * self.steps[now]
+        return (self.lower[now, now] * self.steps[now] / diagonal[:, None]).astype(np.float32)
+
+
+def feed_back(x: np.ndarray, feedback: Feedback, rule: Rule) -> np.ndarray:
     """Codes (int32) of x [n, channels, rows] (float32, in steps): visit i quantizes x[i] as errors before it ask for.
 
-    factor: T [n, n], and the steps [n] of the visits against each other. On return x holds x - codes.
+    On return x holds x - codes.
     """
-    lower, steps = factor
     n = len(x)
-    diagonal = np.diagonal(lower) * steps
-    wide = lower.dtype == np.float32
-    unit = 1.0 if wide else float(diagonal.max())  # of what is carried: T times errors, in its range
-    codes, carried = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)
-    ends = rule.beginning()
+    codes, ends, entries = np.zeros(x.shape, np.int32), rule.beginning(), torch.from_numpy(x).reshape(n, -1)
+    steps = torch.from_numpy(feedback.steps.astype(np.float32))[:, None]
+    past = torch.empty(entries.shape, dtype=feedback.weights.dtype) if n > BLOCK else None
     for start in range(0, n, BLOCK):
-        now, later = slice(start, min(start + BLOCK, n)), slice(start + BLOCK, n)
-        ratio = (lower[now, now] * steps[now] / diagonal[now, None]).astype(np.float32)
+        now = slice(start, min(start + BLOCK, n))
         targets = x[now].copy()
-        if start:
-            targets += carried[now] * (unit / diagonal[now, None, None]).astype(np.float32)
-        _block((targets, x[now]), ratio, codes, start, (rule, ends))
-        if later.start < n:
-            errors = torch.from_numpy((x[now] * steps[now, None, None].astype(np.float32)).reshape(len(targets), -1))
-            weights = lower[later, now] if wide else (lower[later, now] / unit).astype(np.float32)
-            torch.from_numpy(carried[later].reshape(n - later.start, -1)).addmm_(torch.from_numpy(weights), errors)
+        if past is not None and start:
+            carried = feedback.weights[now, :start] @ past[:start]
+            torch.from_numpy(targets).reshape(len(targets), -1).addcmul_(carried.float(), feedback.scales[now])
+        _block((targets, x[now]), feedback.ratio(now), codes, start, (rule, ends))
+        if past is not None and now.stop < n:
+            torch.mul(entries[now], steps[now], out=past[now])
     return codes
 
 

@@ -17,7 +17,7 @@ from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
-from waterfill.parts.drafts import drafted
+from waterfill.parts.drafts import Way, drafted
 from waterfill.parts.grid import FARTHEST, Grid
 from waterfill.parts.grouped import FixedRate, fit_grouped
 from waterfill.parts.rescaled import refitted
@@ -141,7 +141,7 @@ class Quantize(Spec):
         importance.check(target.shape[0], target.shape[1])
         if self.bits is not None:
             return fit_grouped(target, importance, FixedRate(self.bits, self.group or target.shape[1], self.symmetric))
-        draft = drafted(target, importance, price, self.states)
+        draft = drafted(target, importance, price, Way(self.states))
         grid = refitted(target, importance, price, draft)
         shape = (target.shape[0], target.shape[1])
         return QuantizedPart(shape, torch.from_numpy(draft.codes), grid, draft.kernel, draft.states)

@@ -16,16 +16,17 @@ from waterfill.importance import Importance
 from waterfill.parts.drafts import LARGE, Draft
 from waterfill.parts.grid import FARTHEST, Grid
 
-_SEEN = 1 << 20
+_SEEN = 1 << 18  # entries of the rows that tell the step
 
 
 def refitted(target: Tensor, importance: Importance, price: float, draft: Draft) -> Grid:
     """The draft's grid with the best step and, where rows have scales, the eighths of an octave nearest to the best.
 
-    Row scales stay as they are unless the distortion falls by more than price * bits; of large matrices some rows tell
-    the step.
+    Row scales stay as they are unless the distortion falls by more than price * bits, and in large matrices. Where they
+    do, some of the rows tell the step.
     """
-    every = max(1, draft.codes.size // _SEEN) if draft.codes.size >= LARGE else 1
+    few = draft.grid.rows is None or draft.codes.size >= LARGE
+    every = max(1, draft.codes.size // _SEEN) if few else 1
     shared, energy = _moments(target, importance, draft, every)
     weights = torch.from_numpy(np.broadcast_to(importance.rows.double().numpy(), len(target)).copy())[::every]
     grid = _with_step(draft.grid, weights @ shared, weights @ energy)
@@ -55,8 +56,9 @@ def _moments(target: Tensor, importance: Importance, draft: Draft, every: int) -
     for rows in row_chunks(-(-len(target) // every), target.shape[1]):
         some = slice(rows.start * every, rows.stop * every, every)
         restored = draft.grid.restored(codes, some)
-        shared.append(importance.by_row(restored, target[some]))
-        energy.append(importance.by_row(restored, restored))
+        by_target, by_itself = importance.each_by_row(restored, target[some], restored)
+        shared.append(by_target)
+        energy.append(by_itself)
     return torch.cat(shared), torch.cat(energy)
 
 

@@ -58,7 +58,7 @@ class Surgeon:
             least = 1e-9 * float(weights.mean()) or 1.0
             return torch.diag(weights.clamp_min(least).rsqrt())
         eye = torch.eye(len(lower), dtype=torch.float64)
-        inverse = torch.linalg.solve_triangular(torch.from_numpy(lower), eye, upper=False)
+        inverse = torch.linalg.solve_triangular(torch.from_numpy(lower).double(), eye, upper=False)
         return torch.block_diag(*[inverse.T.float()] * (cols // len(lower)))
 
     @cached_property
