@@ -127,13 +127,12 @@ inline int32_t nearest_two_or_zero(float value, float weight, const float* table
 
 // Whether `nearest_two_or_zero` may be used for values [size] with scale indices `base` + more [size].
 inline bool is_plain(const float* value, const int32_t* more, int64_t size, int32_t base, int scales) {
-    float largest = 0;
-    int32_t widest = INT32_MIN;
+    int32_t far = 0, widest = INT32_MIN;  // integers, so that the loop is vectorized
     for (int64_t i = 0; i < size; ++i) {
-        largest = std::max(largest, std::abs(value[i]));
+        far |= !(std::abs(value[i]) < 126.0f);
         widest = std::max(widest, more[i]);
     }
-    return largest < 126.0f && base + widest < scales;
+    return !far && base + widest < scales;
 }
 
 }  // namespace waterfill

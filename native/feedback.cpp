@@ -49,22 +49,50 @@ void add_codes(int32_t* __restrict sum, const int32_t* __restrict codes, int32_t
     for (int64_t n = 0; n < size; ++n) sum[n] += tap * codes[n];
 }
 
+// Tables of phase 0, [scales, 256], with the bits of code e at 128 + e: those of neighboring codes lie side by side.
+std::vector<float> centered(const Tables& tables) {
+    std::vector<float> made(tables.scales * 256);
+    for (int64_t k = 0; k < tables.scales; ++k)
+        for (int64_t e = 0; e < 256; ++e) made[k * 256 + (e ^ 128)] = tables.prices[k * tables.phases * 256 + e];
+    return made;
+}
+
+// `nearest_two_or_zero` for the kTile targets of a column of `count` rows, and a table as `centered` makes it. What is
+// looked up is looked up between two loops without lookups, which are vectorized.
 FOR_THIS_MACHINE
-void choose_plain_column(const Column& column, const Tables& tables, int32_t* __restrict code) {
-    const float *target = column.target, *row_weight = column.row_weight, *table = tables.prices;
-    const int32_t* row_scale = column.row_scale;
-    const int32_t stride = 256 * tables.phases, scale = column.scale;
+void choose_plain_tile(const Column& column, int64_t count, const float* __restrict table, int32_t* __restrict code) {
+    int32_t low[kTile], at[kTile] = {};
+    float pair[2 * kTile], zero[kTile];
+    const float* __restrict target = column.target;
+    const int32_t scale = column.scale;
     const float weight = column.weight;
-    for (int64_t r = 0; r < column.rows; ++r) {
-        const int32_t k = row_scale[r] + scale;
-        code[r] = nearest_two_or_zero(target[r], row_weight[r] * weight, table, (k > 0 ? k : 0) * stride);
+    for (int64_t r = 0; r < count; ++r) {
+        const int32_t k = column.row_scale[r] + scale;
+        at[r] = (k > 0 ? k : 0) * 256 + 128;
+    }
+    for (int64_t r = 0; r < kTile; ++r) {
+        const int32_t cut = static_cast<int32_t>(target[r]);
+        low[r] = cut - (target[r] < static_cast<float>(cut) ? 1 : 0);
+    }
+    for (int64_t r = 0; r < kTile; ++r) {
+        zero[r] = table[at[r]];
+        std::memcpy(pair + 2 * r, table + at[r] + low[r], 2 * sizeof(float));
+    }
+    for (int64_t r = 0; r < count; ++r) {
+        const float x = target[r], w = column.row_weight[r] * weight;
+        const float below = x - static_cast<float>(low[r]), above = x - static_cast<float>(low[r] + 1);
+        const float at_low = w * below * below + pair[2 * r], at_high = w * above * above + pair[2 * r + 1];
+        const float at_zero = w * x * x + zero[r];
+        const int32_t best = at_high < at_low ? low[r] + 1 : low[r];
+        const float least = at_high < at_low ? at_high : at_low;
+        code[r] = (at_zero < least) & (x < 3.0f) & (x > -3.0f) ? 0 : best;
     }
 }
 
-// Codes that each cost least, whatever the others are.
-void choose_alone(const Column& column, const Tables& tables, bool predicted, int32_t* code) {
+// Codes that each cost least, whatever the others are, of at most kTile rows.
+void choose_alone(const Column& column, const Tables& tables, const float* table, bool predicted, int32_t* code) {
     if (!predicted && is_plain(column.target, column.row_scale, column.rows, column.scale, tables.scales))
-        return choose_plain_column(column, tables, code);
+        return choose_plain_tile(column, column.rows, table, code);
     for (int64_t r = 0; r < column.rows; ++r) {
         const Entry entry = tables.entry(column.row_scale[r] + column.scale, predicted ? column.mean[r] : 0);
         code[r] = nearest_two_or_mean(column.target[r], column.row_weight[r] * column.weight, entry);
@@ -116,6 +144,7 @@ struct Block {
 
 // Codes that stand alone: a few rows go through all visits before the next ones.
 void quantize_alone(const Block& block) {
+    const std::vector<float> table = centered(block.tables);
     std::vector<float> errors(block.visits * kTile);
     float target[kTile];
     int32_t mean[kTile];
@@ -129,7 +158,7 @@ void quantize_alone(const Block& block) {
                 add_errors(target, errors.data(), block.ratio + i * block.visits, i, kTile, kTile);
                 int32_t* code = block.codes + block.at(block.start + i, c, r);
                 const bool predicted = block.predicted(i, c, r, count, mean);
-                choose_alone(block.column(i, c, r, count, target, mean), block.tables, predicted, code);
+                choose_alone(block.column(i, c, r, count, target, mean), block.tables, table.data(), predicted, code);
                 for (int64_t n = 0; n < count; ++n) error[n] = entry[n] -= static_cast<float>(code[n]);
             }
         }

@@ -101,43 +101,55 @@ class Draft:
         return target - self.grid.restored(torch.from_numpy(self.codes), slice(None))
 
 
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A draft of some rows, the grid that all rows would have, D + price * bits, and whether bfloat16 will do."""
+
+    draft: Draft
+    grid: Grid
+    cost: float
+    rough: bool
+
+
 def drafted(target: Tensor, importance: Importance, price: float, way: Way) -> Draft:
     """The draft of least cost, of all grids and, where `way` has states, with codes along the trellis or without.
 
     Target and importance lie on the CPU, whatever the device of the feedback.
     """
     every = min(target.numel() // _SAMPLE, len(target) // _LEAST) if target.numel() >= _SOME else 1
+    tried = _cheapest(target, importance, price, way, max(1, every))
     if every <= 1:
-        return _cheapest(target, importance, price, way, 1)[1].again(target)
-    grid, tried = _cheapest(target, importance, price, way, every)
-    rough = target.numel() >= LARGE and _rough_will_do(tried.error(target[::every]), importance)
-    way = replace(way, states=tried.chooser.states, rough=rough)
-    draft = Draft.rounded(target, importance, price, grid, way)
+        return tried.draft.again(target)
+    way = replace(way, states=tried.draft.chooser.states, rough=tried.rough and target.numel() >= LARGE)
+    draft = Draft.rounded(target, importance, price, tried.grid, way)
     return draft if target.numel() >= LARGE else draft.again(target)
 
 
-def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, every: int) -> tuple[Grid, Draft]:
-    """The grid on which one in `every` rows cost least, along a trellis or not, and their draft."""
+def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, every: int) -> _Trial:
+    """The grid on which one in `every` rows cost least, along a trellis or not."""
     grids = candidate_grids(target, importance, price)  # first of all: what it factorizes is shared
     rows = slice(None, None, every)
     seen, share = target[rows], importance.select_rows(rows)
 
-    def trial(grid: Grid, way: Way) -> tuple[float, Grid, Draft]:
+    def trial(grid: Grid, way: Way) -> _Trial:
         draft = Draft.rounded(seen, share, price, grid.select_rows(rows), way)
-        if not several:
-            return 0.0, grid, draft
-        return share.distortion(draft.error(seen)) + price * draft.bits(1 / every), grid, draft
+        if not several and every == 1:
+            return _Trial(draft, grid, 0.0, False)
+        error = draft.error(seen)
+        by_row = share.by_row(error, error)
+        cost = 0.5 * float((share.rows.double() * by_row).sum()) + price * draft.bits(1 / every)
+        return _Trial(draft, grid, cost, _rough_will_do(error, by_row, importance))
 
     several = len(grids) > 1 or way.states > 0
     tried = [trial(grid, replace(way, states=0)) for grid in grids]
     if way.states:
         unit = price * max(1, seen.numel())
-        tried += [trial(grid.finer(cost / unit), way) for cost, grid, _ in tried]
-    return min(tried, key=lambda one: one[0])[1:]
+        tried += [trial(one.grid.finer(one.cost / unit), way) for one in tried]
+    return min(tried, key=lambda one: one.cost)
 
 
-def _rough_will_do(error: Tensor, importance: Importance) -> bool:
-    """Whether bfloat16, of errors like these, adds little to the distortion.
+def _rough_will_do(error: Tensor, cost: Tensor, importance: Importance) -> bool:
+    """Whether bfloat16, of errors like these, adds little to what they cost [rows].
 
     With A = T^T T what is rounded off T_ij E_j adds a share of sum_j A_jj E_j^2, however little of that sum the
     feedback leaves.
@@ -145,7 +157,7 @@ def _rough_will_do(error: Tensor, importance: Importance) -> bool:
     if importance.gram is None or len(importance.gram) != error.shape[1]:
         return False
     alone = float(error.square().sum(0) @ importance.gram.diagonal().to(error))
-    return alone <= _ROUGH * float(importance.by_row(error, error).sum())
+    return alone <= _ROUGH * float(cost.sum())
 
 
 def _in_steps(target: Tensor, grid: Grid, rows: slice) -> np.ndarray:

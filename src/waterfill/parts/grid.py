@@ -98,7 +98,8 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     offsets = log_row - log_row.mean()
     if importance.gram is not None and len(importance.gram) == cols:
         cube = target.reshape(rows, -1, importance.positions)
-        offsets, channels = _bounded(offsets, cube, (1, 2)), _bounded(channels, cube, (0, 2))
+        by_row, by_channel = _mean_squares(cube)
+        offsets, channels = _bounded(offsets, by_row), _bounded(channels, by_channel)
     vectors = [offsets, channels, places]
     exponents = [_exponents(v) for v in vectors]
     if any(e is not None for e in exponents):
@@ -107,12 +108,19 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     return grids
 
 
-def _bounded(offsets: np.ndarray, values: Tensor, along: tuple[int, int]) -> np.ndarray:
+def _mean_squares(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of values [rows, channels, positions] by row and by channel (float64), from a few rows at a time."""
+    squares = [(square.sum((1, 2)), square.sum((0, 2))) for square in (x.float().square() for x in values.split(128))]
+    by_row = torch.cat([row for row, _ in squares]).double() / max(1, values[0].numel())
+    by_channel = sum(channel.double() for _, channel in squares) / max(1, values[:, 0].numel())
+    return by_row.numpy(), by_channel.numpy()
+
+
+def _bounded(offsets: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
     """Steps (octaves) at most `_BOUND` octaves longer than half of all are, each in deviations of what it divides.
 
     Where inputs were never seen an error seems to cost nothing, and codes along a trellis are not free to be zero.
     """
-    mean_square = values.float().square().mean(along).double().numpy()
     deviations = 0.5 * np.log2(np.maximum(mean_square, 1e-12 * max(float(mean_square.mean()), 1e-30)))
     return np.minimum(offsets, deviations + np.median(offsets - deviations) + _BOUND)
 
