@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.feedback_cases import entries, searches
 
-from waterfill.coding.scale_model import Product, neighbors
+from waterfill.coding.scale_model import Product
 from waterfill.importance import Importance
 from waterfill.parts import choose, feedback
 from waterfill.parts.choose import Chooser
@@ -28,10 +28,6 @@ def rounding(rows: int, cols: int) -> Chooser:
 def fed_back(x: np.ndarray, lower: np.ndarray, chooser: Chooser) -> np.ndarray:
     """Codes of x [n, channels, rows]."""
     return feed_back(x.copy(), Feedback(lower, np.ones(len(x))), chooser.rule(slice(0, x.shape[2]), len(x)))
-
-
-def entries(seed: int, *shape: int) -> np.ndarray:
-    return 3 * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, BLOCK, BLOCK + 1, 3 * BLOCK - 5])
@@ -79,49 +75,18 @@ def test_products_in_bfloat16_hardly_cost_anything(rough):
     assert fed == pytest.approx(wanted, rel=0.03)
 
 
-@st.composite
-def searches(draw):
-    kernel = draw(st.sampled_from([(), (3,), (2, 2)]))
-    positions = int(np.prod(kernel))
-    channels, rows = draw(st.integers(1, 6)), draw(st.integers(1, 40))
-    by_column = draw(st.booleans())  # the Gram matrix: of all columns, or of the kernel
-    return (
-        kernel,
-        positions,
-        channels,
-        rows,
-        by_column,
-        draw(st.sampled_from([0, 4, 8, 32, 256])),
-        draw(st.integers(0, 99)),
-    )
-
-
 @given(searches())
 @settings(max_examples=30)
 def test_compiled_feedback_equals_the_numpy_form(search):
     if feedback.native is None:
         pytest.skip("the compiled core is not installed")
-    kernel, positions, channels, rows, by_column, states, seed = search
-    random = np.random.default_rng(seed)
-    taps = random.integers(-8, 9, sum(map(len, neighbors(kernel)))) if kernel else None
-    model = Product(
-        int(random.integers(0, 4)),
-        int(random.integers(30, 60)),
-        random.integers(-6, 7, rows) if random.random() < 0.7 else None,
-        random.integers(-6, 7, channels) if random.random() < 0.7 else None,
-        random.integers(-6, 7, positions),
-        taps,
-    )
-    weights = random.random(rows) * 3 + 0.1, random.random(channels * positions) + 0.1
-    chooser = Chooser(model, kernel, weights, states)
-    n = channels * positions if by_column else positions
-    x = entries(seed, n, channels * positions // n, rows) * np.float32(2.0 ** random.integers(-2, 5))
-    lower = np.tril(random.normal(size=(n, n)) * 0.3, -1) + np.diag(random.random(n) + 0.5)
-    compiled = fed_back(x, lower, chooser)
+    lower = np.tril(np.random.default_rng(0).normal(size=(search.visits, search.visits)) * 0.3, -1)
+    lower += np.diag(np.linspace(0.5, 1.5, search.visits))
+    compiled = fed_back(search.x, lower, search.chooser)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choose, "native", None)
         patch.setattr(feedback, "native", None)
-        plain = fed_back(x, lower, chooser)
+        plain = fed_back(search.x, lower, search.chooser)
     assert (compiled != plain).mean() <= 0.001 or differ_at_a_tie(compiled, plain, lower)
 
 

@@ -138,6 +138,20 @@ class Importance:
         object.__setattr__(made, "rows", rows)
         return made
 
+    def cpu(self) -> "Importance":
+        """The same importance with all its tensors on the CPU."""
+        tensors = [self.rows, self.diagonal, *(() if self.gram is None else (self.gram,)), *(self.halves or ())]
+        if all(tensor.device.type == "cpu" for tensor in tensors):
+            return self
+        gram, halves = self.gram, self.halves
+        return replace(
+            self,
+            rows=self.rows.cpu(),
+            diagonal=self.diagonal.cpu(),
+            gram=None if gram is None else gram.cpu(),
+            halves=None if halves is None else (halves[0].cpu(), halves[1].cpu()),
+        )
+
     def select(self, rows: Tensor, cols: Tensor) -> "Importance":
         """The importance of some rows and columns: of all, or of whole channels, where there is a Gram matrix."""
         picked = self.select_rows(rows)

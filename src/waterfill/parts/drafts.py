@@ -14,6 +14,7 @@ from torch import Tensor
 from waterfill.coding import product, scale_model
 from waterfill.coding.plans import narrow, rows_per_chunk
 from waterfill.importance import Importance
+from waterfill.parts import feedback_torch
 from waterfill.parts.choose import Chooser
 from waterfill.parts.feedback import Feedback, feed_back
 from waterfill.parts.grid import Grid, candidate_grids, step_weights
@@ -198,10 +199,15 @@ def _choose(target: Tensor, grid: Grid, chooser: Chooser, feedback: Feedback | N
 
     def make(part: slice) -> np.ndarray:
         x = _turned(_in_steps(target, grid, part).reshape(-1, cols // visits, visits))
-        codes = feed_back(x, feedback, chooser.rule(part, visits))
+        rule = chooser.rule(part, visits)
+        if on_cpu:
+            codes = feed_back(x, feedback, rule)
+        else:
+            codes = feedback_torch.feed_back(torch.from_numpy(x).to(feedback.device), feedback, rule).cpu().numpy()
         return _turned(narrow(codes)).reshape(-1, cols)
 
-    return _by_rows((rows, cols), make, _TOGETHER)
+    on_cpu = feedback.device == "cpu"
+    return _by_rows((rows, cols), make, _TOGETHER if on_cpu else rows)  # a graphics card wants all at once
 
 
 def _turned(cube: np.ndarray) -> np.ndarray:

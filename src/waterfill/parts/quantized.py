@@ -14,7 +14,7 @@ from torch import Tensor
 
 from waterfill.coding import matrix, trellis
 from waterfill.coding.stream import Reader, Sink
-from waterfill.errors import BadRecipe
+from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
 from waterfill.parts.drafts import Way, drafted
@@ -107,6 +107,7 @@ class Quantize(Spec):
     bits: 2 to 8, fixed-rate codes of so many bits (what execution engines elsewhere want), or None: by the price.
     group: columns that share a scale, or None: a whole row. symmetric: without a zero point. states: by the price, of
     the trellis (4, 8, 16, 32, 64, 128 or 256) that codes run along wherever it costs less than scalar codes; 0: never.
+    Codes are chosen on the device of the target; the part lies on the CPU.
     """
 
     bits: int | None = None
@@ -139,9 +140,12 @@ class Quantize(Spec):
 
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         importance.check(target.shape[0], target.shape[1])
+        if target.is_meta:
+            raise BadInput("the target is on the meta device: it has a shape and no values; load the weights first")
+        device, target, importance = str(target.device), target.cpu(), importance.cpu()
         if self.bits is not None:
             return fit_grouped(target, importance, FixedRate(self.bits, self.group or target.shape[1], self.symmetric))
-        draft = drafted(target, importance, price, Way(self.states))
+        draft = drafted(target, importance, price, Way(self.states, device))
         grid = refitted(target, importance, price, draft)
         shape = (target.shape[0], target.shape[1])
         return QuantizedPart(shape, torch.from_numpy(draft.codes), grid, draft.kernel, draft.states)

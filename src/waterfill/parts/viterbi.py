@@ -13,9 +13,9 @@ from waterfill.coding.product import center
 from waterfill.coding.trellis import half_mean, trellis
 
 ESCAPED = np.float32(10)  # bits, about, of the value of an escaped code beyond what `prices` say
-_SETTLE = 64
-_FAR = np.float32(1e30)
-_FARTHEST = np.float32(1 << 25)
+SETTLE = 64
+FAR = np.float32(1e30)
+FARTHEST = np.float32(1 << 25)
 
 
 def cosets(
@@ -27,7 +27,7 @@ def cosets(
     [scales, phases, 256].
     """
     index = np.clip(scale, 0, len(prices) - 1)
-    x = np.clip(x, -_FARTHEST, _FARTHEST)
+    x = np.clip(x, -FARTHEST, FARTHEST)
     cost, best = np.empty((4, len(x)), np.float32), np.empty((4, len(x)), np.int32)
     for coset in range(4):
         whole, phase = center(half_mean(mean) - 4 * (coset & 1))
@@ -43,21 +43,26 @@ def cosets(
     return cost, best
 
 
-def cheapest_path(cost: np.ndarray, best: np.ndarray, states: int, begin: int) -> tuple[np.ndarray, int]:
-    """The codes (int32 [n]) of least total cost of all paths from state `begin`, and the state after them."""
+def steps(states: int) -> tuple[np.ndarray, np.ndarray]:
+    """From which state path bit u leads to each state, and the coset of that step, both [states, 2] (int64)."""
     code = trellis(states)
     before = np.empty((states, 2), np.int64)
     for bit in (0, 1):
         before[code.transition[:, bit], bit] = np.arange(states)
-    coset = code.parity[before] + 2 * np.arange(2)
-    path = np.full(states, _FAR)
+    return before, code.parity[before] + 2 * np.arange(2)
+
+
+def cheapest_path(cost: np.ndarray, best: np.ndarray, states: int, begin: int) -> tuple[np.ndarray, int]:
+    """The codes (int32 [n]) of least total cost of all paths from state `begin`, and the state after them."""
+    before, coset = steps(states)
+    path = np.full(states, FAR)
     path[begin] = 0
     decisions = np.empty((cost.shape[1], states), np.uint8)
     for row, now in enumerate(cost.T):
         stay, move = (path[before] + now[coset]).T
         decisions[row] = move < stay
         path = np.minimum(stay, move)
-        if row % _SETTLE == _SETTLE - 1:
+        if row % SETTLE == SETTLE - 1:
             path -= path[0]
     end = state = int(np.argmin(path))
     codes = np.empty(cost.shape[1], np.int32)
