@@ -18,7 +18,7 @@ from waterfill.errors import BadInput
 
 _WIDE = 512  # from here on a factor in float32 halves time and memory
 _LEAST_PIVOT = 1e-4  # of the mean diagonal, squared: below, the rounding of float32 would show
-_BLOCK, _STRIP = 128, 512  # of columns eliminated at once, and of rows that hear of it at once
+_BLOCK = 128  # of rows of a factor found at once
 _SMALLEST = 1e-30  # of a float32 sum of products; below, some of them may have vanished
 
 
@@ -177,23 +177,21 @@ def _finite(values: Tensor) -> bool:
 def _factorize(gram: Tensor) -> bool:
     """Replace `gram` [n, n] (float32) by the lower triangular T of gram = T^T T; False where a pivot is too small.
 
-    From the last block of columns to the first: each takes its part of the sum out of the columns before it.
+    From the last block of rows to the first: what those below it make of the sum is taken out in one product.
     """
     least = math.sqrt(_LEAST_PIVOT * float(gram.diagonal().mean()))
     for start in reversed(range(0, len(gram), _BLOCK)):
-        now = slice(start, start + _BLOCK)
-        turned, info = torch.linalg.cholesky_ex(gram[now, now].flip((0, 1)))
+        now, below = slice(start, min(start + _BLOCK, len(gram))), slice(start + _BLOCK, None)
+        rows = gram[now, : now.stop]
+        rows.addmm_(gram[below, now].T, gram[below, : now.stop], alpha=-1)
+        turned, info = torch.linalg.cholesky_ex(rows[:, now].flip((0, 1)))
         if int(info) or not float(turned.diagonal().min()) > least:
             return False
         upper = turned.flip((0, 1))
         inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
+        rows[:, :start] = inverse @ rows[:, :start]
         gram[now, start:] = 0.0
         gram[now, now] = upper.T
-        panel = gram[now, :start]
-        panel.copy_(inverse @ panel)
-        for top in range(0, start, _STRIP):
-            rows = slice(top, min(top + _STRIP, start))
-            gram[rows, : rows.stop].addmm_(panel[:, rows].T, panel[:, : rows.stop], alpha=-1)
     return True
 
 

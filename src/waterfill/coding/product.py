@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from waterfill.coding import density, integers, trellis
-from waterfill.coding.costs import COST_UNIT, Coded, all_costs, axis_costs, distinct, place, price_tables
+from waterfill.coding.costs import COST_UNIT, Coded, all_costs, axis_costs, cost_tables, distinct, place, price_tables
 from waterfill.coding.scale_model import (
     MOST_SCALE,
     MOST_TAPS,
@@ -216,8 +216,10 @@ def _refine(codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], mode
 
 
 def _best_base(coded: Coded, model: Product) -> int:
+    residual, scale, phase, count = distinct(coded, coded.factors(model))
     deltas = np.arange(-12, 13)
-    cost = axis_costs(coded, coded.factors(model), model.shape, deltas, 2).sum(1)
+    where, raw = place(residual, scale + deltas[:, None], phase, coded.most_scale)
+    cost = (cost_tables(model.shape, coded.halves).ravel()[where].astype(np.int64) + raw * COST_UNIT) @ count
     return int(np.clip(model.base + deltas[np.argmin(cost)], 0, MOST_SCALE))
 
 

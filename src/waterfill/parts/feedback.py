@@ -51,9 +51,14 @@ class Feedback:
     @cached_property
     def weights(self) -> Tensor:
         """T / unit [n, n], as blocks are multiplied by it."""
-        lower = self.lower if self.unit == 1.0 else self.lower / self.unit
         quick = self.rough and quick_products()
-        return torch.from_numpy(np.asarray(lower, np.float32)).to(torch.bfloat16 if quick else torch.float32)
+        made = torch.empty(self.lower.shape, dtype=torch.bfloat16 if quick else torch.float32)
+        if self.unit == 1.0 and not quick:
+            return torch.from_numpy(np.asarray(self.lower, np.float32))
+        for start in range(0, len(made), BLOCK):  # what is above the diagonal is never read
+            now = slice(start, start + BLOCK)
+            made[now, :start] = torch.from_numpy(self.lower[now, :start] / np.asarray(self.unit, self.lower.dtype))
+        return made
 
     @cached_property
     def scales(self) -> Tensor:
