@@ -136,7 +136,7 @@ def test_dead_inputs_do_no_harm(shallow) -> None:
     [
         ([], "no batches"),
         (iter([BATCHES[0]]), "several times"),
-        (BATCHES[0], "several times"),
+        (BATCHES[0], "one batch alone"),
         ([torch.randn(4, 5, 8, 8)], "cannot take"),
         ([torch.full((4, 3, 8, 8), torch.nan)], "NaN"),
     ],

@@ -14,14 +14,17 @@ from waterfill.engine import tensors_of
 from waterfill.errors import BadInput
 from waterfill.gathering import FISHER, OUTPUTS, Loss, Run
 from waterfill.importance import Importance
-from waterfill.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
+from waterfill.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, check_finite, layout_of
 from waterfill.measured import Measured
 from waterfill.moments import bytes_of
 from waterfill.norms import statistics
 from waterfill.run import Progress
-from waterfill.running import Forward
+from waterfill.running import Forward, check_batches
 from waterfill.shelf import Shelf, fingerprint
 from waterfill.uses import Plan
+
+MEMORY = 1 << 30
+"""Bytes of Gram matrices that are gathered in one pass over the batches, where nothing else is said."""
 
 
 class Calibration(Measured):
@@ -69,7 +72,7 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
     forward: Forward | None = None,
     progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
-    memory: int = 1 << 30,
+    memory: int = MEMORY,
 ) -> Calibration:
     """The importance of every weight, bias and other parameter that the batches reach; D is in squared outputs.
 
@@ -89,9 +92,10 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
         raise BadInput(
             f'importance={importance!r}; it is "{OUTPUTS}", "{FISHER}" or a function (outputs, batch) -> loss'
         )
-    if isinstance(batches, Tensor | Mapping | str):
-        raise BadInput("batches are a sequence of inputs; one batch alone is [batch], many inputs are inputs.split(32)")
+    check_batches(model, batches)
     weights, layouts = weights_of(model)
+    for name, value in weights.items():
+        check_finite(name, value)
     options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed}
     shelf = Shelf.open(cache, list(layouts), fingerprint(weights, options, batches) if cache else {})
     passes = _passes(layouts, [name for name in layouts if name not in shelf], memory, cache is not None)
@@ -118,6 +122,11 @@ def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Layout]]:
         if layout.role in (MATRIX, KERNEL, STACK) or (layout.role == VECTOR and name in vectors)
     }
     return {name: tensors[name] for name in layouts}, layouts
+
+
+def bytes_in_all(model: nn.Module) -> int:
+    """Memory for the Gram matrices of all weights of a model at once, bytes."""
+    return sum(bytes_of(layout) for layout in weights_of(model)[1].values() if layout.role != VECTOR)
 
 
 def _passes(layouts: Mapping[str, Layout], names: Iterable[str], memory: int, several: bool) -> list[dict[str, bool]]:

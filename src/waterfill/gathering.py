@@ -16,7 +16,7 @@ from waterfill.merging import merge
 from waterfill.moments import Slope
 from waterfill.norms import statistics
 from waterfill.run import Progress
-from waterfill.running import Forward, as_deployed, call, tensor_in
+from waterfill.running import Forward, as_deployed, call, each_tensor, shapes, tensor_in, tensors_in
 from waterfill.shelf import Found
 from waterfill.uses import Plan, Uses
 
@@ -31,6 +31,11 @@ def _asked(model: nn.Module, wanted: Container[str]) -> Iterator[dict[str, nn.Pa
     named = dict(model.named_parameters(remove_duplicate=False))
     parameters = {name: value for name, value in named.items() if name in wanted}
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    made = next((name for name, parameter in named.items() if parameter.is_inference()), None)
+    if made is not None:
+        raise BadInput(
+            f"{made!r} was made in torch.inference_mode and can have no gradient; build the model outside it"
+        )
     try:
         for parameter, _ in asked:
             parameter.requires_grad_(False)
@@ -70,7 +75,9 @@ class Run:
         with as_deployed(self.model), _asked(self.model, asked) as parameters, torch.enable_grad():
             for batch in self.batches:
                 try:
-                    for gradients in self._probe_all(_detached(batch), capture, list(parameters.values()), generator):
+                    for gradients in self._probe_all(
+                        each_tensor(batch, Tensor.detach), capture, list(parameters.values()), generator
+                    ):
                         by_name = dict(zip(parameters, gradients, strict=True))
                         for name, slope in slopes.items():
                             gradient = by_name.get(derived[name].source if name in derived else name)
@@ -112,6 +119,8 @@ class Run:
         """Run a batch forward and, for every probe, backward: the gradients of the parameters."""
         uses = capture.uses
         uses.samples = _samples(batch)
+        if any(found.numel() == 0 for found in tensors_in(batch)) and uses.samples == 0:
+            raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
         with capture:
             outputs = call(self.model, batch, self.forward)
         uses.forget()
@@ -135,12 +144,20 @@ class Run:
             signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs)
             return outputs, signs * 2 - 1
         if self.importance == FISHER:
+            if outputs.ndim == 0:
+                raise BadInput(
+                    '"fisher" takes the outputs for logits, classes last; this model returns a single number'
+                )
             chances = outputs.detach().float().softmax(-1)
             labels = torch.multinomial(chances.reshape(-1, chances.shape[-1]).cpu(), 1, generator=generator)
             drawn = F.one_hot(labels.reshape(outputs.shape[:-1]), outputs.shape[-1]).to(chances)
             return outputs, (chances - drawn).to(outputs)
         assert callable(self.importance)
-        loss = self.importance(outputs, batch)
+        try:
+            loss = self.importance(outputs, batch)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise BadInput(f"the loss given as importance= failed on (outputs, batch): {said}") from error
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
             raise BadInput("the loss given as importance= did not return one finite number")
         return loss, torch.full_like(loss, float(rows))
@@ -157,12 +174,3 @@ def _samples(batch: Any) -> int:
     """Inputs in a batch: the first dimension of its first tensor; 0 if there is none."""
     found = tensor_in(batch)
     return len(found) if found is not None and found.ndim else 0
-
-
-def _detached(batch: Any) -> Any:
-    """A batch whose tensors ask for no gradient."""
-    if isinstance(batch, Tensor):
-        return batch.detach()
-    if isinstance(batch, Mapping):
-        return {key: _detached(value) for key, value in batch.items()}
-    return type(batch)(map(_detached, batch)) if type(batch) in (tuple, list) else batch

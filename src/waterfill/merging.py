@@ -13,19 +13,20 @@ from torch import Tensor
 from waterfill.damping import UNTESTED
 from waterfill.importance import Importance
 from waterfill.layout import KERNEL, STACK, Layout
-from waterfill.moments import FLOOR, Moments, Slope
+from waterfill.moments import FLOOR, Moments, Slope, shared
 
 
 @dataclass
 class _Sum:
     """The terms of a weight added up. rows: [rows] traces; shapes: A times the energy of its rows, of the first half,
-    the second and both; energy, plain: of the rows, with and without the trace of A."""
+    the second and both; energy, plain: of the rows, with and without the trace of A; seen: positions."""
 
     rows: Tensor
     shapes: list[Tensor]
     energy: float = 0.0
     plain: float = 0.0
     tested: bool = True
+    seen: int = 0
 
 
 def merge(terms: Sequence[Moments], layout: Layout, outputs: int, slope: Slope | None = None) -> Importance | None:
@@ -43,11 +44,12 @@ def merge(terms: Sequence[Moments], layout: Layout, outputs: int, slope: Slope |
     rows = total.rows / scale / (layout.count if layout.role == STACK else 1)
     if slope is not None:
         rows = rows * _correction(terms, layout, slope, total.energy * outputs)
-    rows = rows.clamp_min(FLOOR * float(rows.mean()))
+    rows = shared(rows, outputs)
     first, second, both = (mean * (scale / total.energy) for mean in total.shapes)
     kernel = layout.kernel if layout.role == KERNEL else ()
     if both.ndim == 1:
         return Importance(rows, diagonal=both.clamp_min(FLOOR * float(both.mean())).float(), kernel=kernel)
+    first, second, both = (_spread(mean, total.seen) for mean in (first, second, both))
     halves = (first.float(), second.float()) if total.tested else None
     return Importance(rows, gram=both.float(), kernel=kernel, damping=UNTESTED, halves=halves)
 
@@ -80,11 +82,23 @@ def _add(total: _Sum, term: Moments, outputs: int) -> None:
     total.rows[term.start : term.stop] += rows
     total.energy += float(energy.sum())
     total.plain += float((energy / traces.clamp_min(1e-300)).sum())
+    total.seen += sum(term.near.counts)
     total.tested = total.tested and term.near.tested and (whole is None or term.whole.tested)
     means = whole or near
     share = (energy / _traces(means[2]).clamp_min(1e-300)).to(means[0])
     shapes = [(share.reshape(-1, *[1] * (mean.ndim - 1)) * mean).sum(0) for mean in means]
     total.shapes = [a + b for a, b in zip(total.shapes, shapes, strict=True)] if total.shapes else shapes
+
+
+def _spread(shape: Tensor, seen: int) -> Tensor:
+    """A shape of A, of fewer positions than columns beside one more that all columns share in.
+
+    Otherwise errors in the directions that were never seen, most of them, would cost nothing at all.
+    """
+    if seen >= len(shape):
+        return shape
+    eye = torch.eye(len(shape), dtype=shape.dtype)
+    return (seen * shape + shape.diagonal().mean() * eye) / (seen + 1)
 
 
 def _traces(mean: Tensor) -> Tensor:

@@ -126,6 +126,14 @@ class Moments:
             self.exact = exact.cpu().double() + (0 if self.exact is None else self.exact)
 
 
+def shared(rows: Tensor, outputs: int) -> Tensor:
+    """Energies of rows, beside one output more in which all are equal: rows that few outputs left silent may yet speak.
+
+    Without it half of the rows before a ReLU got no bits at all where there was one sample.
+    """
+    return ((outputs * rows + rows.mean()) / (outputs + 1)).clamp_min(FLOOR * float(rows.mean()))
+
+
 class Slope:
     """Sums of squares of the gradient of the weight itself, by row [rows] and by column [cols], float64.
 
@@ -158,5 +166,5 @@ class Slope:
         rows = self.rows / (outputs * self.probes * self.layout.count)
         cols = self.cols / self.total
         cols = (self.count * cols + _PRIOR * cols.mean()) / (self.count + _PRIOR)
-        rows, cols = rows.clamp_min(FLOOR * float(rows.mean())), cols.clamp_min(FLOOR * float(cols.mean()))
+        rows, cols = shared(rows, outputs), cols.clamp_min(FLOOR * float(cols.mean()))
         return Importance(rows, diagonal=cols.float(), kernel=self.layout.kernel)

@@ -5,14 +5,16 @@ and repair what small tensors can. Each step is a module of its own; this one on
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from waterfill.calibration import OUTPUTS, Loss, calibrate
+from waterfill.calibration import MEMORY, OUTPUTS, Loss, bytes_in_all, calibrate
 from waterfill.engine import Compression, resolve
 from waterfill.errors import BadInput
 from waterfill.folding import fold_batch_norm
@@ -20,7 +22,7 @@ from waterfill.model import CompressedModel
 from waterfill.part import Spec
 from waterfill.repairs import repair
 from waterfill.run import Progress, Target
-from waterfill.running import Forward, split
+from waterfill.running import Forward, as_deployed, call, check_batches, split
 from waterfill.sequential import STAGES, refit_in_order
 
 DEFAULT_SPEC = "Quantize(states=8)"
@@ -33,7 +35,9 @@ class Steps:
 
     fold: batch norms into the layers that feed them. stages: passes in which weights are fitted to the inputs that the
     compressed layers before them give; 0 for none. repair: corrections of small tensors, each kept only if outputs on
-    inputs held out come closer. importance, probes: as of `calibrate`. cache: a folder for what calibration finds.
+    inputs held out come closer. importance, probes, memory: as of `calibrate`. cache: a folder for what calibration
+    finds, from which a later run goes on; where all matrices take more than `memory` bytes, there is one anyway, for as
+    long as the run lasts.
     """
 
     fold: bool = True
@@ -42,6 +46,7 @@ class Steps:
     importance: "str | Loss" = OUTPUTS
     probes: int = 2
     cache: Path | None = None
+    memory: int = MEMORY
 
 
 def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
@@ -65,34 +70,47 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
     the batches never reach get the bits of typical ones of their size, and a warning in the table.
     Raises BadInput (no batches, batches that can be read only once, NaN), BadRecipe, BudgetError.
     """
-    if isinstance(batches, Tensor | dict | str) or iter(batches) is batches:
+    check_batches(model, batches)
+    if isinstance(batches, Iterator):
         raise BadInput("batches are gone through several times: give a list or a loader, such as inputs.split(32)")
     target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
     work, folded = _folded(model, batches, forward, steps.fold)
-    calibration = calibrate(
-        work,
-        batches,
-        importance=steps.importance,
-        probes=steps.probes,
-        cache=steps.cache,
-        forward=forward,
-        progress=progress,
-    )
-    compression = Compression.of(work, spec, calibration, progress)
-    compression.notes.update(samples=calibration.samples, folded=folded, unreached=sorted(calibration.unreached))
-    ledger = compression.run.meet(target, compression.original)
-    allowed = compression.allowed(target)
-    if steps.stages:
-        refit_in_order(compression, ledger, work, batches, size=allowed, forward=forward, stages=steps.stages)
+    with _room(work, steps) as cache:
+        calibration = calibrate(
+            work,
+            batches,
+            importance=steps.importance,
+            probes=steps.probes,
+            cache=cache,
+            forward=forward,
+            progress=progress,
+            memory=steps.memory,
+        )
+        compression = Compression.of(work, spec, calibration, progress)
+        compression.notes.update(samples=calibration.samples, folded=folded, unreached=sorted(calibration.unreached))
+        ledger = compression.run.meet(target, compression.original)
+        allowed = compression.allowed(target)
+        if steps.stages:
+            refit_in_order(compression, ledger, work, batches, size=allowed, forward=forward, stages=steps.stages)
     made = compression.model()
     return _repaired(made, work, batches, forward, allowed) if steps.repair else made
+
+
+@contextmanager
+def _room(model: nn.Module, steps: Steps) -> Iterator[Path | None]:
+    """The folder for what calibration finds; None where memory holds all of it."""
+    if steps.cache is not None or bytes_in_all(model) <= steps.memory:
+        yield steps.cache
+        return
+    with TemporaryDirectory(prefix="waterfill-") as folder:
+        yield Path(folder)
 
 
 def _folded(model: nn.Module, batches: Iterable[Any], forward: Forward | None, wanted: bool) -> tuple[nn.Module, bool]:
     """The model with its batch norms folded, and whether there were any."""
     batch = next(iter(batches), None)
     if batch is None:
-        raise BadInput("there are no batches to calibrate with; does the loader yield any?")
+        raise BadInput("there are no batches to calibrate with; does the loader yield any, or was it used up?")
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     return (fold_batch_norm(model, batch, forward=forward), True) if wanted and norms else (model, False)
 
@@ -101,17 +119,20 @@ def _repaired(
     made: CompressedModel, work: nn.Module, batches: Iterable[Any], forward: Forward | None, allowed: int | None
 ) -> CompressedModel:
     """The model with the repairs that help and, where there is a limit, fit."""
-    if not _can_hold_out(batches):
+    if not _can_hold_out(work, batches, forward):
         return made
     found = repair(made, copy.deepcopy(work), batches, forward=forward).model
     assert isinstance(found, CompressedModel)
     return found if allowed is None or found.size <= allowed else made
 
 
-def _can_hold_out(batches: Iterable[Any]) -> bool:
+def _can_hold_out(work: nn.Module, batches: Iterable[Any], forward: Forward | None) -> bool:
     """Whether there is more than one input, so that some can decide on what was fitted to the others."""
     try:
-        split(batches, 0.25)
+        parts = split(batches, 0.25)
+        with as_deployed(work):
+            for part in parts:
+                call(work, part[0], forward)  # what was cut in two may have been a single input
     except BadInput:
         return False
     return True

@@ -83,6 +83,25 @@ def _lookup(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: M
     return uses.picked(use, tokens, func(*args, **kwargs))
 
 
+def _bags(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """torch.embedding_bag: each output is a mixture of the rows of its bag (for the largest, taken as their mean)."""
+    given = _bind("weight indices offsets scale mode sparse per_sample_weights last", args, kwargs)
+    use, tokens, offsets = uses.locate(given["weight"]), given["indices"], given["offsets"]
+    if use is None or use.transposed or tokens.ndim != 1:
+        return NotImplemented
+    ends = torch.cat([offsets[1:], offsets.new_tensor([len(tokens)])])
+    sizes = (ends - offsets)[: len(offsets) - bool(given.get("last", False))]
+    summed = given.get("mode", 0) == 0
+    shares = torch.ones_like(sizes, dtype=torch.float64) if summed else 1 / sizes.clamp_min(1).double()
+    squared = shares.repeat_interleave(sizes).square()
+    if given.get("per_sample_weights") is not None:
+        squared = squared * given["per_sample_weights"].detach().double().square()
+    rows = use.rows[1] - use.rows[0]
+    energy = torch.bincount(tokens, weights=squared, minlength=rows)
+    y, *rest = func(*args, **kwargs)
+    return uses.mixed(use, energy, y, floor=0.5 * float(squared.mean()) if len(squared) else 0.0), *rest
+
+
 def _cell(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     x, state, w_ih, w_hh, b_ih, b_hh = (*args, None, None)[:6]
     states = recurrence.states_of(state)
@@ -112,4 +131,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_CELLS, _cell),
     **dict.fromkeys(recurrence.MODES, _recurrent),
     "linear": _linear,
+    "embedding_bag": _bags,
 }

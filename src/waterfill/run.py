@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from threading import Lock
 
 from waterfill.allocate import FILL, Bracket, Ledger, bracket, settle, spend
@@ -47,12 +48,18 @@ class Target:
         if len(given) > 1:
             raise BadRecipe(f"one budget at a time, not {' and '.join(given)}")
         for name, value in given.items():
+            if not isinstance(value, Real):
+                raise BudgetError(f"{name}={value!r} is a {type(value).__name__}; a budget is a positive number")
             if not 0 < float(value) < math.inf:
                 raise BudgetError(f"{name}={value}: a budget is a positive number")
 
     def file_bytes(self, weights: int, original: int) -> int | None:
         """The size that the file may have; None where a price decides."""
         if self.bits is not None:
+            if weights == 0:
+                raise BudgetError(
+                    f"bits={self.bits} per weight, and there are no weights; give size=, ratio= or price="
+                )
             return int(self.bits * weights / 8)
         if self.ratio is not None:
             return int(original / self.ratio)

@@ -3,6 +3,7 @@ are held out."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -21,27 +22,55 @@ Hook = Callable[[str, nn.Module, tuple[Any, ...], Any], Any]
 def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     """The outputs for one batch: a tensor is the argument, a tuple or list the arguments, a dict those by keyword.
 
-    Of a result that is no tensor the outputs are its `logits`, else its first tensor. Raises BadInput, the model's own
-    error chained, for a batch that the model cannot take, and for outputs that hold NaN or infinities.
+    Of a result that is no tensor the outputs are its `logits`, else the first tensor of real numbers in it. The model
+    gets a copy of the batch: what it writes into its inputs is gone. Raises BadInput, the model's own error chained,
+    for a batch that the model cannot take, and for outputs that hold NaN or infinities.
     """
+    own = each_tensor(batch, Tensor.clone)
     try:
         if forward is not None:
-            result = forward(model, batch)
-        elif isinstance(batch, Mapping):
-            result = model(**batch)
+            result = forward(model, own)
+        elif isinstance(own, Mapping):
+            result = model(**own)
         else:
-            result = model(*batch) if isinstance(batch, tuple | list) else model(batch)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if "allocate memory" in str(error) or "out of memory" in str(error):
+            result = model(*own) if isinstance(own, tuple | list) else model(own)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+        if isinstance(error, BadInput) or "allocate memory" in str(error) or "out of memory" in str(error):
             raise
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"the model cannot take a batch of {shapes(batch)}: {said}") from error
+        said = str(error).splitlines()[0] if str(error) else ""
+        said = (
+            said if isinstance(error, RuntimeError | TypeError) and said else f"{type(error).__name__} {said}".strip()
+        )
+        raise BadInput(f"the model cannot take a batch of {shapes(batch)}: {said}{_advice(batch, model)}") from error
     return _finite(output_of(result))
+
+
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with every tensor in it changed; tuples, lists and dicts are looked into, all else stays."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: each_tensor(item, change) for key, item in value.items()}
+    return type(value)(each_tensor(item, change) for item in value) if type(value) in (tuple, list) else value
+
+
+def _advice(batch: Any, model: nn.Module) -> str:
+    """What may have been meant instead of a batch that the model cannot take, in words."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    given = {t.dtype for t in tensors_in(batch) if t.is_floating_point()}
+    if own is not None and given and given != {own}:
+        return f"; the model computes in {own}: convert one of them, such as batch.to({own})"
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return "; a tuple is all arguments of the model: take labels away, or say forward=lambda model, b: model(b[0])"
+    found = tensor_in(batch)
+    return "" if found is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"
 
 
 def output_of(result: Any) -> Tensor:
     """The output tensor of what a model returned. Raises BadInput if there is none."""
     found = tensor_in(result)
+    if found is not None and not found.is_floating_point():
+        found = next((value for value in tensors_in(result) if value.is_floating_point()), found)
     if found is None:
         raise BadInput(f"the model returned {type(result).__name__} without a tensor; give forward=, which returns one")
     return found
@@ -49,13 +78,23 @@ def output_of(result: Any) -> Tensor:
 
 def tensor_in(result: Any) -> Tensor | None:
     """A tensor is itself; else its `logits`, else the first tensor in it."""
-    if isinstance(result, Tensor):
-        return result
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    items = result.values() if isinstance(result, Mapping) else result if isinstance(result, Sequence) else ()
-    return next((item for item in items if isinstance(item, Tensor)), None)
+    return logits if isinstance(logits, Tensor) else next(tensors_in(result), None)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, in order: in dicts, sequences and dataclasses within it too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            yield from tensors_in(getattr(value, item.name, None))
 
 
 def _finite(outputs: Tensor) -> Tensor:
@@ -117,6 +156,19 @@ def hooked(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
 
             stack.callback(layer.register_forward_hook(after).remove)
         yield
+
+
+def check_batches(model: Any, batches: Any) -> None:
+    """Raise BadInput unless the model is a module, and the batches something that can be gone through."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(
+            f"the model is a {type(model).__name__}; give the torch.nn.Module, its weights loaded: it is run"
+        )
+    if isinstance(batches, Tensor | Mapping | str | nn.Module) or not isinstance(batches, Iterable | Sequence):
+        raise BadInput(
+            f"batches are a sequence of inputs; these are of type {type(batches).__name__}; "
+            "one batch alone is [batch], many inputs are inputs.split(32)"
+        )
 
 
 def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[list[Any], list[Any]]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from waterfill.errors import BadInput
 from waterfill.importance import Importance
 from waterfill.journal import Journal
 from waterfill.layout import octets
@@ -38,6 +39,8 @@ class Shelf:
     @classmethod
     def open(cls, folder: Path | None, names: Sequence[str], plan: Mapping[str, Any]) -> "Shelf":
         """The shelf of a folder, what it holds included. Raises PlanMismatch if it is another model's."""
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            raise BadInput(f"the cache {folder} is a file; name a folder, which need not be there yet")
         if folder is not None:
             Journal.begin(Path(folder), plan)
         shelf = cls(names, None if folder is None else Path(folder))
@@ -96,14 +99,26 @@ class Shelf:
 
 
 def fingerprint(weights: Mapping[str, Tensor], options: Mapping[str, Any], batches: Iterable[Any]) -> dict[str, Any]:
-    """What a cache belongs to: names, shapes and samples of the weights, the options, and how many batches."""
+    """What a cache belongs to: names, shapes and samples of the weights, the options, and the batches.
+
+    Of a list of batches the first counts; a loader, which may shuffle, is known by its length alone.
+    """
     marks = [f"{name} {list(value.shape)} {value.dtype} {_mark(value)}" for name, value in weights.items()]
     length = getattr(batches, "__len__", None)
+    first = batches[0] if isinstance(batches, list | tuple) and batches else None
     return {
         "weights": zlib.crc32("\n".join(marks).encode()),
-        "batches": length() if length is not None else None,
+        "batches": None if length is None else f"{length()}, {_marks(first)}",
         **options,
     }
+
+
+def _marks(batch: Any) -> int:
+    """A number for what the tensors of a batch hold."""
+    if isinstance(batch, Tensor):
+        return _mark(batch)
+    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return zlib.crc32(" ".join(str(_marks(item)) for item in items).encode())
 
 
 def _mark(value: Tensor) -> int:
