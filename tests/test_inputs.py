@@ -143,3 +143,20 @@ def test_files_that_hold_no_inputs(tmp_path):
     (tmp_path / "text.npy").write_text("no array")
     refused("text.npy", "numpy")
     refused("missing.npy", "not there")
+
+
+def test_targets_of_an_archive_are_read_where_they_are_wanted(here):
+    np.savez("labelled.npz", x=np.ones((40, 3)), labels=np.arange(40))
+    batches = load_inputs("labelled.npz", targets=True).batches
+    assert [(x.shape, y.tolist()) for x, y in batches] == [((32, 3), list(range(32))), ((8, 3), list(range(32, 40)))]
+    assert all(isinstance(batch, torch.Tensor) for batch in load_inputs("labelled.npz").batches)
+    np.savez("uneven.npz", x=np.ones((40, 3)), labels=np.arange(39))
+    with pytest.raises(BadInput, match=r"\[40, 3\] and \[39\]; give one target for each input"):
+        load_inputs("uneven.npz", targets=True)
+
+
+def test_a_module_that_is_not_there_is_told_from_one_that_it_imports(here):
+    with pytest.raises(BadInput, match="'no_such_file'.*current folder"):
+        load_inputs("no_such_file:batches")
+    with pytest.raises(BadInput, match="no_such_module_at_all'$"):
+        load_inputs(f"{here}_broken:batches")

@@ -41,7 +41,9 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor
         said = (
             said if isinstance(error, RuntimeError | TypeError) and said else f"{type(error).__name__} {said}".strip()
         )
-        raise BadInput(f"the model cannot take a batch of {shapes(batch)}: {said}{_advice(batch, model)}") from error
+        raise BadInput(
+            f"the model cannot take a batch of {shapes(batch)}: {said}{_advice(batch, model, said)}"
+        ) from error
     return _finite(output_of(result))
 
 
@@ -54,11 +56,11 @@ def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return type(value)(each_tensor(item, change) for item in value) if type(value) in (tuple, list) else value
 
 
-def _advice(batch: Any, model: nn.Module) -> str:
+def _advice(batch: Any, model: nn.Module, said: str) -> str:
     """What may have been meant instead of a batch that the model cannot take, in words."""
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     given = {t.dtype for t in tensors_in(batch) if t.is_floating_point()}
-    if own is not None and given and given != {own}:
+    if own is not None and ((given and given != {own}) or (not given and "dtype" in said)):
         return f"; the model computes in {own}: convert one of them, such as batch.to({own})"
     if isinstance(batch, tuple | list) and len(batch) > 1:
         return "; a tuple is all arguments of the model: take labels away, or say forward=lambda model, b: model(b[0])"

@@ -1,6 +1,7 @@
 """`waterfill compress --data`: budgets in bits and in quality, and what it says when something is missing."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,15 @@ def test_a_budget_in_bits(loaders, capsys) -> None:
     assert told["bytes"] <= 3 * told["weights"] / 8
     assert "states" in told["recipe"]
     assert waterfill.load("model.wf").size == told["bytes"]
+
+
+def test_a_cache_is_gone_on_from_and_memory_may_be_short(loaders, capsys) -> None:
+    data = ["--network", f"{loaders}:net", "--data", f"{loaders}:inputs", "--cache", "kept", "--memory", "1MB"]
+    for _ in range(2):
+        assert main(["compress", "model.safetensors", "--bits", "3", *data, "--quiet", "--force"]) == 0
+    assert len(list(Path("kept").glob("*.safetensors"))) == 6
+    assert main(["compress", "model.safetensors", "--bits", "3", "--cache", "kept", "--force"]) == 2
+    assert "--cache goes with --data" in capsys.readouterr().err
 
 
 def test_a_budget_in_quality(loaders, capsys) -> None:

@@ -1,5 +1,6 @@
 """`waterfill evaluate`: what it prints, and what it says when something does not fit."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -98,3 +99,19 @@ def test_another_networks_weights_are_a_mismatch(run, place) -> None:
     save_file({"other.weight": torch.zeros(3, 3)}, "other.safetensors")
     ran = run("evaluate", "other.safetensors", "--network", f"{name}:net", "--data", f"{name}:labelled")
     assert ran.code == 4 and "other.safetensors does not fit" in ran.err
+
+
+def test_bits_a_byte_and_targets_in_an_archive(run, place) -> None:
+    name, space = place
+    (x, y), *_ = space["labelled"]()
+    np.savez("labelled.npz", inputs=x.numpy(), targets=y.numpy())
+    told = ["evaluate", "model.wf", "--network", f"{name}:net", "--json", "--bytes", "80"]
+    archive, module = (run(*told, "--data", data).json for data in ("labelled.npz", f"{name}:labelled"))
+    assert archive["bits_per_byte"] == pytest.approx(archive["bits_per_token"] * 40 / 80)
+    assert archive["accuracy"] == module["accuracy"] and archive["nats"] == pytest.approx(module["nats"], rel=1e-5)
+
+
+def test_nothing_to_measure_says_what_is_missing(run, place) -> None:
+    name, _ = place
+    ran = run("evaluate", "model.wf", "--network", f"{name}:net", "--data", f"{name}:inputs")
+    assert ran.code == 2 and "no targets" in ran.err and "--reference" in ran.err

@@ -17,7 +17,7 @@ def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
     parser.add_argument("model", metavar="MODEL", help="a .safetensors file, or the folder or index of a sharded one")
     budget = parser.add_argument_group("budget, at most one of").add_mutually_exclusive_group()
     budget.add_argument("--bits", type=_positive, metavar="B", help="bits per weight of the whole file (default: 4)")
-    budget.add_argument("--size", type=_size, metavar="S", help="of the file: 3MB, 3MiB, 500kB, 54000")
+    budget.add_argument("--size", type=size_of, metavar="S", help="of the file: 3MB, 3MiB, 500kB, 54000")
     budget.add_argument("--ratio", type=_positive, metavar="R", help="how many times smaller than the original tensors")
     budget.add_argument("--price", type=_positive, metavar="P", help="the water level itself, nats per bit")
     budget.add_argument("--lossless", action="store_true", help="every bit stays, in as few bytes as that takes")
@@ -63,7 +63,8 @@ def _positive(text: str) -> float:
     return value
 
 
-def _size(text: str) -> int:
+def size_of(text: str) -> int:
+    """Bytes as people write them, such as 3MB. Raises ArgumentTypeError."""
     try:
         size = parse_size(text)
     except ValueError as error:

@@ -3,9 +3,10 @@
 import argparse
 import os
 import time
+from pathlib import Path
 from typing import Any
 
-from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing
+from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing, size_of
 from waterfill.cli.failure import UsageError
 from waterfill.cli.listing import Listing, items_of
 from waterfill.cli.network import network_and_batches, with_weights
@@ -22,7 +23,7 @@ EXAMPLES = """examples:
 
 With --data, a few hundred inputs without labels, errors are put where they cost least: always worth it. Interrupted or
 killed, the same command without --data goes on where it was."""
-_WITH_DATA = ("network", "max_drop", "held_out")
+_WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("with data")
     data.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches of inputs, or a .npz or .npy of inputs")
     data.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
+    data.add_argument("--memory", type=size_of, metavar="S", help="for what is measured at a time (default: 1 GiB)")
+    data.add_argument("--cache", metavar="FOLDER", help="where measurements are kept, to go on from if interrupted")
     data.add_argument("--held-out", metavar="MODULE:FUNCTION|FILE", help="batches (inputs, targets) to measure on")
     data.add_argument(
         "--metric",
@@ -88,7 +91,7 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     from functools import partial
 
     from waterfill.cli.progress import Meter
-    from waterfill.posttraining import DEFAULT_SPEC, compress_with_data
+    from waterfill.posttraining import DEFAULT_SPEC, Steps, compress_with_data
     from waterfill.quality import METRICS, compress_to_quality, measure_of, parse_drop
 
     network, batches = network_and_batches(args.network, args.data)
@@ -96,9 +99,12 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     batches = list(batches)
     said: dict[str, Any] = {}
     with Meter(args.quiet) as meter:
-        compress = partial(compress_with_data, network, batches, args.recipe or DEFAULT_SPEC, progress=meter)
+        cache = Path(args.cache) if args.cache else None
+        steps = Steps(cache=cache) if args.memory is None else Steps(cache=cache, memory=args.memory)
+        recipe = args.recipe or DEFAULT_SPEC
+        compress = partial(compress_with_data, network, batches, recipe, steps=steps, progress=meter)
         if args.max_drop:
-            held_out = network_and_batches(args.network, args.held_out)[1]
+            held_out = network_and_batches(args.network, args.held_out, targets=True)[1]
             measure = measure_of(args.metric, held_out, network)
             made, trace = compress_to_quality(
                 network,

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def network_and_batches(network: str | None, data: str) -> "tuple[nn.Module, Iterable[Any]]":
-    """What `--network` builds and `--data` yields; the data's function may give both. Raises UsageError, BadInput."""
+def network_and_batches(network: str | None, data: str, *, targets: bool = False) -> "tuple[nn.Module, Iterable[Any]]":
+    """What `--network` builds and `--data` yields; the data's function may give both. targets: those of an array file
+    too. Raises UsageError, BadInput."""
     from waterfill.inputs import load_inputs, load_model
 
-    inputs = load_inputs(data, load_model(network) if network else None)
+    inputs = load_inputs(data, load_model(network) if network else None, targets)
     if inputs.model is None:
         raise UsageError("there is no network: name the function that builds it with --network module:function")
     return inputs.model, inputs.batches
@@ -33,7 +34,7 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     try:
         module.load_state_dict(_as_wanted(module, state), strict=True)
     except RuntimeError as error:
-        raise Mismatch(f"{path} does not fit the network of --network: {error}") from error
+        raise Mismatch(f"{path} does not fit the network of --network: {' '.join(str(error).split())}") from error
     return module
 
 
