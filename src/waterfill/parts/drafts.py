@@ -20,10 +20,11 @@ from waterfill.parts.feedback import Feedback, feed_back
 from waterfill.parts.grid import Grid, candidate_grids, step_weights
 
 LARGE = 1 << 22
-"""From so many entries on one round of choosing is enough."""
-_SOME = 1 << 18  # from so many on some of the rows tell which grid is best
-_SAMPLE = 1 << 17  # entries of these rows, and
-_LEAST = 64  # rows at least
+"""From so many entries on one round of choosing is enough, feedback or not, and some of the rows tell the best step."""
+_SOME = 1 << 16  # from so many on some of the rows tell which grid is best: of so many entries,
+_SAMPLE = 1 << 15
+_LEAST, _ENOUGH = 64, 128  # and never fewer rows than the first, nor than the second unless they are long
+_LONG = 1 << 11
 _SEEN = 1 << 16  # entries that densities are fitted to
 _ROUGH = 256.0  # products of errors in bfloat16, 2^-9 apart, then add a thousandth to the distortion
 _TOGETHER = 2  # chunks of rows quantized at once
@@ -117,13 +118,16 @@ def drafted(target: Tensor, importance: Importance, price: float, way: Way) -> D
 
     Target and importance lie on the CPU, whatever the device of the feedback.
     """
-    every = min(target.numel() // _SAMPLE, len(target) // _LEAST) if target.numel() >= _SOME else 1
-    tried = _cheapest(target, importance, price, way, max(1, every))
-    if every <= 1:
+    cols = max(1, target.shape[1])
+    least = max(_SAMPLE // cols, _LEAST if cols >= _LONG else _ENOUGH)
+    every = max(1, len(target) // least) if target.numel() >= _SOME else 1
+    tried = _cheapest(target, importance, price, way, every)
+    if every == 1:
         return tried.draft.again(target)
     way = replace(way, states=tried.draft.chooser.states, rough=tried.rough and target.numel() >= LARGE)
     draft = Draft.rounded(target, importance, price, tried.grid, way)
-    return draft if target.numel() >= LARGE else draft.again(target)
+    small = target.numel() < LARGE and draft.feedback is None
+    return draft.again(target) if small else draft  # with feedback another round does good or harm by chance
 
 
 def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, every: int) -> _Trial:

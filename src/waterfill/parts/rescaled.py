@@ -16,7 +16,7 @@ from waterfill.importance import Importance
 from waterfill.parts.drafts import LARGE, Draft
 from waterfill.parts.grid import FARTHEST, Grid
 
-_SEEN = 1 << 18  # entries of the rows that tell the step
+_SEEN = 1 << 17  # entries of the rows that tell the step
 
 
 def refitted(target: Tensor, importance: Importance, price: float, draft: Draft) -> Grid:
