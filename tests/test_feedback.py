@@ -8,7 +8,7 @@ from tests.feedback_cases import entries, searches
 
 from waterfill.coding.scale_model import Product
 from waterfill.importance import Importance
-from waterfill.parts import choose, feedback
+from waterfill.parts import Quantize, choose, drafts, feedback
 from waterfill.parts.choose import Chooser
 from waterfill.parts.feedback import BLOCK, Feedback, feed_back
 
@@ -93,3 +93,16 @@ def test_compiled_feedback_equals_the_numpy_form(search):
 def differ_at_a_tie(compiled: np.ndarray, plain: np.ndarray, lower: np.ndarray) -> bool:
     """Rows with different codes are few: a tie in one row moves only what follows in it."""
     return (compiled != plain).any((0, 1)).mean() <= 0.1
+
+
+@pytest.mark.parametrize(("noise", "rough"), [(1.0, True), (1e-3, False)])
+def test_errors_that_nearly_cancel_are_multiplied_in_float32(noise, rough, monkeypatch):
+    """Inputs that few directions explain let errors be large where they cost nothing: rounding would show there."""
+    asked = []
+    monkeypatch.setattr(feedback, "quick_products", lambda: asked.append(True) or False)
+    monkeypatch.setattr(drafts, "LARGE", 1 << 16)
+    inputs = torch.randn(1000, 8) @ torch.randn(8, 300) + noise * torch.randn(1000, 300)
+    importance = Importance(gram=inputs.T @ inputs / len(inputs))
+    target = torch.randn(300, 300)
+    Quantize().fit(target, importance, 1e-6 * importance.distortion(target) / target.numel())
+    assert bool(asked) == rough
