@@ -152,7 +152,7 @@ def test_the_outputs_are_found_in_what_a_model_returns(wrap) -> None:
 )
 def test_what_is_unusual_works(model, batches) -> None:
     training = model.training
-    made = compress_with_data(model, batches, bits=6, steps=QUICK)
+    made = compress_with_data(model, batches, "Quantize()", bits=6, steps=QUICK)
     assert made.bits <= 6 and model.training == training
     after = made.install(net().to(model[0].weight.dtype)).eval()
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_inputs_that_the_model_writes_into_stay_as_they_were() -> None:
             return self.net(x.mul_(2))
 
     batches = [b.clone() for b in BATCHES]
-    compress_with_data(Writes(), batches, bits=6, steps=QUICK)
+    compress_with_data(Writes(), batches, "Quantize()", bits=6, steps=QUICK)
     assert all(torch.equal(a, b) for a, b in zip(batches, BATCHES, strict=True))
     with torch.inference_mode():
         made = [b.clone() for b in BATCHES]

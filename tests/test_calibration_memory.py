@@ -17,10 +17,10 @@ import sys, torch, waterfill
 from pathlib import Path
 from torch import nn
 
-model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(6)])
+model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(4)])
 memory = int(sys.argv[1])
 found = waterfill.calibrate(model, list(torch.randn(64, 1024).split(32)), memory=memory, cache=Path(sys.argv[2]))
-assert len(found) == 12 and found["4.weight"].gram.shape == (1024, 1024)
+assert len(found) == 8 and found["2.weight"].gram.shape == (1024, 1024)
 print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024)
 """
 MATRIX = 8 * 4 * 1024 * 1024
@@ -34,7 +34,7 @@ def test_the_peak_is_that_of_one_layer_where_memory_is_short(tmp_path) -> None:
         command = [sys.executable, "-c", WIDE, str(memory), where]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert peak(6 * MATRIX) - peak(MATRIX) > 3.5 * MATRIX
+    assert peak(4 * MATRIX) - peak(MATRIX) > 2 * MATRIX
 
 
 def layers() -> nn.Module:
@@ -67,10 +67,10 @@ def test_killed_in_a_pass_it_goes_on_with_that_pass(tmp_path) -> None:
 
 
 def test_compression_from_disk_is_the_same_as_from_memory(tmp_path) -> None:
-    model, quick = layers(), partial(Steps, stages=2, repair=False)
-    kept = compress_with_data(model, BATCHES, "Quantize()", bits=3, steps=quick())
+    model, quick = layers(), partial(Steps, stages=0, repair=False)
+    kept = compress_with_data(model, BATCHES, "Quantize()", price=1e-3, steps=quick())
     for steps in (quick(memory=ONE), quick(memory=ONE, cache=tmp_path / "kept")):
-        streamed = compress_with_data(model, BATCHES, "Quantize()", bits=3, steps=steps)
+        streamed = compress_with_data(model, BATCHES, "Quantize()", price=1e-3, steps=steps)
         assert {n: e.blob for n, e in streamed.entries.items()} == {n: e.blob for n, e in kept.entries.items()}
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 12
 
@@ -93,6 +93,6 @@ def test_matrices_on_disk_are_not_kept_by_the_weights(tmp_path) -> None:
 
 
 def test_a_matrix_that_memory_cannot_hold_is_named_in_the_table() -> None:
-    made = compress_with_data(layers(), BATCHES, bits=4, steps=Steps(memory=ONE - 1, stages=0, repair=False))
+    made = compress_with_data(layers(), BATCHES, price=1e-3, steps=Steps(memory=ONE - 1, stages=0, repair=False))
     warned = {row["name"]: row["warning"] for row in made.table()}
     assert "memory" in warned["0.weight"] and not warned["0.bias"]
