@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.engine import tensors_of
 from waterfill.errors import BadInput
-from waterfill.gathering import FISHER, OUTPUTS, Loss, Run
+from waterfill.gathering import KINDS, OUTPUTS, Loss, Run
 from waterfill.importance import Importance
 from waterfill.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, check_finite, layout_of
 from waterfill.measured import Measured
@@ -78,6 +78,9 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
 
     A batch is a tensor, a tuple of arguments, or a dict of them by keyword; `forward(model, batch)` where it is none.
     importance: "outputs", Gauss-Newton weights of the squared error of the outputs, by random signs at each of them;
+    "divergence", those of the divergence of softened chances, in nats, where outputs [rows, classes] or [rows, places,
+    classes] may be logits, else the same as "outputs" (`waterfill.probes`); "auto", "divergence" where every place of a
+    sequence has outputs of its own, else "outputs";
     "fisher", the gradient of the log likelihood of labels drawn from the model's own softmax over the last dimension;
     or a loss (outputs, batch) -> scalar, the mean over the rows of the outputs. D counts per output row (image, token).
     probes: backward passes a batch. cache: a folder to keep the results in and to go on from. memory: bytes of Gram
@@ -88,9 +91,9 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
     """
     if probes < 1 or memory < 1:
         raise BadInput(f"probes={probes}, memory={memory}: give 1 or more")
-    if not callable(importance) and importance not in (OUTPUTS, FISHER):
+    if not callable(importance) and importance not in KINDS:
         raise BadInput(
-            f'importance={importance!r}; it is "{OUTPUTS}", "{FISHER}" or a function (outputs, batch) -> loss'
+            f"importance={importance!r}; it is {', '.join(map(repr, KINDS))} or a function (outputs, batch) -> loss"
         )
     check_batches(model, batches)
     weights, layouts = weights_of(model)

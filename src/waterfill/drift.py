@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from waterfill.capture import Capture
 from waterfill.layout import KERNEL, MATRIX, Layout
 from waterfill.patches import Geometry, windows
-from waterfill.running import Forward, as_deployed, call
+from waterfill.running import Forward, as_deployed, call, spread
 from waterfill.uses import Plan, Use, Uses
 
+_BATCHES = 64  # run through both networks for each stage
 _DAMPING = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
 
 Place = tuple[int, int, int]
@@ -135,7 +136,7 @@ class Drift:
         """For weights and how often each is used: the tensors to be approximated instead, where there is a drift."""
         plan = Plan(self.layouts, dict.fromkeys(names, True))
         sums: dict[tuple[str, Place], _Moments] = {}
-        for batch in self.batches:
+        for batch in spread(self.batches, _BATCHES):
             seen = [self._run(model, batch, plan, sum(names.values())) for model in (self.original, self.compressed)]
             for key, columns in seen[0].columns.items():
                 moments = sums.setdefault(key, _Moments())

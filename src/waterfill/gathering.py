@@ -15,6 +15,7 @@ from waterfill.layout import VECTOR
 from waterfill.merging import merge
 from waterfill.moments import Slope
 from waterfill.norms import statistics
+from waterfill.probes import are_logits, signs, softened
 from waterfill.run import Progress
 from waterfill.running import Forward, as_deployed, call, each_tensor, shapes, tensor_in, tensors_in
 from waterfill.shelf import Found
@@ -22,7 +23,9 @@ from waterfill.uses import Plan, Uses
 
 Loss = Callable[[Tensor, Any], Tensor]
 """(outputs, batch) -> scalar, the mean over the rows of the outputs."""
-OUTPUTS, FISHER = "outputs", "fisher"
+AUTO, OUTPUTS, DIVERGENCE, FISHER = "auto", "outputs", "divergence", "fisher"
+_SEQUENCE = 3  # dimensions of the outputs of a sequence: batch, places, classes
+KINDS = (AUTO, OUTPUTS, DIVERGENCE, FISHER)
 
 
 @contextmanager
@@ -140,9 +143,11 @@ class Run:
 
     def _probe(self, outputs: Tensor, batch: Any, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What to differentiate and the gradient at it."""
-        if self.importance == OUTPUTS:
-            signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs)
-            return outputs, signs * 2 - 1
+        soft = self.importance == DIVERGENCE or (self.importance == AUTO and outputs.ndim == _SEQUENCE)
+        if soft and are_logits(outputs):
+            return outputs, softened(outputs, generator)
+        if self.importance in (AUTO, OUTPUTS, DIVERGENCE):
+            return outputs, signs(outputs, generator)
         if self.importance == FISHER:
             if outputs.ndim == 0:
                 raise BadInput(

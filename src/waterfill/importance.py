@@ -124,6 +124,18 @@ class Importance:
         """D(error [rows, cols]) in nats."""
         return 0.5 * self.inner(error, error)
 
+    def expected(self, error: Tensor) -> float:
+        """D(error) with the damping, which stands for other inputs than those that A was measured on, nats.
+
+        Where inputs were silent by chance an error costs nothing in `distortion`, and all that leaves out columns or
+        directions would look better than it is.
+        """
+        found = self.distortion(error)
+        if self.gram is None:
+            return found
+        extra = 0.5 * self.damping * float(self.gram.diagonal().double().mean())
+        return found + extra * replace(self, gram=None, diagonal=torch.ones(()), halves=None).inner(error, error)
+
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""
         return self._with_rows(self.rows.double() * factor)

@@ -45,14 +45,15 @@ class Spec(ABC):
 
     @final
     def __add__(self, other: "Spec") -> "SumSpec":
-        return SumSpec(_flat(SumSpec, self) + _flat(SumSpec, other))
+        return SumSpec(terms_of(SumSpec, self) + terms_of(SumSpec, other))
 
     @final
     def __or__(self, other: "Spec") -> "Choice":
-        return Choice(_flat(Choice, self) + _flat(Choice, other))
+        return Choice(terms_of(Choice, self) + terms_of(Choice, other))
 
 
-def _flat(kind: "type[SumSpec] | type[Choice]", spec: Spec) -> tuple[Spec, ...]:
+def terms_of(kind: "type[SumSpec] | type[Choice]", spec: Spec) -> tuple[Spec, ...]:
+    """The terms of a sum or of a choice; any other spec is its own only term."""
     return spec.terms if isinstance(spec, kind) else (spec,)
 
 
@@ -162,8 +163,8 @@ def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:
 
 
 def cost(part: Part, target: Tensor, importance: Importance, price: float) -> float:
-    """D(target - part) + price * bits(part), nats."""
-    return importance.distortion(target - part.dense().to(target.dtype)) + price * part.bits
+    """D(target - part) + price * bits(part), nats; D as it is to be expected on other inputs."""
+    return importance.expected(target - part.dense().to(target.dtype)) + price * part.bits
 
 
 @dataclass(frozen=True, eq=False)

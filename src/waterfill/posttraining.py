@@ -14,19 +14,28 @@ from typing import Any
 
 from torch import nn
 
-from waterfill.calibration import MEMORY, OUTPUTS, Loss, bytes_in_all, calibrate
+from waterfill import recipe
+from waterfill.calibration import MEMORY, Loss, bytes_in_all, calibrate
+from waterfill.choosing import settle_choices
 from waterfill.engine import Compression, resolve
 from waterfill.errors import BadInput
 from waterfill.folding import fold_batch_norm
+from waterfill.gathering import AUTO
+from waterfill.judge import Judge
 from waterfill.model import CompressedModel
-from waterfill.part import Spec
+from waterfill.part import Choice, Spec, terms_of
 from waterfill.repairs import repair
 from waterfill.run import Progress, Target
 from waterfill.running import Forward, as_deployed, call, check_batches, split
 from waterfill.sequential import STAGES, refit_in_order
 
-DEFAULT_SPEC = "Quantize(states=8)"
-"""What to look for where there are data: codes along a trellis."""
+DEFAULT_SPEC = (
+    "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
+)
+"""What to look for where there are data: codes along a trellis, for each weight as they are, without the columns that
+others can make up for, or of two thin factors."""
+AUTOMATIC = "automatic"
+"""What a file says of its recipe if it was that one: in a small network its text would be dear."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +43,16 @@ class Steps:
     """What is done beside the quantization itself.
 
     fold: batch norms into the layers that feed them. stages: passes in which weights are fitted to the inputs that the
-    compressed layers before them give; 0 for none. repair: corrections of small tensors, each kept only if outputs on
-    inputs held out come closer. importance, probes, memory: as of `calibrate`. cache: a folder for what calibration
-    finds, from which a later run goes on; where all matrices take more than `memory` bytes, there is one anyway, for as
-    long as the run lasts.
+    compressed layers before them give, which is kept if outputs come closer; 0 for none. repair: corrections of small
+    tensors, each kept only if outputs on inputs held out come closer. importance, probes, memory: as of `calibrate`.
+    cache: a folder for what calibration finds, from which a later run goes on; where all matrices take more than
+    `memory` bytes, there is one anyway, for as long as the run lasts.
     """
 
     fold: bool = True
     stages: int = STAGES
     repair: bool = True
-    importance: "str | Loss" = OUTPUTS
+    importance: "str | Loss" = AUTO
     probes: int = 2
     cache: Path | None = None
     memory: int = MEMORY
@@ -74,6 +83,8 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
     if isinstance(batches, Iterator):
         raise BadInput("batches are gone through several times: give a list or a loader, such as inputs.split(32)")
     target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
+    wanted = recipe.parse(spec) if isinstance(spec, str) else spec
+    specs = terms_of(Choice, wanted)
     work, folded = _folded(model, batches, forward, steps.fold)
     with _room(work, steps) as cache:
         calibration = calibrate(
@@ -86,14 +97,33 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
             progress=progress,
             memory=steps.memory,
         )
-        compression = Compression.of(work, spec, calibration, progress)
-        compression.notes.update(samples=calibration.samples, folded=folded, unreached=sorted(calibration.unreached))
-        ledger = compression.run.meet(target, compression.original)
+        compression = Compression.of(work, specs[0], calibration, progress)
+        compression.notes.update(
+            recipe=AUTOMATIC if spec == DEFAULT_SPEC else repr(wanted),
+            samples=calibration.samples,
+            folded=folded,
+            unreached=sorted(calibration.unreached),
+        )
         allowed = compression.allowed(target)
+        if len(specs) > 1:
+            settle_choices(compression, specs, _price(compression, target))
+        ledger = compression.run.meet(target, compression.original)
         if steps.stages:
+            before = compression.copy()
             refit_in_order(compression, ledger, work, batches, size=allowed, forward=forward, stages=steps.stages)
+            judge = Judge(work, batches, forward)
+            compression = min((compression, before), key=lambda tried: judge.error(tried.model()))
     made = compression.model()
     return _repaired(made, work, batches, forward, allowed) if steps.repair else made
+
+
+def _price(work: Compression, target: Target) -> float:
+    """The price at which the target will be met, by the curves."""
+    allowed = work.allowed(target)
+    if allowed is not None:
+        return work.run.price_for(allowed)
+    assert target.price is not None  # a target is a price or a size
+    return target.price
 
 
 @contextmanager

@@ -4,6 +4,7 @@ are held out."""
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -171,6 +172,12 @@ def check_batches(model: Any, batches: Any) -> None:
             f"batches are a sequence of inputs; these are of type {type(batches).__name__}; "
             "one batch alone is [batch], many inputs are inputs.split(32)"
         )
+
+
+def spread(batches: Iterable[Any], most: int) -> Iterator[Any]:
+    """At most about so many of the batches, evenly from first to last; all where their number is not known."""
+    length = getattr(batches, "__len__", None)
+    return islice(batches, 0, None, max(1, length() // most) if length is not None else 1)
 
 
 def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[list[Any], list[Any]]:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -185,6 +185,11 @@ class Weight:
         damping, factor = self._trust[level]
         return replace(importance, damping=damping).scaled(factor)
 
+    def asked(self, price: float) -> Iterator[tuple[Tensor, Importance]]:
+        """Every matrix of the tensor, and what errors in it cost at a price."""
+        for target in self.layout.split(self.load()):
+            yield target, self._damped(self._importance(target), price)
+
     def fit(self, price: float) -> "Fitted":
         """The parts at a price as their blob gives them back, and how far they are from the tensor.
 
@@ -194,8 +199,7 @@ class Weight:
         if self.layout.role != RAW:
             check_finite(self.name, tensor)
         targets = self.layout.split(tensor)
-        pairs = [(target, self._damped(self._importance(target), price)) for target in targets]
-        found = tuple(self.chosen_spec.fit(target, importance, price) for target, importance in pairs)
+        found = tuple(self.chosen_spec.fit(target, importance, price) for target, importance in self.asked(price))
         blob = encode(found)
         parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts
         lost, energy = 0.0, 0.0

@@ -20,7 +20,7 @@ from waterfill.parts.feedback import Feedback, feed_back
 from waterfill.parts.grid import Grid, candidate_grids, step_weights
 
 LARGE = 1 << 22
-"""From so many entries on one round of choosing is enough, feedback or not, and some of the rows tell the best step."""
+"""From so many entries on one round of choosing is enough, and some of the rows tell the best step."""
 _SOME = 1 << 16  # from so many on some of the rows tell which grid is best: of so many entries,
 _SAMPLE = 1 << 15
 _LEAST, _ENOUGH = 64, 128  # and never fewer rows than the first, nor than the second unless they are long
@@ -126,8 +126,7 @@ def drafted(target: Tensor, importance: Importance, price: float, way: Way) -> D
         return tried.draft.again(target)
     way = replace(way, states=tried.draft.chooser.states, rough=tried.rough and target.numel() >= LARGE)
     draft = Draft.rounded(target, importance, price, tried.grid, way)
-    small = target.numel() < LARGE and draft.feedback is None
-    return draft.again(target) if small else draft  # with feedback another round does good or harm by chance
+    return draft.again(target) if target.numel() < LARGE else draft
 
 
 def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, every: int) -> _Trial:
