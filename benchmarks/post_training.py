@@ -3,13 +3,13 @@
 Each network is compressed with calibration inputs (`calibration_data.py`; 256, or as many as there are), saved, read
 back from its file and measured on data that were not among them. Bits are those of the whole file. Beside each result
 stand the opponents of `gptq.py` within the same bytes: GPTQ in groups of 128, the same with codes at their entropy, and
-rounding to nearest in such groups. Then ResNet-20 and ResNet-56 at the rates of their claims; the bits saved at equal
-quality; and how near the automatic recipe is to the best of several at three budgets.
+rounding to nearest in such groups. Then ResNet-20 and ResNet-56 at the rates of their claims, and the bits saved at
+equal quality. How near the automatic recipe is to the best of several: `choice.py`.
 
 What is known is written as it comes, to the partial results; `--resume` takes over what these hold and measures the
 rest. They become the results once nothing is missing.
 
-    python benchmarks/post_training.py [--quick] [--resume] [--networks ResNet-20,ResNet-56] [--bits 4,2] [--recipe R]
+    python benchmarks/post_training.py [--quick] [--resume] [--networks ResNet-20,ResNet-56] [--bits 4,2]
 """
 
 import argparse
@@ -37,17 +37,7 @@ from waterfill.errors import BudgetError, WaterfillError
 from waterfill.posttraining import DEFAULT_SPEC, Steps, compress_with_data
 
 OPPONENTS = (GPTQ, GPTQ_CODED, ROUNDING)
-RECIPES = (
-    "Quantize()",
-    "Codebook()",
-    "Prune()",
-    "LowRank()",
-    "Quantize() + Prune()",
-    "Quantize() + LowRank()",
-)
-"""Beside the automatic one, at the rates of CHOICES."""
 RATES = (4.0, 3.0, 2.5, 2.0, 1.5)
-CHOICES = (3.0, 2.0, 1.5)
 LOSSES = {
     "ResNet-20": {1.3: 2.0, 1.6: 0.5, 2.0: 0.2},
     "ResNet-56": {1.45: 0.5, 1.75: 0.2},
@@ -57,7 +47,7 @@ NEAR = (1.3, 1.45, 1.6, 1.75, 2.0)
 """Rates at which the networks of LOSSES are measured too."""
 INPUTS = 256
 WITHOUT_DATA = "GPT-2 attention"
-SHOWN = ("quality", "headline", "saved", "choice", "calibration", "claims")
+SHOWN = ("quality", "headline", "saved", "calibration", "claims")
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,7 @@ def write(known: dict[Job, Result], options: argparse.Namespace, *, partial: boo
     """Tables of what is known, in the order of the full plan."""
     order = {name: place for place, name in enumerate(networks())}
     results = sorted(known.values(), key=lambda result: order[result.network])
-    made: dict[str, Table] = tables(results, Shown(options.automatic, CHOICES, LOSSES))
+    made: dict[str, Table] = tables(results, Shown(options.automatic, LOSSES))
     finish("post_training", made, vars(options), partial=partial, shown=shown)
 
 
@@ -119,19 +109,17 @@ def earlier(quick: bool) -> dict[Job, Result]:
 
 
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Networks, rates, recipes, and whether to use small subsets of the data; of the command line, or of `words`."""
+    """Networks, rates, and whether to use small subsets of the data; of the command line, or of `words`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small subsets of the data to measure on")
     parser.add_argument("--resume", action="store_true", help="keep what the partial results hold, measure the rest")
     parser.add_argument("--networks", default=",".join(networks()), help="names, separated by commas")
     parser.add_argument("--bits", default=",".join(f"{rate:g}" for rate in RATES), help="bits per weight, by commas")
     parser.add_argument("--automatic", default=DEFAULT_SPEC, help="the recipe that is compared with all others")
-    parser.add_argument("--recipe", action="append", help="to compare with the automatic one; several times; none: ''")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     options = parser.parse_args(words)
     options.networks = options.networks.split(",")
     options.bits = [float(bits) for bits in options.bits.split(",")]
-    options.recipe = [text for text in (RECIPES if options.recipe is None else options.recipe) if text]
     unknown = sorted(set(options.networks) - set(networks()))
     if unknown:
         parser.error(f"no network {unknown[0]!r}; there are {', '.join(networks())}")
@@ -139,7 +127,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace) -> list[Job]:
-    """All measurements, what matters most first: originals, the automatic recipe, opponents, then other recipes.
+    """All measurements, what matters most first: originals, the automatic recipe, opponents.
 
     Networks without data are in it once, to say so.
     """
@@ -149,9 +137,6 @@ def plan(options: argparse.Namespace) -> list[Job]:
         for name in with_data:
             near = NEAR if name in LOSSES and method == options.automatic else ()
             jobs += [Job(name, method, bits, options.quick) for bits in sorted({*options.bits, *near}, reverse=True)]
-    for recipe in options.recipe:
-        own = [bits for bits in CHOICES if bits in options.bits]
-        jobs += [Job(name, recipe, bits, options.quick) for name in with_data for bits in own]
     return jobs
 
 

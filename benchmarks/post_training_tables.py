@@ -1,7 +1,7 @@
 """The tables of `post_training.py`, made from its measurements alone."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from common import Table, claim, claims_table
@@ -9,7 +9,6 @@ from common import Table, claim, claims_table
 ORIGINAL = "float32"
 GPTQ, GPTQ_CODED, ROUNDING = "GPTQ g128", "GPTQ g128, entropy", "rounding g128"
 _OPPONENTS = (GPTQ, GPTQ_CODED, ROUNDING)
-_NEAR = 0.02  # of the bits, within which the automatic choice must be of the best one
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the tables are about: the automatic recipe, the budgets of the choice, points that may be lost by bits."""
+    """What the tables are about: the automatic recipe, and points that may be lost by bits."""
 
     automatic: str
-    choices: Sequence[float]
     losses: Mapping[str, Mapping[float, float]]
 
 
@@ -58,7 +56,6 @@ def tables(results: list[Result], shown: Shown) -> dict[str, Table]:
         "quality": quality_table(results, shown),
         "headline": headline_table(results, shown),
         "saved": saved_table(results, shown),
-        "choice": choice_table(results, shown),
         "calibration": calibration_table(results),
         "runs": runs_table(results),
     }
@@ -173,52 +170,6 @@ def reach(curve: Iterable[tuple[float, float]], goal: float) -> float | None:
     return None
 
 
-def choice_table(results: list[Result], shown: Shown) -> Table:
-    """For every network and budget the best single part, the best sum and the automatic choice.
-
-    How many bits more the automatic choice takes than the best recipe for the same divergence is read off the slope of
-    its own divergences over its rates.
-    """
-    columns = {"network": "", "bits": ".3g", "best single part": "", "divergence": ".3g", "best sum": ""}
-    columns |= {"its divergence": ".3g", "automatic": ".3g", "bits over the best": ".3f", "%": ".2f"}
-    rows = []
-    for original in _originals(results):
-        own = _of(results, original.network, shown.automatic)
-        for bits in shown.choices:
-            here = [r for r in results if (r.network, r.bits) == (original.network, bits) and not r.failed]
-            others = [r for r in here if r.method not in (shown.automatic, *_OPPONENTS) and r.divergence is not None]
-            ours = next((r for r in here if r.method == shown.automatic and r.divergence is not None), None)
-            if ours is None or not others:
-                continue
-            single = _nearest(others, lambda r: "+" not in r.method)
-            several = _nearest(others, lambda r: "+" in r.method)
-            row: list[object] = [original.network, bits]
-            for best in (single, several):
-                row += [best.method, best.divergence] if best else ["-", None]
-            least = min(r.divergence for r in others if r.divergence is not None)
-            over = bits_over(own, ours, least)
-            rows.append([*row, ours.divergence, over, 100 * over / bits])
-    return Table(f"The automatic choice, {shown.automatic}, beside single parts and sums", columns, rows)
-
-
-def _nearest(results: list[Result], wanted: Callable[[Result], bool]) -> Result | None:
-    """The wanted result of least divergence."""
-    return min((r for r in results if wanted(r)), key=lambda r: r.divergence or 0.0, default=None)
-
-
-def bits_over(own: list[Result], ours: Result, least: float) -> float:
-    """Bits that `ours` would need more to reach the divergence `least`, by the slope of its neighbors; 0 if it does."""
-    assert ours.divergence is not None
-    if ours.divergence <= least:
-        return 0.0
-    curve = sorted((r.file_bits, math.log(max(r.divergence, 1e-12))) for r in own if r.divergence is not None)
-    at = [bits for bits, _ in curve].index(ours.file_bits)
-    low, high = curve[max(0, at - 1)], curve[min(len(curve) - 1, at + 1)]
-    slope = (low[1] - high[1]) / (high[0] - low[0]) if high[0] > low[0] else 0.0
-    gap = math.log(max(ours.divergence, 1e-12)) - math.log(max(least, 1e-12))
-    return gap / slope if slope > 0 else math.inf
-
-
 def calibration_table(results: list[Result]) -> Table:
     """What each network was calibrated with, or why it was not."""
     rows = [[r.network, r.inputs or None, "" if r.inputs else "no data belong to it"] for r in _originals(results)]
@@ -241,10 +192,6 @@ def claims_of(found: Mapping[str, Table], results: list[Result], shown: Shown) -
     for place, name in enumerate(reversed(_OPPONENTS), 1):
         worse = sum(row[-place] == "WORSE" for row in found["quality"].rows)
         claims.append(claim(f"networks and rates at which {name} is better", worse, 0, "d", at_most=True))
-    if found["choice"].rows:  # else nothing was there to choose from
-        far = sum(row[-1] > 100 * _NEAR for row in found["choice"].rows)
-        what = "budgets at which the automatic choice is over 2 % from the best"
-        claims.append(claim(what, far, 0, "d", at_most=True))
     failed = sum(bool(r.failed) for r in results if r.method == shown.automatic)
     claims.append(claim("budgets that were not met", failed, 0, "d", at_most=True))
     return claims_table(claims)

@@ -166,3 +166,16 @@ def test_an_indefinite_gram_matrix_is_refused():
 def test_shapes_that_do_not_fit(importance, told):
     with pytest.raises(BadInput, match=told):
         importance.check(4, 6)
+
+
+def test_what_is_expected_counts_the_damping():
+    gram = positive_definite(6)
+    gram[:, 5] = gram[5] = 0  # never seen
+    importance = Importance(torch.rand(4), gram=gram, damping=0.1)
+    error = torch.zeros(4, 6)
+    error[:, 5] = 1
+    assert importance.distortion(error) == 0
+    wanted = 0.5 * 0.1 * float(gram.diagonal().mean()) * float(importance.rows.sum())
+    assert importance.expected(error) == pytest.approx(wanted, rel=1e-6)
+    plain = Importance(torch.rand(4), torch.rand(6))
+    assert plain.expected(error) == plain.distortion(error)
