@@ -2,8 +2,8 @@
 
 For each network the price is that at which `Quantize(states=64)` meets the budget, the importance that of the same
 inputs as in `post_training.py`. At this price every weight is fitted under every recipe, and what it costs, D + price *
-bits, is added up. One price for all is the best way to share bits out (docs/theory.md), so recipes whose costs differ by
-so many nats differ by that over the price in bits at equal distortion. It can be told to a thousandth; measured
+bits, is added up. One price for all is the best way to share bits out (docs/theory.md), so recipes whose costs differ
+by so many nats differ by that over the price in bits at equal distortion. It can be told to a thousandth; measured
 divergences could not tell, as they scatter by a fifth with where codes happen to fall. D counts its damping.
 
     python benchmarks/choice.py [--networks LeNet-300-100,ResNet-20] [--bits 3,2,1.5]

@@ -1,5 +1,7 @@
 """The search for product-scale densities: it finds what is there, and does not depend on the compiled core."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -153,3 +155,14 @@ def test_costs_are_the_bits_of_the_tables():
     freq = density.table(3, 40)[0], density.table(3, 48)[3]
     expected = [12 - np.log2(f) for f in freq]
     assert axis_costs(coded, factors, 3, np.zeros(1), 1)[0] / COST_UNIT == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("offset", [-0.4, 0.0, 0.3])
+def test_how_far_codes_lie_from_the_scale_of_their_base(offset):
+    random = np.random.default_rng(0)
+    codes = np.rint(
+        random.normal(size=(400, 500, 1)) * 12 * 2 ** (np.array([0, offset]) / 8)[:, None, None, None]
+    ).astype(np.int32)
+    flat = [replace(product.fit(c, ()), rows=None, channels=None) for c in codes]
+    moved = product.base_offset(codes[1], flat[0]) - product.base_offset(codes[0], flat[0])
+    assert flat[0].flat and moved == pytest.approx(offset, abs=0.1)

@@ -88,6 +88,18 @@ def total_bits(codes: np.ndarray, kernel: tuple[int, ...], model: Product, state
     return cost / COST_UNIT
 
 
+def base_offset(codes: np.ndarray, model: Product, states: int = 0) -> float:
+    """How far above the base of a flat model the best scale of codes [rows, 1, 1] or [rows, channels, positions] lies.
+
+    In eighths of an octave, -1/2 to 1/2: the lowest point of a parabola through the bits under three bases.
+    """
+    coded = _coded(_thin(codes, _SAMPLE), (), None, states)
+    deltas = np.array([-1, 0, 1])
+    below, here, above = axis_costs(coded, coded.factors(model), model.shape, deltas, 2).sum(1).astype(np.float64)
+    bend = below - 2 * here + above
+    return float(np.clip((below - above) / (2 * bend), -0.5, 0.5)) if bend > 0 else 0.0
+
+
 def side_bits(model: Product) -> float:
     """About how many bits the model's own integers take."""
     vectors = (model.rows, model.channels, model.positions, model.taps)

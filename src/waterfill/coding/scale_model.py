@@ -43,6 +43,12 @@ class Product:
         """How many phases of each table are in use."""
         return 1 if self.taps is None else density.PHASES
 
+    @property
+    def flat(self) -> bool:
+        """Whether all entries have one scale, and no means are predicted."""
+        given = [vector for vector in (self.rows, self.channels, self.positions, self.taps) if vector is not None]
+        return not any(vector.any() for vector in given)
+
     def factors(self, rows: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scale indices as a sum of three vectors (int32), base included in the first."""
         first = np.zeros(rows, np.int32) if self.rows is None else 2 * self.rows.astype(np.int32)

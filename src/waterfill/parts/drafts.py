@@ -73,13 +73,16 @@ class Draft:
         shape = (target.shape[0], target.shape[1])
         kernel = scale_model.spatial(shape[1], importance.kernel)
         positions = int(np.prod(kernel)) if kernel else 1
+        codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
+        cube = codes.reshape(shape[0], -1, positions)
+        model = product.fit(cube, kernel, way.states, _SEEN)
+        if importance.gram is None and model.flat and codes.size >= _SOME:
+            grid = grid.nearer(product.base_offset(cube, model, way.states))
         row, col = step_weights(shape, importance)
         weights = (
             0.5 * row * grid.row_scales(shape[0]).astype(np.float64) ** 2 / price,
             col * grid.col_scales(shape[1]).astype(np.float64) ** 2,
         )
-        codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
-        model = product.fit(codes.reshape(shape[0], -1, positions), kernel, way.states, _SEEN)
         chooser = Chooser(model, kernel, weights, way.states)
         feedback = _feedback(importance.lower, grid.col_scales(shape[1]), chooser, way)
         return cls(_choose(target, grid, chooser, feedback), grid, chooser, feedback)

@@ -49,6 +49,13 @@ class Grid:
         """
         return replace(self, step=self.step * min(max(0.37 + cost / 16, 0.45), 0.55))
 
+    def nearer(self, offset: float) -> "Grid":
+        """The grid for codes whose scale lies `offset` eighths of an octave above the one that they are coded under.
+
+        Half of the way by the step: what a step too long and a scale too narrow cost grows with their squares.
+        """
+        return replace(self, step=float(np.float32(self.step * 2 ** (offset / 16))))
+
     def row_scales(self, rows: int) -> np.ndarray:
         """[rows], float32, the step included."""
         step = np.float32(self.step)
