@@ -30,8 +30,8 @@ from waterfill.weights import Weight
 BITS = (3.0, 2.0, 1.5)
 INPUTS, STORIES = 256, 64  # of stories each is a batch of its own
 LEADING = "Quantize(states=64)"
-SINGLE = ("Quantize()", "Quantize(states=8)", "Codebook()", "Prune()", "LowRank()")
-SUMS = (f"{LEADING} + Prune()", f"{LEADING} + LowRank()", "Quantize() + Prune()")
+SINGLE = ("Quantize()", "Codebook()", "Prune()")
+SUMS = (f"{LEADING} + Prune()", f"{LEADING} + LowRank()")
 NEAR = 2.0
 """Percent of the bits, within which the automatic choice must be of the best."""
 
@@ -52,19 +52,27 @@ def main() -> None:
             print(f"{name} at {bits:g} bits: {row[-1]:+.2f} % from the best", flush=True)
             rows.append(row)
             details += [[name, bits, recipe, *totals[recipe], seconds[recipe]] for recipe in totals]
+        write(rows, details, options, partial={row[0] for row in rows} != set(with_data))
+
+
+def write(rows: list[list[Any]], details: list[list[Any]], options: argparse.Namespace, *, partial: bool) -> None:
+    """The tables of what is known."""
     columns = {"network": "", "bits": ".3g", "best single part": "", "%": "+.2f", "best sum": "", "% ": "+.2f"}
     columns |= {"automatic, %": "+.2f", "over the best, %": "+.2f"}
     about = f"Bits at equal distortion, in % over {LEADING}"
     every = {"network": "", "bits": "", "recipe": "", "bits spent": ".0f", "cost / price": ".0f", "s": ".1f"}
+    far = claim(
+        "automatic choice over the best recipe: most, % of the bits",
+        max(row[-1] for row in rows),
+        NEAR,
+        ".2f",
+        at_most=True,
+    )
     tables = {
         "choice": Table(about, columns, rows),
         "costs": Table("Every recipe: bits spent, and cost in bits at the price", every, details),
+        "claims": claims_table([far]),
     }
-    far = max(row[-1] for row in rows)
-    tables["claims"] = claims_table(
-        [claim("automatic choice over the best recipe: most, % of the bits", far, NEAR, ".2f", at_most=True)]
-    )
-    partial = set(options.networks.split(",")) != set(with_data) or len(options.bits.split(",")) != len(BITS)
     finish("choice", tables, vars(options), partial=partial, shown=("choice", "claims"))
 
 
