@@ -82,6 +82,7 @@ class Run:
     _done: dict[str, set[int]] = field(default_factory=dict)
     _entries_done: dict[str, int] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
+    _last: int | None = None
 
     @cached_property
     def entries(self) -> int:
@@ -132,8 +133,10 @@ class Run:
         least = self.overhead([1] * len(self.weights))
         if size <= least:
             raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
-        guess = self._guess(8 * (size - least) / max(1, self.entries))
-        return bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(12, guess)), self.workers)
+        guess = self._guess(8 * (size - least) / max(1, self.entries)) if self._last is None else self._last
+        found = bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(12, guess)), self.workers)
+        self._last = found.k  # a weight or two may change before the next search
+        return found
 
     def _guess(self, bits: float) -> int:
         """The k at which price 4^k spends about so many bits an entry, by the high-rate formula."""
