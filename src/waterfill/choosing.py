@@ -10,14 +10,18 @@ from dataclasses import replace
 
 from waterfill.engine import Compression
 from waterfill.part import Spec, cost
+from waterfill.run import Target
 from waterfill.weights import Weight
 
 MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
 
 
-def settle_choices(work: Compression, specs: Sequence[Spec], price: float) -> None:
-    """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at a price."""
+def settle_choices(work: Compression, specs: Sequence[Spec], target: Target) -> None:
+    """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at the target."""
+    if len(specs) == 1:
+        return
+    price = _price(work, target)
 
     def settled(weight: Weight) -> Weight:
         if weight.reason or weight.layout.entries > MOST:
@@ -28,6 +32,15 @@ def settle_choices(work: Compression, specs: Sequence[Spec], price: float) -> No
 
     with ThreadPoolExecutor(work.run.workers) as pool:
         work.weights[:] = pool.map(settled, work.weights)
+
+
+def _price(work: Compression, target: Target) -> float:
+    """The price at which the target will be met, by the curves."""
+    allowed = work.allowed(target)
+    if allowed is not None:
+        return work.run.price_for(allowed)
+    assert target.price is not None  # a target is a price or a size
+    return target.price
 
 
 def _cost(weight: Weight, spec: Spec, price: float) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from waterfill import recipe
+from waterfill.allocate import Ledger
 from waterfill.calibration import MEMORY, Loss, bytes_in_all, calibrate
 from waterfill.choosing import settle_choices
 from waterfill.engine import Compression, resolve
@@ -104,26 +105,30 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
             folded=folded,
             unreached=sorted(calibration.unreached),
         )
-        allowed = compression.allowed(target)
-        if len(specs) > 1:
-            settle_choices(compression, specs, _price(compression, target))
+        settle_choices(compression, specs, target)
         ledger = compression.run.meet(target, compression.original)
-        if steps.stages:
-            before = compression.copy()
-            refit_in_order(compression, ledger, work, batches, size=allowed, forward=forward, stages=steps.stages)
-            judge = Judge(work, batches, forward)
-            compression = min((compression, before), key=lambda tried: judge.error(tried.model()))
-    made = compression.model()
-    return _repaired(made, work, batches, forward, allowed) if steps.repair else made
+        made = _refitted(compression, ledger, work, batches, target, forward=forward, stages=steps.stages)
+    return _repaired(made, work, batches, forward, compression.allowed(target)) if steps.repair else made
 
 
-def _price(work: Compression, target: Target) -> float:
-    """The price at which the target will be met, by the curves."""
-    allowed = work.allowed(target)
-    if allowed is not None:
-        return work.run.price_for(allowed)
-    assert target.price is not None  # a target is a price or a size
-    return target.price
+def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is run
+    compression: Compression,
+    ledger: Ledger,
+    work: nn.Module,
+    batches: Iterable[Any],
+    target: Target,
+    *,
+    forward: Forward | None,
+    stages: int,
+) -> CompressedModel:
+    """The model with its weights fitted again in order, or as it was where its outputs were closer."""
+    before = compression.copy().model()
+    if not stages:
+        return before
+    size = compression.allowed(target)
+    refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages)
+    judge = Judge(work, batches, forward)
+    return min(compression.model(), before, key=judge.error)
 
 
 @contextmanager
