@@ -1,7 +1,7 @@
 """From tensors to parts at one price: what `compress` and `compress_file` share, and `compress` itself."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -148,10 +148,6 @@ class Compression:
         self.entries[i] = Entry(weight.name, weight.layout, fitted.parts, weight.reason, fitted.error)
         vars(self.entries[i])["blob"] = fitted.blob
         return 8.0 * len(fitted.blob)
-
-    def copy(self) -> "Compression":
-        """The same as it is now; what becomes of either does not change the other."""
-        return replace(self, weights=list(self.weights), entries=dict(self.entries))
 
     def model(self) -> CompressedModel:
         """What there is so far, with empty entries for weights that are not fitted yet."""

@@ -122,7 +122,7 @@ def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is 
     stages: int,
 ) -> CompressedModel:
     """The model with its weights fitted again in order, or as it was where its outputs were closer."""
-    before = compression.copy().model()
+    before = compression.model()
     if not stages:
         return before
     size = compression.allowed(target)
