@@ -254,12 +254,13 @@ def _with_data(args: argparse.Namespace, folded: bool) -> tuple[dict[str, Layer]
     from waterfill.calibration import calibrate, weights_of
     from waterfill.cli.network import network_and_batches, with_weights
     from waterfill.folding import fold_batch_norm
+    from waterfill.gathering import AUTO
 
     network, given = network_and_batches(args.network, args.data)
     network, batches = with_weights(network, existing(args.model)), list(given)
     if folded and batches:
         network = fold_batch_norm(network, batches[0])
-    calibration = calibrate(network, batches, probes=_PROBES)
+    calibration = calibrate(network, batches, importance=AUTO, probes=_PROBES)  # as files are made
     weights, layouts = weights_of(network)
     layers = {
         name: Layer(layout, partial(weights.__getitem__, name), calibration[name])
