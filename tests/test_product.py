@@ -166,3 +166,32 @@ def test_how_far_codes_lie_from_the_scale_of_their_base(offset):
     flat = [replace(product.fit(c, ()), rows=None, channels=None) for c in codes]
     moved = product.base_offset(codes[1], flat[0]) - product.base_offset(codes[0], flat[0])
     assert flat[0].flat and moved == pytest.approx(offset, abs=0.1)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2), st.booleans(), st.sampled_from([0.3, 3, 300, 10**5]))
+def test_the_compiled_search_takes_the_steps_of_numpy(seed, form, along, size):
+    rng = np.random.default_rng(seed)
+    kernel = ((), (3,), (2, 2))[form]
+    shape = (*rng.integers(1, 9, 2), int(np.prod(kernel, dtype=int)))
+    spread = size * 2.0 ** rng.normal(size=(shape[0], 1, 1))
+    codes = np.rint(rng.laplace(size=shape) * spread).astype(np.int32)
+    states = 8 if along else 0
+    found = product.fit(codes, kernel, states)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "native", None)
+        expected = product.fit(codes, kernel, states)
+    assert (found.shape, found.base) == (expected.shape, expected.base)
+    for axis in ("rows", "channels", "positions", "taps"):
+        assert np.array_equal(getattr(found, axis), getattr(expected, axis))
+
+
+@pytest.mark.parametrize("shape", [(3, 1500, 4), (1500, 3, 4), (2, 2, 1500), (1100, 1, 9)])
+def test_sums_of_many_costs_are_those_of_numpy(shape):
+    rng = np.random.default_rng(0)
+    coded = Coded(rng.integers(-200, 200, shape).astype(np.int32), np.zeros((0, 0, 0), np.uint8))
+    factors = tuple(rng.integers(0, 20, n).astype(np.int32) for n in shape)
+    for axis in range(3):
+        found = axis_costs(coded, factors, 3, np.array([-2, 0, 1]), axis)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiled, "native", None)
+            assert (axis_costs(coded, factors, 3, np.array([-2, 0, 1]), axis) == found).all()

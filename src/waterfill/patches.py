@@ -76,10 +76,12 @@ def windows(x: Tensor, geometry: Geometry, positions: Sequence[int], generator: 
 
 def all_windows(x: Tensor, geometry: Geometry, positions: Sequence[int]) -> Tensor:
     """All windows, sample by sample: [samples, groups, channels / groups * prod(kernel), windows of one sample]."""
-    x = _padded(x, geometry)
-    index = (_inside(geometry, x.shape[2:])[:, None] + _starts(geometry, x.shape[2:], positions)).reshape(-1)
-    found = x.flatten(2).float().index_select(2, index.to(x.device))
-    return found.reshape(len(x), geometry.groups, -1, math.prod(positions))
+    x = _padded(x, geometry).float()
+    samples, channels, *space = x.stride()
+    within = [step * d for step, d in zip(space, geometry.dilation, strict=True)]
+    between = [step * s for step, s in zip(space, geometry.stride, strict=True)]
+    view = x.as_strided((*x.shape[:2], *geometry.kernel, *positions), (samples, channels, *within, *between))
+    return view.reshape(len(x), geometry.groups, -1, math.prod(positions))
 
 
 def _padded(x: Tensor, geometry: Geometry) -> Tensor:

@@ -1,6 +1,6 @@
 """The product-scale model of a matrix of codes with the shortest total message, by coordinate descent.
 
-A factor or a tap stays only where it pays for its own bits.
+A factor or a tap stays only where it pays for its own bits. The steps are those of `waterfill.coding.descent`.
 """
 
 from collections.abc import Iterator
@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from waterfill.coding import density, integers, trellis
-from waterfill.coding.costs import COST_UNIT, Coded, all_costs, axis_costs, cost_tables, distinct, place, price_tables
+from waterfill.coding import integers, trellis
+from waterfill.coding.costs import COST_UNIT, Coded, axis_costs, cost_tables, distinct, place, price_tables
+from waterfill.coding.descent import AXES, descend, descended, first_guess, rice, with_factors
 from waterfill.coding.scale_model import (
     MOST_SCALE,
     MOST_TAPS,
@@ -24,7 +25,6 @@ from waterfill.coding.scale_model import (
 
 __all__ = ["Product", "center", "fit", "neighbors", "predict", "price_tables", "shifts", "side_bits", "total_bits"]
 
-_AXES = ("rows", "channels", "positions")
 _SAMPLE = 1 << 18
 _SEEN = 256  # entries of a row or column that its factor is fitted to, about
 _FARTHEST = 255
@@ -38,7 +38,7 @@ def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, seen: int =
     With `states` the codes are those of a trellis, whose halves are coded: scales are those of k in z = 2k + b.
     """
     sample = _thin(codes, seen)
-    everything = tuple(name for name, size in zip(_AXES, codes.shape, strict=True) if size > 1)
+    everything = tuple(name for name, size in zip(AXES, codes.shape, strict=True) if size > 1)
     coded = _coded(sample, kernel, None, states)
     found = [_fit_scales(coded, None, everything)]
     if codes.shape[2] > 1:
@@ -60,7 +60,7 @@ def fit_like(
 ) -> Product:
     """A model of these codes with the factors and taps of a model of similar ones: quicker than `fit`."""
     sample = _thin(codes, seen)
-    vectors = zip(_AXES, (model.rows, model.channels, model.positions), strict=True)
+    vectors = zip(AXES, (model.rows, model.channels, model.positions), strict=True)
     axes = tuple(name for name, vector in vectors if vector is not None and len(vector) > 1)
     found = _fit_scales(_coded(sample, kernel, model.taps, states), model.taps, axes)[1]
     found = found if sample.shape == codes.shape else _refine(codes, sample, kernel, found, states)
@@ -103,7 +103,7 @@ def base_offset(codes: np.ndarray, model: Product, states: int = 0) -> float:
 def side_bits(model: Product) -> float:
     """About how many bits the model's own integers take."""
     vectors = (model.rows, model.channels, model.positions, model.taps)
-    return 32.0 + sum(16 + _rice(v)[0] for v in vectors if v is not None and len(v) > 1)
+    return 32.0 + sum(16 + rice(v)[0] for v in vectors if v is not None and len(v) > 1)
 
 
 def _thin(codes: np.ndarray, seen: int) -> np.ndarray:
@@ -125,86 +125,8 @@ def _coded(codes: np.ndarray, kernel: tuple[int, ...], taps: np.ndarray | None, 
 
 def _fit_scales(coded: Coded, taps: np.ndarray | None, axes: tuple[str, ...]) -> tuple[float, Product]:
     """Bits, and the model with factors along these axes."""
-    model = replace(_first_guess(coded, axes), taps=taps)
-    model = _best_shape(coded, model)
-    model = _descend(coded, model, axes)
-    model = _best_shape(coded, model)
-    cost = axis_costs(coded, coded.factors(model), model.shape, np.zeros(1), 2).sum()
-    return float(cost) / COST_UNIT + side_bits(model), model
-
-
-def _first_guess(coded: Coded, axes: tuple[str, ...]) -> Product:
-    """Factors from mean magnitudes: a few rounds of scaling, in the logarithmic domain."""
-    residual = coded.residual - coded.phases / np.float32(8) if coded.halves else coded.residual
-    size = np.abs(residual).astype(np.float32) + np.float32(0.02)
-    logs = [np.zeros(n) for n in residual.shape]
-    for _ in range(3 if axes else 0):
-        for axis, name in enumerate(_AXES):
-            if name in axes:
-                mean = _mean_along(axis, size, logs)
-                logs[axis] = logs[axis] + np.log2(mean / mean.mean())
-    square = np.square(residual, dtype=np.float32)
-    spread = np.sqrt(_mean_along(0, square, [2 * log for log in logs]).mean() + 1e-4)
-    return Product(
-        shape=3,
-        base=int(np.clip(np.rint(8 * np.log2(spread)) + density.SCALE_ZERO, 0, MOST_SCALE)),
-        rows=np.rint(4 * logs[0]).astype(np.int64) if "rows" in axes else None,
-        channels=np.rint(4 * logs[1]).astype(np.int64) if "channels" in axes else None,
-        positions=np.rint(8 * logs[2]).astype(np.int64),
-        taps=None,
-    )
-
-
-def _mean_along(axis: int, values: np.ndarray, logs: list[np.ndarray]) -> np.ndarray:
-    """Means along one axis of values [rows, channels, positions] divided by their scales, 2 to the sum of the logs."""
-    rows, channels, positions = ((2**-log).astype(np.float32) for log in logs)
-    flat = values.reshape(len(rows), -1)
-    if axis == 0:
-        weights = np.outer(channels, positions).ravel()
-        return rows * np.einsum("rn,n->r", flat, weights) / len(weights)
-    plane = np.einsum("r,rn->n", rows, flat).reshape(len(channels), -1) / len(rows)
-    if axis == 1:
-        return channels * np.einsum("cp,p->c", plane, positions) / len(positions)
-    return positions * np.einsum("c,cp->p", channels, plane) / len(channels)
-
-
-def _best_shape(coded: Coded, model: Product) -> Product:
-    """The shape of the family, and the base scale with it, that code these residuals in the fewest bits."""
-    residual, scale, phase, count = distinct(coded, coded.factors(model))
-    deltas = np.array([-4, -2, -1, 0, 1, 2, 4])
-    where, raw = place(residual, scale + deltas[:, None], phase, coded.most_scale)
-    cost = (count[:, None] * all_costs()[where]).sum(1) + (raw @ count * COST_UNIT)[:, None]
-    shape, delta = np.divmod(np.argmin(cost.T), len(deltas))
-    return replace(model, shape=int(shape), base=int(np.clip(model.base + deltas[delta], 0, MOST_SCALE)))
-
-
-def _descend(coded: Coded, model: Product, axes: tuple[str, ...], rounds: int = 2) -> Product:
-    """Move every factor by the step that saves most, its own bits included, axis by axis."""
-    moves = np.array([-2, -1, 0, 1, 2])
-    for _ in range(rounds):
-        for axis, name in enumerate(_AXES):
-            if name not in axes:
-                continue
-            unit = 1 if name == "positions" else 2
-            cost = axis_costs(coded, coded.factors(model), model.shape, moves * unit, axis)
-            values = getattr(model, name)
-            _, middle, k = _rice(values)
-            own = (integers.zigzag(values + moves[:, None] - middle) >> k) + 1 + k
-            model = _with(model, name, values + moves[np.argmin(cost + own * COST_UNIT, axis=0)])
-    return model
-
-
-def _with(model: Product, name: str, values: np.ndarray | None) -> Product:
-    changed = {axis: getattr(model, axis) for axis in _AXES} | {name: values}
-    return Product(model.shape, model.base, taps=model.taps, **changed)
-
-
-def _rice(values: np.ndarray) -> tuple[int, int, int]:
-    """Bits, center and parameter of a Rice coded vector."""
-    middle = integers.center_of(values)
-    folded = integers.zigzag(values - middle)
-    k = integers.best_parameter(folded, 6)
-    return int(integers.rice_bits(folded, k)), middle, k
+    cost, model = descended(coded, replace(first_guess(coded, axes), taps=taps), axes)
+    return cost / COST_UNIT + side_bits(model), model
 
 
 def _refine(codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], model: Product, states: int) -> Product:
@@ -214,16 +136,16 @@ def _refine(codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], mode
     """
     rows, channels, positions = codes.shape
     views = {"rows": codes[:, :: max(1, channels * positions // _SEEN)], "channels": codes[:: max(1, rows // _SEEN)]}
-    axes = tuple(name for name in _AXES if getattr(model, name) is not None)
+    axes = tuple(name for name in AXES if getattr(model, name) is not None)
     thin = model
     for axis, (name, view) in enumerate(views.items()):
         if getattr(model, name) is not None:
             coded = _coded(view, kernel, model.taps, states)
-            start = replace(_first_guess(coded, axes), shape=model.shape, taps=model.taps)
-            values = getattr(_descend(coded, start, (name,), rounds=1), name)
+            start = replace(first_guess(coded, axes), shape=model.shape, taps=model.taps)
+            values = getattr(descend(coded, start, (name,), rounds=1), name)
             values = values - integers.center_of(values)
-            model = _with(model, name, values)
-            thin = _with(thin, name, values[:: -(-codes.shape[axis] // sample.shape[axis])])
+            model = with_factors(model, name, values)
+            thin = with_factors(thin, name, values[:: -(-codes.shape[axis] // sample.shape[axis])])
     return replace(model, base=_best_base(_coded(sample, kernel, model.taps, states), thin))
 
 
@@ -242,7 +164,7 @@ def _limited(
     vectors = [v for v in (model.rows, model.channels, model.positions) if v is not None]
     if model.extent(*size[:2])[1] <= MOST_SCALE and all(np.abs(v).max() <= _FARTHEST for v in vectors):
         return model
-    plain = _first_guess(_coded(sample, kernel, model.taps, states), ())
+    plain = first_guess(_coded(sample, kernel, model.taps, states), ())
     return replace(plain, shape=model.shape, taps=model.taps)
 
 

@@ -16,10 +16,15 @@ def refit(
     """The matrix [rows, cols] on `support` (bool) nearest to `target` under the importance; `start`: one near to it.
 
     Row by row the normal equations A_SS v_S = (A w)_S, solved for all rows at once by conjugate gradients with the
-    diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe.
+    diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe. A support that all
+    rows share takes one factorization instead.
     """
     data = correlates(importance, target.shape[1])
     wide = target.double() if target.numel() <= (_SMALL if data else 1 << 20) else target
+    if data and len(support) and bool((support == support[0]).all()):
+        solved = _solved(wide, support[0], importance)
+        if solved is not None:
+            return solved.to(target.dtype)
     near = 1e-6 if data and wide is target else 1e-10  # of the first error in the metric, which is enough
     scale = column_weights(importance, target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)
     fitted = (wide if start is None else start.to(wide)) * support
@@ -38,6 +43,19 @@ def refit(
         direction = residual / scale + _ratio(following, energy)[:, None] * direction
         energy = following
     return fitted.to(target.dtype)
+
+
+def _solved(target: Tensor, kept: Tensor, importance: Importance) -> Tensor | None:
+    """The same where all rows keep the columns `kept` [cols]; None where the Gram matrix has no inverse there."""
+    assert importance.gram is not None
+    kept = kept.nonzero()[:, 0]
+    inner = importance.gram.to(target)[kept][:, kept]
+    inner.diagonal().add_(importance.damping * float(importance.gram.diagonal().double().mean()))
+    factor, info = torch.linalg.cholesky_ex(inner)
+    if int(info):
+        return None
+    values = torch.cholesky_solve(times_gram(importance, target)[:, kept].T, factor).T
+    return torch.zeros_like(target).index_copy_(1, kept, values)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

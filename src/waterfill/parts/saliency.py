@@ -19,7 +19,7 @@ from waterfill.parts.support import Blocks, Groups
 
 AUTO, MAGNITUDE, ACTIVATION, HESSIAN = CRITERIA = ("auto", "magnitude", "activation", "hessian")
 _LAZY = 128  # columns after which the others hear of the errors
-_STEPS = 128  # in which all columns are eliminated
+_STEPS = 64  # in which all columns are eliminated
 _ROUNDS = 4  # of sweeps for the threshold that keeps a given share
 
 
