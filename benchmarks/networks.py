@@ -14,14 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+FEW = 1000
+"""Of so many samples each one counts when networks are compared."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """quality in the network's own unit; divergence: mean KL of the outputs from the original's, nats, or None."""
+    """quality in the network's own unit; divergence: mean KL of the outputs from the original's, nats, or None.
+
+    right: of a few samples, one bit for each, packed: whether the network was right; empty where there are many.
+    """
 
     quality: float
     divergence: float | None
+    right: bytes = b""
 
 
 Evaluator = Callable[[State], Measured]
@@ -48,9 +54,16 @@ class Network:
 
 
 def by_outputs(
-    model: nn.Module, logits: Callable[[nn.Module], Tensor], original: State, score: Callable[[Tensor], float]
+    model: nn.Module,
+    logits: Callable[[nn.Module], Tensor],
+    original: State,
+    score: Callable[[Tensor], float],
+    targets: Tensor | None = None,
 ) -> Evaluator:
-    """Measures a state by the model's log probabilities [n, classes]: their score, and their divergence."""
+    """Measures a state by the model's log probabilities [n, classes]: their score, and their divergence.
+
+    targets: of a classifier.
+    """
 
     @torch.inference_mode()
     def outputs(state: State) -> Tensor:
@@ -62,7 +75,9 @@ def by_outputs(
     def measure(state: State) -> Measured:
         found = outputs(state)
         divergence = F.kl_div(found, reference, reduction="batchmean", log_target=True).item()
-        return Measured(score(found), max(divergence, 0.0))
+        few = targets is not None and len(targets) <= FEW
+        right = np.packbits((found.argmax(1) == targets).numpy()).tobytes() if few else b""
+        return Measured(score(found), max(divergence, 0.0), right)
 
     return measure
 
@@ -107,7 +122,7 @@ def image_network(
         model = build(data_module(folder, "refmodels")).to(
             memory_format=torch.channels_last
         )  # as the pixels are: faster
-        return by_outputs(model, logits, original, accuracy(targets))
+        return by_outputs(model, logits, original, accuracy(targets), targets)
 
     return prepare
 

@@ -47,7 +47,7 @@ NEAR = (1.3, 1.45, 1.6, 1.75, 2.0)
 """Rates at which the networks of LOSSES are measured too."""
 INPUTS = 256
 WITHOUT_DATA = "GPT-2 attention"
-SHOWN = ("quality", "headline", "saved", "calibration", "claims")
+SHOWN = ("quality", "headline", "saved", "paired", "calibration", "claims")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def measure(place: Place, job: Job) -> Result:
     seconds = time.perf_counter() - begin
     found = known.evaluate(restored)
     result = replace(result, size=size, file_bits=8 * size / count(known.state), seconds=seconds)
-    return replace(result, quality=found.quality, divergence=found.divergence)
+    return replace(result, quality=found.quality, divergence=found.divergence, right=found.right.hex())
 
 
 def compressed(place: Place, known: Prepared, job: Job) -> tuple[int, State]:

@@ -9,6 +9,7 @@ from common import Table, claim, claims_table
 ORIGINAL = "float32"
 GPTQ, GPTQ_CODED, ROUNDING = "GPTQ g128", "GPTQ g128, entropy", "rounding g128"
 _OPPONENTS = (GPTQ, GPTQ_CODED, ROUNDING)
+_LEVEL = 0.05  # what is likelier than this by chance alone, tells nothing
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Result:
     """What came of one job: bytes of the file, bits per weight, quality, divergence in nats, seconds to compress.
 
     inputs: how many there were to calibrate with. better: +1 where more quality is better, else -1. resolution:
-    differences of quality up to this are chance. failed: why there is no result.
+    differences of quality up to this are chance. failed: why there is no result. right: where samples are few, a bit
+    for each in hexadecimal digits, whether the network was right.
     """
 
     network: str
@@ -33,6 +35,7 @@ class Result:
     resolution: float = 0.0
     metric: str = ""
     failed: str = ""
+    right: str = ""
 
     def line(self) -> str:
         """For a terminal, as soon as it is known."""
@@ -56,6 +59,7 @@ def tables(results: list[Result], shown: Shown) -> dict[str, Table]:
         "quality": quality_table(results, shown),
         "headline": headline_table(results, shown),
         "saved": saved_table(results, shown),
+        "paired": paired_table(results, shown),
         "calibration": calibration_table(results),
         "runs": runs_table(results),
     }
@@ -92,6 +96,7 @@ def verdict(ours: Result | None, other: Result | None) -> str:
     """better, equal or WORSE than an opponent, which loses where it has no result in these bytes.
 
     Equal: the quality is the same up to chance, and our outputs are nearer to the original's; or it is just the same.
+    Chance: less than the resolution, or, where samples are few, than a sign test of the samples can tell.
     """
     if ours is None:
         return "WORSE"
@@ -101,7 +106,35 @@ def verdict(ours: Result | None, other: Result | None) -> str:
     nearer = ours.divergence is not None and other.divergence is not None and ours.divergence <= other.divergence
     if gain > other.resolution or (gain > 0 and nearer):
         return "better"
-    return "equal" if gain == 0 or (abs(gain) <= other.resolution and nearer) else "WORSE"
+    chance = abs(gain) <= other.resolution or _sign_test(*discordant(ours, other)) > _LEVEL
+    return "equal" if gain == 0 or (chance and nearer) else "WORSE"
+
+
+def discordant(ours: Result, other: Result) -> tuple[int, int]:
+    """On how many samples only we are right, and only the other; none where samples are not told apart."""
+    first, second = (int(result.right or "0", 16) for result in (ours, other))
+    return ((first & ~second).bit_count(), (second & ~first).bit_count()) if ours.right and other.right else (0, 0)
+
+
+def _sign_test(first: int, second: int) -> float:
+    """The chance that of as many coins at least so many fall on one side; 0 where there are none to tell by."""
+    count = first + second
+    if count == 0:
+        return 0.0
+    return min(1.0, 2 * sum(math.comb(count, k) for k in range(min(first, second) + 1)) / 2**count)
+
+
+def paired_table(results: list[Result], shown: Shown) -> Table:
+    """Where samples are few: on how many of them only one of two networks of the same bytes is right."""
+    columns = {"network": "", "bits": ".3g", "opponent": "", "only ours right": "d", "only the opponent's": "d"}
+    rows = []
+    for original, bits in _cells(results, shown.automatic):
+        at = {r.method: r for r in results if (r.network, r.bits) == (original.network, bits) and not r.failed}
+        for name in _OPPONENTS:
+            if shown.automatic in at and name in at and at[shown.automatic].right and at[name].right:
+                pair = discordant(at[shown.automatic], at[name])
+                rows.append([original.network, bits, name, *pair, _sign_test(*pair) if any(pair) else 1.0])
+    return Table("Samples that one network has right and another not", columns | {"chance of it": ".2g"}, rows)
 
 
 def headline_table(results: list[Result], shown: Shown) -> Table:

@@ -131,3 +131,34 @@ def test_the_choice_is_compared_in_bits_at_equal_distortion() -> None:
     row = choice.compared("LeNet-300-100", 2.0, totals)
     assert row[2:6] == [single, pytest.approx(-5), both, pytest.approx(-8)]
     assert row[6:] == [pytest.approx(-7), pytest.approx(1)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "divergence", "word"),
+    [
+        ("f0f0", "f0ff", 0.01, "equal"),  # four samples more can be chance
+        ("f0f0", "f0ff", 0.9, "WORSE"),  # unless our outputs are farther away too
+        ("0000", "ffff", 0.01, "WORSE"),
+        ("", "", 0.01, "WORSE"),
+        ("f0ff", "f0f0", 0.01, "better"),
+    ],
+)
+def test_a_few_samples_are_compared_one_by_one(ours: str, others: str, divergence: float, word: str) -> None:
+    tables = script("post_training_tables")
+    base = tables.Result("SqueezeNet 1.1", "ours", 4.0, better=1, resolution=0.4, metric="accuracy, %")
+
+    def result(right: str, divergence: float) -> object:
+        return replace(base, quality=float(bin(int(right or "0", 16)).count("1")), right=right, divergence=divergence)
+
+    other = replace(result(others, 0.5), quality=16.0) if not others else result(others, 0.5)
+    assert tables.verdict(result(ours, divergence), other) == word
+
+
+def test_the_table_of_pairs_says_how_likely_chance_is(made: dict) -> None:
+    assert made["paired"] == []
+    tables = script("post_training_tables")
+    base = results(tables)
+    told = [replace(run, right="0f" if run.method == tables.GPTQ else "fe") for run in base]
+    shown = tables.Shown("Quantize(states=8)", {})
+    row = next(row for row in tables.tables(told, shown)["paired"].rows if row[1] == 4)
+    assert row[2:] == [tables.GPTQ, 4, 1, pytest.approx(2 * (1 + 5) / 32)]
