@@ -22,13 +22,14 @@ WINDOW = 256
 _BATCH = 32
 
 
-def calibration_batches(network: str, folder: Path, count: int) -> list[Tensor]:
+def calibration_batches(network: str, folder: Path, count: int, first: int = 0) -> list[Tensor]:
     """About `count` inputs of a network, in batches, as its model takes them; none where no data belong to it.
 
-    An input is an image, a story, or a window of 256 characters; there are no more of them than the data have.
+    An input is an image, a story, or a window of 256 characters; there are no more of them than the data have. first:
+    for ResNets, the first image of those taken evenly: another set for each.
     """
     if network.startswith("ResNet"):
-        return _images(folder, "cifar10_train_1.npz", count, imagenet_scale(folder))
+        return _images(folder, "cifar10_train_1.npz", count, imagenet_scale(folder), first=first)
     if network == "LeNet-300-100":
         return _images(folder, "mnist_train.npz", count, mnist_scale(folder))
     if network == "SqueezeNet 1.1":
@@ -64,8 +65,10 @@ def _spread(length: int, count: int) -> np.ndarray:
     return np.arange(min(count, length)) * length // min(count, length)
 
 
-def _images(folder: Path, file: str, count: int, scale: Callable[[Tensor], Tensor], every: int = 1) -> list[Tensor]:
-    pixels = data_module(folder, "imgpack").load(folder / file)[0][::every]
+def _images(
+    folder: Path, file: str, count: int, scale: Callable[[Tensor], Tensor], every: int = 1, first: int = 0
+) -> list[Tensor]:
+    pixels = data_module(folder, "imgpack").load(folder / file)[0][first::every]
     x = torch.from_numpy(pixels[_spread(len(pixels), count)])
     x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x
     return [scale(piece.float()).contiguous() for piece in x.split(_BATCH)]
