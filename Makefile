@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior data_free rate_distortion feedback_speed whole_speed ablation \
-	post_training choice report summary
+	post_training calibrations choice report summary
 # The machines are small and the tests run two at a time: one thread each.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1

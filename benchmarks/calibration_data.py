@@ -29,13 +29,13 @@ def calibration_batches(network: str, folder: Path, count: int, first: int = 0) 
     for ResNets, the first image of those taken evenly: another set for each.
     """
     if network.startswith("ResNet"):
-        return _images(folder, "cifar10_train_1.npz", count, imagenet_scale(folder), first=first)
+        return _images(folder, "cifar10_train_1.npz", count, imagenet_scale(folder), slice(first, None))
     if network == "LeNet-300-100":
         return _images(folder, "mnist_train.npz", count, mnist_scale(folder))
     if network == "SqueezeNet 1.1":
-        return _images(folder, "imagenet_sample_250.npz", count, imagenet_scale(folder), SPARED)
+        return _images(folder, "imagenet_sample_250.npz", count, imagenet_scale(folder), slice(None, None, SPARED))
     if network == "MobileNetV1 0.25":
-        return _images(folder, "imagenet_sample_250.npz", count, lambda x: x / 127.5 - 1, SPARED)
+        return _images(folder, "imagenet_sample_250.npz", count, lambda x: x / 127.5 - 1, slice(None, None, SPARED))
     if network == "Llama 260K":
         return _stories(folder, count)
     return _windows(folder, count) if network == "LSTM 2x128" else []
@@ -66,9 +66,9 @@ def _spread(length: int, count: int) -> np.ndarray:
 
 
 def _images(
-    folder: Path, file: str, count: int, scale: Callable[[Tensor], Tensor], every: int = 1, first: int = 0
+    folder: Path, file: str, count: int, scale: Callable[[Tensor], Tensor], some: slice = slice(None)
 ) -> list[Tensor]:
-    pixels = data_module(folder, "imgpack").load(folder / file)[0][first::every]
+    pixels = data_module(folder, "imgpack").load(folder / file)[0][some]
     x = torch.from_numpy(pixels[_spread(len(pixels), count)])
     x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x
     return [scale(piece.float()).contiguous() for piece in x.split(_BATCH)]

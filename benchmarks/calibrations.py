@@ -1,6 +1,6 @@
 """How far the claims of the ResNets depend on which images they are calibrated with: several sets of 256.
 
-Everything else is as in `post_training.py`: files of the same bytes, read back, and measured on the 10,000 test images.
+Everything else is as in `post_training.py`: files of the same bytes, measured on the 10,000 test images.
 Accuracy moves by a tenth or two with where codes happen to fall, which is as much as some claims leave room for; the
 mean over sets says more than one of them.
 
