@@ -12,33 +12,38 @@
 namespace waterfill {
 namespace {
 
-constexpr int kWide = 16;  // moves of scale indices that are summed side by side
+constexpr int kWide = 16;             // moves of scale indices that are summed side by side
 constexpr int64_t kMostAdded = 1024;  // costs of at most 30 bits each that an int32 holds the sum of
 constexpr int kPhases = 5;
-constexpr int kUnitBits = 16;  // a cost of 1 is 2^-16 bit
+constexpr int kUnitBits = 16;         // a cost of 1 is 2^-16 bit
 
 struct Costs {
     const int32_t* table;  // [phases, 256, scales]
     int scales;
     int most_scale;  // the largest scale index there is
 
-    // Of residual `e` at scale index `k`, with low bits taken raw where the scale is beyond the last table.
-    int64_t operator()(int64_t e, int k, int phase) const {
-        int shift = 0;
+    // Where the table has residual `e` at scale index `k`, and how many of its bits go raw: some, beyond the table.
+    struct Place {
+        int64_t at;
+        int shift;
+    };
+
+    Place place(int64_t e, int k, int phase) const {
         k = std::min(k, most_scale);
-        if (k >= scales) {
-            shift = (k - scales + 8) >> 3;
-            e = (e + (int64_t{1} << (shift - 1))) >> shift;
-            k -= 8 * shift;
-            phase = 0;
-        }
-        return of(e, phase)[std::max(k, 0)] + (int64_t{shift} << kUnitBits);
+        if (k < scales) return {begin(e, phase) + std::max(k, 0), 0};
+        const int shift = (k - scales + 8) >> 3;
+        return {begin((e + (int64_t{1} << (shift - 1))) >> shift, 0) + std::max(k - 8 * shift, 0), shift};
     }
 
-    // The costs of residual `e` [scales], nothing raw.
-    const int32_t* of(int64_t e, int phase) const {
+    int64_t operator()(int64_t e, int k, int phase) const {
+        const Place found = place(e, k, phase);
+        return table[found.at] + (int64_t{found.shift} << kUnitBits);
+    }
+
+    // Where the costs of residual `e` [scales] begin, nothing raw.
+    int64_t begin(int64_t e, int phase) const {
         const int symbol = (e < -127 || e > 127) ? 128 : static_cast<int>(e & 255);
-        return table + (phase * 256 + symbol) * scales;
+        return (int64_t{phase} * 256 + symbol) * scales;
     }
 };
 
@@ -59,7 +64,7 @@ struct Part {
 // `wide` [deltas, length]. length: of the axis. slot: where the sum of a column is; none where rows are summed.
 FOR_THIS_MACHINE
 void sum_near(const Codes& codes, const Costs& costs, const Deltas& moves, const int32_t* __restrict slot,
-                     int64_t length, const Part& part, int32_t* __restrict sums, int64_t* __restrict wide) {
+              int64_t length, const Part& part, int32_t* __restrict sums, int64_t* __restrict wide) {
     const int32_t* __restrict column = codes.column.data();
     Lanes<int32_t> whole{}, next;
     for (int64_t r = part.row; r < part.last_row; ++r) {
@@ -74,7 +79,7 @@ void sum_near(const Codes& codes, const Costs& costs, const Deltas& moves, const
                         costs(residual[n], k - moves.lowest + moves.delta[d], h);
                 continue;
             }
-            load(costs.of(residual[n], h) + k, next);
+            load(costs.table + costs.begin(residual[n], h) + k, next);
             if (slot)
                 add(next, sums + slot[n] * kWide);
             else
@@ -85,8 +90,7 @@ void sum_near(const Codes& codes, const Costs& costs, const Deltas& moves, const
 }
 
 // The same for moves of any size, entry by entry.
-void sum_each(const Codes& codes, const Costs& costs, const Deltas& moves, int axis, int64_t length,
-                     int64_t* sums) {
+void sum_each(const Codes& codes, const Costs& costs, const Deltas& moves, int axis, int64_t length, int64_t* sums) {
     int64_t n = 0;
     for (int64_t r = 0; r < codes.rows; ++r)
         for (int64_t c = 0, at = 0; c < codes.channels; ++c)

@@ -117,21 +117,13 @@ void best_shape(const Codes& codes, const Family& family, Model& model) {
     constexpr int kMoves = 7, kMostShapes = 16;
     constexpr int moves[kMoves] = {-4, -2, -1, 0, 1, 2, 4};
     const Distinct entries(codes);
+    const Costs any = family.costs(0);  // every shape has its costs in the same places
     int64_t total[kMoves][kMostShapes] = {};
     for (size_t i = 0; i < entries.count.size(); ++i)
         for (int d = 0; d < kMoves; ++d) {
-            int k = std::min(entries.scale[i] + moves[d], family.most_scale), shift = 0, phase = entries.phase[i];
-            int64_t e = entries.residual[i];
-            if (k >= family.scales) {
-                shift = (k - family.scales + 8) >> 3;
-                e = (e + (int64_t{1} << (shift - 1))) >> shift;
-                k -= 8 * shift;
-                phase = 0;
-            }
-            const int symbol = (e < -127 || e > 127) ? 128 : static_cast<int>(e & 255);
-            const int64_t at = (int64_t{phase} * 256 + symbol) * family.scales + std::max(k, 0);
-            const int32_t* bare = family.bare + at * family.shapes;
-            const int64_t raw = int64_t{shift} << kUnitBits, times = entries.count[i];
+            const Costs::Place found = any.place(entries.residual[i], entries.scale[i] + moves[d], entries.phase[i]);
+            const int32_t* bare = family.bare + found.at * family.shapes;
+            const int64_t raw = int64_t{found.shift} << kUnitBits, times = entries.count[i];
             for (int s = 0; s < family.shapes; ++s) total[d][s] += times * (bare[s] + raw);
         }
     int64_t least = std::numeric_limits<int64_t>::max(), base = model.base();

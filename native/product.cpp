@@ -21,34 +21,6 @@ void axis_costs(Array<const int32_t, 3> residual, Array<const uint8_t, 3> phase,
     sum_along(codes, costs, moves, axis, out.data());
 }
 
-// counts[(scale * phases + phase) * span + residual] of entries, with scale indices counted from `least` and residuals
-// from `lowest`.
-void count_entries(Array<const int32_t, 3> residual, Array<const uint8_t, 3> phase, Array<const int32_t, 1> rows,
-                   Array<const int32_t, 1> channels, Array<const int32_t, 1> positions, int lowest, int64_t span,
-                   int least, Array<int64_t, 1> out) {
-    const Codes codes(residual, phase, rows, channels, positions);
-    const int64_t size = out.shape(0), N = codes.columns(), phases = codes.phase ? kPhases : 1;
-    int64_t* counts = out.data();
-    bool inside = true;
-    {
-        nb::gil_scoped_release release;
-        std::fill(counts, counts + size, 0);
-        for (int64_t r = 0; r < codes.rows; ++r) {
-            const int32_t* e = codes.residual + r * N;
-            const uint8_t* phase_of = codes.phase ? codes.phase + r * N : nullptr;
-            for (int64_t n = 0; n < N; ++n) {
-                const int64_t scale = codes.row[r] + codes.column[n] - least;
-                const int64_t key = (scale * phases + (phase_of ? phase_of[n] : 0)) * span + (e[n] - lowest);
-                if (key < 0 || key >= size)
-                    inside = false;
-                else
-                    ++counts[key];
-            }
-        }
-    }
-    if (!inside) throw std::invalid_argument("count_entries: an entry beyond the counters");
-}
-
 // out[i] = the parity, the lowest bit, of the state before symbol i; lane i mod `lanes` begins in state 0, and a
 // symbol's lowest bit moves it: coding/trellis.py.
 void trellis_parities(Array<const int8_t, 1> symbols, int lanes, Array<const uint8_t, 2> transition,
@@ -75,6 +47,5 @@ void trellis_parities(Array<const int8_t, 1> symbols, int lanes, Array<const uin
 
 void bind_product(nb::module_& m) {
     m.def("axis_costs", &axis_costs);
-    m.def("count_entries", &count_entries);
     m.def("trellis_parities", &trellis_parities);
 }

@@ -14,7 +14,6 @@ from waterfill.coding.scale_model import MOST_SCALE, Product, half, shifts
 COST_UNIT = 1 << 16
 """Costs are in units of 2^-16 bit."""
 _FAR = 10  # bits, about, of the value of a code too far for any table
-_DENSE = 1 << 22  # so many counters are worth having instead of a sort
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,21 +92,7 @@ def place(
 def distinct(coded: Coded, factors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     """The distinct residuals, scale indices and phases of entries, and how often each occurs."""
     rows, channels, positions = factors
-    lowest, least = int(coded.residual.min()), sum(int(f.min()) for f in factors)
-    span = int(coded.residual.max()) - lowest + 1
-    phases = density.PHASES if coded.phases.size else 1
-    counters = (sum(int(f.max()) for f in factors) - least + 1) * phases * span
-    if counters <= _DENSE and compiled.native is not None:
-        count = np.empty(counters, np.int64)
-        compiled.native.count_entries(coded.residual, coded.phases, *factors, lowest, span, least, count)
-        key = np.flatnonzero(count)
-        count = count[key]
-    else:
-        scale = (rows[:, None, None] + channels[None, :, None] + positions).ravel()
-        key = (scale - least).astype(np.int64)
-        if coded.phases.size:
-            key = key * density.PHASES + coded.phases.ravel()
-        key, count = np.unique(key * span + (coded.residual.ravel() - lowest), return_counts=True)
-    key, residual = np.divmod(key, span)
-    key, phase = np.divmod(key, phases)
-    return residual + lowest, key + least, phase, count
+    scale = np.ravel(rows[:, None, None] + channels[None, :, None] + positions)
+    phase = coded.phases.ravel() if coded.phases.size else np.zeros(scale.shape, np.uint8)
+    entries, count = np.unique(np.stack([coded.residual.ravel(), scale, phase]), axis=1, return_counts=True)
+    return *entries, count

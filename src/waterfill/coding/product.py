@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from waterfill.coding import integers, trellis
-from waterfill.coding.costs import COST_UNIT, Coded, axis_costs, cost_tables, distinct, place, price_tables
+from waterfill.coding.costs import COST_UNIT, Coded, axis_costs, price_tables
 from waterfill.coding.descent import AXES, descend, descended, first_guess, rice, with_factors
 from waterfill.coding.scale_model import (
     MOST_SCALE,
@@ -150,10 +150,11 @@ def _refine(codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], mode
 
 
 def _best_base(coded: Coded, model: Product) -> int:
-    residual, scale, phase, count = distinct(coded, coded.factors(model))
+    """The base at which the entries cost least, not far from the model's."""
+    factors = coded.factors(model)
     deltas = np.arange(-12, 13)
-    where, raw = place(residual, scale + deltas[:, None], phase, coded.most_scale)
-    cost = (cost_tables(model.shape, coded.halves).ravel()[where].astype(np.int64) + raw * COST_UNIT) @ count
+    halves = np.array_split(deltas, 2)  # few moves at once are quick
+    cost = np.concatenate([axis_costs(coded, factors, model.shape, some, 0).sum(1) for some in halves])
     return int(np.clip(model.base + deltas[np.argmin(cost)], 0, MOST_SCALE))
 
 

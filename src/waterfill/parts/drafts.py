@@ -34,12 +34,14 @@ _TOGETHER = 2  # chunks of rows quantized at once
 class Way:
     """How codes are found on a grid: along a trellis of so many states, or 0; with errors fed back on a device.
 
-    rough: with products of errors in bfloat16 where that is quicker.
+    rough: with products of errors in bfloat16 where that is quicker. like: densities of similar codes, whose factors
+    and taps the first ones have; found anew where it is None.
     """
 
     states: int = 0
     device: str = "cpu"
     rough: bool = False
+    like: product.Product | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,28 +70,17 @@ class Draft:
         return self.codes.reshape(len(self.codes), -1, len(self.chooser.model.positions))
 
     @classmethod
-    def rounded(  # noqa: PLR0913 - what to fit, and how
-        cls,
-        target: Tensor,
-        importance: Importance,
-        price: float,
-        grid: Grid,
-        way: Way,
-        like: product.Product | None = None,
-    ) -> "Draft":
-        """Round, fit the densities to that, and choose by the true cost under them.
-
-        like: of similar codes, whose factors and taps they will have; found anew where it is None.
-        """
+    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, way: Way) -> "Draft":
+        """Round, fit the densities to that, and choose by the true cost under them."""
         shape = (target.shape[0], target.shape[1])
         kernel = scale_model.spatial(shape[1], importance.kernel)
         positions = int(np.prod(kernel)) if kernel else 1
         codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
         cube = codes.reshape(shape[0], -1, positions)
-        if like is None:
+        if way.like is None:
             model = product.fit(cube, kernel, way.states, _SEEN)
         else:
-            model = product.fit_like(cube, kernel, like, way.states, _SEEN)
+            model = product.fit_like(cube, kernel, way.like, way.states, _SEEN)
         if importance.gram is None and model.flat and codes.size >= _SOME:
             grid = grid.nearer(product.base_offset(cube, model, way.states))
         row, col = step_weights(shape, importance)
@@ -152,8 +143,8 @@ def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, ev
     rows = slice(None, None, every)
     seen, share = target[rows], importance.select_rows(rows)
 
-    def trial(grid: Grid, way: Way, like: product.Product | None = None) -> _Trial:
-        draft = Draft.rounded(seen, share, price, grid.select_rows(rows), way, like)
+    def trial(grid: Grid, way: Way) -> _Trial:
+        draft = Draft.rounded(seen, share, price, grid.select_rows(rows), way)
         if not several and every == 1:
             return _Trial(draft, grid, 0.0, False)
         error = draft.error(seen)
@@ -165,7 +156,7 @@ def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, ev
     tried = [trial(grid, replace(way, states=0)) for grid in grids]
     if way.states:
         unit = price * max(1, seen.numel())
-        tried += [trial(one.grid.finer(one.cost / unit), way, one.draft.chooser.model) for one in tried]
+        tried += [trial(one.grid.finer(one.cost / unit), replace(way, like=one.draft.chooser.model)) for one in tried]
     return min(tried, key=lambda one: one.cost)
 
 

@@ -24,8 +24,7 @@ from waterfill.parts.thinning import Thinning, thin_groups
 
 _NAMED = ("entry", "rows", "columns")
 _SMALLEST = 1e-30
-_SCALES = (1.0, 0.5, 2.0)  # of the threshold: as it is, for more entries, for fewer
-_FEWER = 2  # the place of the last of them
+_SCALES = (1.0, 0.5, 2.0)  # of the threshold
 _FURTHER = (0.5, 1.5, 5.0, 15.0, 45.0)
 _TRIED = 2
 
@@ -120,15 +119,9 @@ class Prune(Spec):
         else:
             pattern = blocks = self._blocks(shape)
             masks = self._masks(blocks, target, importance, price)
-        found: dict[int, tuple[float, Part]] = {}
-        for i, mask in enumerate(masks):
-            if any(torch.equal(mask, earlier) for earlier in masks[:i]):
-                continue
-            if i == _FEWER and len(found) == _FEWER and len(masks) > len(_SCALES) and found[1][0] < found[0][0]:
-                continue  # where more is better, less is not tried
-            part = _fitted((pattern, mask), target, importance, price, leaf(self.values))
-            found[i] = cost(part, target, importance, price), part
-        return min(found.values(), key=lambda pair: pair[0])[1]
+        different = [mask for i, mask in enumerate(masks) if not any(torch.equal(mask, m) for m in masks[:i])]
+        parts = [_fitted((pattern, mask), target, importance, price, leaf(self.values)) for mask in different]
+        return min(parts, key=lambda part: cost(part, target, importance, price))
 
     def _groups(self, groups: Groups, target: Tensor, importance: Importance) -> list[Tensor]:
         """The mask of an N:M pattern, or two of which the better one is taken."""
