@@ -19,6 +19,8 @@ SPARED = 4
 """Of the ImageNet sample, one in so many images is for calibration."""
 MEASURED_STORIES = 200
 WINDOW = 256
+APART = 7
+"""Images from the first of one set of ResNet inputs to that of the next; within a set they are further apart."""
 _BATCH = 32
 
 

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from calibration_data import calibration_batches, model_of
+from calibration_data import APART, calibration_batches, model_of
 from common import Table, claim, claims_table, data_folder, finish
 from data_free import one_thread
 from networks import networks
@@ -23,8 +23,6 @@ import waterfill
 LOSSES = {("ResNet-56", 1.45): 0.5, ("ResNet-56", 1.75): 0.2, ("ResNet-20", 1.6): 0.5}
 """Network, bits per weight of the whole file -> points of accuracy that may be lost."""
 INPUTS = 256
-APART = 7
-"""Images from the first of one set to the first of the next; within a set they are further apart."""
 
 
 def main() -> None:
