@@ -187,10 +187,31 @@ def test_only_what_is_asked_for_is_run() -> None:
     calls = []
     model = chain(*two_layers(), nn.Linear(10, 7), nn.Linear(7, 3))
     model[4].register_forward_hook(lambda *_: calls.append(1))
-    run = Drift(model, model, [correlated(8, 1)], layouts_of(model))
+    run = Drift(model, model, [correlated(8, 1)], layouts_of(model), memory=0)
     assert run.targets({"0.weight": 1}).keys() == {"0.weight"} and calls == []
     assert run.targets({"4.weight": 1}).keys() == {"4.weight"} and calls == [1, 1]
     assert run.targets({}) == {}
+
+
+@pytest.mark.parametrize("kind", ["linear", "images", "tokens", "slices"])
+def test_inputs_of_the_original_are_kept_where_there_is_memory(kind: str) -> None:
+    build, x = BUILDS[kind]
+    model = build().eval()
+    compressed = disturbed(model, 0.1)
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    batches = list(x.split(max(1, len(x) // 2)))
+    found = {}
+    for memory in (0, 100, 1 << 30):  # none, too little, enough
+        run = Drift(model, compressed, batches, layouts_of(model), memory=memory)
+        order = run.order()
+        calls.clear()
+        found[memory] = [run.targets({name: order[name]}) for name in order]
+        if memory > 100:
+            assert len(calls) == len(batches)
+    for some in (0, 100):
+        for ours, others in zip(found[some], found[1 << 30], strict=True):
+            assert ours.keys() == others.keys() and all(torch.equal(ours[name], others[name]) for name in ours)
 
 
 def test_single_rows_and_columns_are_vectors_and_stay() -> None:

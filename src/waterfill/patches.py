@@ -56,6 +56,13 @@ def pick(positions: int, cols: int, generator: torch.Generator) -> Tensor | None
     return (at * (positions / wanted)).long().clamp_max(positions - 1)
 
 
+def vectors(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Some of the vectors of x [..., cols], as columns [1, cols, vectors], float32."""
+    flat = x.reshape(-1, x.shape[-1])
+    chosen = pick(len(flat), flat.shape[1], generator)
+    return (flat if chosen is None else flat[chosen.to(flat.device)]).float().T[None]
+
+
 def windows(x: Tensor, geometry: Geometry, positions: Sequence[int], generator: torch.Generator) -> Tensor:
     """The windows of x [samples, channels, *space] or [channels, *space] as columns, float32.
 

@@ -107,7 +107,7 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
         )
         settle_choices(compression, specs, target)
         ledger = compression.run.meet(target, compression.original)
-        made = _refitted(compression, ledger, work, batches, target, forward=forward, stages=steps.stages)
+        made = _refitted(compression, ledger, work, batches, target, forward=forward, steps=steps)
     return _repaired(made, work, batches, forward, compression.allowed(target)) if steps.repair else made
 
 
@@ -119,14 +119,14 @@ def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is 
     target: Target,
     *,
     forward: Forward | None,
-    stages: int,
+    steps: Steps,
 ) -> CompressedModel:
     """The model with its weights fitted again in order, or as it was where its outputs were closer."""
     before = compression.model()
-    if not stages:
+    if not steps.stages:
         return before
-    size = compression.allowed(target)
-    refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages)
+    size, stages, memory = compression.allowed(target), steps.stages, steps.memory
+    refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages, memory=memory)
     judge = Judge(work, batches, forward)
     return min(compression.model(), before, key=judge.error)
 

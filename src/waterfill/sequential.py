@@ -13,12 +13,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from waterfill.allocate import Bracket, Ledger
+from waterfill.calibration import MEMORY
 from waterfill.drift import Drift
 from waterfill.engine import Compression
 from waterfill.model import Entry
 from waterfill.running import Forward
 
-STAGES = 16
+STAGES = 64
 """Times that the inputs are run through the networks; weights of one stage do not see each other's errors."""
 _LAST = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
@@ -32,15 +33,17 @@ def refit_in_order(  # noqa: PLR0913 - what was found so far, and how the networ
     size: int | None,
     forward: Forward | None = None,
     stages: int = STAGES,
+    memory: int = MEMORY,
 ) -> None:
     """Fit the weights of `work` again, in place; its file has at most `size` bytes then, if that is given.
 
-    ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed.
+    ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed. memory: as
+    of `Drift`.
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
     compressed = work.model().install(copy.deepcopy(model))
     layouts = {weight.name: weight.layout for weight in work.weights if not weight.reason}
-    drift = Drift(model, compressed, batches, layouts, forward)
+    drift = Drift(model, compressed, batches, layouts, forward, memory)
     uses = drift.order()
     order = [positions[name] for name in uses]
     pace = _Pace(work, ledger, None if size is None else ledger.total, order)

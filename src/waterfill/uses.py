@@ -16,7 +16,7 @@ from torch import Tensor
 from waterfill.errors import BadInput
 from waterfill.layout import KERNEL, Layout
 from waterfill.moments import Moments
-from waterfill.patches import Geometry, all_windows, pick, squares, windows
+from waterfill.patches import Geometry, all_windows, squares, vectors, windows
 
 PRODUCT, MIXTURE = "product", "mixture"
 
@@ -137,7 +137,7 @@ class Uses:
         if term is None:
             return self.watch(y, _ignore)
         with torch.no_grad():
-            _finite(term.add_columns(self._rows(x)), use.name, "inputs")
+            _finite(term.add_columns(vectors(x, self._generator)), use.name, "inputs")
         samples = len(x) if x.ndim > 1 else 1
         term.aligned = term.aligned and samples == self.samples
         inputs = x.detach().reshape(samples, 1, -1, x.shape[-1])
@@ -156,7 +156,7 @@ class Uses:
             return self.watch(y, _ignore)
         term.floor = max(floor, term.floor)
         _finite(term.add_energy(energy.detach()), use.name, "inputs")
-        return self.watch(y, lambda g: _finite(term.add_columns(self._rows(g)), use.name, "gradients"))
+        return self.watch(y, lambda g: _finite(term.add_columns(vectors(g, self._generator)), use.name, "gradients"))
 
     def convolved(self, use: Use, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
         """A convolution: as many products as it has groups, their columns the windows of the inputs."""
@@ -197,12 +197,6 @@ class Uses:
         rows = use.rows[1] - use.rows[0]
         counts = torch.bincount(tokens.reshape(-1) % rows, minlength=rows)
         return self.mixed(use, counts.double(), y, floor=0.5)  # a row that was not met may be met next
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """Some of the vectors of x [..., cols], as columns [1, cols, positions]."""
-        flat = x.reshape(-1, x.shape[-1])
-        chosen = pick(len(flat), flat.shape[1], self._generator)
-        return (flat if chosen is None else flat[chosen.to(flat.device)]).float().T[None]
 
 
 def _place(value: Tensor) -> int:
