@@ -225,9 +225,21 @@ def claims_of(found: Mapping[str, Table], results: list[Result], shown: Shown) -
     for place, name in enumerate(reversed(_OPPONENTS), 1):
         worse = sum(row[-place] == "WORSE" for row in found["quality"].rows)
         claims.append(claim(f"networks and rates at which {name} is better", worse, 0, "d", at_most=True))
+    ahead = sum(_ahead(row, original) for original in _originals(results) for row in found["quality"].rows)
+    claims.append(
+        claim("comparisons in which an opponent is ahead by count, chance or not", ahead, 0, "d", at_most=True)
+    )
     failed = sum(bool(r.failed) for r in results if r.method == shown.automatic)
     claims.append(claim("budgets that were not met", failed, 0, "d", at_most=True))
     return claims_table(claims)
+
+
+def _ahead(row: list[object], original: Result) -> int:
+    """How many opponents have the better quality in a row of the table of qualities, if it is of this network."""
+    ours, *others = row[4 : 5 + len(_OPPONENTS)]
+    if row[0] != original.network or not isinstance(ours, int | float):
+        return 0
+    return sum(isinstance(other, int | float) and original.better * (other - ours) > 0 for other in others)
 
 
 def _originals(results: list[Result]) -> list[Result]:

@@ -154,6 +154,17 @@ def test_a_few_samples_are_compared_one_by_one(ours: str, others: str, divergenc
     assert tables.verdict(result(ours, divergence), other) == word
 
 
+def test_opponents_that_are_ahead_are_counted_whatever_the_verdict() -> None:
+    tables = script("post_training_tables")
+    known = [
+        replace(run, quality=91.05) if (run.method, run.bits) == (tables.GPTQ, 4) else run for run in results(tables)
+    ]
+    found = tables.tables(known, tables.Shown("Quantize(states=8)", {}))
+    assert next(row for row in found["quality"].rows if row[3] == 4)[-3] == "equal"
+    ahead = next(row for row in found["claims"].rows if "by count" in row[0])
+    assert ahead[1:] == ["1", "at most 0", False]
+
+
 def test_the_table_of_pairs_says_how_likely_chance_is(made: dict) -> None:
     assert made["paired"] == []
     tables = script("post_training_tables")
