@@ -144,3 +144,11 @@ def test_dead_inputs_do_no_harm(shallow) -> None:
 def test_batches_that_cannot_work_are_refused(shallow, batches, said) -> None:
     with pytest.raises(BadInput, match=said):
         compress_with_data(shallow, batches, bits=3)
+
+
+def test_what_was_found_first_is_kept_where_no_second_way_meets_the_budget() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4)]
+    model, batches = nn.Sequential(*layers), torch.randn(64, 16).split(16)
+    for size in (388, 390):
+        assert compress_with_data(model, batches, size=size).size <= size

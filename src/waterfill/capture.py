@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 from waterfill.rules import RULES
 from waterfill.uses import Uses
 
-_COPIES = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone"}
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
@@ -37,7 +36,8 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Make the call, by its rule if it has one."""
         kwargs = kwargs or {}
-        names = [name for value in _tensors([*args, *kwargs.values()]) for name in self.uses.names(value)]
+        values = list(_tensors([*args, *kwargs.values()]))
+        names = [name for value in values for name in self.uses.names(value)]
         if not names:
             return func(*args, **kwargs)
         if isinstance(func, types.FunctionType) and not func.__globals__.keys().isdisjoint(_GUARDS):
@@ -50,8 +50,8 @@ class Capture(TorchFunctionMode):
             return found
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.is_floating_point() and not any(self.uses.names(result)):
-            copied = called in _COPIES and self.uses.copied(args[0], result)
-            for name in () if copied else names:
+            computed = any(self.uses.computed(value, result) for value in values)
+            for name in () if computed else names:
                 self.others[name].add(called.strip("_"))
         return result
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from waterfill import recipe
 from waterfill.errors import BadInput, BadRecipe
@@ -55,13 +56,18 @@ def _problem(name: object, value: object) -> str | None:
 
 
 def roles_of(module: nn.Module) -> dict[str, str]:
-    """What the module says of tensors with three or more dimensions: kernels of convolutions, else stacked matrices."""
+    """What the module says of tensors with three or more dimensions: kernels of convolutions, stacked matrices, or one
+    matrix whose columns are pairs of inputs (bilinear)."""
     roles = {}
-    for prefix, child in module.named_modules():
-        conv = isinstance(child, nn.modules.conv._ConvNd)
+    modules = dict(module.named_modules())
+    for prefix, child in modules.items():
+        owner = child  # of parametrizations, the module whose weight they make
+        if isinstance(child, ParametrizationList):
+            owner = modules[prefix.rpartition("parametrizations.")[0].rstrip(".")]
         for name, value in child.named_parameters(recurse=False):
             if value.ndim >= 3:
-                role = KERNEL if conv else STACK if value.ndim == 3 else MATRIX
+                one = value.ndim > 3 or isinstance(owner, nn.Bilinear)
+                role = KERNEL if isinstance(owner, nn.modules.conv._ConvNd) else MATRIX if one else STACK
                 roles[f"{prefix}.{name}" if prefix else name] = role
     return roles
 

@@ -3,7 +3,6 @@
 w' = w * s and b' = beta + (b - mean) * s with s = gamma / sqrt(var + eps), per output channel.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.running import Forward, as_deployed, call, hooked, tensor_in
+from waterfill.running import Forward, as_deployed, call, copy_of, hooked, tensor_in
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -31,7 +30,7 @@ def fold_batch_norm(module: nn.Module, batch: Any, *, forward: Forward | None = 
     norm must not be trained on. Outputs stay the same but for rounding.
     Raises BadInput for a batch that the model cannot take.
     """
-    folded = copy.deepcopy(module)
+    folded = copy_of(module)
     with as_deployed(folded):
         pairs = fed_norms(folded, batch, forward)
         wanted = call(folded, batch, forward).clone()

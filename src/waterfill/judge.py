@@ -1,6 +1,5 @@
 """How far the outputs of a compressed network are from those of the original, to tell two attempts apart."""
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput
 from waterfill.model import CompressedModel
 from waterfill.probes import distance
-from waterfill.running import Forward, as_deployed, call, spread
+from waterfill.running import Forward, as_deployed, call, copy_of, spread
 
 _BATCHES = 32
 
@@ -20,7 +19,7 @@ class Judge:
     """The outputs of a network on some of its inputs. The network is not changed."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
-        self._model = copy.deepcopy(model)
+        self._model = copy_of(model)
         self._forward = forward
         self._batches = list(spread(batches, _BATCHES))
         self._wanted = self._outputs()

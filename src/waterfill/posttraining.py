@@ -4,7 +4,6 @@ Fold norms, measure what errors cost, share out the bits at one price, fit the w
 and repair what small tensors can. Each step is a module of its own; this one only puts them in a row.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from waterfill.allocate import Ledger
 from waterfill.calibration import MEMORY, Loss, bytes_in_all, calibrate
 from waterfill.choosing import settle_choices
 from waterfill.engine import Compression, resolve
-from waterfill.errors import BadInput
+from waterfill.errors import BadInput, BudgetError
 from waterfill.folding import fold_batch_norm
 from waterfill.gathering import AUTO
 from waterfill.judge import Judge
@@ -27,7 +26,7 @@ from waterfill.model import CompressedModel
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.repairs import repair
 from waterfill.run import Progress, Target
-from waterfill.running import Forward, as_deployed, call, check_batches, split
+from waterfill.running import Forward, as_deployed, call, check_batches, copy_of, split
 from waterfill.sequential import STAGES, refit_in_order
 
 DEFAULT_SPEC = (
@@ -126,7 +125,10 @@ def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is 
     if not steps.stages:
         return before
     size, stages, memory = compression.allowed(target), steps.stages, steps.memory
-    refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages, memory=memory)
+    try:
+        refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages, memory=memory)
+    except BudgetError:  # of a few bytes there may be no second way to meet them
+        return before
     judge = Judge(work, batches, forward)
     return min(compression.model(), before, key=judge.error)
 
@@ -156,7 +158,7 @@ def _repaired(
     """The model with the repairs that help and, where there is a limit, fit."""
     if not _can_hold_out(work, batches, forward):
         return made
-    found = repair(made, copy.deepcopy(work), batches, forward=forward).model
+    found = repair(made, copy_of(work), batches, forward=forward).model
     assert isinstance(found, CompressedModel)
     return found if allowed is None or found.size <= allowed else made
 

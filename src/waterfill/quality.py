@@ -1,6 +1,5 @@
 """A budget in quality: the smallest file whose network, measured, has lost no more than was allowed."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from waterfill.engine import compress
 from waterfill.errors import BadInput, BudgetError
 from waterfill.evaluation import Evaluation, evaluate
 from waterfill.model import CompressedModel
-from waterfill.running import Forward, as_deployed
+from waterfill.running import Forward, as_deployed, copy_of
 
 Compressor = Callable[[float], CompressedModel]
 """Bits per weight -> the model compressed to them."""
@@ -74,7 +73,7 @@ def measure_of(
     if metric not in METRICS:
         raise BadInput(f"metric {metric!r} is not one of {', '.join(METRICS)}")
     kept = list(batches)
-    original = copy.deepcopy(reference) if metric in _AGAINST else None
+    original = copy_of(reference) if metric in _AGAINST else None
 
     def measure(model: nn.Module) -> float:
         found: Evaluation = evaluate(model, kept, reference=original, targets=targets, forward=forward)
@@ -157,7 +156,7 @@ def compress_to_quality(  # noqa: PLR0913 - the goal, what searches for it, and 
     if compressor is not None and options:
         raise BadInput(f"{', '.join(options)}: options are for waterfill.compress; a compressor has its own")
     drop = max_drop if isinstance(max_drop, Drop) else Drop(max_drop, relative)
-    work = copy.deepcopy(model)
+    work = copy_of(model)
     original = _measured(measure, work)
     if not math.isfinite(original):
         raise BadInput(f"the model measures {original} before it is compressed; look at the measure and its inputs")

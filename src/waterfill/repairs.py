@@ -4,7 +4,6 @@ Bias correction and batch-norm re-estimation are known from data-free and post-t
 1810.05723); all of them can also hurt, so inputs that were held out decide.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from waterfill.folding import LAYERS, fed_norms
 from waterfill.importance import Importance, entrywise
 from waterfill.layout import RAW
 from waterfill.model import CompressedModel, Entry
-from waterfill.running import Forward, as_deployed, call, hooked, split, tensor_in
+from waterfill.running import Forward, as_deployed, call, copy_of, hooked, split, tensor_in
 from waterfill.scores import divergences, relative, rows_of, squared_errors
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
@@ -104,7 +103,7 @@ def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to 
     guard = _Guard(reference, held, forward, logits)
     if isinstance(model, CompressedModel):
         return _repair_file(model, reference, fitting, guard)
-    work = copy.deepcopy(model)
+    work = copy_of(model)
     steps, changed = _repair(work, fitting, guard, KINDS)
     before = steps[0].before
     return Repaired(work, guard.name, before, min([before, *(s.after for s in steps if s.kept)]), steps, changed)
@@ -267,7 +266,7 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
     weight) compares files of different sizes.
     """
     base = 4.0 if guard.logits else 2.0
-    work = model.install(copy.deepcopy(reference))
+    work = model.install(copy_of(reference))
     steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors])
     before, best = steps[0].before, model
     after = before

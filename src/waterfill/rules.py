@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from waterfill import recurrence
+from waterfill.layout import MATRIX
+from waterfill.notation import product_of
 from waterfill.patches import geometry_of, squares
 from waterfill.uses import Uses
 
@@ -53,6 +55,30 @@ def _product(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: 
     seen = y.mT  # the gradient of a view of y would not be y's
     turned = uses.mixed(use, squares(b, -2), seen) if use.transposed else uses.scaled(use, b.mT, seen)
     return turned.mT
+
+
+def _einsum(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    equation, *factors = args
+    factors = list(factors[0]) if len(factors) == 1 and isinstance(factors[0], list | tuple) else factors
+    for at, factor in enumerate(factors):
+        use = uses.locate(factor)
+        product = None if use is None else product_of(equation, [f.ndim for f in factors], at, use.transposed)
+        if use is None or product is None:
+            continue
+        y = func(*args, **kwargs).permute(product.outputs)
+        x = product.inputs_of(factors[1 - at], y.shape)
+        y = uses.mixed(use, squares(x, -1), y) if product.mixes else uses.scaled(use, x, y)
+        return y.permute(product.back)
+    return NotImplemented
+
+
+def _bilinear(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    given = _bind("input1 input2 weight bias", args, kwargs)
+    use = uses.locate(given["weight"])
+    if use is None or uses.plan.layouts[use.name].role != MATRIX:
+        return NotImplemented
+    pairs = (given["input1"].unsqueeze(-1) * given["input2"].unsqueeze(-2)).flatten(-2)
+    return uses.scaled(use, pairs, func(*args, **kwargs))
 
 
 def _conv(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -131,5 +157,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_CELLS, _cell),
     **dict.fromkeys(recurrence.MODES, _recurrent),
     "linear": _linear,
+    "bilinear": _bilinear,
+    "einsum": _einsum,
     "embedding_bag": _bags,
 }

@@ -1,6 +1,7 @@
 """A network run on batches as it is: how a batch becomes arguments, what of the result are the outputs, and how batches
 are held out."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
@@ -123,6 +124,12 @@ def shapes(batch: Any) -> str:
     if isinstance(batch, tuple | list):
         return " and ".join(map(shapes, batch)) or "nothing"
     return type(batch).__name__
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy of the model; what its last run left in it as part of a graph, such as a weight from a hook, too."""
+    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in left if not value.is_leaf})
 
 
 @contextmanager

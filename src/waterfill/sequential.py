@@ -3,7 +3,6 @@
 The first fit says what every weight costs at the price; this one keeps to the same budget, weight by weight.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ from waterfill.calibration import MEMORY
 from waterfill.drift import Drift
 from waterfill.engine import Compression
 from waterfill.model import Entry
-from waterfill.running import Forward
+from waterfill.running import Forward, copy_of
 
 STAGES = 64
 """Times that the inputs are run through the networks; weights of one stage do not see each other's errors."""
@@ -41,7 +40,7 @@ def refit_in_order(  # noqa: PLR0913 - what was found so far, and how the networ
     of `Drift`.
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
-    compressed = work.model().install(copy.deepcopy(model))
+    compressed = work.model().install(copy_of(model))
     layouts = {weight.name: weight.layout for weight in work.weights if not weight.reason}
     drift = Drift(model, compressed, batches, layouts, forward, memory)
     uses = drift.order()

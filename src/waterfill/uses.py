@@ -1,13 +1,14 @@
 """What each use of a weight adds to its importance: products, mixtures of rows, convolutions and look-ups.
 
-A use is told from the memory a tensor lies in, so that slices, transposes and copies of a weight count as the weight.
+A use is told from the memory a tensor lies in, so that slices and transposes of a weight count as the weight; so does
+what is computed from a weight as a multiple of its rows: a copy, a cast, a weight made of a direction and a length.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from waterfill.errors import BadInput
 from waterfill.layout import KERNEL, Layout
 from waterfill.moments import Moments
+from waterfill.multiples import multiple_of_rows
 from waterfill.patches import Geometry, all_windows, squares, vectors, windows
 
 PRODUCT, MIXTURE = "product", "mixture"
@@ -23,11 +25,35 @@ PRODUCT, MIXTURE = "product", "mixture"
 
 @dataclass(frozen=True)
 class Use:
-    """Where a tensor lies in a weight: rows start to stop of it or of one matrix of a stack; transposed or not."""
+    """Where a tensor lies in a weight: rows start to stop of it or of one matrix of a stack; transposed or not.
+
+    factors: what these rows were multiplied by before they were used, [rows]; None for nothing. moved: whether each row
+    was also moved by a number, such as its mean.
+    """
 
     name: str
     rows: tuple[int, int]
     transposed: bool = False
+    factors: Tensor | None = field(default=None, compare=False)
+    moved: bool = False
+
+    def times(self, values: Tensor, dim: int = 0, power: int = 1) -> Tensor:
+        """What goes into the rows, or comes back to them, along `dim`, as it counts for the weight itself."""
+        if self.factors is None:
+            return values
+        shape = [1] * values.ndim
+        shape[dim] = -1
+        return values * self.factors.to(values).pow(power).reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A tensor that is a weight, or multiples of its rows."""
+
+    name: str
+    value: Tensor
+    factors: Tensor | None = None
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,53 +81,71 @@ class Uses:
         self.terms: dict[str, dict[tuple[Any, ...], Moments]] = defaultdict(dict)
         self.samples = 0
         self._generator = generator
-        self._weights: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
-        self._copies: list[tuple[int, tuple[str, Tensor]]] = []
+        self._weights: dict[int, list[_Held]] = defaultdict(list)
+        self._computed: list[tuple[int, _Held]] = []
         for name, value in weights.items():
-            self._weights[_place(value)].append((name, value))
+            self._weights[_place(value)].append(_Held(name, value))
 
     def names(self, value: Tensor) -> Iterator[str]:
         """The weights in whose memory a tensor lies."""
-        for name, weight in self._weights.get(_place(value), ()):
-            offset = value.storage_offset() - weight.storage_offset()
-            if 0 <= offset < max(1, weight.numel()):
-                yield name
+        for held in self._weights.get(_place(value), ()):
+            offset = value.storage_offset() - held.value.storage_offset()
+            if 0 <= offset < max(1, held.value.numel()):
+                yield held.name
 
-    def copied(self, value: Any, copy: Tensor) -> bool:
-        """Let a copy of a whole weight count as the weight until `forget`; False if it is none."""
+    def computed(self, value: Tensor, result: Tensor) -> bool:
+        """Let multiples of the rows of a whole weight count as the weight until `forget`; False if they are none."""
         use = self.locate(value)
-        if use is None or copy.shape != value.shape or use.rows != (0, self.plan.layouts[use.name].matrix[0]):
+        if use is None or result.shape != value.shape or use.rows != (0, self.plan.layouts[use.name].matrix[0]):
             return False
-        entry = (use.name, copy.mT if use.transposed else copy)
-        self._weights[_place(copy)].append(entry)
-        self._copies.append((_place(copy), entry))
+        if use.transposed:
+            value, result = value.mT, result.mT
+        found = multiple_of_rows(value, result, self.plan.layouts[use.name].matrix)
+        if found is None:
+            return False
+        factors, moved = found
+        factors = factors if use.factors is None else factors * use.factors
+        held = _Held(use.name, result, factors, moved or use.moved)
+        self._weights[_place(result)].append(held)
+        self._computed.append((_place(result), held))
         return True
 
     def forget(self) -> None:
-        """A batch is done: copies of weights that were made on the way are gone."""
-        for place, entry in self._copies:
-            self._weights[place] = [kept for kept in self._weights[place] if kept is not entry]
-        self._copies.clear()
+        """A batch is done: what was computed from weights on the way is gone."""
+        for place, held in self._computed:
+            self._weights[place] = [kept for kept in self._weights[place] if kept is not held]
+        self._computed.clear()
 
     def locate(self, value: Any) -> Use | None:
         """What part of which weight a tensor is; None if it is none, or a view that has no rows of it."""
         if not isinstance(value, Tensor):
             return None
-        for name, weight in self._weights.get(_place(value), ()):
-            rows, cols = self.plan.layouts[name].matrix
-            offset = value.storage_offset() - weight.storage_offset()
-            if offset == 0 and value.shape == weight.shape and value.stride() == weight.stride():
-                return Use(name, (0, rows))
-            turned = value.mT if value.ndim >= 2 and self.plan.layouts[name].role != KERNEL else value
-            if offset == 0 and turned.shape == weight.shape and turned.stride() == weight.stride():
-                return Use(name, (0, rows), transposed=True)
-            if not weight.is_contiguous() or not 0 <= offset < weight.numel() or offset % cols:
+        for held in self._weights.get(_place(value), ()):
+            found = self._rows_in(held, value)
+            if found is None:
                 continue
-            start = offset // cols % rows
-            if value.shape[1:].numel() == cols and value.is_contiguous():
-                return Use(name, (start, start + value.shape[0]))
-            if value.ndim == 2 and value.shape[0] == cols and value.mT.is_contiguous():
-                return Use(name, (start, start + value.shape[1]), transposed=True)
+            start, stop, transposed = found
+            factors = None if held.factors is None else held.factors[start:stop]
+            return Use(held.name, (start, stop), transposed, factors, held.moved)
+        return None
+
+    def _rows_in(self, held: _Held, value: Tensor) -> tuple[int, int, bool] | None:
+        """Which rows of a weight a tensor is, from and to, and whether transposed."""
+        weight, layout = held.value, self.plan.layouts[held.name]
+        rows, cols = layout.matrix
+        offset = value.storage_offset() - weight.storage_offset()
+        if offset == 0 and value.shape == weight.shape and value.stride() == weight.stride():
+            return 0, rows, False
+        turned = value.mT if value.ndim >= 2 and layout.role != KERNEL else value
+        if offset == 0 and turned.shape == weight.shape and turned.stride() == weight.stride():
+            return 0, rows, True
+        if not weight.is_contiguous() or not 0 <= offset < weight.numel() or offset % cols:
+            return None
+        start = offset // cols % rows
+        if value.shape[1:].numel() == cols and value.is_contiguous():
+            return start, start + value.shape[0], False
+        if value.ndim == 2 and value.shape[0] == cols and value.mT.is_contiguous():
+            return start, start + value.shape[1], True
         return None
 
     def term(self, use: Use, kind: str, groups: int = 1) -> Moments | None:
@@ -143,6 +187,7 @@ class Uses:
         inputs = x.detach().reshape(samples, 1, -1, x.shape[-1])
 
         def gather(g: Tensor) -> None:
+            g = use.times(g, -1)
             _finite(term.add_energy(squares(g, -1)), use.name, "gradients")
             gradients = g.reshape(samples, 1, -1, g.shape[-1]).mT.float()
             term.add_gradients(gradients, lambda some: inputs[some].mT.float())
@@ -155,7 +200,7 @@ class Uses:
         if term is None:
             return self.watch(y, _ignore)
         term.floor = max(floor, term.floor)
-        _finite(term.add_energy(energy.detach()), use.name, "inputs")
+        _finite(term.add_energy(use.times(energy.detach(), power=2)), use.name, "inputs")
         return self.watch(y, lambda g: _finite(term.add_columns(vectors(g, self._generator)), use.name, "gradients"))
 
     def convolved(self, use: Use, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
@@ -171,6 +216,7 @@ class Uses:
         term.aligned = term.aligned and len(inputs) == self.samples
 
         def gather(g: Tensor) -> None:
+            g = use.times(g, -1 - dims)
             _finite(term.add_energy(squares(g, -1 - dims)), use.name, "gradients")
             gradients = g.reshape(len(inputs), geometry.groups, -1, math.prod(positions)).float()
             term.add_gradients(gradients, lambda some: all_windows(inputs[some], geometry, positions))
@@ -184,7 +230,7 @@ class Uses:
             return self.watch(y, _ignore)
         dims = len(geometry.kernel)
         with torch.no_grad():
-            _finite(term.add_energy(squares(x, -1 - dims)), use.name, "inputs")
+            _finite(term.add_energy(use.times(squares(x, -1 - dims), power=2)), use.name, "inputs")
         positions = tuple(x.shape[-dims:])
 
         def gather(g: Tensor) -> None:

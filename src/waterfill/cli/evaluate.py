@@ -36,13 +36,13 @@ def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises UsageError, BadInput, CorruptFile, Mismatch."""
     if args.layers and not args.reference:
         raise UsageError("--layers compares with an original: name it with --reference")
-    import copy
 
     from waterfill import evaluate
+    from waterfill.running import copy_of
 
     paths = [existing(path) for path in (args.file, args.reference) if path]
     network, inputs = network_and_batches(args.network, args.data, targets=True)
-    models = [with_weights(copy.deepcopy(network), path) for path in paths]
+    models = [with_weights(copy_of(network), path) for path in paths]
     reference = models[1] if args.reference else None
     found = evaluate(models[0], inputs, reference=reference, layers=args.layers, data_bytes=args.bytes)
     if reference is None and found.nats is None:

@@ -1,0 +1,30 @@
+"""Whether one tensor is computed from another as multiples of its rows: casts, scaled weights, weights made of a
+direction and a length, standardized ones. It is told from the numbers, whatever code made them."""
+
+import torch
+from torch import Tensor
+
+_LEFT = 1e-4  # of the energy that no multiple explains: roundings of a cast, not those of four bits
+
+
+@torch.no_grad()
+def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) -> tuple[Tensor, bool] | None:
+    """Factors [rows] with result = factors * weight, row by row, and whether a number was added to each row besides.
+
+    matrix: rows and columns of the weight, or of each matrix where it is a stack of several, which share their factors.
+    None where the one is not so computed from the other.
+    """
+    rows, cols = matrix
+    w, r = (value.detach().reshape(-1, cols).float() for value in (weight, result))
+    for moved in (False, True):
+        if moved:
+            w, r = w - w.mean(1, keepdim=True), r - r.mean(1, keepdim=True)
+        energy, along = w.square().sum(1), (w * r).sum(1)
+        factors = torch.where(energy > 0, along / energy, torch.nan)
+        left = (r - factors.nan_to_num()[:, None] * w).square().sum()
+        if bool(left <= _LEFT * r.square().sum()) and bool(along.any()):
+            factors = factors.nan_to_num(float(factors.nanmean()))  # of a row of zeros it cannot be told
+            return factors.reshape(-1, rows).square().mean(0).sqrt(), moved
+        if cols < 3:  # any two numbers are a multiple of any others, moved
+            return None
+    return None
