@@ -116,6 +116,24 @@ def test_a_cache_holds_the_same_and_is_gone_on_from(tmp_path):
         waterfill.calibrate(model, iter(batches), cache=tmp_path / "new", memory=60000)
 
 
+def test_a_compiled_model_is_seen_as_it_was_written():
+    calls = []
+
+    def counted(graph, _):
+        calls.append(graph)
+        return graph.forward
+
+    model, batches = net(), images(48).split(24)
+    compiled = torch.compile(model, backend=counted)
+    found, wanted = waterfill.calibrate(compiled, batches), waterfill.calibrate(model, batches)
+    assert not calls and not found.notes
+    for name in wanted:
+        assert torch.equal(found[f"_orig_mod.{name}"].rows, wanted[name].rows)
+    with torch.no_grad():
+        compiled(batches[0])
+    assert calls  # it compiles again after
+
+
 def test_a_matrix_larger_than_the_memory_is_gathered_as_its_diagonal(tmp_path):
     x = torch.randn(30, 100)
     found = waterfill.calibrate(nn.Linear(100, 4), [x], memory=1000)

@@ -2,8 +2,9 @@
 are held out."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from itertools import islice
 from typing import Any
@@ -134,16 +135,26 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def as_deployed(*models: nn.Module) -> Iterator[None]:
-    """The models in evaluation mode and without gradients; every submodule's own mode comes back after."""
+    """The models in evaluation mode, without gradients, and as they were written: what is compiled shows no calls.
+
+    Every submodule's own mode comes back after.
+    """
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
             model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _eagerly():
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """A block in which what torch.compile made runs as it was written, from PyTorch 2.6 on."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # it takes seconds to import
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
