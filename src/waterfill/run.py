@@ -119,7 +119,7 @@ class Run:
             if ledger.total <= exact and (not fill or ledger.total >= FILL * exact or attempt == 5):
                 return ledger
             with suppress(BudgetError) if order is not None else nullcontext():
-                settle(found, exact - 64, self._fit, ledger, order=order if attempt < 2 else None)
+                settle(found, max(0.0, exact - 64), self._fit, ledger, order=order if attempt < 2 else None)
         raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
 
     def price_for(self, size: int) -> float:
