@@ -39,7 +39,7 @@ void choose_plain_row(const float* __restrict value, const float* __restrict col
 void choose_codes(Targets x, Factors rows, Factors cols, Means means, Prices prices, Weights row_weights,
                   Weights col_weights, Codes out) {
     const int64_t R = x.shape(0), C = x.shape(1);
-    const Tables tables{prices.data(), static_cast<int>(prices.shape(0)), static_cast<int>(prices.shape(1))};
+    const PriceTables tables{prices.data(), static_cast<int>(prices.shape(0)), static_cast<int>(prices.shape(1))};
     const bool predicted = static_cast<int64_t>(means.shape(0)) == R && R > 0;
     if (static_cast<int64_t>(rows.shape(0)) != R || static_cast<int64_t>(cols.shape(0)) != C ||
         static_cast<int64_t>(row_weights.shape(0)) != R || static_cast<int64_t>(col_weights.shape(0)) != C ||

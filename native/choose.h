@@ -74,7 +74,7 @@ struct Entry {
 };
 
 // Prices [scales, phases, 256] in bits, and how an entry finds its own.
-struct Tables {
+struct PriceTables {
     const float* prices;
     int scales;
     int phases;

@@ -50,7 +50,7 @@ void add_codes(int32_t* __restrict sum, const int32_t* __restrict codes, int32_t
 }
 
 // Tables of phase 0, [scales, 256], with the bits of code e at 128 + e: those of neighboring codes lie side by side.
-std::vector<float> centered(const Tables& tables) {
+std::vector<float> centered(const PriceTables& tables) {
     std::vector<float> made(tables.scales * 256);
     for (int64_t k = 0; k < tables.scales; ++k)
         for (int64_t e = 0; e < 256; ++e) made[k * 256 + (e ^ 128)] = tables.prices[k * tables.phases * 256 + e];
@@ -90,7 +90,7 @@ void choose_plain_tile(const Column& column, int64_t count, const float* __restr
 }
 
 // Codes that each cost least, whatever the others are, of at most kTile rows.
-void choose_alone(const Column& column, const Tables& tables, const float* table, bool predicted, int32_t* code) {
+void choose_alone(const Column& column, const PriceTables& tables, const float* table, bool predicted, int32_t* code) {
     if (!predicted && is_plain(column.target, column.row_scale, column.rows, column.scale, tables.scales))
         return choose_plain_tile(column, column.rows, table, code);
     for (int64_t r = 0; r < column.rows; ++r) {
@@ -125,7 +125,7 @@ struct Block {
     int64_t most_taps;
     const int32_t *row_scale, *col_scale;
     const float *row_weight, *col_weight;
-    Tables tables;
+    PriceTables tables;
 
     // `count` entries of visit i from row r of channel c on, with the targets and means at hand.
     Column column(int64_t i, int64_t c, int64_t r, int64_t count, const float* target, const int32_t* mean) const {

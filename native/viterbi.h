@@ -40,7 +40,8 @@ struct Search {
 
 // The cheaper of the two codes around a target that are `coset` mod 4, and its cost, for every row.
 FOR_THIS_MACHINE
-void cosets(const Column& column, const Tables& tables, int coset, float* __restrict cost, int32_t* __restrict best) {
+void cosets(const Column& column, const PriceTables& tables, int coset, float* __restrict cost,
+            int32_t* __restrict best) {
     const float* __restrict target = column.target;
     const float* __restrict row_weight = column.row_weight;
     const float* __restrict prices = tables.prices;
@@ -125,7 +126,7 @@ bool known(int states, int by_parity, int by_path) {
 }
 
 // Codes of a column that together cost least, of those along the trellis from state `begin`; returns the last state.
-int choose_along(const Column& column, const Tables& tables, Search& search, int begin, int32_t* code) {
+int choose_along(const Column& column, const PriceTables& tables, Search& search, int begin, int32_t* code) {
     const int64_t rows = column.rows;
     for (int coset = 0; coset < 4; ++coset)
         cosets(column, tables, coset, search.cost.data() + coset * rows, search.best.data() + coset * rows);

@@ -6,31 +6,10 @@ import importlib.util
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.calibrated import MATRICES, images, net
+from tests.calibrated import MATRICES, images, measured_over_promised, net
 from torch import nn
 
 import waterfill
-
-
-def measured_over_promised(model, batches, found, name, forward=None):
-    """Half the squared change of the outputs for each row, over D, for random errors in one weight."""
-    weight, measured, promised = model.state_dict()[name], 0.0, 0.0
-    run = forward or (lambda m, b: m(b))
-    generator = torch.Generator().manual_seed(3)
-    model.eval()
-    with torch.no_grad():
-        for batch in batches:
-            before = run(model, batch).double()
-            rows = before.numel() // before.shape[-1] * len(batches)
-            for _ in range(12):
-                error = 1e-3 * (float(weight.std()) or 1.0) * torch.randn(weight.shape, generator=generator)
-                weight.add_(error)
-                measured += 0.5 * float((run(model, batch).double() - before).square().sum()) / rows
-                weight.sub_(error)
-                matrices = error if error.ndim == 3 and "expert" in name else error[None]
-                shape = (1, -1) if weight.ndim == 1 else (weight.shape[-2 if "expert" in name else 0], -1)
-                promised += sum(found[name].distortion(e.reshape(shape)) for e in matrices) / len(batches)
-    return measured / promised
 
 
 def test_of_a_linear_layer_it_is_exact():

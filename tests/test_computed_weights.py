@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.test_calibration_costs import measured_over_promised
+from tests.calibrated import measured_over_promised
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 

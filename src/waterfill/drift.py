@@ -95,10 +95,10 @@ class _Inputs(Uses):
         if self._left == 0:
             raise _Enough
         self.order[use.name] = self.order.get(use.name, 0) + 1
-        if use.name not in self.plan.wanted or use.moved:
+        if use.name not in self.plan.wanted:
             return False
         self._left = None if self._left is None else self._left - 1
-        return self.plan.layouts[use.name].role in (MATRIX, KERNEL)
+        return not use.moved and self.plan.layouts[use.name].role in (MATRIX, KERNEL)
 
 
 def _columns(seen: Iterable[_Seen], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:

@@ -66,10 +66,14 @@ def roles_of(module: nn.Module) -> dict[str, str]:
             owner = modules[prefix.rpartition("parametrizations.")[0].rstrip(".")]
         for name, value in child.named_parameters(recurse=False):
             if value.ndim >= 3:
-                one = value.ndim > 3 or isinstance(owner, nn.Bilinear)
-                role = KERNEL if isinstance(owner, nn.modules.conv._ConvNd) else MATRIX if one else STACK
-                roles[f"{prefix}.{name}" if prefix else name] = role
+                roles[f"{prefix}.{name}" if prefix else name] = _role_in(owner, value.ndim)
     return roles
+
+
+def _role_in(module: nn.Module, dims: int) -> str:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return KERNEL
+    return MATRIX if dims > 3 or isinstance(module, nn.Bilinear) else STACK
 
 
 def plan_weights(
