@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 # In this order: the last two write what the others found into the documents.
-BENCHMARKS := coding lossless large_file step_rule prior data_free rate_distortion feedback_speed whole_speed ablation \
+BENCHMARKS := coding lossless large_file step_rule prior data_free rate_distortion feedback_speed whole_speed ablation decisions \
 	post_training calibrations choice report summary
 # The machines are small and the tests run two at a time: one thread each.
 export OMP_NUM_THREADS ?= 1
