@@ -11,7 +11,7 @@ Divergence from the uncompressed network and quality are those of the whole test
 
 import argparse
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     options = parser.parse_args()
-    jobs = [("unreached", (network, cost)) for network in COPIED for cost in COSTS]
+    jobs: list[tuple[str, tuple[Any, ...]]] = [("unreached", (network, cost)) for network in COPIED for cost in COSTS]
     jobs += [("sequences", (name,)) for name in CHANCES]
     jobs += [("few", (variant, count)) for variant in (AS_IT_IS, "only what was seen") for count in SAMPLES]
     jobs += [("few", (BLIND, 0))]
@@ -75,7 +75,8 @@ def tables_of(found: Mapping[str, list[Row]]) -> dict[str, Table]:
 
 def measured(table: str, job: tuple[Any, ...]) -> list[Row]:
     """The rows of one job."""
-    return {"few": few, "sequences": sequence, "unreached": unreached}[table](*job)
+    measures: dict[str, Callable[..., list[Row]]] = {"few": few, "sequences": sequence, "unreached": unreached}
+    return measures[table](*job)
 
 
 def few(variant: str, count: int) -> list[Row]:

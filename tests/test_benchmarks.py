@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import waterfill
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -150,3 +152,23 @@ def test_the_document_shows_the_results() -> None:
     report = script("report")
     document = report.DOCUMENT.read_text("utf-8")
     assert report.render(document, report.RESULTS) == document, "run python benchmarks/report.py"
+
+
+def test_decisions_are_undone_and_only_there() -> None:
+    decisions = script("decisions")
+    model, one = torch.nn.Linear(12, 8), [torch.randn(1, 12)]
+
+    def rank() -> int:
+        gram = waterfill.calibrate(model, one)["weight"].gram
+        return int(torch.linalg.matrix_rank(gram, rtol=1e-3))
+
+    with decisions.only_seen():
+        assert rank() == 1
+    assert rank() == 12
+
+
+def test_bits_are_those_of_the_matrices_below_a_name() -> None:
+    layers = torch.nn.ModuleDict({name: torch.nn.Linear(64, 32) for name in ("a", "ab")})
+    made = waterfill.compress(layers, bits=4)
+    size = next(row["bytes"] for row in made.table() if row["name"] == "a.weight")
+    assert script("decisions").spent(made, "a.") == 8 * size / (64 * 32)
