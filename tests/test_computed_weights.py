@@ -1,5 +1,6 @@
 """Weights that are computed from others before they are used, and products in other notations."""
 
+import copy
 from itertools import permutations
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import waterfill
+from waterfill.drift import Drift
+from waterfill.layout import layout_of
 from waterfill.multiples import multiple_of_rows
 from waterfill.notation import product_of
 
@@ -188,3 +191,37 @@ def test_an_equation_is_the_product_that_it_is_taken_for(weight):
 def test_other_equations_are_no_products_of_a_matrix(equation):
     dims = [len(term.replace("...", "z")) for term in equation.partition("->")[0].split(",")]
     assert product_of(equation, dims, 1, False) is None
+
+
+class Less(nn.Linear):
+    """A linear layer that takes half of its weight off it, or of each row the mean."""
+
+    mean = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        less = self.weight.mean(1, keepdim=True) if self.mean else 0.5 * self.weight
+        return F.linear(x, self.weight - less, self.bias)
+
+
+def targets(layer: nn.Module) -> dict[str, Tensor]:
+    """The targets in a chain with this layer in the middle, where the layer before it has errors."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), layer, nn.Linear(7, 3))
+    other, x = copy.deepcopy(model), torch.randn(64, 4) @ torch.randn(4, 12)
+    with torch.no_grad():
+        other[0].weight.add_(0.1 * torch.randn(10, 12))
+    layouts = {name: layout_of(tuple(value.shape), value.dtype) for name, value in model.named_parameters()}
+    run = Drift(model, other, [x], layouts)
+    return run.targets(run.order())
+
+
+def test_multiples_of_rows_have_the_targets_of_what_they_multiply_and_moved_rows_have_none():
+    layer, plain = Less(10, 7), nn.Linear(10, 7)
+    plain.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        plain.weight.mul_(0.5)
+    found, wanted = targets(layer), targets(plain)
+    assert torch.allclose(0.5 * found["2.weight"], wanted["2.weight"], atol=1e-5)
+    assert not torch.allclose(found["2.weight"], layer.weight, atol=1e-3)
+    layer.mean = True
+    assert targets(layer).keys() == wanted.keys() - {"2.weight"}
