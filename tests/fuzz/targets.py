@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 import waterfill
+from waterfill.compression.allocation.weight import decode
 from waterfill.errors import CorruptFile, NewerFormat
-from waterfill.layout import KERNEL, MATRIX, RAW, STACK, VECTOR, Layout
-from waterfill.model import Entry
-from waterfill.weights import decode
+from waterfill.model.compressed import Entry
+from waterfill.network.layout import KERNEL, MATRIX, RAW, STACK, VECTOR, Layout
 
 RECIPES = (
     *("Quantize()", "Quantize(bits=3, group=4)", "Codebook(levels=4)", "Prune(keep=0.3)", "LowRank(rank=1)"),

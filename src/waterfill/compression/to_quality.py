@@ -1,0 +1,249 @@
+"""A budget in quality: the smallest file whose network, measured, has lost no more than was allowed."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from waterfill.compression.compress import compress
+from waterfill.errors import BadInput, BudgetError
+from waterfill.evaluation.evaluate import Evaluation, evaluate
+from waterfill.model.compressed import CompressedModel
+from waterfill.network.forward import Forward, as_deployed, copy_of
+
+Compressor = Callable[[float], CompressedModel]
+"""Bits per weight -> the model compressed to them."""
+
+METRICS = {"accuracy": 1, "top5": 1, "agreement": 1, "perplexity": -1, "nats": -1, "divergence": -1}
+"""What `measure_of` can measure, and whether more is better (1) or less (-1)."""
+_AGAINST = ("agreement", "divergence")
+_STEP = 1.6  # factor between bits per weight while a file that meets the drop, and one that does not, are looked for
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much quality may be lost: in the unit of the measure, or as a share of the original's value."""
+
+    amount: float
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount < math.inf:
+            raise BadInput(f"a drop of {self.amount} makes no sense; give 0 or more")
+
+    def allowed(self, original: float) -> float:
+        """The loss that is allowed, in the unit of the measure. Raises BadInput for a share of nothing."""
+        if self.relative and original == 0:
+            raise BadInput("the original measures 0, and a share of that is nothing; give the drop as a plain number")
+        return self.amount * (abs(original) if self.relative else 1.0)
+
+
+def parse_drop(text: str, metric: str = "accuracy") -> Drop:
+    """A drop as people write it: "0.5%" or "0.02".
+
+    A percentage of what is itself a share of 0 to 1 (accuracy, top5, agreement) means percentage points: "0.5%" of
+    accuracy is 0.005, from 91.7 % to 91.2 %. Of any other metric (perplexity, nats) it is a share of the original's
+    value: "0.5%" of a perplexity of 5.0 is 0.025. A divergence is 0 for the original and has no percentage. A plain
+    number is in the metric's own unit: "0.005" of accuracy, "0.02" nats of divergence. Raises BadInput.
+    """
+    number, percent = text.strip().removesuffix("%").rstrip(), text.strip().endswith("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise BadInput(f"a drop of {text!r}: give a number such as 0.005, or a percentage such as 0.5%")
+    if not percent:
+        return Drop(value)
+    if metric == "divergence":
+        raise BadInput(f"a drop of {text!r}: the original diverges from itself by 0; give nats, such as 0.02")
+    return Drop(value / 100, relative=METRICS.get(metric, -1) < 0)
+
+
+def measure_of(
+    metric: str, batches: Iterable[Any], reference: nn.Module, *, targets: Any = "last", forward: Forward | None = None
+) -> Callable[[nn.Module], float]:
+    """A function that measures a model on batches by one of METRICS; see `evaluate` for what batches and targets are.
+
+    The batches are kept: they are run once for every measurement. Raises BadInput, then or when it is called, for a
+    metric that the batches do not allow, such as accuracy without targets.
+    """
+    if metric not in METRICS:
+        raise BadInput(f"metric {metric!r} is not one of {', '.join(METRICS)}")
+    kept = list(batches)
+    original = copy_of(reference) if metric in _AGAINST else None
+
+    def measure(model: nn.Module) -> float:
+        found: Evaluation = evaluate(model, kept, reference=original, targets=targets, forward=forward)
+        value = getattr(found, metric)
+        if value is None:
+            raise BadInput(f"the batches do not tell {metric}: it needs targets (and top5 ten classes or more)")
+        return float(value)
+
+    return measure
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A file that was tried: bits per weight asked for, its bytes, the quality of its network, what was lost, and
+    whether that is allowed. Bytes are None where no file can be so small; then nothing was measured."""
+
+    bits: float
+    size: int | None
+    quality: float
+    lost: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """original: quality before compression. allowed: loss, in its unit. trials: in the order they were made."""
+
+    original: float
+    allowed: float
+    trials: tuple[Trial, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON; numbers that are not finite are null."""
+        rows = [{key: _plain(value) for key, value in vars(trial).items()} for trial in self.trials]
+        return {"original": self.original, "allowed": self.allowed, "trials": rows}
+
+    def text(self) -> str:
+        """A line for every trial."""
+        lines = [f"original {self.original:.6g}, may lose {self.allowed:.6g}"]
+        for t in self.trials:
+            size = "no file so small" if t.size is None else f"{t.size} bytes, {t.quality:.6g}, lost {t.lost:.6g}"
+            lines.append(f"  {t.bits:.3f} bits per weight: {size}{', met' if t.met else ''}")
+        return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def compress_to_quality(  # noqa: PLR0913 - the goal, what searches for it, and how far
+    model: nn.Module,
+    measure: Callable[[nn.Module], float],
+    max_drop: "float | Drop",
+    *,
+    relative: bool = False,
+    better: int = 1,
+    bits: tuple[float, float] = (0.5, 8.0),
+    start: float = 3.0,
+    tolerance: float = 0.02,
+    evaluations: int = 8,
+    compressor: Compressor | None = None,
+    **options: Any,
+) -> tuple[CompressedModel, Trace]:
+    """The smallest file whose network loses at most `max_drop`, and every file that was tried.
+
+    measure: (module with the compressed weights in it, in evaluation mode) -> quality, on inputs that calibration has
+    not seen. better: 1 if more of it is better, -1 if less (perplexity, divergence). max_drop: in the unit of the
+    measure; with relative=True, or a `Drop` that says so, as a share of the original's value. bits: the range of bits
+    per weight to search, from `start`. The search ends when bits are known to the relative `tolerance`, or after so
+    many `evaluations` of compressed models, the original not counted. It takes quality to rise with bits; where chance
+    makes it otherwise, the smallest file that was seen to meet the drop is returned all the same. compressor: (bits per
+    weight) -> compressed model; by default `waterfill.compress` with the `options` (spec, importance ...). The model
+    itself is not changed.
+    Raises BudgetError if even the most bits lose more, BadInput for arguments without meaning or an original that
+    measures NaN.
+    """
+    low, high = bits
+    if not 0 < low <= high < math.inf or better not in (1, -1) or evaluations < 1 or not 0 < tolerance < 1:
+        raise BadInput(f"bits={bits}, better={better}, evaluations={evaluations}, tolerance={tolerance}: see the docs")
+    if compressor is not None and options:
+        raise BadInput(f"{', '.join(options)}: options are for waterfill.compress; a compressor has its own")
+    drop = max_drop if isinstance(max_drop, Drop) else Drop(max_drop, relative)
+    work = copy_of(model)
+    original = _measured(measure, work)
+    if not math.isfinite(original):
+        raise BadInput(f"the model measures {original} before it is compressed; look at the measure and its inputs")
+    found = _Search(
+        compressor or (lambda asked: compress(model, bits=asked, **options)),
+        lambda compressed: _measured(measure, compressed.install(work)),
+        (original, drop.allowed(original), better),
+        (low, high),
+        (tolerance, evaluations),
+    )
+    return found.run(min(max(start, low), high)), found.trace
+
+
+def _measured(measure: Callable[[nn.Module], float], work: nn.Module) -> float:
+    with as_deployed(work):
+        return float(measure(work))
+
+
+@dataclass
+class _Search:
+    """A bracket of bits per weight, from the most that failed to the fewest that met the goal, and its halving.
+
+    goal: quality of the original, loss that is allowed, sign. range: bits. limits: tolerance, evaluations.
+    """
+
+    compressor: Compressor
+    quality: Callable[[CompressedModel], float]
+    goal: tuple[float, float, int]
+    range: tuple[float, float]
+    limits: tuple[float, int]
+    trials: list[Trial] = field(default_factory=list)
+    best: CompressedModel | None = None
+
+    @property
+    def trace(self) -> Trace:
+        return Trace(self.goal[0], self.goal[1], tuple(self.trials))
+
+    def run(self, start: float) -> CompressedModel:
+        """Bracket from `start`, then halve. Raises BudgetError."""
+        low, high = self.range
+        failed, met = 0.0, math.inf
+        at = start
+        while len(self.trials) < self.limits[1]:
+            if self._meets(at):
+                met = at
+            else:
+                failed = at
+            if failed >= high or met <= low or (failed > 0 and met <= failed * (1 + self.limits[0])):
+                break
+            last = len(self.trials) == self.limits[1] - 1
+            at = self._next(failed, met, last)
+        if self.best is None:
+            raise BudgetError(self._never())
+        return self.best
+
+    def _next(self, failed: float, met: float, last: bool) -> float:
+        low, high = self.range
+        if met == math.inf:
+            return high if last else min(high, failed * _STEP)
+        return max(low, met / _STEP) if failed == 0 else math.sqrt(failed * met)
+
+    def _meets(self, bits: float) -> bool:
+        """Compress, measure, and remember the file if it is the smallest that meets the goal."""
+        original, allowed, better = self.goal
+        try:
+            compressed = self.compressor(bits)
+        except BudgetError:
+            self.trials.append(Trial(bits, None, math.nan, math.nan, False))
+            return False
+        try:
+            quality = self.quality(compressed)
+        except BadInput:  # outputs that are NaN or infinite
+            quality = math.nan
+        lost = better * (original - quality)
+        met = lost <= allowed + 1e-12 * abs(original)
+        self.trials.append(Trial(bits, compressed.size, quality, lost, met))
+        if met and (self.best is None or compressed.size < self.best.size):
+            self.best = compressed
+        return met
+
+    def _never(self) -> str:
+        measured = [trial for trial in self.trials if not math.isnan(trial.lost)]
+        wanted = f"a loss of at most {self.goal[1]:.6g} from {self.goal[0]:.6g} was not met"
+        if not measured:
+            return f"{wanted}: no file of {self.range[0]:g} to {self.range[1]:g} bits per weight could be measured"
+        least = min(measured, key=lambda trial: trial.lost)
+        return (
+            f"{wanted}: at {least.bits:.3g} bits per weight ({least.size} bytes) {least.lost:.6g} is lost; "
+            "allow more, or give it more bits or a finer recipe"
+        )
