@@ -20,10 +20,10 @@ from networks import networks
 
 import waterfill
 from waterfill.calibration.calibrate import calibrate
-from waterfill.compression.allocation.fitter import Target
+from waterfill.compression.allocation.budget import Target
 from waterfill.compression.allocation.weight import Weight
-from waterfill.compression.compress import Compression
 from waterfill.compression.post_training import DEFAULT_SPEC
+from waterfill.compression.task import Compression
 from waterfill.network.batch_norm import fold_batch_norm
 from waterfill.part import Choice, cost, terms_of
 

@@ -33,7 +33,8 @@ from post_training_tables import GPTQ, GPTQ_CODED, ORIGINAL, ROUNDING, Result, S
 from torch import Tensor, nn
 
 import waterfill
-from waterfill.compression.post_training import DEFAULT_SPEC, Steps, compress_with_data
+from waterfill.compression.options import Steps
+from waterfill.compression.post_training import DEFAULT_SPEC, compress_with_data
 from waterfill.errors import BudgetError, WaterfillError
 
 OPPONENTS = (GPTQ, GPTQ_CODED, ROUNDING)

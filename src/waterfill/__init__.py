@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from waterfill.calibration.calibrate import Calibration, calibrate
-    from waterfill.compression.allocation.fitter import Progress
     from waterfill.compression.compress import compress
-    from waterfill.compression.file import Options, Plan, Summary, compress_file, plan_file
-    from waterfill.compression.post_training import Steps, compress_with_data
+    from waterfill.compression.file import Plan, Summary, compress_file, plan_file
+    from waterfill.compression.options import Options, Steps
+    from waterfill.compression.post_training import compress_with_data
     from waterfill.compression.steps.repair import Repaired, repair
-    from waterfill.compression.to_quality import compress_to_quality, measure_of, parse_drop
+    from waterfill.compression.to_quality import compress_to_quality
     from waterfill.errors import (
         BadInput,
         BadRecipe,
@@ -27,11 +27,14 @@ if TYPE_CHECKING:
         WaterfillError,
     )
     from waterfill.evaluation.evaluate import Evaluation, evaluate
+    from waterfill.evaluation.quality import measure_of, parse_drop
     from waterfill.importance import Importance
-    from waterfill.model.compressed import CompressedModel, load_tensor
+    from waterfill.model.compressed import CompressedModel
+    from waterfill.model.lazy import load_tensor
     from waterfill.network.batch_norm import fold_batch_norm
     from waterfill.part import Part, Spec
     from waterfill.parts import Codebook, Dense, LowRank, Prune, Quantize, Sampled
+    from waterfill.progress import Progress
     from waterfill.recipe import parse
 
     load = CompressedModel.load
@@ -91,7 +94,7 @@ _HOME = {
     "OutputExists": "errors",
     "PlanMismatch": "errors",
     "WaterfillError": "errors",
-    "Progress": "compression.allocation.fitter",
+    "Progress": "progress",
     "Importance": "importance",
     "Part": "part",
     "Spec": "part",
@@ -104,23 +107,23 @@ _HOME = {
     "Sampled": "parts",
     "CompressedModel": "model.compressed",
     "load": "model.compressed",
-    "load_tensor": "model.compressed",
+    "load_tensor": "model.lazy",
     "fold_batch_norm": "network.batch_norm",
     "Evaluation": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
     "Calibration": "calibration.calibrate",
     "calibrate": "calibration.calibrate",
-    "Options": "compression.file",
+    "Options": "compression.options",
     "Plan": "compression.file",
     "Summary": "compression.file",
     "compress_file": "compression.file",
     "plan_file": "compression.file",
     "compress": "compression.compress",
-    "Steps": "compression.post_training",
+    "Steps": "compression.options",
     "compress_with_data": "compression.post_training",
     "compress_to_quality": "compression.to_quality",
-    "measure_of": "compression.to_quality",
-    "parse_drop": "compression.to_quality",
+    "measure_of": "evaluation.quality",
+    "parse_drop": "evaluation.quality",
     "Repaired": "compression.steps.repair",
     "repair": "compression.steps.repair",
 }

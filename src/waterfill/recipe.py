@@ -8,7 +8,7 @@ import ast
 import difflib
 import inspect
 
-import waterfill.parts  # noqa: F401 - registers the kinds
+import waterfill.parts  # noqa: F401 - registers the kinds that a recipe may name
 from waterfill.errors import BadRecipe
 from waterfill.part import Choice, Spec, SumSpec
 

@@ -9,8 +9,7 @@ from torch import nn
 
 import waterfill
 from waterfill import BadInput, PlanMismatch
-from waterfill.compression.allocation.damping import UNTESTED
-from waterfill.importance import Importance
+from waterfill.importance import UNTESTED, Importance
 
 
 def test_the_model_is_left_as_it_was(tmp_path):

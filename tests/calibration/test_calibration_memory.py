@@ -10,7 +10,8 @@ from torch import nn
 
 import waterfill
 from waterfill import PlanMismatch, compress_with_data
-from waterfill.compression.post_training import Steps
+from waterfill.compression.options import Steps
+from waterfill.compression.task import Compression
 
 WIDE = """
 import sys, torch, waterfill

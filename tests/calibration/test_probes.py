@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import waterfill
-from waterfill.calibration.probes import ENTROPY, are_logits, distance, signs, softened
+from waterfill.calibration.probes import signs, softened
+from waterfill.evaluation.divergence import ENTROPY, are_logits, distance
 
 
 def moment(logits: torch.Tensor, count: int = 40_000) -> torch.Tensor:

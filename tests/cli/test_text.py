@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waterfill.cli.progress import Meter, line_of
-from waterfill.compression.allocation.fitter import Progress
+from waterfill.progress import Progress
 from waterfill.report.listing import SHORT, Item, overview
 from waterfill.report.text import (
     WIDTH,

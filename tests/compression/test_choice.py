@@ -9,7 +9,8 @@ from torch import nn
 import waterfill
 from waterfill import compress_with_data
 from waterfill.compression import post_training
-from waterfill.compression.post_training import DEFAULT_SPEC, Steps
+from waterfill.compression.options import Steps
+from waterfill.compression.post_training import DEFAULT_SPEC
 from waterfill.evaluation.outputs import Judge
 
 QUICK = Steps(stages=0, repair=False)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfill.compression.allocation.search import Ledger, bracket, spend
+from waterfill.compression.allocation.search import bracket
+from waterfill.compression.allocation.spend import Ledger, spend
 from waterfill.errors import BudgetError
 
 Source = Callable[[float], float]

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import calibrate
+from waterfill.compression.allocation.budget import Target
 from waterfill.compression.allocation.curve import Curve, Point
-from waterfill.compression.allocation.fitter import Target
-from waterfill.compression.allocation.search import Ledger
-from waterfill.compression.compress import Compression
+from waterfill.compression.allocation.spend import Ledger
 from waterfill.compression.steps.sequential import _late, _Pace, _stages, refit_in_order
+from waterfill.compression.task import Compression
 
 BITS = st.lists(st.floats(1, 1e6), min_size=1, max_size=30)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import BadInput, BudgetError, compress_to_quality, evaluate, measure_of, parse_drop
-from waterfill.compression.to_quality import Drop
+from waterfill.evaluation.quality import Drop
 
 
 class Net(nn.Module):

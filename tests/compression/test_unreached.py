@@ -12,8 +12,8 @@ import waterfill
 from waterfill import compress_with_data
 from waterfill.calibration.calibrate import calibrate
 from waterfill.cli import main
-from waterfill.compression.compress import Compression
-from waterfill.compression.post_training import Steps
+from waterfill.compression.options import Steps
+from waterfill.compression.task import Compression
 
 
 class Layers(nn.Module):

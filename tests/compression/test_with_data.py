@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import BadInput, BudgetError, compress_with_data
-from waterfill.compression.post_training import Steps
+from waterfill.compression.options import Steps
 
 
 class Deep(nn.Module):

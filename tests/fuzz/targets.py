@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 import waterfill
-from waterfill.compression.allocation.weight import decode
 from waterfill.errors import CorruptFile, NewerFormat
-from waterfill.model.compressed import Entry
+from waterfill.model.entry import Entry, decode
 from waterfill.network.layout import KERNEL, MATRIX, RAW, STACK, VECTOR, Layout
 
 RECIPES = (

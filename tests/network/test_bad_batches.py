@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import BadInput, BudgetError, calibrate, compress_with_data
-from waterfill.compression.post_training import Steps
+from waterfill.compression.options import Steps
 
 X = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
 BATCHES = list(X.split(8))

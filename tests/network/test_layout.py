@@ -4,19 +4,9 @@ import pytest
 import torch
 from tests.support.networks import same
 
+from waterfill.dtypes import dtype_name, dtype_of, octets
 from waterfill.errors import BadInput
-from waterfill.network.layout import (
-    KERNEL,
-    MATRIX,
-    RAW,
-    STACK,
-    VECTOR,
-    check_finite,
-    dtype_name,
-    dtype_of,
-    layout_of,
-    octets,
-)
+from waterfill.network.layout import KERNEL, MATRIX, RAW, STACK, VECTOR, check_finite, layout_of
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from waterfill.calibration.per_sample import moments, row_weights
-from waterfill.calibration.recorder import Plan, Uses
+from waterfill.calibration.recorder import Uses
 from waterfill.network.layout import layout_of
 from waterfill.network.tracing import recurrent
 from waterfill.network.tracing.im2col import all_windows, geometry_of, pick, windows
 from waterfill.network.tracing.tracer import Capture
+from waterfill.network.tracing.views import Plan
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 GEOMETRIES = [

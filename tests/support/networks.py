@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from waterfill.network.layout import octets
+from waterfill.dtypes import octets
 
 
 class Mixed(nn.Module):

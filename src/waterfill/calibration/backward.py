@@ -13,13 +13,16 @@ from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import Found
 from waterfill.calibration.combine import merge
 from waterfill.calibration.moments import Slope
-from waterfill.calibration.probes import are_logits, signs, softened
-from waterfill.calibration.recorder import Plan, Uses
-from waterfill.compression.allocation.fitter import Progress
+from waterfill.calibration.probes import signs, softened
+from waterfill.calibration.recorder import Uses
 from waterfill.errors import BadInput
-from waterfill.network.forward import Forward, as_deployed, call, each_tensor, shapes, tensor_in, tensors_in
+from waterfill.evaluation.divergence import are_logits
+from waterfill.network.batches import each_tensor, shapes, tensor_in, tensors_in
+from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR
 from waterfill.network.tracing.tracer import Capture
+from waterfill.network.tracing.views import Plan
+from waterfill.progress import Progress
 
 Loss = Callable[[Tensor, Any], Tensor]
 """(outputs, batch) -> scalar, the mean over the rows of the outputs."""

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from waterfill.dtypes import octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
-from waterfill.network.layout import octets
 from waterfill.storage.work_directory import Journal
 
 _SAMPLED = 1 << 12  # entries of a tensor that its fingerprint is taken from

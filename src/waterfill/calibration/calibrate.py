@@ -14,14 +14,14 @@ from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Run
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import Shelf, fingerprint
 from waterfill.calibration.moments import bytes_of
-from waterfill.calibration.recorder import Plan
-from waterfill.compression.allocation.fitter import Progress
-from waterfill.compression.allocation.unreached import Measured
-from waterfill.compression.compress import tensors_of
 from waterfill.errors import BadInput
-from waterfill.importance import Importance
-from waterfill.network.forward import Forward, check_batches
+from waterfill.importance import Importance, Measured
+from waterfill.network.batches import check_batches
+from waterfill.network.forward import Forward
 from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, check_finite, layout_of
+from waterfill.network.tensors import tensors_of
+from waterfill.network.tracing.views import Plan
+from waterfill.progress import Progress
 
 MEMORY = 1 << 30
 """Bytes of Gram matrices that are gathered in one pass over the batches, where nothing else is said."""

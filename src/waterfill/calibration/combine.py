@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from waterfill.calibration.moments import FLOOR, Moments, Slope, shared
-from waterfill.compression.allocation.damping import UNTESTED
-from waterfill.importance import Importance
+from waterfill.importance import UNTESTED, Importance
 from waterfill.network.layout import KERNEL, STACK, Layout
 
 

@@ -8,7 +8,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,54 +15,12 @@ from torch import Tensor
 
 from waterfill.calibration.moments import Moments
 from waterfill.errors import BadInput
-from waterfill.network.layout import KERNEL, Layout
+from waterfill.network.layout import KERNEL
 from waterfill.network.tracing.derived import multiple_of_rows
 from waterfill.network.tracing.im2col import Geometry, all_windows, squares, vectors, windows
+from waterfill.network.tracing.views import Plan, Use, _Held, _place
 
 PRODUCT, MIXTURE = "product", "mixture"
-
-
-@dataclass(frozen=True)
-class Use:
-    """Where a tensor lies in a weight: rows start to stop of it or of one matrix of a stack; transposed or not.
-
-    factors: what these rows were multiplied by before they were used, [rows]; None for nothing. moved: whether each row
-    was also moved by a number, such as its mean.
-    """
-
-    name: str
-    rows: tuple[int, int]
-    transposed: bool = False
-    factors: Tensor | None = field(default=None, compare=False)
-    moved: bool = False
-
-    def times(self, values: Tensor, dim: int = 0, power: int = 1) -> Tensor:
-        """What goes into the rows, or comes back to them, along `dim`, as it counts for the weight itself."""
-        if self.factors is None:
-            return values
-        shape = [1] * values.ndim
-        shape[dim] = -1
-        return values * self.factors.to(values).pow(power).reshape(shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """A tensor that is a weight, or multiples of its rows."""
-
-    name: str
-    value: Tensor
-    factors: Tensor | None = None
-    moved: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to gather. layouts: of all weights. wanted: the names to gather now, and whether whole Gram matrices.
-    probes: how often the gradient comes back for each batch."""
-
-    layouts: Mapping[str, Layout]
-    wanted: Mapping[str, bool]
-    probes: int = 1
 
 
 class Uses:
@@ -243,14 +200,6 @@ class Uses:
         rows = use.rows[1] - use.rows[0]
         counts = torch.bincount(tokens.reshape(-1) % rows, minlength=rows)
         return self.mixed(use, counts.double(), y, floor=0.5)  # a row that was not met may be met next
-
-
-def _place(value: Tensor) -> int:
-    """The memory that a tensor lies in; tensors without any share 0."""
-    try:
-        return value.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return 0
 
 
 def _ignore(gradient: Tensor) -> None:

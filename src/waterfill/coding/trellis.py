@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from waterfill.coding import native, rans
-from waterfill.coding.codes.plain import row_chunks, rows_per_chunk
+from waterfill.coding.chunking import row_chunks, rows_per_chunk
 from waterfill.coding.model.density_model import center, neighbors, predict
 
 _CHECKS = {

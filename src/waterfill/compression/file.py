@@ -1,7 +1,6 @@
 """Compress a checkpoint of any size: one weight in memory at a time for each thread, resumable after any crash."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from waterfill import recipe
-from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Progress, Run, Target
+from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.weight import SAMPLE, Weight
-from waterfill.compression.compress import resolve
+from waterfill.compression.options import Options
+from waterfill.compression.task import resolve
 from waterfill.errors import BadInput, BudgetError, OutputExists
 from waterfill.model.compressed import count_weights, table_row
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
@@ -20,8 +21,6 @@ from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.part import Spec
 from waterfill.storage import FileWriter, manifest, size_of
 from waterfill.storage.work_directory import Journal
-
-_MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,6 @@ class Summary:
     def ratio(self) -> float:
         """Bytes of the original tensors over bytes of the file."""
         return self.original / self.size
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a job runs. force: an existing target may be replaced. threads: weights at a time, or None for one a core, at
-    most four. work: the work directory, or None for one beside the target."""
-
-    force: bool = False
-    threads: int | None = None
-    work: Path | None = None
-    progress: Callable[[Progress], None] | None = None
-
-    @property
-    def workers(self) -> int:
-        """Threads to run."""
-        return self.threads or min(_MOST_THREADS, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

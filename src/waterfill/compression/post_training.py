@@ -6,7 +6,6 @@ and repair what small tensors can. Each step is a module of its own; this one on
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,20 +13,22 @@ from typing import Any
 from torch import nn
 
 from waterfill import recipe
-from waterfill.calibration.backward import AUTO
-from waterfill.calibration.calibrate import MEMORY, Loss, bytes_in_all, calibrate
-from waterfill.compression.allocation.fitter import Progress, Target
-from waterfill.compression.allocation.search import Ledger
-from waterfill.compression.compress import Compression, resolve
+from waterfill.calibration.calibrate import bytes_in_all, calibrate
+from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.options import Steps
 from waterfill.compression.steps.choice import settle_choices
 from waterfill.compression.steps.repair import repair
-from waterfill.compression.steps.sequential import STAGES, refit_in_order
+from waterfill.compression.steps.sequential import refit_in_order
+from waterfill.compression.task import Compression, resolve
 from waterfill.errors import BadInput, BudgetError
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.batch_norm import fold_batch_norm
-from waterfill.network.forward import Forward, as_deployed, call, check_batches, copy_of, split
+from waterfill.network.batches import check_batches, split
+from waterfill.network.forward import Forward, as_deployed, call, copy_of
 from waterfill.part import Choice, Spec, terms_of
+from waterfill.progress import Progress
 
 DEFAULT_SPEC = (
     "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
@@ -36,26 +37,6 @@ DEFAULT_SPEC = (
 others can make up for, or of two thin factors."""
 AUTOMATIC = "automatic"
 """What a file says of its recipe if it was that one: in a small network its text would be dear."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What is done beside the quantization itself.
-
-    fold: batch norms into the layers that feed them. stages: passes in which weights are fitted to the inputs that the
-    compressed layers before them give, which is kept if outputs come closer; 0 for none. repair: corrections of small
-    tensors, each kept only if outputs on inputs held out come closer. importance, probes, memory: as of `calibrate`.
-    cache: a folder for what calibration finds, from which a later run goes on; where all matrices take more than
-    `memory` bytes, there is one anyway, for as long as the run lasts.
-    """
-
-    fold: bool = True
-    stages: int = STAGES
-    repair: bool = True
-    importance: "str | Loss" = AUTO
-    probes: int = 2
-    cache: Path | None = None
-    memory: int = MEMORY
 
 
 def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import Distance, Score, relative
-from waterfill.network.forward import Forward, as_deployed, call, hooked, layers_of, tensor_in
+from waterfill.network.batches import tensor_in
+from waterfill.network.forward import Forward, as_deployed, call, hooked, layers_of
 
 Targets = str | None | Callable[[Any], Tensor | None]
 Metric = Callable[[Tensor, Tensor | None], Tensor]

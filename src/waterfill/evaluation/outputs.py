@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.calibration.probes import distance
 from waterfill.errors import BadInput
+from waterfill.evaluation.divergence import distance
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.forward import Forward, as_deployed, call, copy_of, spread
+from waterfill.network.batches import spread
+from waterfill.network.forward import Forward, as_deployed, call, copy_of
 
 _BATCHES = 32
 

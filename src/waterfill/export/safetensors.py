@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,11 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from waterfill import Part  # through the front door, which knows the kinds of parts
-from waterfill.compression.allocation.weight import decode
 from waterfill.errors import BadInput, OutputExists
-from waterfill.model.compressed import read_manifest
-from waterfill.storage import FileReader
 
 _NAMES = {  # how safetensors names the types
     torch.float64: "F64",
@@ -112,37 +107,3 @@ def _header(slots: list[Slot]) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-class CompressedTensors(Mapping[str, Tensor]):
-    """The tensors of an open .wf file by name, tied ones included; each is decoded when it is asked for."""
-
-    def __init__(self, src: FileReader) -> None:
-        self._src = src
-        names, rows, self._aliases = read_manifest(src)
-        self._layouts = {name: row.layout for name, row in zip(names, rows, strict=True)}
-
-    def slots(self, dtype: torch.dtype | None = None) -> list[Slot]:
-        """Every tensor, those with the largest entries first; floating-point ones as `dtype`, if that is given."""
-        sources = {name: name for name in self._layouts} | self._aliases
-        slots = []
-        for name, source in sources.items():
-            layout = self._layouts[source]
-            kept = layout.dtype if dtype is None or not layout.dtype.is_floating_point else dtype
-            slots.append(Slot(name, layout.shape, kept, source))
-        return sorted(slots, key=lambda slot: (-slot.dtype.itemsize, slot.name))
-
-    def __getitem__(self, name: str) -> Tensor:
-        own = self._aliases.get(name, name)
-        return self._layouts[own].join([part.dense() for part in self.parts(own)])
-
-    def parts(self, name: str) -> tuple[Part, ...]:
-        """The parts of one tensor, tied names excluded. Raises CorruptFile, NewerFormat."""
-        return decode(self._src.blob(name), self._layouts[name], name)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._layouts
-        yield from self._aliases
-
-    def __len__(self) -> int:
-        return len(self._layouts) + len(self._aliases)

@@ -8,38 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.weight import decode, describe, encode
-from waterfill.errors import CorruptFile, Mismatch
+from waterfill.errors import Mismatch
+from waterfill.model.entry import Entry, decode
+from waterfill.model.lazy import read_manifest
 from waterfill.network.layout import Layout
-from waterfill.part import Part
 from waterfill.storage import FileReader, FileWriter, manifest, size_of
 
 _UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """A tensor as parts, one for each of its matrices; error relative to its norm where it was just compressed."""
-
-    name: str
-    layout: Layout
-    parts: tuple[Part, ...]
-    reason: str = ""
-    error: float | None = None
-
-    @cached_property
-    def blob(self) -> bytes:
-        """The bytes of this tensor in a file."""
-        return encode(self.parts)
-
-    @property
-    def words(self) -> str:
-        """What the tensor became, in a few words."""
-        return describe(self.parts)
-
-    def tensor(self) -> Tensor:
-        """The tensor, in its own shape and dtype."""
-        return self.layout.join([part.dense() for part in self.parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,29 +110,6 @@ def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error
         "reason": said[1],
         "warning": "",
     }
-
-
-def read_manifest(src: FileReader) -> tuple[list[str], list[manifest.Row], dict[str, str]]:
-    """Names, what the manifest says of each, and aliases. Raises CorruptFile."""
-    names = list(src.names)
-    rows = manifest.unpack(src.manifest.get("tensors"), len(names))
-    aliases, notes = src.manifest.get("aliases", {}), src.manifest.get("notes", {})
-    if not isinstance(aliases, dict) or not isinstance(notes, dict):
-        raise CorruptFile("the manifest's aliases and notes are not what a writer would have written; it is damaged")
-    known = dict.fromkeys(names)
-    if not all(isinstance(own, str) and own in known and alias not in known for alias, own in aliases.items()):
-        raise CorruptFile("an alias names a tensor that the file does not hold; it is damaged")
-    return names, rows, aliases
-
-
-def load_tensor(path: "str | Path", name: str) -> Tensor:
-    """One tensor of a file, the others unread. Raises CorruptFile, BadInput for a name it does not hold."""
-    with FileReader(path) as src:
-        names, rows, aliases = read_manifest(src)
-        own = aliases.get(name, name)
-        blob = src.blob(own)
-        layout = rows[names.index(own)].layout
-        return Entry(own, layout, decode(blob, layout, own)).tensor()
 
 
 def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:

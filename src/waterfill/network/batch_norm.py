@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked, tensor_in
+from waterfill.network.batches import tensor_in
+from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from waterfill.dtypes import octets
 from waterfill.errors import BadInput, CorruptFile
-from waterfill.network.layout import octets
 
 INDEX = "model.safetensors.index.json"
 _COMPARED = 1 << 16  # entries of two tensors that are compared before the whole of them is read

@@ -103,23 +103,3 @@ def check_finite(name: str, tensor: Tensor) -> None:
             f"tensor {name!r} holds {bad} values that are NaN, infinite or beyond float32; repair the checkpoint, "
             "or keep every bit as it is with lossless=True (--lossless)"
         )
-
-
-def octets(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor in order of its entries, uint8 [bytes]."""
-    whole = tensor.detach().cpu().contiguous()
-    # one entry counts as contiguous whatever its stride, but only a stride of one can be seen as bytes
-    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8)
-
-
-_DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name that a manifest uses, such as 'float32'."""
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """The dtype of a manifest's name. Raises KeyError for an unknown one."""
-    return _DTYPES[name]

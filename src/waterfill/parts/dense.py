@@ -16,9 +16,9 @@ from waterfill.coding.lossless import methods
 from waterfill.coding.lossless.methods import METHODS, Form
 from waterfill.coding.lossless.word_format import Layout
 from waterfill.coding.stream import Reader, Sink
+from waterfill.dtypes import octets
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
-from waterfill.network.layout import octets
 from waterfill.part import Part, Spec, cost
 
 FULL = 23

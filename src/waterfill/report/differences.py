@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from waterfill.cli.exit_codes import VerifyError
-from waterfill.export.safetensors import CompressedTensors
+from waterfill.model.lazy import CompressedTensors
 from waterfill.network.checkpoint import Stored, open_checkpoint
 from waterfill.report.listing import Item, Listing, overview
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from waterfill.dtypes import dtype_name, dtype_of
 from waterfill.errors import CorruptFile, NewerFormat
-from waterfill.network.layout import KERNEL, RAW, ROLES, STACK, VECTOR, Layout, dtype_name, dtype_of
+from waterfill.network.layout import KERNEL, RAW, ROLES, STACK, VECTOR, Layout
 
 _MOST_DIMENSIONS = 16
 _LONGEST = 1 << 40

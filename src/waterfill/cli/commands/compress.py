@@ -91,8 +91,10 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     from functools import partial
 
     from waterfill.cli.progress import Meter
-    from waterfill.compression.post_training import DEFAULT_SPEC, Steps, compress_with_data
-    from waterfill.compression.to_quality import METRICS, compress_to_quality, measure_of, parse_drop
+    from waterfill.compression.options import Steps
+    from waterfill.compression.post_training import DEFAULT_SPEC, compress_with_data
+    from waterfill.compression.to_quality import compress_to_quality
+    from waterfill.evaluation.quality import METRICS, measure_of, parse_drop
 
     network, batches = network_and_batches(args.network, args.data)
     network = with_weights(network, existing(args.model))

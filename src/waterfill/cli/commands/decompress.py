@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> None:
 
     from waterfill import Progress
     from waterfill.cli.progress import Meter
-    from waterfill.export.safetensors import CompressedTensors, SafetensorsWriter
+    from waterfill.export.safetensors import SafetensorsWriter
+    from waterfill.model.lazy import CompressedTensors
 
     output = args.output or str(Path(args.file).with_suffix(".safetensors"))
     with FileReader(args.file) as src:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 def _decoded(args: argparse.Namespace, src: FileReader, listing: Listing) -> "Comparison | None":
     if not (args.deep or args.against):
         return None
-    from waterfill.export.safetensors import CompressedTensors
+    from waterfill.model.lazy import CompressedTensors
     from waterfill.report.differences import compare  # imports torch
 
     tensors = CompressedTensors(src)

@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from waterfill.coding import density, rans, rice, trellis
+from waterfill.coding.chunking import chunk_overhead, narrow, row_chunks, stream_overhead
 from waterfill.coding.codes import modeled, trellised
-from waterfill.coding.codes.plain import (
-    Constant,
-    Frame,
-    Histogram,
-    Packed,
-    Plan,
-    chunk_overhead,
-    narrow,
-    row_chunks,
-    stream_overhead,
-)
+from waterfill.coding.codes.plain import Constant, Histogram, Packed
+from waterfill.coding.codes.plan import Frame, Plan
 from waterfill.coding.model import fitting
 from waterfill.coding.model.density_model import MOST_SCALE, MOST_TAPS, Product, neighbors, spatial
 from waterfill.errors import BadInput

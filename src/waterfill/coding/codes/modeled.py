@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from waterfill.coding import density, rans
-from waterfill.coding.codes.plain import LIMIT, MOST_BYTES, checksum, rows_per_chunk
+from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, rows_per_chunk
 from waterfill.coding.model.density_model import Product, center, half, neighbors, predict, shifts
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from waterfill.coding import density, rans
-from waterfill.coding.codes.plain import LIMIT, MOST_BYTES, checksum
+from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum
 from waterfill.coding.model.density_model import Product, center
 from waterfill.coding.trellis import across, along, half_means, parities, trellis
 

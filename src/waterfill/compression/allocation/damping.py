@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from waterfill import recipe
-from waterfill.importance import Importance
+from waterfill.importance import UNTESTED, Importance
 from waterfill.part import Spec
 
 DAMPINGS = tuple(10.0 ** (k / 2) for k in range(-6, 2))
 """What is tried, relative to the mean diagonal. Less is never safe: what was silent in both halves may yet speak."""
-UNTESTED = 10.0**-1.5
-"""Where nothing was held out."""
 _ENTRIES = 1 << 14  # of the rows that it is tried on
 _LEAST = 8  # rows
 _MOST_EXCESS = 6.0

@@ -9,61 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from threading import Lock
 
-from waterfill.compression.allocation.search import FILL, Bracket, Ledger, bracket, settle, spend
+from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.search import Bracket, bracket
+from waterfill.compression.allocation.spend import FILL, Ledger, settle, spend
 from waterfill.compression.allocation.weight import Weight
-from waterfill.errors import BadRecipe, BudgetError
+from waterfill.errors import BudgetError
 from waterfill.importance import SIZE_EXPONENT
 from waterfill.model.compressed import count_weights
+from waterfill.progress import Progress
 
 FIXED_RATE_PRICE = 4.0**-7
 """Nats per bit for the small tensors beside a recipe of fixed rate."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a compression is: stage ("measuring" or "fitting"), tensors and entries done and in all."""
-
-    stage: str
-    done: int
-    total: int
-    entries_done: int
-    entries: int
-
-
-@dataclass(frozen=True)
-class Target:
-    """What to meet, at most one of: bits per weight of the whole file, its size in bytes, the ratio to the original
-    tensors' bytes, or the price in nats per bit."""
-
-    bits: float | None = None
-    size: int | None = None
-    ratio: float | None = None
-    price: float | None = None
-
-    def __post_init__(self) -> None:
-        given = {k: v for k, v in vars(self).items() if v is not None}
-        if len(given) > 1:
-            raise BadRecipe(f"one budget at a time, not {' and '.join(given)}")
-        for name, value in given.items():
-            if not isinstance(value, Real):
-                raise BudgetError(f"{name}={value!r} is a {type(value).__name__}; a budget is a positive number")
-            if not 0 < float(value) < math.inf:
-                raise BudgetError(f"{name}={value}: a budget is a positive number")
-
-    def file_bytes(self, weights: int, original: int) -> int | None:
-        """The size that the file may have; None where a price decides."""
-        if self.bits is not None:
-            if weights == 0:
-                raise BudgetError(
-                    f"bits={self.bits} per weight, and there are no weights; give size=, ratio= or price="
-                )
-            return int(self.bits * weights / 8)
-        if self.ratio is not None:
-            return int(original / self.ratio)
-        return None if self.size is None else int(self.size)
 
 
 @dataclass

@@ -23,17 +23,6 @@ _HALVINGS = 30
 _LEAST = 1e-60
 
 
-class Measured(Mapping[str, Importance]):
-    """Importance by the names of weights, all in one unit.
-
-    warnings: by name, why a weight has none, or what was left out. streamed: whether what is asked for is read from
-    disk each time, and nothing is kept.
-    """
-
-    warnings: Mapping[str, str] = {}
-    streamed: bool = False
-
-
 def at_common_price(weights: Sequence[Weight]) -> list[Weight]:
     """The weights, of which those without importance cost as much as a typical one of their size with it."""
     if all(weight.importance is not None or weight.layout.role == RAW for weight in weights):

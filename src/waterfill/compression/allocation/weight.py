@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from waterfill import recipe
-from waterfill.coding.stream import Reader, Writer
 from waterfill.compression.allocation.curve import Curve, Point
 from waterfill.compression.allocation.damping import damped
+from waterfill.dtypes import octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance, entrywise, without_data
-from waterfill.network.layout import RAW, VECTOR, Layout, check_finite, octets
-from waterfill.part import Part, Spec, read_part, write_part
+from waterfill.model.entry import Fitted, decode, encode
+from waterfill.network.layout import RAW, VECTOR, Layout, check_finite
+from waterfill.part import Spec
 from waterfill.storage import name_problem
 
 SAMPLE = 1 << 16
@@ -249,38 +250,3 @@ def _spread(shape: tuple[int, int], positions: int, entries: int) -> tuple[Tenso
     row = torch.arange(0, rows, max(1, rows // keep_rows))[:keep_rows]
     channel = torch.arange(0, channels, max(1, channels // keep_channels))[:keep_channels]
     return row, (channel[:, None] * width + torch.arange(width)).reshape(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """parts: one for each matrix. blob: their bytes. error: norm of the error relative to that of the tensor."""
-
-    parts: tuple[Part, ...]
-    blob: bytes
-    error: float
-
-    @property
-    def words(self) -> str:
-        """What the tensor became, in a few words."""
-        return describe(self.parts)
-
-
-def describe(parts: tuple[Part, ...]) -> str:
-    """What a tensor became: the different words of its parts."""
-    return " / ".join(dict.fromkeys(part.describe() for part in parts)) or "empty"
-
-
-def encode(parts: tuple[Part, ...]) -> bytes:
-    """The blob of a tensor: its parts one after the other."""
-    out = Writer()
-    for part in parts:
-        write_part(part, out)
-    return out.finish()
-
-
-def decode(blob: bytes, layout: Layout, name: str) -> tuple[Part, ...]:
-    """The parts of a blob, every count and checksum proved. Raises CorruptFile, NewerFormat."""
-    src = Reader(blob, f"tensor {name!r}")
-    parts = tuple(read_part(src, layout.matrix) for _ in range(layout.count))
-    src.end()
-    return parts

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from waterfill.compression.allocation.fitter import Target
+from waterfill.compression.allocation.budget import Target
 from waterfill.compression.allocation.weight import Weight
-from waterfill.compression.compress import Compression
+from waterfill.compression.task import Compression
 from waterfill.part import Spec, cost
 
 MOST = 1 << 22

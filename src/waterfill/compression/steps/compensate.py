@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import MEMORY
-from waterfill.calibration.recorder import Plan, Use, Uses
-from waterfill.network.forward import Forward, as_deployed, call, spread
+from waterfill.calibration.recorder import Uses
+from waterfill.network.batches import spread
+from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import KERNEL, MATRIX, Layout
 from waterfill.network.tracing.im2col import Geometry, vectors, windows
 from waterfill.network.tracing.tracer import Capture
+from waterfill.network.tracing.views import Plan, Use
 
 _BATCHES = 64  # run through the networks for each stage
 _DAMPING = 1e-2  # relative to the mean diagonal; the share that is taken does the rest

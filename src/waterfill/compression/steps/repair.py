@@ -17,9 +17,11 @@ from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
 from waterfill.importance import Importance, entrywise
-from waterfill.model.compressed import CompressedModel, Entry
+from waterfill.model.compressed import CompressedModel
+from waterfill.model.entry import Entry
 from waterfill.network.batch_norm import LAYERS, fed_norms
-from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked, split, tensor_in
+from waterfill.network.batches import split, tensor_in
+from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.network.layout import RAW
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much

@@ -12,14 +12,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import MEMORY
-from waterfill.compression.allocation.search import Bracket, Ledger
-from waterfill.compression.compress import Compression
+from waterfill.compression.allocation.search import Bracket
+from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.options import STAGES
 from waterfill.compression.steps.compensate import Drift
-from waterfill.model.compressed import Entry
+from waterfill.compression.task import Compression
+from waterfill.model.entry import Entry
 from waterfill.network.forward import Forward, copy_of
 
-STAGES = 64
-"""Times that the inputs are run through the networks; weights of one stage do not see each other's errors."""
 _LAST = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding.codes.plain import narrow, rows_per_chunk
+from waterfill.coding.chunking import narrow, rows_per_chunk
 from waterfill.coding.model import density_model, fitting
 from waterfill.importance import Importance
 from waterfill.parts.quantizer import feedback_torch

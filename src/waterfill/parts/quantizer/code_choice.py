@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from waterfill.coding import density, native
-from waterfill.coding.codes.plain import rows_per_chunk
+from waterfill.coding.chunking import rows_per_chunk
 from waterfill.coding.model.density_model import NEAREST
 from waterfill.coding.model.fitting import Product, center, neighbors, price_tables, shifts
 from waterfill.coding.trellis import lanes as trellis_lanes

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding.codes.plain import row_chunks
+from waterfill.coding.chunking import row_chunks
 from waterfill.coding.stream import Tally
 from waterfill.importance import Importance
 from waterfill.parts.quantizer.candidates import LARGE, Draft
