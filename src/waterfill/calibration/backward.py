@@ -1,5 +1,6 @@
 """Passes over the batches: forward under the eye of `Capture`, backward from a probe of the outputs."""
 
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from waterfill.calibration.probes import signs, softened
 from waterfill.calibration.recorder import Uses
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
-from waterfill.network.batches import each_tensor, shapes, tensor_in, tensors_in
+from waterfill.network.batches import each_tensor, never, shapes, tensor_in, tensors_in
 from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR
+from waterfill.network.plainly import plainly
+from waterfill.network.state import unchanged
 from waterfill.network.tracing.tracer import Capture
 from waterfill.network.tracing.views import Plan
 from waterfill.progress import Progress
@@ -29,6 +32,8 @@ Loss = Callable[[Tensor, Any], Tensor]
 AUTO, OUTPUTS, DIVERGENCE, FISHER = "auto", "outputs", "divergence", "fisher"
 _SEQUENCE = 3  # dimensions of the outputs of a sequence: batch, places, classes
 KINDS = (AUTO, OUTPUTS, DIVERGENCE, FISHER)
+RELATIVE = (AUTO, OUTPUTS)
+"""Kinds of which D is relative to what losing all outputs would cost, so that the unit of the outputs is nothing."""
 
 
 @contextmanager
@@ -55,7 +60,8 @@ def _asked(model: nn.Module, wanted: Container[str]) -> Iterator[dict[str, nn.Pa
 
 @dataclass
 class Run:
-    """Passes over the batches with one model. importance: see `calibrate`. passes: how many there will be."""
+    """Passes over the batches with one model. importance: see `calibrate`. passes: how many there will be.
+    rows: of outputs in this pass. energy: what losing all outputs would cost, 2 D, added up over the rows."""
 
     model: nn.Module
     batches: Iterable[Any]
@@ -66,6 +72,7 @@ class Run:
     passes: int
     done: int = 0
     rows: int = field(default=0)
+    energy: float = field(default=0.0)
 
     def gather(self, weights: Mapping[str, Tensor], plan: Plan) -> Iterator[tuple[str, Found]]:
         """One pass: what was found of each wanted weight."""
@@ -73,22 +80,22 @@ class Run:
         uses = Uses(matrices, plan, torch.Generator().manual_seed(self.seed + 1))
         capture = Capture(uses)
         generator = torch.Generator().manual_seed(self.seed)
-        self.rows = 0
+        self.rows, self.energy = 0, 0.0
         count = 0
         derived = {name: value for name, value in statistics(self.model).items() if name in plan.wanted}
         asked = {*plan.wanted, *(value.source for value in derived.values())}
         slopes = {name: Slope(layout, plan.probes) for name, layout in plan.layouts.items() if name in plan.wanted}
         with as_deployed(self.model), _asked(self.model, asked) as parameters, torch.enable_grad():
             for batch in self.batches:
+                own = each_tensor(batch, Tensor.detach)
                 try:
-                    for gradients in self._probe_all(
-                        each_tensor(batch, Tensor.detach), capture, list(parameters.values()), generator
-                    ):
-                        by_name = dict(zip(parameters, gradients, strict=True))
-                        for name, slope in slopes.items():
-                            gradient = by_name.get(derived[name].source if name in derived else name)
-                            if gradient is not None:
-                                slope.add(gradient * derived[name].factor if name in derived else gradient)
+                    with unchanged(self.model):
+                        for gradients in self._probe_all(own, capture, list(parameters.values()), generator):
+                            by_name = dict(zip(parameters, gradients, strict=True))
+                            for name, slope in slopes.items():
+                                gradient = by_name.get(derived[name].source if name in derived else name)
+                                if gradient is not None:
+                                    slope.add(gradient * derived[name].factor if name in derived else gradient)
                 except BadInput as error:
                     raise BadInput(f"batch {count} of the calibration: {error}") from error
                 count += 1
@@ -100,7 +107,7 @@ class Run:
 
     def _found(self, name: str, capture: Capture, slope: Slope) -> Found:
         """The importance of a weight at the end of a pass, or why it has none."""
-        uses, about = capture.uses, {"samples": str(self.rows)}
+        uses, about = capture.uses, {"samples": str(self.rows), "unit": repr(self._unit(capture.uses.plan.probes))}
         terms = list(uses.terms.pop(name, {}).values())
         exact = slope.count > 0 and not callable(self.importance)
         found = merge(terms, uses.plan.layouts[name], self.rows, slope if exact else None)
@@ -127,7 +134,7 @@ class Run:
         uses.samples = _samples(batch)
         if any(found.numel() == 0 for found in tensors_in(batch)) and uses.samples == 0:
             raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
-        with capture:
+        with capture, plainly():
             outputs = call(self.model, batch, self.forward)
         uses.forget()
         if not outputs.requires_grad:
@@ -140,6 +147,7 @@ class Run:
         for probe in range(uses.plan.probes):
             last = probe == uses.plan.probes - 1
             what, at = self._probe(outputs, batch, rows, generator)
+            self.energy += _energy(outputs, at) if self.importance in RELATIVE else 0.0
             if what.requires_grad:
                 asked = [*parameters, uses.anchor]
                 yield torch.autograd.grad(what, asked, at, retain_graph=not last, allow_unused=True)[:-1]
@@ -170,12 +178,26 @@ class Run:
             raise BadInput("the loss given as importance= did not return one finite number")
         return loss, torch.full_like(loss, float(rows))
 
+    def _unit(self, probes: int) -> float:
+        """What D of one row of outputs is to be divided by."""
+        mean = self.energy / (probes * max(1, self.rows))
+        return mean if self.importance in RELATIVE and 0 < mean < math.inf else 1.0
+
     def _report(self, count: int) -> None:
         self.done += 1
         if self.progress is not None:
             length = getattr(self.batches, "__len__", None)
             total = max(self.done, length() * self.passes if length is not None else 0)
             self.progress(Progress("calibrating", self.done, total, self.done, total))
+
+
+def _energy(outputs: Tensor, probe: Tensor) -> float:
+    """The squared product of outputs and a probe of them, added up over the rows; of signs in expectation."""
+    wanted = outputs.detach().double().masked_fill(never(outputs), 0.0)
+    if bool(((probe.abs() == 1) | (probe == 0)).all()):
+        return float(wanted.square().sum())
+    rows = wanted * probe.double()
+    return float(rows.reshape(-1, rows.shape[-1]).sum(1).square().sum())
 
 
 def _samples(batch: Any) -> int:

@@ -15,6 +15,9 @@ from waterfill.importance import UNTESTED, Importance
 from waterfill.network.layout import KERNEL, STACK, Layout
 
 
+_RANGE = 1e-20, 1e20  # of a trace of A that float32 can hold as it is
+
+
 @dataclass
 class _Sum:
     """The terms of a weight added up. rows: [rows] traces; shapes: A times the energy of its rows, of the first half,
@@ -40,6 +43,7 @@ def merge(terms: Sequence[Moments], layout: Layout, outputs: int, slope: Slope |
     if not total.energy > 0:
         return None
     scale = total.energy / total.plain  # the mean trace of A
+    scale = scale if _RANGE[0] < scale < _RANGE[1] else 1.0
     rows = total.rows / scale / (layout.count if layout.role == STACK else 1)
     if slope is not None:
         rows = rows * _correction(terms, layout, slope, total.energy * outputs)
@@ -70,7 +74,7 @@ def _add(total: _Sum, term: Moments, outputs: int) -> None:
     if near is None or term.energy is None:
         return
     weights = term.energy.clamp_min(term.floor) / (outputs * term.repeats)
-    traces = _traces(near[2])
+    traces = _traces(near[2]) * (term.unit or 1.0) ** 2
     rows = weights * traces.repeat_interleave(len(weights) // term.groups)
     whole = term.whole.means
     if whole is not None and term.exact is not None:

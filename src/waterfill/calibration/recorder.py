@@ -158,7 +158,7 @@ class Uses:
             return self.watch(y, _ignore)
         term.floor = max(floor, term.floor)
         _finite(term.add_energy(use.times(energy.detach(), power=2)), use.name, "inputs")
-        return self.watch(y, lambda g: _finite(term.add_columns(vectors(g, self._generator)), use.name, "gradients"))
+        return self.watch(y, lambda g: _finite(term.add_slopes(vectors(g, self._generator)), use.name, "gradients"))
 
     def convolved(self, use: Use, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
         """A convolution: as many products as it has groups, their columns the windows of the inputs."""
@@ -191,7 +191,7 @@ class Uses:
         positions = tuple(x.shape[-dims:])
 
         def gather(g: Tensor) -> None:
-            _finite(term.add_columns(windows(g, geometry, positions, self._generator)), use.name, "gradients")
+            _finite(term.add_slopes(windows(g, geometry, positions, self._generator)), use.name, "gradients")
 
         return self.watch(y, gather)
 

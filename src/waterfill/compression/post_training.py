@@ -24,9 +24,8 @@ from waterfill.compression.task import Compression, resolve
 from waterfill.errors import BadInput, BudgetError
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batch_norm import fold_batch_norm
 from waterfill.network.batches import check_batches, split
-from waterfill.network.forward import Forward, as_deployed, call, copy_of
+from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.progress import Progress
 
@@ -66,7 +65,9 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
     target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
     wanted = recipe.parse(spec) if isinstance(spec, str) else spec
     specs = terms_of(Choice, wanted)
-    work, folded = _folded(model, batches, forward, steps.fold)
+    work, notes = work_on(model, batches, forward, steps.fold)
+    if UNSTEADY in notes:
+        steps = replace(steps, stages=0, repair=False)
     with _room(work, steps) as cache:
         calibration = calibrate(
             work,
@@ -124,22 +125,13 @@ def _room(model: nn.Module, steps: Steps) -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def _folded(model: nn.Module, batches: Iterable[Any], forward: Forward | None, wanted: bool) -> tuple[nn.Module, bool]:
-    """The model with its batch norms folded, and whether there were any."""
-    batch = next(iter(batches), None)
-    if batch is None:
-        raise BadInput("there are no batches to calibrate with; does the loader yield any, or was it used up?")
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    return (fold_batch_norm(model, batch, forward=forward), True) if wanted and norms else (model, False)
-
-
 def _repaired(
     made: CompressedModel, work: nn.Module, batches: Iterable[Any], forward: Forward | None, allowed: int | None
 ) -> CompressedModel:
     """The model with the repairs that help and, where there is a limit, fit."""
     if not _can_hold_out(work, batches, forward):
         return made
-    found = repair(made, copy_of(work), batches, forward=forward).model
+    found = repair(made, work, batches, forward=forward).model
     assert isinstance(found, CompressedModel)
     return found if allowed is None or found.size <= allowed else made
 

@@ -92,7 +92,7 @@ class Run:
         if size <= least:
             raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
         guess = self._guess(8 * (size - least) / max(1, self.entries)) if self._last is None else self._last
-        found = bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(12, guess)), self.workers)
+        found = bracket(self._measure, len(self.weights), 8.0 * (size - least), guess, self.workers)
         self._last = found.k  # a weight or two may change before the next search
         return found
 

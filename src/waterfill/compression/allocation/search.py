@@ -13,8 +13,8 @@ import numpy as np
 
 from waterfill.errors import BudgetError
 
-DEAREST, CHEAPEST = 30, -30
-"""Exponents of 4: beyond these prices nothing more is saved or bought."""
+FURTHEST = 30
+"""Exponents of 4 from the first guess: beyond such prices nothing more is saved or bought."""
 _STILL = 4  # so many prices in a row without a change are a plateau
 _GROUP, _GROUPS = 4, 12
 
@@ -57,6 +57,7 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
 
         at = {guess: measure(guess)}
         k, still = guess, 0
+        cheapest, dearest = min(guess, 0) - FURTHEST, max(guess, 0) + FURTHEST  # whatever the unit of distortion is
         direction = 1 if at[k].sum() > bits else -1
 
         def short(k: int) -> bool:
@@ -65,12 +66,12 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
                 at[k] = measure(k)
             return bool((at[k].sum() > bits) == (direction > 0))
 
-        while short(k) and still < _STILL and CHEAPEST < k < DEAREST:
+        while short(k) and still < _STILL and cheapest < k < dearest:
             k += direction
             short(k)
             still = still + 1 if abs(at[k].sum() - at[k - direction].sum()) <= 1e-4 * at[k].sum() + 8 else 0
         if short(k):  # a plateau, where everything or nothing is bought: it may end further on
-            k = _crossing(short, k, DEAREST if direction > 0 else CHEAPEST)
+            k = _crossing(short, k, dearest if direction > 0 else cheapest)
         if short(k) and direction > 0:
             least = at[k].sum() / 8
             raise BudgetError(

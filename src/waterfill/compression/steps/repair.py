@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from waterfill import recipe
 from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
 from waterfill.errors import BadInput
-from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
+from waterfill.evaluation.metrics import centered, divergences, relative, rows_of, squared_errors
 from waterfill.importance import Importance, entrywise
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
@@ -138,7 +138,7 @@ class _Guard:
                 wanted = self._known[i] if i in self._known else call(self.model, batch, self.forward)
                 found, true = rows_of(call(model, batch, self.forward), wanted)
                 if self.logits:  # a shift of all classes means nothing
-                    found, true = (logits - logits.mean(1, keepdim=True) for logits in (found, true))
+                    found, true = centered(found), centered(true)
                 errors.append(squared_errors(found, true))
                 energy += float(squared_errors(torch.zeros_like(true), true).sum())
                 if self.logits:
