@@ -95,7 +95,7 @@ def sequence(name: str) -> list[Row]:
     model, batches = prepared(LLAMA, 256)
     entropy = CHANCES[name]
     steps = Steps(importance="outputs" if entropy is None else "divergence")
-    with patch("waterfill.calibration.probes.ENTROPY", 2.0 if entropy is None else entropy):
+    with patch("waterfill.evaluation.divergence.ENTROPY", 2.0 if entropy is None else entropy):
         made = compress_with_data(model, batches, bits=BITS[LLAMA], steps=steps)
     return [[name, made.bits, *quality(LLAMA, made)]]
 
@@ -117,7 +117,7 @@ def unreached(network: str, cost: str) -> list[Row]:
     """Bits per entry of layers and of their copies."""
     layers = COPIED[network]
     model, batches = prepared(network, 256)
-    with patch("waterfill.compression.compress.at_common_price", list) if cost == "assumed" else ExitStack():
+    with patch("waterfill.compression.task.at_common_price", list) if cost == "assumed" else ExitStack():
         made = compress_with_data(Beside(model, layers), batches, bits=BITS[network])
     return [
         [network, name, cost, spent(made, f"model.{name}."), spent(made, f"idle.{i}.")] for i, name in enumerate(layers)

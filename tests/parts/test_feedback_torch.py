@@ -45,7 +45,7 @@ def test_a_draft_costs_what_one_by_the_compiled_core_does(states, kernel, monkey
 
 
 def test_many_chunks_and_lanes_of_a_trellis(monkeypatch):
-    monkeypatch.setattr("waterfill.coding.codes.plain.CHUNK", 1 << 10)
+    monkeypatch.setattr("waterfill.coding.chunking.CHUNK", 1 << 10)
     random = np.random.default_rng(0)
     rows, channels, positions = 50, 8, 9
     model = Product(2, 50, random.integers(-6, 7, rows), None, np.zeros(positions, int), None)

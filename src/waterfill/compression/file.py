@@ -16,10 +16,12 @@ from waterfill.compression.options import Options
 from waterfill.compression.task import resolve
 from waterfill.errors import BadInput, BudgetError, OutputExists
 from waterfill.model.compressed import count_weights, table_row
+from waterfill.model.entry import row_of
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
 from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.part import Spec
-from waterfill.storage import FileWriter, manifest, size_of
+from waterfill.storage import FileWriter, size_of
+from waterfill.storage.manifest import Manifest
 from waterfill.storage.work_directory import Journal
 
 
@@ -95,8 +97,8 @@ class Job:
 
     def manifest(self, words: Sequence[str]) -> dict[str, Any]:
         """The manifest of the file, given what every tensor became."""
-        rows = [manifest.Row(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
-        return {"tensors": manifest.pack(rows), "aliases": self.checkpoint.aliases, "notes": self.notes}
+        rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
+        return Manifest(rows, self.checkpoint.aliases, self.notes).pack()
 
     def run(self, fit: Callable[[int, float], float], words: Callable[[], Sequence[str]], options: Options) -> Run:
         """The run that will meet the target, with `words` for what is known so far of every tensor's parts."""
