@@ -55,7 +55,7 @@ def main(rows: int = 128, cols: int = 256) -> None:
     torch.manual_seed(0)
     state = {"weight": torch.randn(rows, cols) + 2 * torch.randn(rows, 1)}  # rows that are not centered
     for recipe in ("Quantize()", "Offset() + Quantize()"):
-        compressed = waterfill.compress(state, recipe, bits=2.5)
+        compressed = waterfill.compress(state, spec=recipe, bits=2.5)
         (row,) = compressed.table()
         print(f"{recipe:22} {row['bytes']} bytes, {100 * row['error']:.2f} % off: {row['part']}")
 

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from tests.support.feedback_cases import entries, searches
 
-from waterfill import BadInput, Quantize
+from waterfill import Quantize
 from waterfill.coding.model.density_model import Product
+from waterfill.errors import BadInput
 from waterfill.importance import Importance
 from waterfill.parts.quantizer import candidates, feedback_torch
 from waterfill.parts.quantizer.candidates import Way, drafted

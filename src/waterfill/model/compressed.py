@@ -129,4 +129,14 @@ def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tupl
         raise Mismatch(f"the file does not fit a {what}; {'; '.join(told)}. Build the module it was compressed from")
 
 
-load = CompressedModel.load
+def load(path: "str | Path") -> CompressedModel:
+    """Read a file, every checksum proved.
+
+    Raises:
+        CorruptFile: for damage, saying where.
+        NewerFormat: for what a newer release wrote.
+
+    Example:
+        >>> net = waterfill.load("net.wf").install(Net())
+    """
+    return CompressedModel.load(path)
