@@ -14,7 +14,6 @@ from waterfill.calibration.moments import FLOOR, Moments, Slope, shared
 from waterfill.importance import UNTESTED, Importance
 from waterfill.network.layout import KERNEL, STACK, Layout
 
-
 _RANGE = 1e-20, 1e20  # of a trace of A that float32 can hold as it is
 
 

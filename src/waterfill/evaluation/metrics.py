@@ -82,7 +82,7 @@ class Distance:
 
 
 def rows_of(outputs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as [rows, classes], minus infinity where the reference says never. Raises BadInput if their shapes differ."""
+    """Both as [rows, classes], minus infinity where the reference says never. Raises BadInput for other shapes."""
     if outputs.shape != reference.shape:
         raise BadInput(
             f"the model's outputs are {list(outputs.shape)}, the reference's {list(reference.shape)}; "

@@ -160,10 +160,11 @@ def _fold(model: nn.Module, norm_name: str, layer_name: str) -> _Undo:
 
 def _alike(model: nn.Module, wanted: nn.Module, batches: Iterable[Any], forward: Forward | None) -> bool:
     """Whether two networks agree on every batch but for rounding, each in the scale of its own outputs."""
-    return all(_close_to(call(model, b, forward), call(wanted, b, forward)) for b in batches)
+    return all(nearly_equal(call(model, b, forward), call(wanted, b, forward)) for b in batches)
 
 
-def _close_to(found: Tensor, wanted: Tensor) -> bool:
+def nearly_equal(found: Tensor, wanted: Tensor) -> bool:
+    """Whether outputs are the same but for rounding; places that never are count nothing."""
     if found.shape != wanted.shape:
         return False
     hidden = never(wanted)
