@@ -117,12 +117,13 @@ class Run:
         if found is not None:
             full = recorder.wanted.full[name]
             about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
-            return Found(found, about)
-        found = slope.importance(self.rows)
-        if found is not None and recorder.layouts[name].role == VECTOR:
-            return Found(found, about)
-        if found is not None:
-            return Found(found, about | {"note": f"diagonal only, of its gradient: used by {calls or 'other code'}"})
+            return Found(found[0], about | {"unmet": found[1]})
+        diagonal = slope.importance(self.rows)
+        if diagonal is not None and recorder.layouts[name].role == VECTOR:
+            return Found(diagonal, about)
+        if diagonal is not None:
+            about |= {"note": f"diagonal only, of its gradient: used by {calls or 'other code'}", "unmet": slope.unmet}
+            return Found(diagonal, about)
         if calls:
             return Found(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
         reached = name in tracer.reached

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Run
@@ -44,7 +45,9 @@ class Calibration(Measured):
         self.samples = max((int(about.get("samples", 0)) for about in found.values()), default=0)
         self.unit = next((float(about["unit"]) for about in found.values() if "unit" in about), 1.0)
         self.warnings = {name: f"{reason}: what its errors cost is assumed" for name, reason in missing.items()}
-        self.warnings |= self.notes
+        for key in ("note", "unmet"):
+            for name in (name for name, about in found.items() if about.get(key)):
+                self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), found[name][key]])
         self.streamed = shelf.folder is not None
         self._names = [name for name in shelf.names if name not in missing]
 
@@ -63,6 +66,7 @@ class Calibration(Measured):
         return f"Calibration({len(self)} weights, {len(self.unreached)} unreached, {self.samples} samples)"
 
 
+@torch.inference_mode(False)
 def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and where the results go
     model: nn.Module,
     batches: Iterable[Any],
@@ -79,9 +83,9 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
 
     A batch is a tensor, a tuple of arguments, or a dict of them by keyword; `forward(model, batch)` where it is none.
     importance: "outputs", Gauss-Newton weights of the squared error of the outputs, by random signs at each of them, D
-    relative to half their energy; "divergence", those of the divergence of softened chances, in nats, where outputs [rows, classes] or [rows, places,
-    classes] may be logits, else signs as in "outputs" (`waterfill.probes`); "auto", the probes of "divergence" where
-    every place of a sequence has outputs of its own, else signs, D relative to what losing all outputs would cost;
+    relative to half their energy; "divergence", those of the divergence of softened chances, in nats, where outputs
+    [rows, classes] or [rows, places, classes] may be logits, else signs; "auto", the probes of "divergence" where every
+    place of a sequence has outputs of its own, else signs, D relative to what losing all outputs would cost;
     "fisher", the gradient of the log likelihood of labels drawn from the model's own softmax over the last dimension;
     or a loss (outputs, batch) -> scalar, the mean over the rows of the outputs. D counts per output row (image, token).
     probes: backward passes a batch. cache: a folder to keep the results in and to go on from. memory: bytes of Gram

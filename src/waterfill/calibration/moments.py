@@ -19,6 +19,8 @@ from waterfill.network.layout import Layout
 _WIDE = 1024  # columns from which on sums are float32
 _RANGE = 1e-12, 1e12  # of the largest of some gradients; beyond, sums of their squares may leave that of float32
 _PRIOR = 4  # gradients that the mean of all columns stands for
+UNMET = 1 / 16
+"""Of a typical row or column that something was met at, what errors cost in one that nothing was: two bits fewer."""
 FLOOR = 1e-6
 """Of the mean row: rows that cost nothing would take any error whatever."""
 
@@ -149,7 +151,26 @@ def shared(rows: Tensor, outputs: int) -> Tensor:
 
     Without it half of the rows before a ReLU got no bits at all where there was one sample.
     """
-    return ((outputs * rows + rows.mean()) / (outputs + 1)).clamp_min(FLOOR * float(rows.mean()))
+    spread = (outputs * rows + rows.mean()) / (outputs + 1)
+    return torch.maximum(unmet(rows, rows), spread).clamp_min(FLOOR * float(rows.mean()))
+
+
+def unmet(costs: Tensor, energy: Tensor) -> Tensor:
+    """Costs of rows or columns; where nothing was ever met a share of the mean of those where something was.
+
+    energy: what was met at each. An error there cost nothing in these inputs; in others it will.
+    """
+    silent = energy == 0
+    if not bool(silent.any()) or bool(silent.all()):
+        return costs
+    return torch.where(silent, UNMET * costs[~silent].mean(), costs)
+
+
+def words_of_unmet(rows: Tensor, cols: Tensor) -> str:
+    """How many rows and columns met nothing, by what was met at each, in words; empty if all met something."""
+    counted = ((int((energy == 0).sum()), len(energy), name) for energy, name in ((rows, "rows"), (cols, "columns")))
+    told = " and ".join(f"{count} of {whole} {name}" for count, whole, name in counted if count)
+    return f"no batch met {told}: what errors there cost is assumed" if told else ""
 
 
 class Slope:
@@ -178,6 +199,11 @@ class Slope:
         """The sum of all squares."""
         return float(self.rows.sum())
 
+    @property
+    def unmet(self) -> str:
+        """`words_of_unmet` of the gradient."""
+        return words_of_unmet(self.rows, self.cols)
+
     def importance(self, outputs: int) -> Importance | None:
         """Rows and a diagonal with these sums; None where there is no gradient. outputs: output rows."""
         if not self.total > 0:
@@ -185,5 +211,5 @@ class Slope:
         rows = self.rows / (outputs * self.probes * self.layout.count)
         cols = self.cols / self.total
         cols = (self.count * cols + _PRIOR * cols.mean()) / (self.count + _PRIOR)
-        rows, cols = shared(rows, outputs), cols.clamp_min(FLOOR * float(cols.mean()))
-        return Importance(rows, diagonal=cols.float(), kernel=self.layout.kernel)
+        rows, cols = shared(rows, outputs), torch.maximum(cols, unmet(self.cols / self.total, self.cols))
+        return Importance(rows, diagonal=cols.clamp_min(FLOOR * float(cols.mean())).float(), kernel=self.layout.kernel)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import bytes_in_all, calibrate
@@ -38,6 +39,7 @@ AUTOMATIC = "automatic"
 """What a file says of its recipe if it was that one: in a small network its text would be dear."""
 
 
+@torch.inference_mode(False)
 def compress_with_inputs(
     model: "nn.Module | Mapping[str, Tensor]",
     inputs: Inputs,

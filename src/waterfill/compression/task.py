@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.allocation.few import leaning
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
@@ -43,7 +44,7 @@ def plan_weights(
         weight = Weight(name, layout, spec, partial(_on_cpu, value), _given(importance, name))
         weight.check()
         weights.append(weight)
-    return at_common_price(weights) if isinstance(importance, Measured) else weights
+    return at_common_price(leaning(weights, importance.samples)) if isinstance(importance, Measured) else weights
 
 
 def _given(importance: Mapping[str, Importance], name: str) -> Importance | Callable[[], Importance] | None:

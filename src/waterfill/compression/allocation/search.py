@@ -13,8 +13,9 @@ import numpy as np
 
 from waterfill.errors import BudgetError
 
-FURTHEST = 30
-"""Exponents of 4 from the first guess: beyond such prices nothing more is saved or bought."""
+USUAL, FURTHER = 14, 16
+"""Exponents of 4. First guesses lie within the first of 0 unless costs are in a unit of their own; so many more beyond
+either, nothing more is saved or bought."""
 _STILL = 4  # so many prices in a row without a change are a plateau
 _GROUP, _GROUPS = 4, 12
 
@@ -57,7 +58,7 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
 
         at = {guess: measure(guess)}
         k, still = guess, 0
-        cheapest, dearest = min(guess, 0) - FURTHEST, max(guess, 0) + FURTHEST  # whatever the unit of distortion is
+        cheapest, dearest = min(guess, -USUAL) - FURTHER, max(guess, USUAL) + FURTHER
         direction = 1 if at[k].sum() > bits else -1
 
         def short(k: int) -> bool:

@@ -27,7 +27,7 @@ def at_common_price(weights: Sequence[Weight]) -> list[Weight]:
     """The weights, of which those without importance cost as much as a typical one of their size with it."""
     if all(weight.importance is not None or weight.layout.role == RAW for weight in weights):
         return list(weights)
-    known = {kind: _factor([w for w in weights if _counts(w, kind)]) for kind in (True, False)}
+    known = {kind: typical_factor([w for w in weights if _counts(w, kind)]) for kind in (True, False)}
     return [w if w.importance is not None else replace(w, factor=_of(known, w)) for w in weights]
 
 
@@ -41,7 +41,7 @@ def _of(known: Mapping[bool, float | None], weight: Weight) -> float:
     return known[vector] or known[not vector] or 1.0
 
 
-def _factor(weights: Sequence[Weight]) -> float | None:
+def typical_factor(weights: Sequence[Weight]) -> float | None:
     """The median of measured over assumed costs; None where there is nothing to compare."""
     ratios = []
     for weight in weights[:: max(1, len(weights) // _COMPARED)]:
@@ -49,11 +49,11 @@ def _factor(weights: Sequence[Weight]) -> float | None:
         if bool(target.any()):
             given = weight.importance() if callable(weight.importance) else weight.importance
             assert given is not None
-            ratios.append(_level(target, given) - _level(target, assumed(target, weight.layout)))
+            ratios.append(level_of(target, given) - level_of(target, assumed(target, weight.layout)))
     return 2.0 ** float(np.median(ratios)) if ratios else None
 
 
-def _level(target: Tensor, importance: Importance) -> float:
+def level_of(target: Tensor, importance: Importance) -> float:
     """The logarithm to base 2 of the water level at which the entries of a matrix spend `_BITS` each.
 
     An entry spends 1/2 log2 of its variance over the level, by rows and columns, and none if that is negative.

@@ -97,7 +97,7 @@ class Weight:
         if self.importance is None or self.reason:
             return None
         target, importance = self._thinned[0], self._thinned_importance()[0]
-        if importance.gram is None:
+        if importance.gram is None or not bool(target.any()):
             return None
         energy = (target.double().square().mean(1) * importance.rows.double()).clamp_min(_TINY)
         assert importance.lower is not None
