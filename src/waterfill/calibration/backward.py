@@ -21,7 +21,6 @@ from waterfill.evaluation.divergence import are_logits
 from waterfill.network.batches import each_tensor, never, shapes, tensor_in, tensors_in
 from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR, Layout
-from waterfill.network.plainly import plainly
 from waterfill.network.state import unchanged
 from waterfill.network.tracing.tracer import Tracer
 from waterfill.network.tracing.views import WeightViews
@@ -141,7 +140,7 @@ class Run:
         recorder.begin(samples)
         if any(found.numel() == 0 for found in tensors_in(batch)) and samples == 0:
             raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
-        with tracer, plainly():
+        with tracer:
             outputs = call(self.model, batch, self.forward)
         tracer.views.forget()
         if not outputs.requires_grad:

@@ -19,6 +19,7 @@ from waterfill.network.layout import Layout
 _WIDE = 1024  # columns from which on sums are float32
 _RANGE = 1e-12, 1e12  # of the largest of some gradients; beyond, sums of their squares may leave that of float32
 _PRIOR = 4  # gradients that the mean of all columns stands for
+_FEW = 0.25  # of the rows or columns; fewer are no reason for a warning
 UNMET = 1 / 16
 """Of a typical row or column that something was met at, what errors cost in one that nothing was: two bits fewer."""
 FLOOR = 1e-6
@@ -167,9 +168,12 @@ def unmet(costs: Tensor, energy: Tensor) -> Tensor:
 
 
 def words_of_unmet(rows: Tensor, cols: Tensor) -> str:
-    """How many rows and columns met nothing, by what was met at each, in words; empty if all met something."""
+    """How many rows and columns met nothing, by what was met at each, in words; empty if they are few.
+
+    Some channels are silent in every network.
+    """
     counted = ((int((energy == 0).sum()), len(energy), name) for energy, name in ((rows, "rows"), (cols, "columns")))
-    told = " and ".join(f"{count} of {whole} {name}" for count, whole, name in counted if count)
+    told = " and ".join(f"{count} of {whole} {name}" for count, whole, name in counted if count > _FEW * whole)
     return f"no batch met {told}: what errors there cost is assumed" if told else ""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.network.batches import _finite, each_tensor, is_plain, output_of, shapes, tensor_in, tensors_in
+from waterfill.network.plainly import plainly
 from waterfill.network.state import same_draws, unchanged
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -33,7 +34,7 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None, *, seed: 
     """
     own = each_tensor(batch, Tensor.clone)
     try:
-        with nullcontext() if torch.is_grad_enabled() else unchanged(model), same_draws(batch, seed):
+        with nullcontext() if torch.is_grad_enabled() else unchanged(model), same_draws(batch, seed), plainly():
             if forward is not None:
                 result = forward(model, own)
             elif isinstance(own, Mapping):

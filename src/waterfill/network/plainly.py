@@ -1,4 +1,4 @@
-"""Parts of a network that PyTorch would run without a graph, run with one: as `calibrate` needs them."""
+"""Parts of a network that PyTorch would run without a graph, or with half of one, run as all others are."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
