@@ -62,7 +62,7 @@ class _Inputs(Uses):
     """
 
     def __init__(self, weights: Mapping[str, Tensor], plan: Plan, calls: int | None) -> None:
-        super().__init__(weights, plan, torch.Generator())
+        super().__init__(weights, plan, torch.Generator("cpu"))
         self.seen: list[_Seen] = []
         self.order: dict[str, int] = {}
         self._left = calls
@@ -103,7 +103,7 @@ class _Inputs(Uses):
 
 def _columns(seen: Iterable[_Seen], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:
     """The columns of these weights by their place; of both networks at the same positions."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     found = defaultdict(list)
     for one in seen:
         if one.use.name in names:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from waterfill import recipe
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.layout import KERNEL, MATRIX, RAW, STACK, Layout, layout_of
@@ -175,6 +176,7 @@ class Compression:
         return Run(self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.progress, workers)
 
 
+@by_own_arithmetic
 def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     model: "nn.Module | Mapping[str, Tensor]",
     spec: "Spec | str" = "Quantize()",

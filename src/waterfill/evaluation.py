@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.errors import BadInput
 from waterfill.running import Forward, as_deployed, call, hooked, layers_of, tensor_in
 from waterfill.scores import Distance, Score, relative
@@ -83,6 +84,7 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@by_own_arithmetic
 def evaluate(  # noqa: PLR0913 - what is measured, and three ways in which users' batches differ
     model: nn.Module,
     batches: Iterable[Any],

@@ -67,9 +67,9 @@ class Run:
     def gather(self, weights: Mapping[str, Tensor], plan: Plan) -> Iterator[tuple[str, Found]]:
         """One pass: what was found of each wanted weight."""
         matrices = {name: value for name, value in weights.items() if plan.layouts[name].role != VECTOR}
-        uses = Uses(matrices, plan, torch.Generator().manual_seed(self.seed + 1))
+        uses = Uses(matrices, plan, torch.Generator("cpu").manual_seed(self.seed + 1))
         capture = Capture(uses)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         self.rows = 0
         count = 0
         derived = {name: value for name, value in statistics(self.model).items() if name in plan.wanted}

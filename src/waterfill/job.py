@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from waterfill import manifest, recipe
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.checkpoint import Checkpoint, open_checkpoint
 from waterfill.engine import resolve
 from waterfill.errors import BadInput, BudgetError, OutputExists
@@ -125,6 +126,7 @@ class Job:
         return Run(self.weights, fit, overhead, options.progress, options.workers)
 
 
+@by_own_arithmetic
 def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
@@ -212,6 +214,7 @@ class Plan:
     seconds: float
 
 
+@by_own_arithmetic
 def plan_file(  # noqa: PLR0913 - as compress_file
     source: "str | Path",
     spec: "Spec | str" = "Quantize()",

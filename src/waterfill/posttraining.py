@@ -15,6 +15,7 @@ from torch import nn
 
 from waterfill import recipe
 from waterfill.allocate import Ledger
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.calibration import MEMORY, Loss, bytes_in_all, calibrate
 from waterfill.choosing import settle_choices
 from waterfill.engine import Compression, resolve
@@ -58,6 +59,7 @@ class Steps:
     memory: int = MEMORY
 
 
+@by_own_arithmetic
 def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     model: nn.Module,
     batches: Iterable[Any],

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill import recipe
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.corrections import BIAS, KINDS, Fit, Kind
 from waterfill.errors import BadInput
 from waterfill.folding import LAYERS, fed_norms
@@ -78,6 +79,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@by_own_arithmetic
 def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to be read
     model: "nn.Module | CompressedModel",
     reference: nn.Module,
@@ -255,7 +257,7 @@ def _measured(guard: _Guard, work: nn.Module) -> _Measured:
     try:
         return guard.measure(work)
     except BadInput:
-        never = torch.full((1,), math.inf, dtype=torch.float64)
+        never = torch.full((1,), math.inf, dtype=torch.float64, device="cpu")
         return _Measured(math.inf, never, never)
 
 

@@ -76,7 +76,7 @@ class Uses:
 
     def __init__(self, weights: Mapping[str, Tensor], plan: Plan, generator: torch.Generator) -> None:
         self.plan = plan
-        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
         self.seeing: AbstractContextManager[Any] = nullcontext()
         self.terms: dict[str, dict[tuple[Any, ...], Moments]] = defaultdict(dict)
         self.samples = 0
