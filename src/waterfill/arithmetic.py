@@ -85,6 +85,8 @@ class AsSet:
         """A block in which the function is to run."""
         before = torch.get_float32_matmul_precision()
         with ExitStack() as stack:
+            if self.autocast:
+                torch.clear_autocast_cache()  # casts of weights that have changed since would be taken for theirs
             for device, dtype, kept in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=kept))
             stack.callback(torch.set_float32_matmul_precision, before)

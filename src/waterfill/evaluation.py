@@ -187,7 +187,7 @@ class _Task:
         if targets is not None and self.logits:
             self.score.add(outputs, targets)
         for name, metric in self.metrics.items():
-            value = torch.as_tensor(metric(outputs, targets)).double()
+            value = torch.as_tensor(metric(outputs, targets), dtype=torch.float64, device="cpu")
             total, count = self.means.get(name, (0.0, 0))
             self.means[name] = total + float(value.sum()), count + value.numel()
         self.batches += 1

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from waterfill import manifest
+from waterfill.arithmetic import own_arithmetic
 from waterfill.errors import CorruptFile, Mismatch
 from waterfill.file import FileReader, FileWriter, size_of
 from waterfill.layout import Layout
@@ -40,7 +41,8 @@ class Entry:
 
     def tensor(self) -> Tensor:
         """The tensor, in its own shape and dtype."""
-        return self.layout.join([part.dense() for part in self.parts])
+        with own_arithmetic():
+            return self.layout.join([part.dense() for part in self.parts])
 
 
 @dataclass(frozen=True, eq=False)
