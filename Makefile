@@ -9,8 +9,8 @@ BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 OLDEST_TORCH ?= 2.4.1
 OLDEST := .venv-oldest-$(OLDEST_TORCH)
 OLDEST_READY := $(OLDEST)/.ready
-SMOKE := tests/test_golden_files.py tests/test_golden_codes.py tests/test_contract.py tests/test_engine.py \
-	tests/test_exact_product.py tests/test_format_parts.py tests/test_choosing.py
+SMOKE := tests/coding/test_exact_product.py tests/coding/test_golden_codes.py tests/model tests/parts/test_contract.py \
+	tests/parts/test_format_parts.py tests/compression/test_compress.py
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior data_free rate_distortion feedback_speed whole_speed ablation decisions \
 	post_training calibrations choice report summary

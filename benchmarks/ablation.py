@@ -25,8 +25,8 @@ from networks import networks
 
 import waterfill
 from waterfill import Steps, compress_with_data
-from waterfill.posttraining import DEFAULT_SPEC
-from waterfill.weights import Weight
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.post_training import DEFAULT_SPEC
 
 NETWORK = "ResNet-20"
 BITS = 1.6

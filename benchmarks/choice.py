@@ -19,13 +19,13 @@ from common import Table, claim, claims_table, data_folder, finish
 from networks import networks
 
 import waterfill
-from waterfill.calibration import calibrate
-from waterfill.engine import Compression
-from waterfill.folding import fold_batch_norm
+from waterfill.calibration.calibrate import calibrate
+from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.post_training import DEFAULT_SPEC
+from waterfill.compression.task import Compression
+from waterfill.network.batch_norm import fold_batch_norm
 from waterfill.part import Choice, cost, terms_of
-from waterfill.posttraining import DEFAULT_SPEC
-from waterfill.run import Target
-from waterfill.weights import Weight
 
 BITS = (3.0, 2.0, 1.5)
 INPUTS, STORIES = 256, 64  # of stories each is a batch of its own

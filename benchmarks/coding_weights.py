@@ -8,9 +8,9 @@ import zstandard
 from common import Table, claim
 from networks import State, networks
 
-from waterfill.coding import matrix
+from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Writer
-from waterfill.layout import layout_of
+from waterfill.network.layout import layout_of
 
 STEPS = (0.25, 0.5, 1.0)
 DEEPCABAC = {

@@ -94,7 +94,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on: processor, instruction sets, versions, date, commit."""
     import torch
 
-    from waterfill.coding import coder
+    from waterfill.coding import rans
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
@@ -102,7 +102,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "instruction sets": ", ".join(coder.instruction_sets()),
+        "instruction sets": ", ".join(rans.instruction_sets()),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _commit(),

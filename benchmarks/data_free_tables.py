@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from common import Table
 
 from waterfill import CompressedModel
-from waterfill.coding import matrix, product
+from waterfill.coding.codes import matrix
+from waterfill.coding.model import fitting
 from waterfill.coding.stream import Writer
 from waterfill.part import write_part
 
@@ -141,7 +142,7 @@ class Split(Writer):
         super().codes(plan)
         self.code_bytes += len(self._data) - before
         model = getattr(plan, "model", None)
-        self.model_bytes += product.side_bits(model) / 8 if model is not None else 0.0
+        self.model_bytes += fitting.side_bits(model) / 8 if model is not None else 0.0
 
 
 def breakdown_table(compressed: CompressedModel) -> Table:

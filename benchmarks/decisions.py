@@ -95,7 +95,7 @@ def sequence(name: str) -> list[Row]:
     model, batches = prepared(LLAMA, 256)
     entropy = CHANCES[name]
     steps = Steps(importance="outputs" if entropy is None else "divergence")
-    with patch("waterfill.probes.ENTROPY", 2.0 if entropy is None else entropy):
+    with patch("waterfill.calibration.probes.ENTROPY", 2.0 if entropy is None else entropy):
         made = compress_with_data(model, batches, bits=BITS[LLAMA], steps=steps)
     return [[name, made.bits, *quality(LLAMA, made)]]
 
@@ -117,7 +117,7 @@ def unreached(network: str, cost: str) -> list[Row]:
     """Bits per entry of layers and of their copies."""
     layers = COPIED[network]
     model, batches = prepared(network, 256)
-    with patch("waterfill.engine.at_common_price", list) if cost == "assumed" else ExitStack():
+    with patch("waterfill.compression.compress.at_common_price", list) if cost == "assumed" else ExitStack():
         made = compress_with_data(Beside(model, layers), batches, bits=BITS[network])
     return [
         [network, name, cost, spent(made, f"model.{name}."), spent(made, f"idle.{i}.")] for i, name in enumerate(layers)
@@ -148,9 +148,9 @@ def quality(network: str, made: waterfill.CompressedModel) -> tuple[float | None
 def only_seen() -> Iterator[None]:
     """Nothing is added to the outputs and positions that were seen, but a floor that keeps costs above zero."""
     with ExitStack() as stack:
-        for place in ("waterfill.merging.shared", "waterfill.moments.shared"):
+        for place in ("waterfill.calibration.combine.shared", "waterfill.calibration.moments.shared"):
             stack.enter_context(patch(place, lambda rows, _: rows.clamp_min(1e-6 * float(rows.mean()))))
-        stack.enter_context(patch("waterfill.merging._spread", lambda shape, _: shape))
+        stack.enter_context(patch("waterfill.calibration.combine._spread", lambda shape, _: shape))
         yield
 
 

@@ -33,8 +33,9 @@ from post_training_tables import GPTQ, GPTQ_CODED, ORIGINAL, ROUNDING, Result, S
 from torch import Tensor, nn
 
 import waterfill
+from waterfill.compression.options import Steps
+from waterfill.compression.post_training import DEFAULT_SPEC, compress_with_data
 from waterfill.errors import BudgetError, WaterfillError
-from waterfill.posttraining import DEFAULT_SPEC, Steps, compress_with_data
 
 OPPONENTS = (GPTQ, GPTQ_CODED, ROUNDING)
 RATES = (4.0, 3.0, 2.5, 2.0, 1.5)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import waterfill
 from waterfill.importance import SIZE_EXPONENT, SMOOTHNESS, Importance, entrywise, smooth_gram
-from waterfill.layout import KERNEL, MATRIX, VECTOR, layout_of
+from waterfill.network.layout import KERNEL, MATRIX, VECTOR, layout_of
 
 RATES = {"ResNet-20": (3.0, 2.0), "SqueezeNet 1.1": (3.0, 2.0), "MobileNetV1 0.25": (4.0, 3.0)}
 """Bits per weight of the file, by network."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import waterfill
 from waterfill import Importance, Part, Spec
-from waterfill.coding import matrix
+from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.testing import check_spec
 

@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.places import CHECKOUT
 from torch import Tensor, nn
 
 from waterfill.cli import _COMMANDS, main
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text("utf-8")
 DOCUMENTS = sorted([CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *(CHECKOUT / "docs").glob("*.md")])
 

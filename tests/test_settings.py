@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from tests.golden.models import digests, network
-from tests.restored import digest
+from tests.support.restored import digest
 from torch import nn
 
 import waterfill
 from waterfill import Steps
 from waterfill.cli import main
-from waterfill.layout import layout_of
-from waterfill.model import Entry
+from waterfill.model.entry import Entry
+from waterfill.network.layout import layout_of
 from waterfill.parts.dense import DensePart
 from waterfill.parts.lowrank import LowRankPart
 
@@ -82,7 +82,7 @@ def wanted(files: list[str]) -> list[str]:
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_restored_weights_are_the_same_in_every_environment(name: str, files: list[str], wanted: list[str]) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | ENVIRONMENTS[name]
-    command = [sys.executable, "-m", "tests.restored", *files]
+    command = [sys.executable, "-m", "tests.support.restored", *files]
     done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said, *found = done.stdout.splitlines()

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.places import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-GENERATED = {CHECKOUT / "src/waterfill/coding/frozen.py"}  # tables of numbers, printed by tools/freeze_densities.py
+GENERATED = {
+    CHECKOUT / "src/waterfill/coding/density_tables.py"
+}  # tables of numbers, printed by tools/freeze_densities.py
 FOLDERS = ("src", "tests", "tools", "benchmarks", "examples")
 PYTHON = sorted(path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*.py") if path not in GENERATED)
 LIBRARY = [path for path in PYTHON if CHECKOUT / "src" in path.parents]

@@ -7,8 +7,13 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from waterfill.calibration import Calibration, calibrate
-    from waterfill.engine import compress
+    from waterfill.calibration.calibrate import Calibration, calibrate
+    from waterfill.compression.compress import compress
+    from waterfill.compression.file import Plan, Summary, compress_file, plan_file
+    from waterfill.compression.options import Options, Steps
+    from waterfill.compression.post_training import compress_with_data
+    from waterfill.compression.steps.repair import Repaired, repair
+    from waterfill.compression.to_quality import compress_to_quality
     from waterfill.errors import (
         BadInput,
         BadRecipe,
@@ -21,18 +26,16 @@ if TYPE_CHECKING:
         PlanMismatch,
         WaterfillError,
     )
-    from waterfill.evaluation import Evaluation, evaluate
-    from waterfill.folding import fold_batch_norm
+    from waterfill.evaluation.evaluate import Evaluation, evaluate
+    from waterfill.evaluation.quality import measure_of, parse_drop
     from waterfill.importance import Importance
-    from waterfill.job import Options, Plan, Summary, compress_file, plan_file
-    from waterfill.model import CompressedModel, load_tensor
+    from waterfill.model.compressed import CompressedModel
+    from waterfill.model.lazy import load_tensor
+    from waterfill.network.batch_norm import fold_batch_norm
     from waterfill.part import Part, Spec
     from waterfill.parts import Codebook, Dense, LowRank, Prune, Quantize, Sampled
-    from waterfill.posttraining import Steps, compress_with_data
-    from waterfill.quality import compress_to_quality, measure_of, parse_drop
+    from waterfill.progress import Progress
     from waterfill.recipe import parse
-    from waterfill.repairs import Repaired, repair
-    from waterfill.run import Progress
 
     load = CompressedModel.load
 
@@ -80,36 +83,61 @@ __all__ = [
     "plan_file",
     "repair",
 ]
-_ROOMS = (
-    "errors",
-    "parts",
-    "recipe",
-    "model",
-    "run",
-    "engine",
-    "calibration",
-    "job",
-    "evaluation",
-    "folding",
-    "posttraining",
-    "quality",
-    "repairs",
-)
+_HOME = {
+    "BadInput": "errors",
+    "BadRecipe": "errors",
+    "BudgetError": "errors",
+    "CannotExport": "errors",
+    "CorruptFile": "errors",
+    "Mismatch": "errors",
+    "NewerFormat": "errors",
+    "OutputExists": "errors",
+    "PlanMismatch": "errors",
+    "WaterfillError": "errors",
+    "Progress": "progress",
+    "Importance": "importance",
+    "Part": "part",
+    "Spec": "part",
+    "parse": "recipe",
+    "Codebook": "parts",
+    "Dense": "parts",
+    "LowRank": "parts",
+    "Prune": "parts",
+    "Quantize": "parts",
+    "Sampled": "parts",
+    "CompressedModel": "model.compressed",
+    "load": "model.compressed",
+    "load_tensor": "model.lazy",
+    "fold_batch_norm": "network.batch_norm",
+    "Evaluation": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
+    "Calibration": "calibration.calibrate",
+    "calibrate": "calibration.calibrate",
+    "Options": "compression.options",
+    "Plan": "compression.file",
+    "Summary": "compression.file",
+    "compress_file": "compression.file",
+    "plan_file": "compression.file",
+    "compress": "compression.compress",
+    "Steps": "compression.options",
+    "compress_with_data": "compression.post_training",
+    "compress_to_quality": "compression.to_quality",
+    "measure_of": "evaluation.quality",
+    "parse_drop": "evaluation.quality",
+    "Repaired": "compression.steps.repair",
+    "repair": "compression.steps.repair",
+}
+"""Where each public name is defined, below `waterfill`."""
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the first room that has it (PEP 562). Rooms that use parts come after `parts`."""
+    """A public name, loaded from where it is defined (PEP 562)."""
     if name == "__version__":
         return metadata.version("waterfill")
-    if name == "load":
-        return __getattr__("CompressedModel").load
-    if name in __all__:
-        for room in _ROOMS:
-            module = import_module(f"waterfill.{room}")
-            if hasattr(module, name):
-                return getattr(module, name)
-    raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'waterfill' has no attribute {name!r}")
+    return getattr(import_module(f"waterfill.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*_HOME, "__version__"]

@@ -6,7 +6,7 @@ matrix [cols, cols], or one small Gram matrix over the positions of a spatial ke
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -247,3 +247,18 @@ def entrywise(vector: Tensor) -> Importance:
     floor = 1e-8 * square.mean().clamp_min(1e-60)
     weight = float(vector.numel()) ** (SIZE_EXPONENT - 1)
     return Importance(torch.tensor(weight, dtype=torch.float64, device="cpu"), 1 / square.clamp_min(floor))
+
+
+class Measured(Mapping[str, Importance]):
+    """Importance by the names of weights, all in one unit.
+
+    warnings: by name, why a weight has none, or what was left out. streamed: whether what is asked for is read from
+    disk each time, and nothing is kept.
+    """
+
+    warnings: Mapping[str, str] = {}
+    streamed: bool = False
+
+
+UNTESTED = 10.0**-1.5
+"""Where nothing was held out."""

@@ -8,13 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
-from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
@@ -24,12 +22,7 @@ MOST_NESTED = 8
 _KINDS: dict[int, type["Part"]] = {}
 
 
-def load_kinds() -> None:
-    """Register the kinds that come with the package, whichever door the caller came through."""
-    import_module("waterfill.parts")
-
-
-class Spec(FitsByOwnArithmetic, ABC):
+class Spec(ABC):
     """What to look for: a frozen value whose `repr` is the recipe text."""
 
     @abstractmethod
@@ -144,7 +137,6 @@ def write_part(part: Part, out: Sink) -> None:
 def read_part(src: Reader, shape: tuple[int, int]) -> Part:
     """The part that `write_part` wrote. Raises CorruptFile, and NewerFormat for a kind that is not known here."""
     kind = src.uint(1 << 30)
-    load_kinds()
     if kind not in _KINDS:
         raise NewerFormat(f"part kind {kind} is not known to this release; a newer waterfill wrote this file")
     src.depth += 1

@@ -8,8 +8,9 @@ import ast
 import difflib
 import inspect
 
+import waterfill.parts  # noqa: F401 - registers the kinds that a recipe may name
 from waterfill.errors import BadRecipe
-from waterfill.part import Choice, Spec, SumSpec, load_kinds
+from waterfill.part import Choice, Spec, SumSpec
 
 _LONGEST = 4096
 _COMBINING = (SumSpec, Choice)
@@ -52,7 +53,6 @@ def _spec(node: ast.expr) -> Spec:
 
 
 def _call(node: ast.Call, name: str) -> Spec:
-    load_kinds()
     known = kinds()
     if name not in known:
         raise _error(node, f"there is no {name!r}; {_close(name, list(known))}")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import waterfill
-from waterfill.file import FileReader, FileWriter
+from waterfill.storage import FileReader, FileWriter
 
 ORIGINAL = 4 * (16 * 8 * 9 + 24 * 40) + 2 * 24 + 8  # bytes of the checkpoint's tensors, the tied one once
 WEIGHTS = 16 * 8 * 9 + 24 * 40 + 24

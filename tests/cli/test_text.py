@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfill.cli.listing import SHORT, Item, overview
 from waterfill.cli.progress import Meter, line_of
-from waterfill.cli.text import (
+from waterfill.progress import Progress
+from waterfill.report.listing import SHORT, Item, overview
+from waterfill.report.text import (
     WIDTH,
     Column,
     bytes_text,
@@ -17,7 +18,6 @@ from waterfill.cli.text import (
     shortened,
     table,
 )
-from waterfill.run import Progress
 
 
 @pytest.mark.parametrize(

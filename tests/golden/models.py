@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import waterfill
-from waterfill.layout import dtype_name, octets
+from waterfill.dtypes import dtype_name, octets
 
 FOLDER = Path(__file__).parent / "models-1"
 

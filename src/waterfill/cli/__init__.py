@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 
-from waterfill.cli import compress, decompress, demo, evaluate, info, limits, plan, verify
-from waterfill.cli.failure import Exit, code_of, message_of
-from waterfill.cli.text import complain
+from waterfill.cli.commands import compress, decompress, demo, evaluate, info, limits, plan, verify
+from waterfill.cli.exit_codes import Exit, code_of, message_of
+from waterfill.report.text import complain
 
 _COMMANDS = {
     "compress": (compress, "write a model as a .wf file of a given size"),

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from waterfill.cli.text import parse_size
+from waterfill.report.text import parse_size
 
 DEFAULT_RECIPE = "Quantize()"
 

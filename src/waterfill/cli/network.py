@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from waterfill.cli.failure import UsageError
+from waterfill.cli.exit_codes import UsageError
 from waterfill.errors import Mismatch
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def network_and_batches(network: str | None, data: str, *, targets: bool = False) -> "tuple[nn.Module, Iterable[Any]]":
     """What `--network` builds and `--data` yields; the data's function may give both. targets: those of an array file
     too. Raises UsageError, BadInput."""
-    from waterfill.inputs import load_inputs, load_model
+    from waterfill.cli.inputs import load_inputs, load_model
 
     inputs = load_inputs(data, load_model(network) if network else None, targets)
     if inputs.model is None:
@@ -24,7 +24,7 @@ def network_and_batches(network: str | None, data: str, *, targets: bool = False
 def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     """The module with the weights of a file. Raises BadInput, CorruptFile, Mismatch."""
     import waterfill
-    from waterfill.checkpoint import open_checkpoint
+    from waterfill.network.checkpoint import open_checkpoint
 
     if path.endswith(".wf"):
         return waterfill.load(path).install(module)

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from waterfill.cli.text import seconds_text
+from waterfill.report.text import seconds_text
 
 if TYPE_CHECKING:
     from waterfill import Progress

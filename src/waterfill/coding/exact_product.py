@@ -6,7 +6,7 @@ fused. The NumPy form is the specification; the compiled one does the same to ma
 
 import numpy as np
 
-from waterfill.coding import compiled
+from waterfill.coding import native
 
 
 def exact_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -15,8 +15,8 @@ def exact_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     What leaves the range of float32 becomes an infinity or NaN, as IEEE 754 has it, without a warning.
     """
     out = np.zeros((left.shape[0], right.shape[1]), np.float32)
-    if compiled.native is not None:
-        compiled.native.exact_product(np.ascontiguousarray(left), np.ascontiguousarray(right), out)
+    if native.core is not None:
+        native.core.exact_product(np.ascontiguousarray(left), np.ascontiguousarray(right), out)
         return out
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for k in range(left.shape[1]):

@@ -10,7 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
-from waterfill.coding import integers, matrix
+from waterfill.coding import rice
+from waterfill.coding.codes import matrix
 from waterfill.errors import CorruptFile
 
 FREE = 1 << 22
@@ -56,12 +57,12 @@ class Sink(ABC):
         self.claim(len(values))
         if len(values) == 0:
             return
-        center = integers.center_of(values)
-        folded = integers.zigzag(values - center)
-        k = integers.best_parameter(folded)
-        self.uint(integers.fold(center))
+        center = rice.center_of(values)
+        folded = rice.zigzag(values - center)
+        k = rice.best_parameter(folded)
+        self.uint(rice.fold(center))
         self.uint(k)
-        self.raw(integers.pack(folded, k))
+        self.raw(rice.pack(folded, k))
 
 
 class Tally(Sink):
@@ -157,11 +158,11 @@ class Reader:
         self.claim(count)
         if count == 0:
             return np.zeros(0, dtype=np.int64)
-        center = integers.unfold(self.uint((1 << 33) - 1))
-        k = self.uint(integers.PARAMETERS - 1)
-        values, used = integers.unpack(np.frombuffer(self._data, dtype=np.uint8)[self._at :], count, k)
+        center = rice.unfold(self.uint((1 << 33) - 1))
+        k = self.uint(rice.PARAMETERS - 1)
+        values, used = rice.unpack(np.frombuffer(self._data, dtype=np.uint8)[self._at :], count, k)
         self._at += used
-        return integers.unzigzag(values) + center
+        return rice.unzigzag(values) + center
 
     def codes(self, rows: int, cols: int, kernel: tuple[int, ...] = ()) -> np.ndarray:
         """A matrix of codes [rows, cols], of the smallest of int8, int16 and int32 that holds them."""

@@ -14,9 +14,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from waterfill.coding import coder, compiled
-from waterfill.coding.plans import row_chunks, rows_per_chunk
-from waterfill.coding.scale_model import center, neighbors, predict
+from waterfill.coding import native, rans
+from waterfill.coding.chunking import row_chunks, rows_per_chunk
+from waterfill.coding.model.density_model import center, neighbors, predict
 
 _CHECKS = {
     4: (0o5, 0o2),
@@ -62,7 +62,7 @@ def lanes(rows: int, channels: int, positions: int) -> int:
     """
     cols = channels * positions
     entries = min(rows, rows_per_chunk(cols)) * cols
-    return min(coder.lanes_for(entries // 4), channels & -channels)
+    return min(rans.lanes_for(entries // 4), channels & -channels)
 
 
 def half_mean(mean_z: np.ndarray) -> np.ndarray:
@@ -140,9 +140,9 @@ def across(planes: np.ndarray, rows: int, lanes: int) -> np.ndarray:
 def parities(path: np.ndarray, lanes: int, states: int) -> np.ndarray:
     """The parity (uint8 [n]) of the state before each entry; path: int8 [n], whose lowest bits are the path bits."""
     code = trellis(states)
-    if compiled.native is not None:
+    if native.core is not None:
         found = np.empty(len(path), dtype=np.uint8)
-        compiled.native.trellis_parities(np.ascontiguousarray(path), lanes, code.transition, found)
+        native.core.trellis_parities(np.ascontiguousarray(path), lanes, code.transition, found)
         return found
     steps = (path & 1).reshape(-1, lanes)
     before = np.empty(steps.shape, dtype=np.uint8)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding import matrix
-from waterfill.coding.scale_model import spatial
+from waterfill.coding.codes import matrix
+from waterfill.coding.model.density_model import spatial
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
-from waterfill.parts import closed_forms, kmeans
+from waterfill.parts.clustering import closed_forms, kmeans
 from waterfill.parts.metric import entry_weights
 
 MOST_LEVELS = 256

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding import matrix
+from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.importance import Importance
 from waterfill.part import Part

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding import matrix, trellis
+from waterfill.coding import trellis
+from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
-from waterfill.parts.drafts import Way, drafted
-from waterfill.parts.grid import FARTHEST, Grid
 from waterfill.parts.grouped import FixedRate, fit_grouped
-from waterfill.parts.rescaled import refitted
+from waterfill.parts.quantizer.candidates import Way, drafted
+from waterfill.parts.quantizer.grid import FARTHEST, Grid
+from waterfill.parts.quantizer.rescale import refitted
 
 _MOST_FLAGS = 8 << 7 | 127
 

@@ -10,17 +10,17 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from waterfill.coding import matrix as coded
+from waterfill.coding.codes import matrix as coded
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
 from waterfill.parts.metric import correlates, entry_weights, row_weights
-from waterfill.parts.refit import refit
-from waterfill.parts.saliency import ACTIVATION, AUTO, CRITERIA, HESSIAN, Surgeon, static, within_rows
-from waterfill.parts.support import MOST_CHOICES, Blocks, Groups, Pattern, largest, read_pattern
-from waterfill.parts.thinning import Thinning, thin_groups
+from waterfill.parts.pruning.criteria import ACTIVATION, AUTO, CRITERIA, HESSIAN, Surgeon, static, within_rows
+from waterfill.parts.pruning.gradual import Thinning, thin_groups
+from waterfill.parts.pruning.patterns import MOST_CHOICES, Blocks, Groups, Pattern, largest, read_pattern
+from waterfill.parts.pruning.refit import refit
 
 _NAMED = ("entry", "rows", "columns")
 _SMALLEST = 1e-30

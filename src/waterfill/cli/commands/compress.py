@@ -1,0 +1,127 @@
+"""`waterfill compress`: a .wf file that meets a budget."""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing, size_of
+from waterfill.cli.exit_codes import UsageError
+from waterfill.cli.network import network_and_batches, with_weights
+from waterfill.errors import OutputExists
+from waterfill.report.listing import Listing, items_of
+from waterfill.report.text import say, say_json, seconds_text
+
+EXAMPLES = """examples:
+  waterfill compress model.safetensors --bits 3
+  waterfill compress model.safetensors --size 3MB -o small.wf --recipe "Quantize() + Prune()"
+  waterfill compress checkpoint-folder --lossless
+  waterfill compress model.safetensors --bits 2 --network nets:resnet20 --data loaders:some_images
+  waterfill compress model.safetensors --max-drop 0.5% --network nets:resnet20 --data images.npz \\
+      --held-out loaders:labelled_images
+
+With --data, a few hundred inputs without labels, errors are put where they cost least: always worth it. Interrupted or
+killed, the same command without --data goes on where it was."""
+_WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `compress`."""
+    budget = add_common(parser)
+    budget.add_argument("--max-drop", metavar="D", help="how far quality may fall, such as 0.5%% (with --held-out)")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: beside MODEL, named .wf)")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    data = parser.add_argument_group("with data")
+    data.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches of inputs, or a .npz or .npy of inputs")
+    data.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
+    data.add_argument("--memory", type=size_of, metavar="S", help="for what is measured at a time (default: 1 GiB)")
+    data.add_argument("--cache", metavar="FOLDER", help="where measurements are kept, to go on from if interrupted")
+    data.add_argument("--held-out", metavar="MODULE:FUNCTION|FILE", help="batches (inputs, targets) to measure on")
+    data.add_argument(
+        "--metric",
+        choices=("accuracy", "top5", "agreement", "perplexity", "nats", "divergence"),
+        default="accuracy",
+        help="what --max-drop counts (default: accuracy; agreement and divergence need no targets)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress_with_data` raise."""
+    output = args.output or default_output(existing(args.model))
+    if os.path.exists(output) and not args.force:  # said before torch is imported and the checkpoint read
+        raise OutputExists(f"{output} exists; choose another output with -o, or overwrite it with --force")
+    for name in _WITH_DATA:
+        if getattr(args, name) and not args.data:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --data: name some inputs of the network")
+    if args.data and args.lossless:
+        raise UsageError("--lossless keeps every bit and needs no --data")
+    if bool(args.max_drop) != bool(args.held_out):
+        raise UsageError("--max-drop is measured on --held-out inputs: give both")
+    began = time.monotonic()
+    listing, said = _with_data(args, output) if args.data else _without(args, output)
+    seconds = time.monotonic() - began
+    if args.json:
+        say_json({"file": output, "seconds": seconds} | listing.as_json() | said.get("json", {}))
+        return
+    say(listing.text(args.all))
+    for line in said.get("lines", []):
+        say()
+        say(line)
+    say()
+    say(f"{output}: {listing.totals()}")
+    say(f"took {seconds_text(seconds)}")
+
+
+def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
+    """Compress the checkpoint as it lies on disk, one tensor in memory at a time."""
+    from waterfill import Options, compress_file
+    from waterfill.cli.progress import Meter
+
+    with Meter(args.quiet) as meter:
+        options = Options(force=args.force, threads=args.threads, progress=meter)
+        recipe = args.recipe or DEFAULT_RECIPE
+        summary = compress_file(existing(args.model), output, recipe, **budget_of(args), options=options)
+    notes = {"recipe": "lossless" if args.lossless else recipe, "original": summary.original}
+    return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
+
+
+def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
+    """Compress the network that the checkpoint's weights make, as its inputs say."""
+    from functools import partial
+
+    from waterfill.cli.progress import Meter
+    from waterfill.compression.options import Steps
+    from waterfill.compression.post_training import DEFAULT_SPEC, compress_with_data
+    from waterfill.compression.to_quality import compress_to_quality
+    from waterfill.evaluation.quality import METRICS, measure_of, parse_drop
+
+    network, batches = network_and_batches(args.network, args.data)
+    network = with_weights(network, existing(args.model))
+    batches = list(batches)
+    said: dict[str, Any] = {}
+    with Meter(args.quiet) as meter:
+        cache = Path(args.cache) if args.cache else None
+        steps = Steps(cache=cache) if args.memory is None else Steps(cache=cache, memory=args.memory)
+        recipe = args.recipe or DEFAULT_SPEC
+        compress = partial(compress_with_data, network, batches, recipe, steps=steps, progress=meter)
+        if args.max_drop:
+            held_out = network_and_batches(args.network, args.held_out, targets=True)[1]
+            measure = measure_of(args.metric, held_out, network)
+            made, trace = compress_to_quality(
+                network,
+                measure,
+                parse_drop(args.max_drop, args.metric),
+                better=METRICS[args.metric],
+                compressor=lambda bits: compress(bits=bits),
+            )
+            said = {"lines": [trace.text()], "json": {"trace": trace.as_json()}}
+        else:
+            given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
+            made = compress(**given)
+    made.save(output, force=args.force)
+    unreached = made.notes.get("unreached", [])
+    if unreached:
+        line = f"never reached by the data, so that what errors in them cost is assumed: {', '.join(unreached)}"
+        said["lines"] = [*said.get("lines", []), line]
+    return Listing(items_of(made.table()), made.aliases, made.notes, made.size), said

@@ -1,0 +1,78 @@
+"""One tensor of a compressed model: its parts and their bytes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+import waterfill.parts  # noqa: F401 - registers the kinds that a file may hold
+from waterfill.arithmetic import own_arithmetic
+from waterfill.coding.stream import Reader, Writer
+from waterfill.network.layout import Layout
+from waterfill.part import Part, read_part, write_part
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A tensor as parts, one for each of its matrices; error relative to its norm where it was just compressed."""
+
+    name: str
+    layout: Layout
+    parts: tuple[Part, ...]
+    reason: str = ""
+    error: float | None = None
+
+    @cached_property
+    def blob(self) -> bytes:
+        """The bytes of this tensor in a file."""
+        return encode(self.parts)
+
+    @property
+    def words(self) -> str:
+        """What the tensor became, in a few words."""
+        return describe(self.parts)
+
+    def tensor(self) -> Tensor:
+        """The tensor, in its own shape and dtype."""
+        return restored(self.parts, self.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """parts: one for each matrix. blob: their bytes. error: norm of the error relative to that of the tensor."""
+
+    parts: tuple[Part, ...]
+    blob: bytes
+    error: float
+
+    @property
+    def words(self) -> str:
+        """What the tensor became, in a few words."""
+        return describe(self.parts)
+
+
+def restored(parts: tuple[Part, ...], layout: Layout) -> Tensor:
+    """The tensor of these parts, whatever PyTorch is set to. Raises CorruptFile if a part has another type."""
+    with own_arithmetic():
+        return layout.join([part.dense() for part in parts])
+
+
+def describe(parts: tuple[Part, ...]) -> str:
+    """What a tensor became: the different words of its parts."""
+    return " / ".join(dict.fromkeys(part.describe() for part in parts)) or "empty"
+
+
+def encode(parts: tuple[Part, ...]) -> bytes:
+    """The blob of a tensor: its parts one after the other."""
+    out = Writer()
+    for part in parts:
+        write_part(part, out)
+    return out.finish()
+
+
+def decode(blob: bytes, layout: Layout, name: str) -> tuple[Part, ...]:
+    """The parts of a blob, every count and checksum proved. Raises CorruptFile, NewerFormat."""
+    src = Reader(blob, f"tensor {name!r}")
+    parts = tuple(read_part(src, layout.matrix) for _ in range(layout.count))
+    src.end()
+    return parts
