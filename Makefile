@@ -10,7 +10,7 @@ OLDEST_TORCH ?= 2.4.1
 OLDEST := .venv-oldest-$(OLDEST_TORCH)
 OLDEST_READY := $(OLDEST)/.ready
 SMOKE := tests/coding/test_exact_product.py tests/coding/test_golden_codes.py tests/model tests/parts/test_contract.py \
-	tests/parts/test_format_parts.py tests/compression/test_compress.py
+	tests/parts/test_format_parts.py tests/compression/test_compress.py tests/compression/test_choice.py
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior data_free rate_distortion feedback_speed whole_speed ablation decisions \
 	post_training calibrations choice report summary

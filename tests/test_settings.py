@@ -148,6 +148,16 @@ def test_a_module_gets_the_same_weights_whatever_the_state_of_torch(state: str, 
     assert digests(own.state_dict()) == digests(other.state_dict())
 
 
+def test_a_module_under_autocast_runs_with_the_weights_that_were_installed() -> None:
+    own, batch = Wide(), torch.randn(4, 150)
+    made = waterfill.compress(Wide(), price=1e-3)
+    with torch.autocast("cpu"):
+        before = own(batch)
+        after = made.install(own)(batch)
+    with torch.autocast("cpu"):
+        assert torch.equal(own(batch), after) and not torch.equal(before, after)
+
+
 MADE = (
     *RECIPES[:2],
     "Prune() | Quantize(bits=4, group=16)",
