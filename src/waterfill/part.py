@@ -22,7 +22,7 @@ MOST_NESTED = 8
 _KINDS: dict[int, type["Part"]] = {}
 
 
-class Spec(ABC):
+class Spec(FitsByOwnArithmetic, ABC):
     """What to look for: a frozen value whose `repr` is the recipe text."""
 
     @abstractmethod
