@@ -15,7 +15,7 @@ from tests.support.restored import digest
 from torch import nn
 
 import waterfill
-from waterfill import Steps
+from waterfill import Options, Steps
 from waterfill.cli import main
 from waterfill.model.entry import Entry
 from waterfill.network.layout import layout_of
@@ -68,7 +68,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, made = tmp_path_factory.mktemp("settings"), []
     for i, recipe in enumerate(RECIPES):
         path = folder / f"{i}.wf"
-        waterfill.compress(Wide(), recipe, price=1e-4).save(path)
+        waterfill.compress(Wide(), spec=recipe, price=1e-4).save(path)
         made.append(str(path))
     denormal().save(folder / "denormal.wf")
     return [str(folder / "denormal.wf"), *GOLDEN, *made]
@@ -173,7 +173,7 @@ def blobs() -> list[str]:
 
 def made_without_data(net: nn.Module) -> list[str]:
     """Digests of whole blobs."""
-    found = [waterfill.compress(net, recipe, price=1e-3) for recipe in MADE]
+    found = [waterfill.compress(net, spec=recipe, price=1e-3) for recipe in MADE]
     found.append(waterfill.compress(net, bits=5))
     return [hashlib.sha256(b"".join(entry.blob for entry in model.entries.values())).hexdigest() for model in found]
 
@@ -193,7 +193,7 @@ def small_net() -> tuple[nn.Module, list[torch.Tensor]]:
 
 def blob_of_data(net: nn.Module, batches: list[torch.Tensor], **options: object) -> str:
     recipe = "Quantize(states=8) | LowRank()"
-    model = waterfill.compress_with_data(net, batches, recipe, price=1e-2, steps=Steps(stages=1), **options)
+    model = waterfill.compress(net, batches, spec=recipe, price=1e-2, options=Options(steps=Steps(stages=1)), **options)
     return hashlib.sha256(b"".join(entry.blob for entry in model.entries.values())).hexdigest()
 
 

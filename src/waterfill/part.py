@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
+from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance

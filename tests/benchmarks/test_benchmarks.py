@@ -59,7 +59,7 @@ def test_a_result_passes_through_its_file(state: dict[str, torch.Tensor]) -> Non
 
 
 def test_the_breakdown_sums_to_the_file(state: dict[str, torch.Tensor]) -> None:
-    compressed = script("data_free").waterfill.compress(state, "Quantize()", bits=12.0)
+    compressed = script("data_free").waterfill.compress(state, spec="Quantize()", bits=12.0)
     rows = script("data_free_tables").breakdown_table(compressed).rows
     assert sum(row[1] for row in rows if not row[0].startswith("of these")) == compressed.size
     assert all(row[1] >= 0 for row in rows)

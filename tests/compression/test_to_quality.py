@@ -11,8 +11,9 @@ from tests.support.small_networks import cifar, images, parameters, resnet20
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import BadInput, BudgetError, compress_to_quality, evaluate, measure_of, parse_drop
-from waterfill.evaluation.quality import Drop
+from waterfill import compress_to_quality, evaluate
+from waterfill.errors import BadInput, BudgetError
+from waterfill.evaluation.quality import Drop, measure_of, parse_drop
 
 
 class Net(nn.Module):

@@ -7,6 +7,7 @@ import math
 import struct
 
 from tests.support.plain_decoder import Source, matrix
+
 from waterfill.coding.density_tables import OCTAVE
 
 

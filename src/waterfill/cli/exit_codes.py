@@ -26,13 +26,9 @@ class UsageError(Exception):
     """Arguments that cannot be meant as they are."""
 
 
-class VerifyError(Exception):
-    """A file that is whole but not what it was compared with."""
-
-
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (UsageError, Exit.USAGE),
-    (VerifyError, Exit.VERIFY_FAILED),
+    (errors.VerifyError, Exit.VERIFY_FAILED),
     (errors.OutputExists, Exit.OUTPUT_EXISTS),
     (errors.CorruptFile, Exit.CORRUPT_INPUT),
     (errors.NewerFormat, Exit.CORRUPT_INPUT),

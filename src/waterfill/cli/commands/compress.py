@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress_with_data` raise."""
+    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress` raise."""
     output = args.output or default_output(existing(args.model))
     if os.path.exists(output) and not args.force:  # said before torch is imported and the checkpoint read
         raise OutputExists(f"{output} exists; choose another output with -o, or overwrite it with --force")
@@ -90,9 +90,10 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     """Compress the network that the checkpoint's weights make, as its inputs say."""
     from functools import partial
 
+    from waterfill.calibration.calibrate import MEMORY
     from waterfill.cli.progress import Meter
-    from waterfill.compression.options import Steps
-    from waterfill.compression.post_training import DEFAULT_SPEC, compress_with_data
+    from waterfill.compression.compress import compress
+    from waterfill.compression.options import Options
     from waterfill.compression.to_quality import compress_to_quality
     from waterfill.evaluation.quality import METRICS, measure_of, parse_drop
 
@@ -101,10 +102,9 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     batches = list(batches)
     said: dict[str, Any] = {}
     with Meter(args.quiet) as meter:
-        cache = Path(args.cache) if args.cache else None
-        steps = Steps(cache=cache) if args.memory is None else Steps(cache=cache, memory=args.memory)
-        recipe = args.recipe or DEFAULT_SPEC
-        compress = partial(compress_with_data, network, batches, recipe, steps=steps, progress=meter)
+        cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
+        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory)
+        to = partial(compress, network, batches, spec=args.recipe, options=options)
         if args.max_drop:
             held_out = network_and_batches(args.network, args.held_out, targets=True)[1]
             measure = measure_of(args.metric, held_out, network)
@@ -113,12 +113,12 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
                 measure,
                 parse_drop(args.max_drop, args.metric),
                 better=METRICS[args.metric],
-                compressor=lambda bits: compress(bits=bits),
+                compressor=lambda bits: to(bits=bits),
             )
             said = {"lines": [trace.text()], "json": {"trace": trace.as_json()}}
         else:
             given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
-            made = compress(**given)
+            made = to(**given)
     made.save(output, force=args.force)
     unreached = made.notes.get("unreached", [])
     if unreached:

@@ -124,7 +124,7 @@ class _Trial:
 def drafted(target: Tensor, importance: Importance, price: float, way: Way) -> Draft:
     """The draft of least cost, of all grids and, where `way` has states, with codes along the trellis or without.
 
-    Target and importance lie on the CPU, whatever the device of the feedback.
+    Budget and importance lie on the CPU, whatever the device of the feedback.
     """
     cols = max(1, target.shape[1])
     least = max(_SAMPLE // cols, _LEAST if cols >= _LONG else _ENOUGH)
