@@ -1,4 +1,4 @@
-"""Writes the tables of the pages in `docs/results` from the results, between their marks, so that the two cannot differ.
+"""Writes the tables in the pages of `docs/results` from the results, between marks, so that the two cannot differ.
 
 A mark `<!-- results: NAME TABLE -->` is followed by that table of `results/NAME.json`, or of the partial results where
 there are no others, up to `<!-- end -->`; TABLE `machine` is what it was measured on.
