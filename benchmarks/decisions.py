@@ -1,4 +1,4 @@
-"""What some decisions of calibration are worth (docs/why.md): each is undone, with all else as it is.
+"""What some decisions of calibration are worth (docs/decisions.md): each is undone, with all else as it is.
 
 * few: of few samples, the output and the position that are added to those that were seen.
 * sequences: for a language model, how far chances are softened, and the squared error of its outputs instead.
