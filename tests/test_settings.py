@@ -15,7 +15,7 @@ from tests.support.restored import digest
 from torch import nn
 
 import waterfill
-from waterfill import Steps
+from waterfill import Options, Steps
 from waterfill.cli import main
 from waterfill.model.entry import Entry
 from waterfill.network.layout import layout_of
@@ -193,9 +193,7 @@ def small_net() -> tuple[nn.Module, list[torch.Tensor]]:
 
 def blob_of_data(net: nn.Module, batches: list[torch.Tensor], **options: object) -> str:
     recipe = "Quantize(states=8) | LowRank()"
-    model = waterfill.compress(
-        net, batches, spec=recipe, price=1e-2, **options, options=waterfill.Options(steps=Steps(stages=1))
-    )
+    model = waterfill.compress(net, batches, spec=recipe, price=1e-2, options=Options(steps=Steps(stages=1)), **options)
     return hashlib.sha256(b"".join(entry.blob for entry in model.entries.values())).hexdigest()
 
 

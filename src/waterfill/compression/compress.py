@@ -67,15 +67,17 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
     budget = Budget(bits, size, ratio, price)
     if isinstance(batches, Spec | str):
         raise BadRecipe(f"{batches!r} stands where inputs belong; a recipe is given by keyword: spec={batches!r}")
-    if batches is not None and (lossless or importance is not None):
+    if batches is None:
+        if forward is not None:
+            raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
+        recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
+        with own_arithmetic():
+            work = Compression.of(model, recipe, importance, options)
+            work.run.meet(resolve(budget, recipe), work.original)
+            return work.model()
+    if lossless or importance is not None:
         given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
         raise BadRecipe(f"{given}: leave the batches out")
-    if batches is None and forward is not None:
-        raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
-    if batches is not None:
-        return compress_with_inputs(model, Inputs(batches, AsSet.now(forward)), spec, budget, options)
-    recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
+    inputs = Inputs(batches, AsSet.now(forward))
     with own_arithmetic():
-        work = Compression.of(model, recipe, importance, options)
-        work.run.meet(resolve(budget, recipe), work.original)
-        return work.model()
+        return compress_with_inputs(model, inputs, spec, budget, options)

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 
-from waterfill.arithmetic import by_own_arithmetic
 from waterfill.calibration.calibrate import bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.spend import Ledger
@@ -38,7 +37,6 @@ AUTOMATIC = "automatic"
 """What a file says of its recipe if it was that one: in a small network its text would be dear."""
 
 
-@by_own_arithmetic
 def compress_with_inputs(
     model: "nn.Module | Mapping[str, Tensor]",
     inputs: Inputs,
