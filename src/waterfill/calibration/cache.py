@@ -15,6 +15,7 @@ from torch import Tensor
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
+from waterfill.network.batches import count_of
 from waterfill.storage.work_directory import Journal
 
 _SAMPLED = 1 << 12  # entries of a tensor that its fingerprint is taken from
@@ -104,11 +105,11 @@ def fingerprint(weights: Mapping[str, Tensor], options: Mapping[str, Any], batch
     Of a list of batches the first counts; a loader, which may shuffle, is known by its length alone.
     """
     marks = [f"{name} {list(value.shape)} {value.dtype} {_mark(value)}" for name, value in weights.items()]
-    length = getattr(batches, "__len__", None)
+    count = count_of(batches)
     first = batches[0] if isinstance(batches, list | tuple) and batches else None
     return {
         "weights": zlib.crc32("\n".join(marks).encode()),
-        "batches": None if length is None else f"{length()}, {_marks(first)}",
+        "batches": None if count is None else f"{count}, {_marks(first)}",
         **options,
     }
 

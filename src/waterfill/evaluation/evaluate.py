@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import Distance, Score, relative
-from waterfill.network.batches import tensor_in
+from waterfill.network.batches import are_arguments, tensor_in
 from waterfill.network.forward import Forward, as_deployed, call, hooked, layers_of
 
 Targets = str | None | Callable[[Any], Tensor | None]
@@ -212,7 +212,7 @@ class _Task:
             name = next((name for name in _NAMED if name in batch), None)
             rest = {key: value for key, value in batch.items() if key != name}
             return rest, None if name is None else batch[name]
-        if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[-1], Tensor):
+        if are_arguments(batch) and len(batch) > 1 and isinstance(batch[-1], Tensor):
             return batch[0] if len(batch) == 2 else tuple(batch[:-1]), batch[-1]
         return batch, None
 

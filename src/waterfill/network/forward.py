@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
-from waterfill.network.batches import _finite, each_tensor, output_of, shapes, tensor_in, tensors_in
+from waterfill.network.batches import _finite, are_arguments, each_tensor, output_of, shapes, tensor_in, tensors_in
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) -> what the model says, where a batch is not simply its arguments."""
@@ -35,7 +35,7 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor
         elif isinstance(own, Mapping):
             result = model(**own)
         else:
-            result = model(*own) if isinstance(own, tuple | list) else model(own)
+            result = model(*own) if are_arguments(own) else model(own)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         if isinstance(error, BadInput) or "allocate memory" in str(error) or "out of memory" in str(error):
             raise
@@ -55,7 +55,7 @@ def _advice(batch: Any, model: nn.Module, said: str) -> str:
     given = {t.dtype for t in tensors_in(batch) if t.is_floating_point()}
     if own is not None and ((given and given != {own}) or (not given and "dtype" in said)):
         return f"; the model computes in {own}: convert one of them, such as batch.to({own})"
-    if isinstance(batch, tuple | list) and len(batch) > 1:
+    if are_arguments(batch) and len(batch) > 1:
         return "; a tuple is all arguments of the model: take labels away, or say forward=lambda model, b: model(b[0])"
     found = tensor_in(batch)
     return "" if found is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"
