@@ -74,6 +74,17 @@ def size_of(text: str) -> int:
     return size
 
 
+def share_of(text: str) -> float:
+    """A share of at least a half, such as 95% or 0.95. Raises ArgumentTypeError."""
+    try:
+        share = float(text.rstrip().removesuffix("%")) / (100 if "%" in text else 1)
+    except ValueError:
+        share = 0.0
+    if not 0.5 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 50% to below 100%")
+    return share
+
+
 def _threads(text: str) -> int:
     value = int(text)
     if value < 1:

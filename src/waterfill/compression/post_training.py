@@ -6,6 +6,7 @@ and repair what small tensors can. Each step is a module of its own; this one on
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from waterfill import recipe
-from waterfill.calibration.calibrate import bytes_in_all, calibrate
+from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Target
 from waterfill.compression.allocation.spend import Ledger
 from waterfill.compression.options import Steps
@@ -60,12 +61,27 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
     the batches never reach get the bits of typical ones of their size, and a warning in the table.
     Raises BadInput (no batches, batches that can be read only once, NaN), BadRecipe, BudgetError.
     """
+    target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
+    with calibrated(model, batches, spec, forward=forward, steps=steps, progress=progress) as measured:
+        return measured.to(target)
+
+
+@contextmanager
+def calibrated(  # noqa: PLR0913 - as compress_with_data
+    model: nn.Module,
+    batches: Iterable[Any],
+    spec: "Spec | str" = DEFAULT_SPEC,
+    *,
+    forward: Forward | None = None,
+    steps: Steps = Steps(),
+    progress: Callable[[Progress], None] | None = None,
+) -> Iterator["Calibrated"]:
+    """A model measured once, to be compressed to any number of budgets within the block, each as `compress_with_data`
+    would; arguments and errors are those of it."""
     check_batches(model, batches)
     if isinstance(batches, Iterator):
         raise BadInput("batches are gone through several times: give a list or a loader, such as inputs.split(32)")
-    target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
     wanted = recipe.parse(spec) if isinstance(spec, str) else spec
-    specs = terms_of(Choice, wanted)
     work, folded = _folded(model, batches, forward, steps.fold)
     with _room(work, steps) as cache:
         calibration = calibrate(
@@ -78,17 +94,42 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
             progress=progress,
             memory=steps.memory,
         )
-        compression = Compression.of(work, specs[0], calibration, progress)
-        compression.notes.update(
-            recipe=AUTOMATIC if spec == DEFAULT_SPEC else repr(wanted),
-            samples=calibration.samples,
-            folded=folded,
-            unreached=sorted(calibration.unreached),
-        )
-        settle_choices(compression, specs, target)
+        said = {
+            "recipe": AUTOMATIC if spec == DEFAULT_SPEC else repr(wanted),
+            "samples": calibration.samples,
+            "folded": folded,
+            "unreached": sorted(calibration.unreached),
+        }
+        yield Calibrated(work, batches, terms_of(Choice, wanted), calibration, said, forward, steps, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model, its norms folded, and what errors in its weights cost. notes: what its files say of how it was done."""
+
+    model: nn.Module
+    batches: Iterable[Any]
+    specs: tuple[Spec, ...]
+    calibration: Calibration
+    notes: dict[str, Any]
+    forward: Forward | None
+    steps: Steps
+    progress: Callable[[Progress], None] | None
+
+    def __call__(self, bits: float) -> CompressedModel:
+        """The model in a file of so many bits per weight. Raises BudgetError."""
+        return self.to(Target(bits=bits))
+
+    def to(self, target: Target) -> CompressedModel:
+        """The model compressed to a budget. Raises BudgetError."""
+        compression = Compression.of(self.model, self.specs[0], self.calibration, self.progress)
+        compression.notes.update(self.notes)
+        settle_choices(compression, self.specs, target)
         ledger = compression.run.meet(target, compression.original)
-        made = _refitted(compression, ledger, work, batches, target, forward=forward, steps=steps)
-    return _repaired(made, work, batches, forward, compression.allowed(target)) if steps.repair else made
+        made = _refitted(compression, ledger, self.model, self.batches, target, forward=self.forward, steps=self.steps)
+        if not self.steps.repair:
+            return made
+        return _repaired(made, self.model, self.batches, self.forward, compression.allowed(target))
 
 
 def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is run

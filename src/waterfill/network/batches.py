@@ -46,7 +46,7 @@ def count_of(batches: Any) -> int | None:
 
 
 def samples_in(batch: Any) -> int:
-    """Inputs in a batch: the first dimension of its first tensor, or the sequences packed in it; 0 if there are none."""
+    """Inputs in a batch: the first dimension of its first tensor, or the sequences packed in it; 0 if it has none."""
     packed = next((item for item in (batch, *_items(batch)) if isinstance(item, PackedSequence | Tensor)), None)
     if isinstance(packed, PackedSequence):
         return int(packed.batch_sizes[0])
