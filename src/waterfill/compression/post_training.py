@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -30,6 +29,7 @@ from waterfill.network.batches import check_batches, split
 from waterfill.network.forward import Forward, as_deployed, call, copy_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.progress import Progress
+from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
     "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
@@ -161,8 +161,8 @@ def _room(model: nn.Module, steps: Steps) -> Iterator[Path | None]:
     if steps.cache is not None or bytes_in_all(model) <= steps.memory:
         yield steps.cache
         return
-    with TemporaryDirectory(prefix="waterfill-") as folder:
-        yield Path(folder)
+    with temporary_folder() as folder:
+        yield folder
 
 
 def _folded(model: nn.Module, batches: Iterable[Any], forward: Forward | None, wanted: bool) -> tuple[nn.Module, bool]:
