@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from waterfill.cli.exit_codes import UsageError
+from waterfill.errors import BadInput
 from waterfill.report.text import parse_size
+from waterfill.storage.paths import check_target
 
 DEFAULT_RECIPE = "Quantize()"
 
@@ -45,6 +48,14 @@ def existing(path: str) -> str:
     if not os.path.exists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return path
+
+
+def writable(path: str, force: bool) -> None:
+    """Say what is in the way of an output before the work begins. Raises OutputExists, UsageError, OSError."""
+    try:
+        check_target(path, force)
+    except BadInput as error:
+        raise UsageError(str(error)) from error
 
 
 def default_output(model: str) -> str:

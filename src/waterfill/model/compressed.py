@@ -60,7 +60,7 @@ class CompressedModel:
         wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
         found = {name: entry.layout.shape for name, entry in self.entries.items()}
         found |= {alias: found[name] for alias, name in self.aliases.items()}
-        _check_names(wanted, found, type(module).__name__)
+        check_names(wanted, found, type(module).__name__)
         module.load_state_dict(self.state_dict(), strict=True)
         return module
 
@@ -117,7 +117,8 @@ def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
     return sum(lay.entries for name, lay in tensors if lay.dtype.is_floating_point and not name.endswith(_UNCOUNTED))
 
 
-def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+def check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise Mismatch, naming a few of each sort, unless a file's names and shapes are those of a module `what`."""
     missing = sorted(set(wanted) - set(found))
     extra = sorted(set(found) - set(wanted))
     both = [name for name in wanted if name in found]

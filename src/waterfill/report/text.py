@@ -1,10 +1,11 @@
 """Text for people: names made safe to print, sizes in bytes, tables that fit a screen."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 WIDTH = 100
 """Columns of a terminal that a table may take."""
@@ -12,19 +13,48 @@ WIDTH = 100
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
+class ReaderGone(Exception):
+    """Whoever read standard output (head, less) has seen enough."""
+
+
 def say(text: str = "") -> None:
-    """One line of data on standard output; whatever a terminal would obey or cannot show is escaped."""
-    sys.stdout.write(_writable(text, sys.stdout.encoding) + "\n")
+    """One line of data on standard output; whatever a terminal would obey or cannot show is escaped. Raises
+    ReaderGone."""
+    if sys.stdout is not None:  # it was closed: nobody listens
+        _to_reader(lambda out: out.write(_writable(text, out.encoding) + "\n"))
+
+
+def say_json(value: Any) -> None:
+    """A value as JSON on standard output, plain ASCII. Raises ReaderGone."""
+    if sys.stdout is not None:
+        _to_reader(lambda out: out.write(json.dumps(value, indent=2, allow_nan=False) + "\n"))
+
+
+def said() -> None:
+    """Bring what was said to its reader. Raises ReaderGone."""
+    if sys.stdout is not None:
+        _to_reader(lambda out: out.flush())
+
+
+def _to_reader(act: Callable[[TextIO], Any]) -> None:
+    try:
+        act(sys.stdout)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def complain(text: str) -> None:
     """One message on standard error, its control characters escaped."""
-    sys.stderr.write(_writable(text, sys.stderr.encoding) + "\n")
+    if sys.stderr is not None:
+        show(_writable(text, sys.stderr.encoding) + "\n")
 
 
-def say_json(value: Any) -> None:
-    """A value as JSON on standard output, plain ASCII."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+def show(text: str) -> None:
+    """Text on standard error as it is; if that is closed or nobody reads it, the work goes on without."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def printable(text: str) -> str:

@@ -1,17 +1,26 @@
 """`waterfill compress`: a .wf file that meets a budget."""
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing, share_of, size_of
+from waterfill.cli.arguments import (
+    DEFAULT_RECIPE,
+    add_common,
+    budget_of,
+    default_output,
+    existing,
+    share_of,
+    size_of,
+    writable,
+)
 from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.network import network_and_batches, with_weights
-from waterfill.errors import BadInput, OutputExists
+from waterfill.errors import BadInput
 from waterfill.report.listing import Listing, items_of
 from waterfill.report.text import say, say_json, seconds_text
+from waterfill.storage.atomic import claimed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,8 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write OUT and say what every tensor became. Raises what `compress_file` and `compress_with_data` raise."""
     output = args.output or default_output(existing(args.model))
-    if os.path.exists(output) and not args.force:  # said before torch is imported and the checkpoint read
-        raise OutputExists(f"{output} exists; choose another output with -o, or overwrite it with --force")
+    writable(output, args.force)  # said before torch is imported and the checkpoint read
     for name in _WITH_DATA:
         if getattr(args, name) and not args.data:
             raise UsageError(f"--{name.replace('_', '-')} goes with --data: name some inputs of the network")
@@ -138,7 +146,7 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     network, batches = network_and_batches(args.network, args.data)
     network = with_weights(network, existing(args.model))
     said: dict[str, Any] = {}
-    with Meter(args.quiet) as meter:
+    with claimed(output), Meter(args.quiet) as meter:
         cache = Path(args.cache) if args.cache else None
         steps = Steps(cache=cache) if args.memory is None else Steps(cache=cache, memory=args.memory)
         recipe = args.recipe or DEFAULT_SPEC
