@@ -25,6 +25,10 @@ class CompressedModel:
     aliases: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        recipe = f", recipe {self.notes['recipe']!r}" if "recipe" in self.notes else ""
+        return f"CompressedModel({len(self.entries)} tensors, {self.weights} weights{recipe})"
+
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the file says beside the blobs."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from waterfill.report.text import Column, complain, count_text, say, say_json, seconds_text, table
+from waterfill.report.text import Column, complain, count_text, say, say_json, screen, seconds_text, table
 from waterfill.storage.work_directory import temporary_folder
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _compressed(bench: Bench, bits: float, path: Path) -> list[Row]:
 
 def _text(rows: list[Row]) -> str:
     titles = (Column("network", text=True), *map(Column, ("bytes", "bits/weight", "smaller", "correct", "logits off")))
-    return table(titles, map(_cells, rows))
+    return table(titles, map(_cells, rows), screen())
 
 
 def _cells(row: Row) -> list[str]:
