@@ -58,7 +58,7 @@ def code_network(name: str, state: State, step: float, quoted: float | None) -> 
         codes = matrix.narrow(np.rint(values / (step * values.std())).astype(np.int32))
         plan = matrix.plan(codes, layout.kernel)
         out = Writer()
-        out.codes(plan)
+        out.put(plan)
         entries += codes.size
         real += 8 * len(out.finish())
         ideal += plan.bits

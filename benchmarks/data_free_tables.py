@@ -137,9 +137,9 @@ class Split(Writer):
         self.code_bytes = 0
         self.model_bytes = 0.0
 
-    def codes(self, plan: matrix.Plan) -> None:
+    def put(self, plan: matrix.Plan) -> None:
         before = len(self._data)
-        super().codes(plan)
+        super().put(plan)
         self.code_bytes += len(self._data) - before
         model = getattr(plan, "model", None)
         self.model_bytes += fitting.side_bits(model) / 8 if model is not None else 0.0

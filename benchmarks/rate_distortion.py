@@ -25,6 +25,7 @@ from torch import Tensor
 
 import waterfill
 from waterfill import Importance, Spec
+from waterfill.calibration.calibrate import Calibration
 from waterfill.errors import BadRecipe
 from waterfill.theory import NetworkLimit, Spectrum, gaussian_rate
 
@@ -175,7 +176,7 @@ def of_layers(recipes: Sequence[str], entries: int, inputs: int) -> Iterable[Fou
 
 
 @functools.cache
-def importances(network: str, inputs: int) -> waterfill.Calibration:
+def importances(network: str, inputs: int) -> Calibration:
     """What errors cost in every weight of a network, by so many of its inputs."""
     folder = data_folder()
     model = model_of(network, folder, networks()[network].state(folder))

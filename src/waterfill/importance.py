@@ -223,9 +223,9 @@ def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
 
 
 SMOOTHNESS = 0.75
-"""Correlation of neighboring inputs assumed for spatial kernels without data (docs/why.md has the measurement)."""
+"""Correlation of neighboring inputs assumed for spatial kernels without data (measured in docs/decisions.md)."""
 SIZE_EXPONENT = 0.3
-"""Without data a relative error of a weight of n entries costs n^SIZE_EXPONENT (docs/why.md)."""
+"""Without data a relative error of a weight of n entries costs n^SIZE_EXPONENT (docs/decisions.md)."""
 
 
 def without_data(target: Tensor, kernel: tuple[int, ...] = (), entries: int | None = None) -> Importance:

@@ -247,23 +247,23 @@ class SumSpec(Spec):
         return min(candidates, key=lambda part: cost(part, target, importance, price))
 
     def _sweep(self, target: Tensor, importance: Importance, price: float) -> Part:
-        """When bits are dear only structure is worth buying, so structure is bought first (DESIGN 6.7).
+        """When bits are dear only structure is worth buying, so structure is bought first (docs/theory.md, *Sums*).
 
-        With data on how inputs correlate, the terms that are best alone at the dearest price go first there; later the
-        others do, each round, so that they are not bought out of what they are cheaper at.
+        With data on how inputs correlate, the terms that are best alone at the highest price go first there; later the
+        others do, each round, so that a later term can take back what it encodes more cheaply.
         """
         terms: list[Part | None] = [None] * len(self.terms)
-        order, dearest = list(range(len(self.terms))), 64
+        order, highest = list(range(len(self.terms))), 64
         if importance.gram is not None and len(importance.gram) == target.shape[1] > importance.positions:
-            fits = [term.fit(target, importance, price * dearest) for term in self.terms]
-            order.sort(key=lambda i: cost(fits[i], target, importance, price * dearest))
+            fits = [term.fit(target, importance, price * highest) for term in self.terms]
+            order.sort(key=lambda i: cost(fits[i], target, importance, price * highest))
             terms[order[0]] = fits[order[0]]
-            self._alternate(target, importance, price * dearest, terms, order[1:])
+            self._alternate(target, importance, price * highest, terms, order[1:])
             order.reverse()
         else:
-            self._alternate(target, importance, price * dearest, terms, order)
-        for dearer in (8, 1):
-            swept = self._alternate(target, importance, price * dearer, terms, order)
+            self._alternate(target, importance, price * highest, terms, order)
+        for multiple in (8, 1):
+            swept = self._alternate(target, importance, price * multiple, terms, order)
         return swept
 
     def _alternate(

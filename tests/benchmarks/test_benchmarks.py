@@ -59,7 +59,7 @@ def test_a_result_passes_through_its_file(state: dict[str, torch.Tensor]) -> Non
 
 
 def test_the_breakdown_sums_to_the_file(state: dict[str, torch.Tensor]) -> None:
-    compressed = script("data_free").waterfill.compress(state, "Quantize()", bits=12.0)
+    compressed = script("data_free").waterfill.compress(state, spec="Quantize()", bits=12.0)
     rows = script("data_free_tables").breakdown_table(compressed).rows
     assert sum(row[1] for row in rows if not row[0].startswith("of these")) == compressed.size
     assert all(row[1] >= 0 for row in rows)
@@ -149,8 +149,11 @@ def test_a_table_is_the_same_after_json_and_in_a_document(tmp_path: Path) -> Non
 
 def test_the_document_shows_the_results() -> None:
     report = script("report")
-    document = report.DOCUMENT.read_text("utf-8")
-    assert report.render(document, report.RESULTS) == document, "run python benchmarks/report.py"
+    pages = sorted(report.PAGES.glob("*.md"))
+    assert len(pages) > 9
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert report.render(text, report.RESULTS) == text, f"{page.name}: run python benchmarks/report.py"
 
 
 def test_decisions_are_undone_and_only_there() -> None:

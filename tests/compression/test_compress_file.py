@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from tests.support.networks import relative, same, state
 
 import waterfill
-from waterfill import BadInput, BudgetError, Options, OutputExists, PlanMismatch
+from waterfill import Options
 from waterfill.compression.allocation.weight import Weight
+from waterfill.errors import BadInput, BudgetError, OutputExists, PlanMismatch
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from waterfill import BadInput, BudgetError, compress_to_quality, compress_with_data, measure_of
-from waterfill.compression.options import Steps
+from waterfill import Options, Steps, compress, compress_to_quality
 from waterfill.compression.post_training import calibrated
 from waterfill.compression.quality_trace import Trial, smoothed
 from waterfill.compression.to_quality import Search
+from waterfill.errors import BadInput, BudgetError
 from waterfill.evaluation.paired import Difference, Scores
-from waterfill.evaluation.quality import Measure
+from waterfill.evaluation.quality import Measure, measure_of
+from waterfill.network.inputs import Inputs
 
 ORIGINAL = 100.0  # bits of the model that is not compressed
 
@@ -143,13 +144,13 @@ def test_what_was_calibrated_once_makes_the_files_that_calibrating_anew_makes() 
         runs += torch.is_grad_enabled()
         return model(x)
 
-    x, steps = torch.randn(64, 24), Steps(stages=2)
-    with calibrated(net, x.split(16), forward=forward, steps=steps) as measured:
+    x, options = torch.randn(64, 24), Options(steps=Steps(stages=2))
+    with calibrated(net, Inputs(x.split(16), forward), options=options) as measured:
         calibrating = runs
         files = [measured(bits) for bits in (6.0, 4.0)]
     assert runs == calibrating > 0
     for bits, made in zip((6.0, 4.0), files, strict=True):
-        anew = compress_with_data(net, x.split(16), bits=bits, forward=forward, steps=steps)
+        anew = compress(net, x.split(16), bits=bits, forward=forward, options=options)
         assert {name: entry.blob for name, entry in anew.entries.items()} == {
             name: entry.blob for name, entry in made.entries.items()
         }

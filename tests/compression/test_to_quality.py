@@ -11,9 +11,10 @@ from tests.support.small_networks import cifar, images, parameters, resnet20
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import BadInput, BudgetError, compress_to_quality, evaluate, measure_of, parse_drop
+from waterfill import compress_to_quality, evaluate
 from waterfill.compression.to_quality import Search
-from waterfill.evaluation.quality import Drop, Measure
+from waterfill.errors import BadInput, BudgetError
+from waterfill.evaluation.quality import Drop, Measure, measure_of, parse_drop
 
 
 class Net(nn.Module):

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from waterfill import BadInput, evaluate, measure_of
+from waterfill import evaluate
+from waterfill.errors import BadInput
+from waterfill.evaluation.quality import measure_of
 
 TOKENS = torch.randint(0, 12, (6, 9), generator=torch.Generator().manual_seed(3))
 CLASSES = 12

@@ -6,8 +6,7 @@ from tests.support.networks import mixed, same, state
 from torch import nn
 
 import waterfill
-from waterfill import BadInput, Mismatch, OutputExists
-from waterfill.errors import CorruptFile
+from waterfill.errors import BadInput, CorruptFile, Mismatch, OutputExists
 
 
 @pytest.fixture(scope="module")

@@ -37,13 +37,9 @@ class Ended(KeyboardInterrupt):
         self.code = Exit(128 + number)
 
 
-class VerifyError(Exception):
-    """A file that is whole but not what it was compared with."""
-
-
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (UsageError, Exit.USAGE),
-    (VerifyError, Exit.VERIFY_FAILED),
+    (errors.VerifyError, Exit.VERIFY_FAILED),
     (errors.OutputExists, Exit.OUTPUT_EXISTS),
     (errors.CorruptFile, Exit.CORRUPT_INPUT),
     (errors.NewerFormat, Exit.CORRUPT_INPUT),

@@ -8,19 +8,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from waterfill import recipe
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.weight import SAMPLE, Weight
 from waterfill.compression.options import Options
-from waterfill.compression.task import resolve
+from waterfill.compression.task import LOSSLESS, resolve
 from waterfill.errors import BadInput, BudgetError
 from waterfill.model.compressed import count_weights, table_row
+from waterfill.model.entry import row_of
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
 from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.part import Spec
-from waterfill.storage import FileWriter, manifest, size_of
+from waterfill.parts import Dense
+from waterfill.recipe import DEFAULT_RECIPE, as_spec
+from waterfill.storage import FileWriter, size_of
 from waterfill.storage.atomic import claimed
+from waterfill.storage.manifest import Manifest
 from waterfill.storage.paths import check_target
 from waterfill.storage.work_directory import Journal
 
@@ -54,28 +57,28 @@ class Job:
 
     checkpoint: Checkpoint
     spec: Spec
-    target: Target
+    target: Budget
     lossless: bool
     weights: Sequence[Weight]
 
     @classmethod
-    def of(cls, source: "str | Path", spec: "Spec | str", target: Target, lossless: bool) -> "Job":
+    def of(cls, source: "str | Path", spec: "Spec | str", target: Budget, lossless: bool) -> "Job":
         """Read the headers and lay out every tensor. Raises BadInput, CorruptFile, BadRecipe, BudgetError."""
         checkpoint = open_checkpoint(source)
         if not checkpoint.tensors:
             raise BadInput(f"{source} holds no tensors; there is nothing to compress")
-        parsed = recipe.parse('Dense(format="lossless")' if lossless else spec) if isinstance(spec, str) else spec
+        parsed = Dense(format="lossless") if lossless else as_spec(spec)
         weights = []
         for name, stored in checkpoint.tensors.items():
             layout = Layout(stored.shape, stored.dtype, RAW) if lossless else layout_of(stored.shape, stored.dtype)
             weights.append(Weight(name, layout, parsed, stored.load))
             weights[-1].check()
-        return cls(checkpoint, parsed, resolve(target, parsed, lossless), lossless, weights)
+        return cls(checkpoint, parsed, resolve(target, LOSSLESS if lossless else parsed), lossless, weights)
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the file says of how it was made."""
-        return {"recipe": "lossless" if self.lossless else repr(self.spec), "original": self.checkpoint.original_bytes}
+        return {"recipe": LOSSLESS if self.lossless else repr(self.spec), "original": self.checkpoint.original_bytes}
 
     @property
     def count(self) -> int:
@@ -97,8 +100,8 @@ class Job:
 
     def manifest(self, words: Sequence[str]) -> dict[str, Any]:
         """The manifest of the file, given what every tensor became."""
-        rows = [manifest.Row(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
-        return {"tensors": manifest.pack(rows), "aliases": self.checkpoint.aliases, "notes": self.notes}
+        rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
+        return Manifest(rows, self.checkpoint.aliases, self.notes).pack()
 
     def run(self, fit: Callable[[int, float], float], words: Callable[[], Sequence[str]], options: Options) -> Run:
         """The run that will meet the target, with `words` for what is known so far of every tensor's parts."""
@@ -113,7 +116,7 @@ class Job:
 def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
-    spec: "Spec | str" = "Quantize()",
+    spec: "Spec | str" = DEFAULT_RECIPE,
     *,
     bits: float | None = None,
     size: int | None = None,
@@ -130,7 +133,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     began = time.monotonic()
     path = Path(target)
     check_target(target, options.force)
-    job = Job.of(source, spec, Target(bits, size, ratio, price), lossless)
+    job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
     work = options.work or path.with_name(path.name + ".work")
     with claimed(path), Journal.claim(work):
         records, written = _run(job, Journal.begin(work, job.fingerprint()), path, options)
@@ -205,7 +208,7 @@ class Plan:
 
 def plan_file(  # noqa: PLR0913 - as compress_file
     source: "str | Path",
-    spec: "Spec | str" = "Quantize()",
+    spec: "Spec | str" = DEFAULT_RECIPE,
     *,
     bits: float | None = None,
     size: int | None = None,
@@ -215,7 +218,7 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     options: Options = Options(),
 ) -> Plan:
     """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written."""
-    job = Job.of(source, spec, Target(bits, size, ratio, price), lossless)
+    job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
     began = time.monotonic()
     run = job.run(lambda i, at: 0.0, lambda: ["quantized"] * len(job.weights), options)
     wanted = job.target.file_bytes(job.count, job.checkpoint.original_bytes)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill import recipe
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.options import Options
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, Measured
 from waterfill.model.compressed import CompressedModel, count_weights
@@ -20,8 +20,11 @@ from waterfill.model.entry import Entry
 from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.network.tensors import tensors_of
 from waterfill.part import Spec
-from waterfill.progress import Progress
+from waterfill.parts import Dense
+from waterfill.recipe import as_spec
 
+LOSSLESS = "lossless"
+"""What stands for a recipe where every bit is kept."""
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
 
@@ -57,7 +60,7 @@ def _on_cpu(value: Tensor) -> Tensor:
 
 def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
     """Every tensor as it is, bit for bit."""
-    exact = recipe.parse('Dense(format="lossless")')
+    exact = Dense(format="lossless")
     return [
         Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
         for name, value in tensors.items()
@@ -75,7 +78,7 @@ class Compression:
     entries: dict[int, Entry]
     aliases: dict[str, str]
     notes: dict[str, Any]
-    progress: Callable[[Progress], None] | None
+    options: Options
 
     @classmethod
     def of(
@@ -83,19 +86,19 @@ class Compression:
         model: "nn.Module | Mapping[str, Tensor]",
         spec: "Spec | str",
         importance: Mapping[str, Importance] | None,
-        progress: Callable[[Progress], None] | None,
+        options: Options,
     ) -> "Compression":
-        """Nothing fitted yet; the spec "lossless" keeps every bit. Raises BadInput, BadRecipe."""
+        """Nothing fitted yet; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
         original = sum(t.numel() * t.element_size() for t in tensors.values())
-        if spec == "lossless":
-            return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, progress)
-        parsed = recipe.parse(spec) if isinstance(spec, str) else spec
+        if spec == LOSSLESS:
+            return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, options)
+        parsed = as_spec(spec)
         weights = plan_weights(tensors, parsed, roles, importance)
         notes = {"recipe": repr(parsed), "original": original}
         if isinstance(importance, Measured) and importance.warnings:
             notes["warnings"] = dict(importance.warnings)
-        return cls(weights, {}, aliases, notes, progress)
+        return cls(weights, {}, aliases, notes, options)
 
     @property
     def original(self) -> int:
@@ -114,25 +117,26 @@ class Compression:
         filled = [self.entries.get(i) or Entry(w.name, w.layout, (), w.reason) for i, w in enumerate(self.weights)]
         return CompressedModel({entry.name: entry for entry in filled}, self.aliases, self.notes)
 
-    def allowed(self, target: Target) -> int | None:
+    def allowed(self, target: Budget) -> int | None:
         """The size that the file may have; None where a price decides."""
         return target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
 
     @cached_property
     def run(self) -> "Run":
         """What fits the weights to a target."""
-        workers = min(2, torch.get_num_threads())
-        return Run(self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.progress, workers)
+        workers = self.options.threads or min(2, torch.get_num_threads())
+        return Run(
+            self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.options.progress, workers
+        )
 
 
-def resolve(target: Target, spec: "Spec | str", lossless: bool) -> Target:
+def resolve(target: Budget, spec: "Spec | str") -> Budget:
     """The budget to work to: the default where none was given. Raises BadRecipe for a budget that makes no sense."""
     given = any(v is not None for v in vars(target).values())
-    if lossless:
+    if spec == LOSSLESS:
         if given:
             raise BadRecipe("lossless takes what it takes: give no budget with it")
-        return Target(price=FIXED_RATE_PRICE)
+        return Budget(price=FIXED_RATE_PRICE)
     if given:
         return target
-    parsed = recipe.parse(spec) if isinstance(spec, str) else spec
-    return Target(price=FIXED_RATE_PRICE) if parsed.fixed_rate else Target(bits=DEFAULT_BITS)
+    return Budget(price=FIXED_RATE_PRICE) if as_spec(spec).fixed_rate else Budget(bits=DEFAULT_BITS)

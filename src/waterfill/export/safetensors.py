@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from waterfill.errors import BadInput
+from waterfill.model.lazy import CompressedTensors
 from waterfill.storage.atomic import AtomicFile
 
 _NAMES = {  # how safetensors names the types
@@ -43,6 +44,18 @@ class Slot:
     def bytes(self) -> int:
         """Bytes of the tensor."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+def slots_of(tensors: CompressedTensors, dtype: torch.dtype | None = None) -> list[Slot]:
+    """A slot for every tensor of a file, those with the largest entries first; floating-point ones as `dtype`, if that
+    is given."""
+    sources = {name: name for name in tensors.layouts} | dict(tensors.aliases)
+    slots = []
+    for name, source in sources.items():
+        layout = tensors.layouts[source]
+        kept = layout.dtype if dtype is None or not layout.dtype.is_floating_point else dtype
+        slots.append(Slot(name, layout.shape, kept, source))
+    return sorted(slots, key=lambda slot: (-slot.dtype.itemsize, slot.name))
 
 
 class SafetensorsWriter:

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from waterfill.errors import Mismatch
-from waterfill.model.entry import Entry, decode
-from waterfill.model.lazy import read_manifest
+from waterfill.model.entry import Entry, row_of
+from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
-from waterfill.storage import FileReader, FileWriter, manifest, size_of
+from waterfill.storage import FileReader, FileWriter, size_of
+from waterfill.storage.manifest import Manifest
 
 _UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -32,8 +33,8 @@ class CompressedModel:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the file says beside the blobs."""
-        rows = [manifest.Row(e.layout, e.words, e.reason) for e in self.entries.values()]
-        return {"tensors": manifest.pack(rows), "aliases": self.aliases, "notes": self.notes}
+        rows = [row_of(e.layout, e.words, e.reason) for e in self.entries.values()]
+        return Manifest(rows, self.aliases, self.notes).pack()
 
     @cached_property
     def size(self) -> int:
@@ -93,12 +94,9 @@ class CompressedModel:
     def load(cls, path: "str | Path") -> "CompressedModel":
         """Read a file, every checksum proved. Raises CorruptFile, NewerFormat."""
         with FileReader(path) as src:
-            names, rows, aliases = read_manifest(src)
-            entries = {
-                name: Entry(name, row.layout, decode(src.blob(name), row.layout, name), row.reason)
-                for name, row in zip(names, rows, strict=True)
-            }
-            return cls(entries, aliases, dict(src.manifest.get("notes", {})))
+            tensors = CompressedTensors(src)
+            entries = {name: tensors.entry(name) for name in src.names}
+            return cls(entries, dict(tensors.aliases), dict(tensors.manifest.notes))
 
 
 def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error: float | None) -> dict[str, Any]:
@@ -136,4 +134,14 @@ def check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
         raise Mismatch(f"the file does not fit a {what}; {'; '.join(told)}. Build the module it was compressed from")
 
 
-load = CompressedModel.load
+def load(path: "str | Path") -> CompressedModel:
+    """Read a file, every checksum proved.
+
+    Raises:
+        CorruptFile: for damage, saying where.
+        NewerFormat: for what a newer release wrote.
+
+    Example:
+        >>> net = waterfill.load("net.wf").install(Net())
+    """
+    return CompressedModel.load(path)

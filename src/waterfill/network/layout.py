@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from waterfill.errors import BadInput, CorruptFile
+from waterfill.storage.manifest import KERNEL, MATRIX, RAW, STACK, VECTOR
 
-VECTOR, MATRIX, KERNEL, STACK, RAW = "v", "m", "k", "s", "r"
-ROLES = (VECTOR, MATRIX, KERNEL, STACK, RAW)
 _LONGEST_KERNEL = 31  # a third dimension up to this size is a kernel in a state dict that does not say
 _COMPRESSIBLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

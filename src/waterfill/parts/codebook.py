@@ -57,7 +57,7 @@ class CodebookPart(Part):
         out.uint(len(self.kernel))
         for size in self.kernel:
             out.uint(size)
-        out.codes(self._plan)
+        out.put(self._plan)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
@@ -68,7 +68,7 @@ class CodebookPart(Part):
         kernel = tuple(src.uint(1 << 20) for _ in range(src.uint(MOST_AXES)))
         if 0 in kernel or shape[1] % math.prod(kernel):
             raise src.fail(f"a kernel {kernel} that does not divide {shape[1]} columns")
-        codes = src.codes(*shape, kernel)
+        codes = matrix.read(src, *shape, kernel)
         zero = _zero(book)
         if codes.size and (int(codes.min()) < -zero or int(codes.max()) >= len(book) - zero):
             raise src.fail(f"a code outside a codebook of {len(book)} levels")

@@ -52,7 +52,7 @@ class GroupedPart(Part):
         out.raw(self.scales.numpy().astype("<f2").tobytes())
         if self.zeros is not None:
             out.ints(self.zeros.numpy())
-        out.codes(self.plan)
+        out.put(self.plan)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
@@ -68,7 +68,7 @@ class GroupedPart(Part):
         zeros = src.ints(rows * groups) if offset else None
         if zeros is not None and len(zeros) and not -128 <= zeros.min() <= zeros.max() <= 127:
             raise src.fail("a zero point out of range")
-        codes = src.codes(rows, cols)
+        codes = matrix.read(src, rows, cols)
         if codes.dtype != np.int8:
             raise src.fail("fixed-rate codes of more than eight bits")
         points = None if zeros is None else torch.from_numpy(zeros.astype(np.int16)).reshape(rows, groups)

@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress_with_data` raise."""
+    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress` raise."""
     output = args.output or default_output(existing(args.model))
     writable(output, args.force)  # said before torch is imported and the checkpoint read
     for name in _WITH_DATA:
@@ -136,24 +136,26 @@ def _to_quality(
 
 def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
     """Compress the network that the checkpoint's weights make, as its inputs say."""
+    from waterfill.calibration.calibrate import MEMORY
     from waterfill.cli.progress import Meter
-    from waterfill.compression.allocation.budget import Target
-    from waterfill.compression.options import Steps
+    from waterfill.compression.allocation.budget import Budget
+    from waterfill.compression.options import Options
     from waterfill.compression.post_training import DEFAULT_SPEC, calibrated
     from waterfill.compression.task import resolve
+    from waterfill.network.inputs import Inputs
 
     goal = _goal(args)
     network, batches = network_and_batches(args.network, args.data)
     network = with_weights(network, existing(args.model))
     said: dict[str, Any] = {}
     with claimed(output), Meter(args.quiet) as meter:
-        cache = Path(args.cache) if args.cache else None
-        steps = Steps(cache=cache) if args.memory is None else Steps(cache=cache, memory=args.memory)
-        recipe = args.recipe or DEFAULT_SPEC
+        cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
+        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory)
         given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
-        with calibrated(network, list(batches), recipe, steps=steps, progress=meter) as measured:
+        budget = resolve(Budget(**given), args.recipe or DEFAULT_SPEC)
+        with calibrated(network, Inputs(list(batches)), args.recipe, options) as measured:
             if goal is None:
-                made = measured.to(resolve(Target(**given), recipe, lossless=False))
+                made = measured.to(budget)
             else:
                 made, said = _to_quality(args, network, measured, goal)
     made.save(output, force=args.force)

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     from waterfill import Progress
     from waterfill.cli.progress import Meter
-    from waterfill.export.safetensors import SafetensorsWriter
+    from waterfill.export.safetensors import SafetensorsWriter, slots_of
     from waterfill.model.lazy import CompressedTensors
 
     source = existing(args.file)
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     writable(output, args.force)
     with FileReader(source) as src:
         tensors = CompressedTensors(src)
-        slots = tensors.slots(getattr(torch, args.dtype) if args.dtype else None)
+        slots = slots_of(tensors, getattr(torch, args.dtype) if args.dtype else None)
         with SafetensorsWriter(output, slots, args.force) as out, Meter(args.quiet) as meter:
             done, entries = 0, sum(slot.bytes for slot in slots)
             for number, slot in enumerate(slots, 1):

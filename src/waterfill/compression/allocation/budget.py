@@ -8,7 +8,7 @@ from waterfill.errors import BadRecipe, BudgetError
 
 
 @dataclass(frozen=True)
-class Target:
+class Budget:
     """What to meet, at most one of: bits per weight of the whole file, its size in bytes, the ratio to the original
     tensors' bytes, or the price in nats per bit."""
 

@@ -12,9 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from waterfill import recipe
 from waterfill.importance import UNTESTED, Importance
 from waterfill.part import Spec
+from waterfill.parts import Quantize
 
 DAMPINGS = tuple(10.0 ** (k / 2) for k in range(-6, 2))
 """What is tried, relative to the mean diagonal. Less is never safe: what was silent in both halves may yet speak."""
@@ -25,7 +25,7 @@ _MOST_EXCESS = 6.0
 
 @cache
 def _codes() -> Spec:
-    return recipe.parse("Quantize()")
+    return Quantize()
 
 
 def damped(target: Tensor, importance: Importance, price: float) -> Importance:

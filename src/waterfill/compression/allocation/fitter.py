@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.search import Bracket, bracket
 from waterfill.compression.allocation.spend import FILL, Ledger, settle, spend
 from waterfill.compression.allocation.weight import Weight
@@ -47,7 +47,7 @@ class Run:
         """Entries of all weights."""
         return sum(w.layout.entries for w in self.weights)
 
-    def meet(self, target: Target, original: int) -> Ledger:
+    def meet(self, target: Budget, original: int) -> Ledger:
         """Fit every weight as the target asks; `original`: bytes of the tensors as they were."""
         size = target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), original)
         return self.at_price(target.price or FIXED_RATE_PRICE) if size is None else self.to_size(size)

@@ -2,7 +2,7 @@
 
 Measured, D is in squared outputs; assumed, in relative errors. One price cannot serve both unless one is brought to the
 unit of the other: on weights that were reached both are known, and a typical ratio of them is what the assumption is
-multiplied by. A weight that was not reached then gets the bits of a typical one of its size (docs/why.md).
+multiplied by. A weight that was not reached then gets the bits of a typical one of its size (docs/decisions.md).
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill import recipe
 from waterfill.compression.allocation.curve import Curve, Point
 from waterfill.compression.allocation.damping import damped
 from waterfill.dtypes import octets
@@ -18,6 +17,7 @@ from waterfill.importance import Importance, entrywise, without_data
 from waterfill.model.entry import Fitted, decode, encode
 from waterfill.network.layout import RAW, VECTOR, Layout, check_finite
 from waterfill.part import Spec
+from waterfill.parts import Dense
 from waterfill.storage import name_problem
 
 SAMPLE = 1 << 16
@@ -27,8 +27,8 @@ _RANGE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the ra
 _PIECE = 1 << 18  # entries
 _TINY = 1e-30
 _TOO_SMALL = 64  # entries; below, any side information costs more than it saves
-_SMALL = "Dense()"
-_EXACT = 'Dense(format="lossless")'
+_SMALL = Dense()
+_EXACT = Dense(format="lossless")
 
 _REASONS = {VECTOR: "one-dimensional", RAW: "not floating point: kept bit for bit"}
 
@@ -68,8 +68,8 @@ class Weight:
     def chosen_spec(self) -> Spec:
         """The user's spec, or Dense where the tensor stays as it is."""
         if self.layout.role == RAW:
-            return recipe.parse(_EXACT)
-        return recipe.parse(_SMALL) if self.reason else self.spec
+            return _EXACT
+        return _SMALL if self.reason else self.spec
 
     @functools.cached_property
     def curve(self) -> Curve:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.task import Compression
 from waterfill.part import Spec, cost
@@ -17,7 +17,7 @@ MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
 
 
-def settle_choices(work: Compression, specs: Sequence[Spec], target: Target) -> None:
+def settle_choices(work: Compression, specs: Sequence[Spec], target: Budget) -> None:
     """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at the target."""
     if len(specs) == 1:
         return
@@ -34,7 +34,7 @@ def settle_choices(work: Compression, specs: Sequence[Spec], target: Target) -> 
         work.weights[:] = pool.map(settled, work.weights)
 
 
-def _price(work: Compression, target: Target) -> float:
+def _price(work: Compression, target: Budget) -> float:
     """The price at which the target will be met, by the curves."""
     allowed = work.allowed(target)
     if allowed is not None:

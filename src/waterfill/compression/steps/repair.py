@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill import recipe
 from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
@@ -23,6 +22,7 @@ from waterfill.network.batch_norm import LAYERS, fed_norms
 from waterfill.network.batches import split, tensor_in
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.network.layout import RAW
+from waterfill.parts import Dense
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
 _MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of the vectors that a file gets anew
@@ -289,7 +289,7 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
 
 def _written(entry: Entry, value: Tensor, original: Tensor, mantissa: int) -> Entry:
     """The entry of a tensor with another value, rounded to so many mantissa bits."""
-    spec = recipe.parse('Dense(format="lossless")' if entry.layout.role == RAW else f"Dense(mantissa={mantissa})")
+    spec = Dense(format="lossless") if entry.layout.role == RAW else Dense(mantissa=mantissa)
     parts = []
     for matrix in entry.layout.split(value.cpu()):
         importance = Importance() if entry.layout.role == RAW else entrywise(matrix)

@@ -108,7 +108,7 @@ class Blocks:
             out.claim(mask.numel())
         else:
             out.uint(0)
-            out.codes(plan)
+            out.put(plan)
 
     @classmethod
     def read(cls, src: Reader, height: int, shape: tuple[int, int]) -> tuple[Self, Tensor]:
@@ -119,7 +119,7 @@ class Blocks:
         tall, wide = blocks.grid(shape)
         head = src.uint(1 + MOST_GAPS)
         if head == 0:
-            return blocks, _as_mask(src, src.codes(tall, wide))
+            return blocks, _as_mask(src, coded.read(src, tall, wide))
         positions = src.ints(head - 1)
         units = src.claim(tall * wide)
         if len(positions) and (positions.min() < 0 or positions.max() >= units):
@@ -196,7 +196,7 @@ class Groups:
         out.uint(0)
         out.uint(self.kept)
         out.uint(self.size)
-        out.codes(plan)
+        out.put(plan)
         out.claim(mask.numel())
 
     @classmethod
@@ -206,7 +206,7 @@ class Groups:
         if not (0 < groups.kept < groups.size and math.comb(groups.size, groups.kept) <= MOST_CHOICES):
             raise src.fail(f"a pattern of {groups.kept} in {groups.size}")
         choices = groups.choices
-        numbers = src.codes(shape[0], -(-shape[1] // groups.size)).astype(np.int64) + len(choices) // 2
+        numbers = coded.read(src, shape[0], -(-shape[1] // groups.size)).astype(np.int64) + len(choices) // 2
         src.claim(shape[0] * shape[1])
         if numbers.size and (numbers.min() < 0 or numbers.max() >= len(choices)):
             raise src.fail("the number of a combination is out of range")

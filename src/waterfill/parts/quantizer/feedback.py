@@ -1,4 +1,4 @@
-"""Successive quantization with feedback (DESIGN 6.3): each column takes over the errors of the columns before it.
+"""Successive quantization with feedback (docs/theory.md): each column takes over the errors of the columns before it.
 
 With A = T^T T, T lower triangular, D(E) = 1/2 sum_o g_o sum_i T_ii^2 (E_oi + sum_{j<i} T_ij / T_ii E_oj)^2; so column
 i is quantized with the target w_i + sum_{j<i} T_ij / T_ii (w_j - w^_j) and the weight T_ii^2. Going from the first

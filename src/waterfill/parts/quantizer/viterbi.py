@@ -10,7 +10,8 @@ import numpy as np
 
 from waterfill.coding import density
 from waterfill.coding.model.fitting import center
-from waterfill.coding.trellis import half_mean, trellis
+from waterfill.coding.model.path_means import half_mean
+from waterfill.coding.trellis import trellis
 
 ESCAPED = np.float32(10)  # bits, about, of the value of an escaped code beyond what `prices` say
 SETTLE = 64

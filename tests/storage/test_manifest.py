@@ -5,15 +5,14 @@ import copy
 import json
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from waterfill.errors import CorruptFile, NewerFormat
-from waterfill.network.layout import KERNEL, MATRIX, ROLES, STACK, VECTOR, Layout
-from waterfill.storage.manifest import Row, pack, unpack
+from waterfill.model.entry import layout_in
+from waterfill.storage.manifest import KERNEL, MATRIX, ROLES, STACK, VECTOR, Row, pack, unpack
 
-DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
+DTYPES = ("float32", "bfloat16", "int64", "bool")
 
 
 @st.composite
@@ -21,8 +20,7 @@ def rows(draw: st.DrawFn) -> Row:
     role = draw(st.sampled_from(ROLES))
     least = {KERNEL: 3, STACK: 3, MATRIX: 2}.get(role, 0)
     shape = tuple(draw(st.lists(st.integers(0, 40), min_size=least, max_size=5)))
-    layout = Layout(shape, draw(st.sampled_from(DTYPES)), role)
-    return Row(layout, draw(st.text(max_size=12)), draw(st.text(max_size=12)))
+    return Row(shape, draw(st.sampled_from(DTYPES)), role, draw(st.text(max_size=12)), draw(st.text(max_size=12)))
 
 
 @given(st.lists(rows(), max_size=20))
@@ -32,9 +30,9 @@ def test_round_trip_through_json(table):
 
 GOOD = pack(
     [
-        Row(Layout((4, 6), torch.float32, MATRIX), "quantized", ""),
-        Row(Layout((6,), torch.float16, VECTOR), "constant 0", "one-dimensional"),
-        Row(Layout((4, 2, 3, 3), torch.float32, KERNEL), "quantized", ""),
+        Row((4, 6), "float32", MATRIX, "quantized", ""),
+        Row((6,), "float16", VECTOR, "constant 0", "one-dimensional"),
+        Row((4, 2, 3, 3), "float32", KERNEL, "quantized", ""),
     ]
 )
 
@@ -82,13 +80,11 @@ def test_what_no_writer_would_write_is_corrupt(packed):
         unpack(packed, 3)
 
 
-@pytest.mark.parametrize(
-    ("packed", "told"),
-    [(changed("roles", to="mzk"), "role 'z'"), (changed("dtypes", 0, 0, to="float31"), "'float31' is not known")],
-)
-def test_what_a_newer_release_may_write_is_named(packed, told):
-    with pytest.raises(NewerFormat, match=told):
-        unpack(packed, 3)
+def test_what_a_newer_release_may_write_is_named():
+    with pytest.raises(NewerFormat, match="role 'z'"):
+        unpack(changed("roles", to="mzk"), 3)
+    with pytest.raises(NewerFormat, match="'float31' is not known"):
+        layout_in(unpack(changed("dtypes", 0, 0, to="float31"), 3)[0])
 
 
 @given(st.data())
