@@ -46,6 +46,12 @@ class Importance:
     damping: float = 1e-8
     halves: tuple[Tensor, Tensor] | None = None
 
+    def __repr__(self) -> str:
+        said = [f"{name} {list(value.shape)}" for name in ("rows", "diagonal") if (value := getattr(self, name)).ndim]
+        said += [] if self.gram is None else [f"gram {list(self.gram.shape)}"]
+        said += [f"kernel {self.kernel}"] if self.kernel else []
+        return f"Importance({', '.join(said) or 'uniform'})"
+
     def __post_init__(self) -> None:
         given: dict[str, tuple[Tensor | None, ...]]
         given = {"rows": (self.rows,), "diagonal": (self.diagonal,), "gram": (self.gram,), "halves": self.halves or ()}
