@@ -22,6 +22,11 @@ _BLOCK = 128  # of rows of a factor found at once
 _SMALLEST = 1e-30  # of a float32 sum of products; below, some of them may have vanished
 
 
+def _one() -> Tensor:
+    """The scalar of no weights, float32."""
+    return torch.ones((), dtype=torch.float32, device="cpu")
+
+
 @dataclass(frozen=True, eq=False)
 class Importance:
     """The cost of an error in one weight matrix [rows, cols].
@@ -34,8 +39,8 @@ class Importance:
     gives it, by which `waterfill.damping` finds the damping.
     """
 
-    rows: Tensor = field(default_factory=lambda: torch.ones(()))
-    diagonal: Tensor = field(default_factory=lambda: torch.ones(()))
+    rows: Tensor = field(default_factory=_one)
+    diagonal: Tensor = field(default_factory=_one)
     gram: Tensor | None = None
     kernel: tuple[int, ...] = ()
     damping: float = 1e-8
@@ -94,7 +99,7 @@ class Importance:
     def _factor(self, gram: Tensor) -> Tensor:
         """Lower triangular L (float64) with `gram` + damping = L L^T."""
         damping = self.damping * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        eye = torch.eye(len(gram), dtype=torch.float64)
+        eye = torch.eye(len(gram), dtype=torch.float64, device="cpu")
         for _ in range(7):  # a million times as much is still rounding, not a wrong matrix
             factor, info = torch.linalg.cholesky_ex(gram + damping * eye)
             if int(info) == 0:
@@ -140,7 +145,7 @@ class Importance:
         if self.gram is None:
             return found
         extra = 0.5 * self.damping * float(self.gram.diagonal().double().mean())
-        return found + extra * replace(self, gram=None, diagonal=torch.ones(()), halves=None).inner(error, error)
+        return found + extra * replace(self, gram=None, diagonal=_one(), halves=None).inner(error, error)
 
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""
@@ -206,7 +211,8 @@ def _factorize(gram: Tensor) -> bool:
         if int(info) or not float(turned.diagonal().min()) > least:
             return False
         upper = turned.flip((0, 1))
-        inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
+        eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+        inverse = torch.linalg.solve_triangular(upper, eye, upper=True)
         rows[:, :start] = inverse @ rows[:, :start]
         gram[now, start:] = 0.0
         gram[now, now] = upper.T
@@ -215,9 +221,9 @@ def _factorize(gram: Tensor) -> bool:
 
 def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
     """Gram matrix [positions, positions] of inputs whose neighbors along each axis correlate: A_ij = c^|i - j|_1."""
-    gram = torch.ones(1, 1, dtype=torch.float64)
+    gram = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     for size in kernel:
-        at = torch.arange(size, dtype=torch.float64)
+        at = torch.arange(size, dtype=torch.float64, device="cpu")
         gram = torch.kron(gram, correlation ** (at[:, None] - at[None, :]).abs())
     return gram.float()
 
@@ -246,7 +252,7 @@ def entrywise(vector: Tensor) -> Importance:
     square = vector.double().square().reshape(-1)
     floor = 1e-8 * square.mean().clamp_min(1e-60)
     weight = float(vector.numel()) ** (SIZE_EXPONENT - 1)
-    return Importance(torch.tensor(weight, dtype=torch.float64), 1 / square.clamp_min(floor))
+    return Importance(torch.tensor(weight, dtype=torch.float64, device="cpu"), 1 / square.clamp_min(floor))
 
 
 class Measured(Mapping[str, Importance]):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
+from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
@@ -22,7 +23,7 @@ MOST_NESTED = 8
 _KINDS: dict[int, type["Part"]] = {}
 
 
-class Spec(ABC):
+class Spec(FitsByOwnArithmetic, ABC):
     """What to look for: a frozen value whose `repr` is the recipe text."""
 
     @abstractmethod
@@ -167,13 +168,13 @@ def cost(part: Part, target: Tensor, importance: Importance, price: float) -> fl
 
 @dataclass(frozen=True, eq=False)
 class SumPart(Part):
-    """The sum of up to four parts of one shape."""
+    """The sum of up to four parts of one shape, from the first to the last in float32: the same on every machine."""
 
     terms: tuple[Part, ...]
     kind: ClassVar[int] = 1
 
     def dense(self) -> Tensor:
-        return torch.stack([term.dense().float() for term in self.terms]).sum(0)
+        return sum((term.dense().float() for term in self.terms[1:]), self.terms[0].dense().float())
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.stack([term.apply(x) for term in self.terms]).sum(0)

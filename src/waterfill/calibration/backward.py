@@ -72,9 +72,9 @@ class Run:
     ) -> Iterator[tuple[str, Found]]:
         """One pass: what was found of each wanted weight."""
         matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
-        recorder = MomentRecorder(layouts, wanted, torch.Generator().manual_seed(self.seed + 1))
+        recorder = MomentRecorder(layouts, wanted, torch.Generator("cpu").manual_seed(self.seed + 1))
         tracer = Tracer(WeightViews(matrices, layouts), recorder)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         self.rows = 0
         count = 0
         derived = {name: value for name, value in statistics(self.model).items() if name in wanted.full}

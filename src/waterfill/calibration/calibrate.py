@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Run
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import Shelf, fingerprint
@@ -62,6 +63,7 @@ class Calibration(Measured):
         return f"Calibration({len(self)} weights, {len(self.unreached)} unreached, {self.samples} samples)"
 
 
+@by_own_arithmetic
 def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and where the results go
     model: nn.Module,
     batches: Iterable[Any],

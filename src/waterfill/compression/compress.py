@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from waterfill.arithmetic import AsSet, own_arithmetic
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.options import Options
 from waterfill.compression.post_training import compress_with_inputs
@@ -70,10 +71,13 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         if forward is not None:
             raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
         recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
-        work = Compression.of(model, recipe, importance, options)
-        work.run.meet(resolve(budget, recipe), work.original)
-        return work.model()
+        with own_arithmetic():
+            work = Compression.of(model, recipe, importance, options)
+            work.run.meet(resolve(budget, recipe), work.original)
+            return work.model()
     if lossless or importance is not None:
         given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
         raise BadRecipe(f"{given}: leave the batches out")
-    return compress_with_inputs(model, Inputs(batches, forward), spec, budget, options)
+    inputs = Inputs(batches, AsSet.now(forward))
+    with own_arithmetic():
+        return compress_with_inputs(model, inputs, spec, budget, options)

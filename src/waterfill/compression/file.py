@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.weight import SAMPLE, Weight
@@ -113,6 +114,7 @@ class Job:
         return Run(self.weights, fit, overhead, options.progress, options.workers)
 
 
+@by_own_arithmetic
 def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
@@ -206,6 +208,7 @@ class Plan:
     seconds: float
 
 
+@by_own_arithmetic
 def plan_file(  # noqa: PLR0913 - as compress_file
     source: "str | Path",
     spec: "Spec | str" = DEFAULT_RECIPE,

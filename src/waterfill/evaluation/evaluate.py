@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import Distance, Score, relative
 from waterfill.evaluation.paired import Scores
@@ -85,6 +86,7 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@by_own_arithmetic
 def evaluate(  # noqa: PLR0913 - what is measured, and three ways in which users' batches differ
     model: nn.Module,
     batches: Iterable[Any],
@@ -189,7 +191,7 @@ class _Task:
         if targets is not None and self.logits:
             self.score.add(kept, targets)
         for name, metric in self.metrics.items():
-            value = torch.as_tensor(metric(kept, targets)).double()
+            value = torch.as_tensor(metric(kept, targets), dtype=torch.float64, device="cpu")
             total, count = self.means.get(name, (0.0, 0))
             self.means[name] = total + float(value.sum()), count + value.numel()
         self.batches += 1

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.errors import Mismatch
@@ -67,6 +68,7 @@ class CompressedModel:
         found |= {alias: found[name] for alias, name in self.aliases.items()}
         check_names(wanted, found, type(module).__name__)
         module.load_state_dict(self.state_dict(), strict=True)
+        torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
         return module
 
     def table(self) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from torch import Tensor
 
 import waterfill.parts  # noqa: F401 - registers the kinds that a file may hold
+from waterfill.arithmetic import own_arithmetic
 from waterfill.coding.stream import Reader, Writer
 from waterfill.dtypes import dtype_name, dtype_of
 from waterfill.errors import NewerFormat
@@ -36,7 +37,7 @@ class Entry:
 
     def tensor(self) -> Tensor:
         """The tensor, in its own shape and dtype."""
-        return self.layout.join([part.dense() for part in self.parts])
+        return restored(self.parts, self.layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,12 @@ class Fitted:
     def words(self) -> str:
         """What the tensor became, in a few words."""
         return describe(self.parts)
+
+
+def restored(parts: tuple[Part, ...], layout: Layout) -> Tensor:
+    """The tensor of these parts, whatever PyTorch is set to. Raises CorruptFile if a part has another type."""
+    with own_arithmetic():
+        return layout.join([part.dense() for part in parts])
 
 
 def describe(parts: tuple[Part, ...]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import AsSet, own_arithmetic
 from waterfill.errors import BadInput
 from waterfill.network.batches import _finite, are_arguments, each_tensor, output_of, shapes, tensor_in, tensors_in
 
@@ -30,12 +31,7 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor
     """
     own = each_tensor(batch, Tensor.clone)
     try:
-        if forward is not None:
-            result = forward(model, own)
-        elif isinstance(own, Mapping):
-            result = model(**own)
-        else:
-            result = model(*own) if are_arguments(own) else model(own)
+        result = _run(model, own, forward)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         if isinstance(error, BadInput) or "allocate memory" in str(error) or "out of memory" in str(error):
             raise
@@ -47,6 +43,18 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor
             f"the model cannot take a batch of {shapes(batch)}: {said}{_advice(batch, model, said)}"
         ) from error
     return _finite(output_of(result))
+
+
+def _run(model: nn.Module, own: Any, forward: Forward | None) -> Any:
+    """What the model says, under the settings that `forward` brings with it."""
+    if isinstance(forward, AsSet):
+        with forward.block():
+            return _run(model, own, forward.function)
+    if forward is not None:
+        return forward(model, own)
+    if isinstance(own, Mapping):
+        return model(**own)
+    return model(*own) if are_arguments(own) else model(own)
 
 
 def _advice(batch: Any, model: nn.Module, said: str) -> str:
@@ -107,7 +115,8 @@ def hooked(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
         for name, layer in layers.items():
 
             def after(module: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> Any:
-                return hook(name, module, inputs, output)
+                with own_arithmetic():
+                    return hook(name, module, inputs, output)
 
             stack.callback(layer.register_forward_hook(after).remove)
         yield

@@ -40,7 +40,7 @@ class GroupedPart(Part):
         return matrix.plan(self.codes.numpy())
 
     def dense(self) -> Tensor:
-        spread = torch.arange(self.shape[1]) // self.group
+        spread = torch.arange(self.shape[1], dtype=torch.int64, device="cpu") // self.group
         codes = self.codes.float()
         if self.zeros is not None:
             codes -= self.zeros.float()[:, spread]
@@ -106,7 +106,8 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
     rows, cols = target.shape
     group = max(1, min(rate.group, cols))
     groups = -(-cols // group)
-    padded, weight = torch.zeros(rows, groups * group), torch.zeros(groups * group)
+    padded = torch.zeros(rows, groups * group, dtype=torch.float32, device="cpu")
+    weight = torch.zeros(groups * group, dtype=torch.float32, device="cpu")
     padded[:, :cols] = target
     weight[:cols] = column_weights(importance, cols)
     blocks = padded.view(rows, groups, group)

@@ -40,7 +40,7 @@ class SparsePart(Part):
 
     def dense(self) -> Tensor:
         if self.values is None:
-            return torch.zeros(self.shape)
+            return torch.zeros(self.shape, dtype=torch.float32, device="cpu")
         return self.pattern.scatter(self.values.dense().float(), self.mask, self.shape)
 
     @cached_property
@@ -220,7 +220,8 @@ def _fitted(
     if not math.prod(inner):
         return SparsePart(shape, pattern, mask, None)
     if importance.gram is not None:
-        target = refit(target, pattern.scatter(torch.ones(inner), mask, shape) > 0, importance)
+        ones = torch.ones(inner, dtype=torch.float32, device="cpu")
+        target = refit(target, pattern.scatter(ones, mask, shape) > 0, importance)
     kept = pattern.gather(target, mask).contiguous()
     return SparsePart(shape, pattern, mask, values.fit(kept, _inner(support, importance, shape), price))
 

@@ -38,7 +38,7 @@ def damped(target: Tensor, importance: Importance, price: float) -> Importance:
     if importance.halves is None or target.numel() == 0:
         return importance
     rows = max(_LEAST, _ENTRIES // target.shape[1])
-    some = torch.arange(0, target.shape[0], max(1, target.shape[0] // rows))
+    some = torch.arange(0, target.shape[0], max(1, target.shape[0] // rows), dtype=torch.int64, device="cpu")
     seen, share = target[some], replace(importance.select_rows(some), halves=None)
     first, second = importance.halves
 

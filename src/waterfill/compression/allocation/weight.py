@@ -247,6 +247,7 @@ def _spread(shape: tuple[int, int], positions: int, entries: int) -> tuple[Tenso
     width = max(1, shape[1] // channels)
     keep_rows = min(rows, max(64, entries // max(1, shape[1])))
     keep_channels = min(channels, max(64, entries // (keep_rows * width)))
-    row = torch.arange(0, rows, max(1, rows // keep_rows))[:keep_rows]
-    channel = torch.arange(0, channels, max(1, channels // keep_channels))[:keep_channels]
-    return row, (channel[:, None] * width + torch.arange(width)).reshape(-1)
+    row = torch.arange(0, rows, max(1, rows // keep_rows), dtype=torch.int64, device="cpu")[:keep_rows]
+    channel = torch.arange(0, channels, max(1, channels // keep_channels), dtype=torch.int64, device="cpu")
+    channel = channel[:keep_channels]
+    return row, (channel[:, None] * width + torch.arange(width, dtype=torch.int64, device="cpu")).reshape(-1)

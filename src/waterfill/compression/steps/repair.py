@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
@@ -80,6 +81,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@by_own_arithmetic
 def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to be read
     model: "nn.Module | CompressedModel",
     reference: nn.Module,
@@ -257,7 +259,7 @@ def _measured(guard: _Guard, work: nn.Module) -> _Measured:
     try:
         return guard.measure(work)
     except BadInput:
-        never = torch.full((1,), math.inf, dtype=torch.float64)
+        never = torch.full((1,), math.inf, dtype=torch.float64, device="cpu")
         return _Measured(math.inf, never, never)
 
 
@@ -270,8 +272,7 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
     base = 4.0 if guard.logits else 2.0
     work = model.install(copy_of(reference))
     steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors])
-    before, best = steps[0].before, model
-    after = before
+    best, before, after = model, steps[0].before, steps[0].before
     original = reference.state_dict()
     for mantissa in _MANTISSAS if changed else ():
         entries = dict(model.entries)
