@@ -5,13 +5,14 @@ and repair what small tensors can. Each step is a module of its own; this one on
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.spend import Ledger
@@ -70,18 +71,20 @@ def calibrated(
     inputs.check(model)
     assert isinstance(model, nn.Module)
     wanted, steps = as_spec(DEFAULT_SPEC if spec is None else spec), options.steps
-    work, folded = _folded(model, inputs, steps.fold)
-    with _room(work, options) as cache:
-        calibration = calibrate(
-            work,
-            inputs.batches,
-            importance=steps.importance,
-            probes=steps.probes,
-            cache=cache,
-            forward=inputs.forward,
-            progress=options.progress,
-            memory=options.memory,
-        )
+    inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
+    with ExitStack() as stack:
+        with own_arithmetic():
+            work, folded = _folded(model, inputs, steps.fold)
+            calibration = calibrate(
+                work,
+                inputs.batches,
+                importance=steps.importance,
+                probes=steps.probes,
+                cache=stack.enter_context(_room(work, options)),
+                forward=inputs.forward,
+                progress=options.progress,
+                memory=options.memory,
+            )
         notes = {
             "recipe": AUTOMATIC if spec is None else repr(wanted),
             "samples": calibration.samples,
@@ -106,6 +109,7 @@ class Calibrated:
         """The model in a file of so many bits per weight. Raises BudgetError."""
         return self.to(Budget(bits=bits))
 
+    @by_own_arithmetic
     def to(self, budget: Budget) -> CompressedModel:
         """The model compressed to a budget. Raises BudgetError."""
         compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
