@@ -19,10 +19,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, data_folder, finish
 from data_free import one_thread
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, data_folder, finish
+from lib.networks import networks
 from torch import Tensor, nn
 
 import waterfill

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import CHECKOUT, RESULTS, Table
+from lib.common import CHECKOUT, RESULTS, Table
 
 PAGES = CHECKOUT / "docs" / "results"
 REGION = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

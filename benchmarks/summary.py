@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import report
-from common import CHECKOUT, RESULTS, Table
-from picture import Line, draw
+from lib.common import CHECKOUT, RESULTS, Table
+from lib.picture import Line, draw
 
 README = CHECKOUT / "README.md"
 DECISIONS = CHECKOUT / "docs" / "decisions.md"

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "choose.h"
+#include "quantizer/choose.h"
 
 namespace nb = nanobind;
 using namespace waterfill;

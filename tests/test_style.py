@@ -13,7 +13,7 @@ GENERATED = {
 FOLDERS = ("src", "tests", "tools", "benchmarks", "examples")
 PYTHON = sorted(path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*.py") if path not in GENERATED)
 LIBRARY = [path for path in PYTHON if CHECKOUT / "src" in path.parents]
-NATIVE = sorted(path for pattern in ("*.cpp", "*.h") for path in (CHECKOUT / "native").glob(pattern))
+NATIVE = sorted(path for pattern in ("*.cpp", "*.h") for path in (CHECKOUT / "native").rglob(pattern))
 
 
 def function_lengths(source: str) -> Iterator[tuple[str, int]]:

@@ -64,6 +64,8 @@ class Part(ABC):
         kind = cls.__dict__.get("kind")
         if kind is not None and _KINDS.setdefault(kind, cls).__qualname__ != cls.__qualname__:
             raise TypeError(f"part kind {kind} of {cls.__name__} is taken by {_KINDS[kind].__name__}")
+        if "__repr__" not in cls.__dict__:  # else `dataclass` makes one that prints tensors
+            cls.__repr__ = Part.__repr__  # type: ignore[method-assign]
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -89,6 +91,9 @@ class Part(ABC):
     def describe(self) -> str:
         """A few words for a table: what was chosen, not how large it is."""
         return type(self).__name__.removesuffix("Part").lower()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self.shape)}, {self.describe()})"
 
     @final
     @cached_property

@@ -17,7 +17,7 @@ from waterfill.calibration.probes import signs, softened
 from waterfill.calibration.recorder import MomentRecorder, Wanted
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
-from waterfill.network.batches import each_tensor, shapes, tensor_in, tensors_in
+from waterfill.network.batches import count_of, each_tensor, samples_in, shapes, tensors_in
 from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR, Layout
 from waterfill.network.tracing.tracer import Tracer
@@ -129,7 +129,7 @@ class Run:
         generator: torch.Generator,
     ) -> Iterator[Sequence[Tensor | None]]:
         """Run a batch forward and, for every probe, backward: the gradients of the parameters."""
-        (tracer, recorder), samples = seen, _samples(batch)
+        (tracer, recorder), samples = seen, samples_in(batch)
         recorder.begin(samples)
         if any(found.numel() == 0 for found in tensors_in(batch)) and samples == 0:
             raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
@@ -179,12 +179,5 @@ class Run:
     def _report(self, count: int) -> None:
         self.done += 1
         if self.progress is not None:
-            length = getattr(self.batches, "__len__", None)
-            total = max(self.done, length() * self.passes if length is not None else 0)
+            total = max(self.done, (count_of(self.batches) or 0) * self.passes)
             self.progress(Progress("calibrating", self.done, total, self.done, total))
-
-
-def _samples(batch: Any) -> int:
-    """Inputs in a batch: the first dimension of its first tensor; 0 if there is none."""
-    found = tensor_in(batch)
-    return len(found) if found is not None and found.ndim else 0

@@ -14,7 +14,7 @@ from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.weight import SAMPLE, Weight
 from waterfill.compression.options import Options
 from waterfill.compression.task import LOSSLESS, resolve
-from waterfill.errors import BadInput, BudgetError, OutputExists
+from waterfill.errors import BadInput, BudgetError
 from waterfill.model.compressed import count_weights, table_row
 from waterfill.model.entry import row_of
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
@@ -23,7 +23,9 @@ from waterfill.part import Spec
 from waterfill.parts import Dense
 from waterfill.recipe import DEFAULT_RECIPE, as_spec
 from waterfill.storage import FileWriter, size_of
+from waterfill.storage.atomic import claimed
 from waterfill.storage.manifest import Manifest
+from waterfill.storage.paths import check_target
 from waterfill.storage.work_directory import Journal
 
 
@@ -132,10 +134,18 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     """
     began = time.monotonic()
     path = Path(target)
-    if path.exists() and not options.force:
-        raise OutputExists(f"{path} exists; choose another name or allow it to be replaced (force=True, --force)")
+    check_target(target, options.force)
     job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
-    journal = Journal.begin(options.work or path.with_name(path.name + ".work"), job.fingerprint())
+    work = options.work or path.with_name(path.name + ".work")
+    with claimed(path), Journal.claim(work):
+        records, written = _run(job, Journal.begin(work, job.fingerprint()), path, options)
+    seconds = time.monotonic() - began
+    original = job.checkpoint.original_bytes
+    return Summary(path, records.rows(), written, original, job.count, seconds, job.checkpoint.aliases)
+
+
+def _run(job: Job, journal: Journal, path: Path, options: Options) -> tuple["Records", int]:
+    """Do the job and write the file; what is known of each weight, and the bytes of the file."""
     records = Records(job, journal)
     try:
         job.run(records.fit, records.words, options).meet(job.target, job.checkpoint.original_bytes)
@@ -147,9 +157,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
             out.add(weight.name, journal.blob(i))
         written = out.finish(job.manifest(records.words()))
     journal.remove()
-    seconds = time.monotonic() - began
-    original = job.checkpoint.original_bytes
-    return Summary(path, records.rows(), written, original, job.count, seconds, job.checkpoint.aliases)
+    return records, written
 
 
 class Records:

@@ -5,13 +5,15 @@ and repair what small tensors can. Each step is a module of its own; this one on
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.calibration.calibrate import bytes_in_all, calibrate
+from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
+from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.spend import Ledger
 from waterfill.compression.options import Options
@@ -27,6 +29,7 @@ from waterfill.network.forward import as_deployed, copy_of
 from waterfill.network.inputs import Inputs
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
+from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
     "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
@@ -49,33 +52,74 @@ def compress_with_inputs(
     Weights that no batch reaches get the bits of typical ones of their size, and a warning in the table.
     Raises BadInput, BadRecipe, BudgetError.
     """
+    target = resolve(budget, DEFAULT_SPEC if spec is None else spec)
+    with calibrated(model, inputs, spec, options) as measured:
+        return measured.to(target)
+
+
+@contextmanager
+def calibrated(
+    model: "nn.Module | Mapping[str, Tensor]",
+    inputs: Inputs,
+    spec: "Spec | str | None" = None,
+    options: Options = Options(),
+) -> Iterator["Calibrated"]:
+    """A model measured once, to be compressed to any number of budgets within the block, each as `compress` would.
+
+    Raises BadInput, BadRecipe.
+    """
     inputs.check(model)
     assert isinstance(model, nn.Module)
-    wanted = as_spec(DEFAULT_SPEC if spec is None else spec)
-    target, specs, steps = resolve(budget, wanted), terms_of(Choice, wanted), options.steps
-    work, folded = _folded(model, inputs, steps.fold)
-    with _room(work, options) as cache:
-        calibration = calibrate(
-            work,
-            inputs.batches,
-            importance=steps.importance,
-            probes=steps.probes,
-            cache=cache,
-            forward=inputs.forward,
-            progress=options.progress,
-            memory=options.memory,
-        )
-        compression = Compression.of(work, specs[0], calibration, options)
-        compression.notes.update(
-            recipe=AUTOMATIC if spec is None else repr(wanted),
-            samples=calibration.samples,
-            folded=folded,
-            unreached=sorted(calibration.unreached),
-        )
-        settle_choices(compression, specs, target)
-        ledger = compression.run.meet(target, compression.original)
-        made = _refitted(compression, ledger, work, inputs, target)
-    return _repaired(made, work, inputs, compression.allowed(target)) if steps.repair else made
+    wanted, steps = as_spec(DEFAULT_SPEC if spec is None else spec), options.steps
+    inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
+    with ExitStack() as stack:
+        with own_arithmetic():
+            work, folded = _folded(model, inputs, steps.fold)
+            calibration = calibrate(
+                work,
+                inputs.batches,
+                importance=steps.importance,
+                probes=steps.probes,
+                cache=stack.enter_context(_room(work, options)),
+                forward=inputs.forward,
+                progress=options.progress,
+                memory=options.memory,
+            )
+        notes = {
+            "recipe": AUTOMATIC if spec is None else repr(wanted),
+            "samples": calibration.samples,
+            "folded": folded,
+            "unreached": sorted(calibration.unreached),
+        }
+        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model, its norms folded, and what errors in its weights cost. notes: what its files say of how it was done."""
+
+    model: nn.Module
+    inputs: Inputs
+    specs: tuple[Spec, ...]
+    calibration: Calibration
+    options: Options
+    notes: dict[str, Any]
+
+    def __call__(self, bits: float) -> CompressedModel:
+        """The model in a file of so many bits per weight. Raises BudgetError."""
+        return self.to(Budget(bits=bits))
+
+    @by_own_arithmetic
+    def to(self, budget: Budget) -> CompressedModel:
+        """The model compressed to a budget. Raises BudgetError."""
+        compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
+        compression.notes.update(self.notes)
+        settle_choices(compression, self.specs, budget)
+        ledger = compression.run.meet(budget, compression.original)
+        made = _refitted(compression, ledger, self.model, self.inputs, budget)
+        if not self.options.steps.repair:
+            return made
+        return _repaired(made, self.model, self.inputs, compression.allowed(budget))
 
 
 def _refitted(
@@ -99,8 +143,8 @@ def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
     if options.cache is not None or bytes_in_all(model) <= options.memory:
         yield options.cache
         return
-    with TemporaryDirectory(prefix="waterfill-") as folder:
-        yield Path(folder)
+    with temporary_folder() as folder:
+        yield folder
 
 
 def _folded(model: nn.Module, inputs: Inputs, wanted: bool) -> tuple[nn.Module, bool]:

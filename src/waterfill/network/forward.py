@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.arithmetic import AsSet, own_arithmetic
 from waterfill.errors import BadInput
-from waterfill.network.batches import _finite, each_tensor, output_of, shapes, tensor_in, tensors_in
+from waterfill.network.batches import _finite, are_arguments, each_tensor, output_of, shapes, tensor_in, tensors_in
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) -> what the model says, where a batch is not simply its arguments."""
@@ -54,7 +54,7 @@ def _run(model: nn.Module, own: Any, forward: Forward | None) -> Any:
         return forward(model, own)
     if isinstance(own, Mapping):
         return model(**own)
-    return model(*own) if isinstance(own, tuple | list) else model(own)
+    return model(*own) if are_arguments(own) else model(own)
 
 
 def _advice(batch: Any, model: nn.Module, said: str) -> str:
@@ -63,7 +63,7 @@ def _advice(batch: Any, model: nn.Module, said: str) -> str:
     given = {t.dtype for t in tensors_in(batch) if t.is_floating_point()}
     if own is not None and ((given and given != {own}) or (not given and "dtype" in said)):
         return f"; the model computes in {own}: convert one of them, such as batch.to({own})"
-    if isinstance(batch, tuple | list) and len(batch) > 1:
+    if are_arguments(batch) and len(batch) > 1:
         return "; a tuple is all arguments of the model: take labels away, or say forward=lambda model, b: model(b[0])"
     found = tensor_in(batch)
     return "" if found is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"

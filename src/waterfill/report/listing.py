@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from waterfill.report.text import Column, bytes_text, count_text, table
+from waterfill.report.text import Column, bytes_text, count_text, screen, table
 from waterfill.storage import FileReader
 from waterfill.storage.manifest import Manifest
 
@@ -106,7 +106,7 @@ class Listing:
         if not self.aliases:
             return shown
         columns = Column("tied tensor", text=True), Column("is the same as", text=True)
-        return f"{shown}\n\n{table(columns, self.aliases.items())}"
+        return f"{shown}\n\n{table(columns, self.aliases.items(), screen())}"
 
     def as_json(self) -> dict[str, Any]:
         """Totals and rows for `--json`."""
@@ -190,7 +190,9 @@ def _table(items: Sequence[Item]) -> str:
         _cells(item, " ".join(marks[pair] for pair in own if pair in marks))
         for item, own in zip(items, pairs, strict=True)
     ]
-    return "\n".join([table(_COLUMNS, rows), *(f"{mark} {what}: {why}" for (what, why), mark in marks.items())])
+    return "\n".join(
+        [table(_COLUMNS, rows, screen()), *(f"{mark} {what}: {why}" for (what, why), mark in marks.items())]
+    )
 
 
 def _cells(item: Item, mark: str) -> list[str]:

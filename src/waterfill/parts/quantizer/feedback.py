@@ -96,7 +96,7 @@ def feed_back(x: np.ndarray, feedback: Feedback, rule: Rule) -> np.ndarray:
 def _block(
     block: tuple[np.ndarray, np.ndarray], ratio: np.ndarray, codes: np.ndarray, start: int, by: tuple[Rule, np.ndarray]
 ) -> None:
-    """Choose codes[start:] for the (targets, errors) of a block, which both change: see native/feedback.cpp."""
+    """Choose codes[start:] for the (targets, errors) of a block, which both change: see feedback.cpp."""
     (targets, errors), (rule, ends) = block, by
     near, taps = rule.near[start : start + len(targets)], rule.taps[start : start + len(targets)]
     if native.core is not None:

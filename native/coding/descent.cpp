@@ -1,4 +1,4 @@
-// The search for the product-scale model of a matrix of codes: the compiled form of waterfill/coding/descent.py, whose
+// The search for the density model of a matrix of codes: the compiled form of waterfill/coding/model/search.py, whose
 // NumPy form is the reference. Costs are integers, so that both take the same steps.
 #include "costs.h"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 
-from common import Table
+from lib.common import Table
 
 from waterfill import CompressedModel
 from waterfill.coding.codes import matrix

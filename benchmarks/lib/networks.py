@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import data_module
+from lib.common import data_module
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

@@ -1,6 +1,6 @@
-// Successive quantization of a block of columns, all rows at once: the inner loop of waterfill/parts/feedback.py. How
-// codes are chosen is told in parts/choose.py (each alone) and parts/viterbi.py (along a trellis), and the NumPy forms
-// there are the references.
+// Successive quantization of a block of columns, all rows at once: the inner loop of parts/quantizer/feedback.py. How
+// codes are chosen stands in code_choice.py (each alone) and viterbi.py (along a trellis) beside it, and the NumPy
+// forms there are the references.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 

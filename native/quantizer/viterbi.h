@@ -1,4 +1,4 @@
-// The search for codes along a trellis: what waterfill/parts/viterbi.py does in NumPy, the reference.
+// The search for codes along a trellis: what waterfill/parts/quantizer/viterbi.py does in NumPy, the reference.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Floating-point words apart and together, equal to split_reference and merge_reference of coding/floats.py.
+// Floating-point words apart and together: split_reference and merge_reference of coding/lossless/word_format.py.
 //
 // Entries are taken in blocks that stay in the first-level cache: first the scale of every entry, row by row, then all
 // else in one flat loop, so that short rows cost little.

@@ -1,5 +1,5 @@
 // Factors of rows, channels and positions from mean magnitudes: the compiled form of `first_guess` in
-// waterfill/coding/descent.py. In double, like its reference, so that what both round to integers is the same.
+// waterfill/coding/model/search.py. In double, like its reference, so that what both round to integers is the same.
 #include <cmath>
 #include <utility>
 
@@ -109,4 +109,4 @@ double scale_rounds(Array<const int32_t, 3> residual, Array<const uint8_t, 3> ph
     return sizes.spread();
 }
 
-void bind_scaling(nb::module_& m) { m.def("scale_rounds", &scale_rounds); }
+void bind_first_guess(nb::module_& m) { m.def("scale_rounds", &scale_rounds); }

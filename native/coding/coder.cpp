@@ -1,4 +1,4 @@
-// The coder's Python face. Arguments are checked in coding/coder.py; only what depends on the symbols is checked here.
+// The coder's Python face. Arguments are checked in coding/rans.py; only what depends on the symbols is checked here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
-from common import Table, claim, claims_table
+from lib.common import Table, claim, claims_table
 
 ORIGINAL = "float32"
 GPTQ, GPTQ_CODED, ROUNDING = "GPTQ g128", "GPTQ g128, entropy", "rounding g128"

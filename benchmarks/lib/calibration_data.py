@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import data_module
-from networks import State, imagenet_scale, mnist_scale
+from lib.common import data_module
+from lib.networks import State, imagenet_scale, mnist_scale
 from torch import Tensor, nn
 
 SPARED = 4

@@ -1,4 +1,4 @@
-// Interleaved rANS: what the loops of every instruction set share. The format is told in coding/reference.py.
+// Interleaved rANS: what the loops of every instruction set share. The format is told in coding/rans_reference.py.
 #pragma once
 
 #include <cstddef>

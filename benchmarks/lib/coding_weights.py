@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from common import Table, claim
-from networks import State, networks
+from lib.common import Table, claim
+from lib.networks import State, networks
 
 from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Writer

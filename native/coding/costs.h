@@ -1,4 +1,4 @@
-// What codes cost under product-scale densities, summed along an axis: the inner loop of waterfill/coding/costs.py,
+// What codes cost under the densities of a model, summed along an axis: the inner loop of coding/model/costs.py,
 // whose NumPy form is the reference.
 #pragma once
 
@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "choose.h"
+#include "quantizer/choose.h"
 #include "codes.h"
 
 namespace waterfill {

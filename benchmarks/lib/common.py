@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+CHECKOUT = Path(__file__).resolve().parents[2]
+RESULTS = CHECKOUT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "src", "native", "benchmarks/*.py")
+        changed = git(
+            "status", "--porcelain", "--", "src", "native", "benchmarks/*.py", "benchmarks/lib", "benchmarks/opponents"
+        )
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
