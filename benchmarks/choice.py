@@ -20,7 +20,7 @@ from networks import networks
 
 import waterfill
 from waterfill.calibration.calibrate import calibrate
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.post_training import DEFAULT_SPEC
 from waterfill.compression.task import Compression
@@ -93,7 +93,7 @@ def compression(name: str) -> Compression:
 
 def costs(work: Compression, bits: float) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """By recipe: bits and cost over price of all weights; and seconds."""
-    size = work.allowed(Target(bits=bits))
+    size = work.allowed(Budget(bits=bits))
     assert size is not None
     price = work.run.price_for(size)
     weights = [weight for weight in work.weights if not weight.reason]

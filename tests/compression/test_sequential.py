@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import calibrate
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.curve import Curve, Point
 from waterfill.compression.allocation.spend import Ledger
 from waterfill.compression.steps.sequential import _late, _Pace, _stages, refit_in_order
@@ -121,7 +121,7 @@ def refitted(net: nn.Module, stages: int, budget: bool = True) -> tuple[Compress
     """The same compression before and after, and its limit in bytes."""
     batches = list(inputs(192, 1).split(64))
     work = Compression.of(net, "Quantize()", calibrate(net, batches), None)
-    target = Target(4, None, None, None) if budget else Target(None, None, None, 1e-5)
+    target = Budget(bits=4) if budget else Budget(price=1e-5)
     ledger = work.run.meet(target, work.original)
     before = replace(work, entries=dict(work.entries), weights=list(work.weights))
     refit_in_order(work, ledger, net, batches, size=work.allowed(target), stages=stages)

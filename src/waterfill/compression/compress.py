@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.budget import Target
-from waterfill.compression.task import Compression, resolve
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.task import Compression, resolve, with_remark
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.part import Spec
@@ -32,7 +32,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
     weight, unless the recipe is of fixed rate. lossless: every tensor bit for bit, without a budget.
     Raises BadInput (NaN, shapes), BadRecipe, BudgetError.
     """
-    target = resolve(Target(bits, size, ratio, price), spec, lossless)
+    budget = resolve(Budget(bits, size, ratio, price), spec, lossless)
     work = Compression.of(model, "lossless" if lossless else spec, importance, progress)
-    work.run.meet(target, work.original)
-    return work.model()
+    work.run.meet(budget, work.original)
+    return with_remark(work.model(), work.allowed(budget))

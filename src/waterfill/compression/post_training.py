@@ -14,14 +14,14 @@ from torch import nn
 
 from waterfill import recipe
 from waterfill.calibration.calibrate import bytes_in_all, calibrate
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.spend import Ledger
 from waterfill.compression.options import Steps
 from waterfill.compression.steps.choice import settle_choices
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
-from waterfill.compression.task import Compression, resolve
-from waterfill.errors import BadInput, BudgetError
+from waterfill.compression.task import Compression, resolve, with_remark
+from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.batch_norm import fold_batch_norm
@@ -63,7 +63,7 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
     check_batches(model, batches)
     if isinstance(batches, Iterator):
         raise BadInput("batches are gone through several times: give a list or a loader, such as inputs.split(32)")
-    target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
+    budget = resolve(Budget(bits, size, ratio, price), spec, lossless=False)
     wanted = recipe.parse(spec) if isinstance(spec, str) else spec
     specs = terms_of(Choice, wanted)
     work, folded = _folded(model, batches, forward, steps.fold)
@@ -85,10 +85,12 @@ def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each
             folded=folded,
             unreached=sorted(calibration.unreached),
         )
-        settle_choices(compression, specs, target)
-        ledger = compression.run.meet(target, compression.original)
-        made = _refitted(compression, ledger, work, batches, target, forward=forward, steps=steps)
-    return _repaired(made, work, batches, forward, compression.allowed(target)) if steps.repair else made
+        size = compression.allowed(budget)
+        settle_choices(compression, specs, budget)
+        ledger = compression.run.meet(budget, compression.original)
+        made = _refitted(compression, ledger, work, batches, size, forward=forward, steps=steps)
+    repaired = _repaired(made, work, batches, forward, size) if steps.repair else made
+    return with_remark(repaired, size)
 
 
 def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is run
@@ -96,7 +98,7 @@ def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is 
     ledger: Ledger,
     work: nn.Module,
     batches: Iterable[Any],
-    target: Target,
+    size: int | None,
     *,
     forward: Forward | None,
     steps: Steps,
@@ -105,13 +107,13 @@ def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is 
     before = compression.model()
     if not steps.stages:
         return before
-    size, stages, memory = compression.allowed(target), steps.stages, steps.memory
-    try:
-        refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages, memory=memory)
-    except BudgetError:  # of a few bytes there may be no second way to meet them
+    stages, memory = steps.stages, steps.memory
+    refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages, memory=memory)
+    after = compression.model()
+    if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
     judge = Judge(work, batches, forward)
-    return min(compression.model(), before, key=judge.error)
+    return min(after, before, key=judge.error)
 
 
 @contextmanager

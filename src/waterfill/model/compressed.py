@@ -90,9 +90,10 @@ class CompressedModel:
         """Read a file, every checksum proved. Raises CorruptFile, NewerFormat."""
         with FileReader(path) as src:
             names, rows, aliases = read_manifest(src)
+            blobs = ((name, row, src.blob(name)) for name, row in zip(names, rows, strict=True))
             entries = {
-                name: Entry(name, row.layout, decode(src.blob(name), row.layout, name), row.reason)
-                for name, row in zip(names, rows, strict=True)
+                name: Entry(name, row.layout, decode(blob, row.layout, name), blob, row.reason)
+                for name, row, blob in blobs
             }
             return cls(entries, aliases, dict(src.manifest.get("notes", {})))
 

@@ -33,7 +33,7 @@ def load_tensor(path: "str | Path", name: str) -> Tensor:
         own = aliases.get(name, name)
         blob = src.blob(own)
         layout = rows[names.index(own)].layout
-        return Entry(own, layout, decode(blob, layout, own)).tensor()
+        return Entry(own, layout, decode(blob, layout, own), blob).tensor()
 
 
 class CompressedTensors(Mapping[str, Tensor]):
