@@ -12,7 +12,6 @@ from waterfill.compression.allocation.spend import FILL, Fit, Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.network.layout import RAW
 
-_MOST_ENTRIES_TRIED = 1 << 14  # in larger weights bits at a lower price are more than all words
 _PRICES_TRIED = 3  # below the highest
 _BITS_OF_WORDS = 128.0  # at most, that a blob may be larger by and the manifest smaller
 _LEVELS = 40  # of the price, a factor of 2 each, at which what is left over is spent
@@ -80,11 +79,12 @@ def _grows(weight: Weight, ledger: Ledger, i: int) -> bool:
 
 
 def small_prices(weight: Weight) -> list[float]:
-    """Prices at which a weight's blob may be small: the highest, and the lowest that take little more by its curve.
+    """Prices at which a weight may take the fewest bytes of a file.
 
-    Between them what a tensor became may need fewer words in the manifest, or other bits.
+    Of one that the recipe fits it is the highest. One that stays as it was may then be a constant, which the manifest
+    says in words that can be longer than its blob: the lowest prices at which a blob is small are tried as well.
     """
-    if weight.layout.entries > _MOST_ENTRIES_TRIED or weight.layout.role == RAW:
+    if not weight.reason or weight.layout.role == RAW:
         return [4.0**HIGHEST]
     curve = weight.curve
     least = curve.at_grid(HIGHEST).bits

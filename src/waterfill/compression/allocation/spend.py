@@ -53,7 +53,7 @@ def spend(bracket: Bracket, budget: float, fit: Fit, workers: Workers) -> Ledger
     ordered = Bracket(bracket.k, bracket.low[order], bracket.high[order])
     expected = 0.0
     for group in _groups(ordered):
-        ratio = float(np.clip(ledger.total / expected, 0.8, 1.25)) if expected > 0.05 * budget else 1.0
+        ratio = float(np.clip(ledger.total / expected, 0.8, 1.25)) if expected > max(0.0, 0.05 * budget) else 1.0
         share = ordered.share((budget - ledger.total) / ratio, slice(group.start, None))
         price = bracket.price(share)
         members = [int(i) for i in order[group]]

@@ -23,6 +23,7 @@ from waterfill.storage import name_problem
 _MOST_ENTRIES_COMPARED = 1 << 20  # larger parts are read back too, under their checksums, but not compared
 _SQUARABLE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32
 _ENTRIES_AT_A_TIME = 1 << 18
+_MOST_ENTRIES_KEPT, _FITS_KEPT = 1 << 12, 4
 _FEWEST_ENTRIES = 64  # with fewer, any side information costs more than it saves
 
 _REASONS = {VECTOR: "one-dimensional", RAW: "not floating point: kept bit for bit"}
@@ -134,6 +135,14 @@ class Weight:
 
         Raises BadInput for weights that are not finite.
         """
+        return self._fit_again(price) if self.layout.entries <= _MOST_ENTRIES_KEPT else self._fit(price)
+
+    @functools.cached_property
+    def _fit_again(self) -> Callable[[float], Entry]:
+        """`_fit`, which remembers the last few prices: near the smallest file small weights go back and forth."""
+        return functools.lru_cache(_FITS_KEPT)(self._fit)
+
+    def _fit(self, price: float) -> Entry:
         tensor = self.load()
         if self.layout.role != RAW:
             check_finite(self.name, tensor)
