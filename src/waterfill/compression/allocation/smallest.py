@@ -4,7 +4,7 @@ Where a file has few bytes, names, words and side information are most of it, an
 little. So weights are fitted, one after the other, and each time the whole file is counted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from waterfill.compression.allocation.search import HIGHEST, LOWEST
@@ -41,15 +41,27 @@ class Trials:
     def _refit(self, i: int, price: float) -> None:
         self.ledger.prices[i], self.ledger.bits[i] = price, self.fit(i, price)
 
-    def shrink(self, prices: Sequence[Iterable[float]]) -> None:
-        """Take from the `prices` of every weight what makes the file smaller, until none does."""
-        size, before = self.file_bytes(self.ledger), -1
+    def shrink(self, prices: Sequence[Sequence[float]]) -> None:
+        """Take from the `prices` of every weight what makes the file smaller, until none does.
+
+        At first one place in all lists: words that several tensors share are in the manifest once.
+        """
+        places = range(max(map(len, prices), default=0))
+        starts = [[own[min(place, len(own) - 1)] for own in prices] for place in places]
+        size, before = self._bytes_at(min(starts, key=self._bytes_at, default=[])), -1
         while size != before:
             before = size
             for i, candidates in enumerate(prices):
                 for price in candidates:
                     if price != self.ledger.prices[i] and self.attempt(i, price, size - 1):
                         size = self.file_bytes(self.ledger)
+
+    def _bytes_at(self, prices: Sequence[float]) -> int:
+        """Bytes of the file with every weight at a price of its own."""
+        for i, price in enumerate(prices):
+            if price != self.ledger.prices[i]:
+                self._refit(i, price)
+        return self.file_bytes(self.ledger)
 
     def spend_rest(self, weights: Sequence[Weight], size: int) -> None:
         """Lower the price, for every weight as far as the file then still has at most `size` bytes."""
