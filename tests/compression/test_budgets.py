@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import BudgetError, CompressedModel, Options, Steps
+from waterfill import CompressedModel, Options, Steps
+from waterfill.errors import BudgetError
 
 Compressor = Callable[..., CompressedModel]
 
@@ -56,7 +57,7 @@ def smallest(compress: Compressor) -> int:
 
 
 def in_memory(tensors: Mapping[str, Tensor], recipe: str) -> Compressor:
-    return lambda **budget: waterfill.compress(tensors, recipe, **budget)
+    return lambda **budget: waterfill.compress(tensors, spec=recipe, **budget)
 
 
 def refused_below(compress: Compressor, least: int) -> None:
@@ -127,7 +128,8 @@ def with_data(recipe: str | None) -> Compressor:
     model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 5)).eval()
     batches = list(torch.randn(48, 12).split(16))
     given = {} if recipe is None else {"spec": recipe}
-    return lambda **budget: waterfill.compress_with_data(model, batches, **given, steps=Steps(stages=4), **budget)
+    options = Options(steps=Steps(stages=4))
+    return lambda **budget: waterfill.compress(model, batches, **given, options=options, **budget)
 
 
 @pytest.mark.parametrize("recipe", [None, "Quantize()"])

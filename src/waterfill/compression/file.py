@@ -8,19 +8,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from waterfill import recipe
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.options import Options
-from waterfill.compression.task import resolve
-from waterfill.errors import BadInput, BudgetError, OutputExists
+from waterfill.compression.task import LOSSLESS, resolve
+from waterfill.errors import BadInput, BudgetError
 from waterfill.model.compressed import count_weights, table_row
+from waterfill.model.entry import row_of
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
 from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.part import Spec
-from waterfill.storage import FileWriter, manifest, size_of
+from waterfill.parts import Dense
+from waterfill.recipe import DEFAULT_RECIPE, as_spec
+from waterfill.storage import FileWriter, size_of
+from waterfill.storage.atomic import claimed
+from waterfill.storage.manifest import Manifest
+from waterfill.storage.paths import check_target
 from waterfill.storage.work_directory import Journal
 
 
@@ -64,18 +70,18 @@ class Job:
         checkpoint = open_checkpoint(source)
         if not checkpoint.tensors:
             raise BadInput(f"{source} holds no tensors; there is nothing to compress")
-        parsed = recipe.parse('Dense(format="lossless")' if lossless else spec) if isinstance(spec, str) else spec
+        parsed = Dense(format="lossless") if lossless else as_spec(spec)
         weights = []
         for name, stored in checkpoint.tensors.items():
             layout = Layout(stored.shape, stored.dtype, RAW) if lossless else layout_of(stored.shape, stored.dtype)
             weights.append(Weight(name, layout, parsed, stored.load))
             weights[-1].check()
-        return cls(checkpoint, parsed, resolve(budget, parsed, lossless), lossless, weights, {})
+        return cls(checkpoint, parsed, resolve(budget, LOSSLESS if lossless else parsed), lossless, weights, {})
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the file says of how it was made."""
-        text = "lossless" if self.lossless else repr(self.spec)
+        text = LOSSLESS if self.lossless else repr(self.spec)
         return {"recipe": text, "original": self.checkpoint.original_bytes, **self.remarks}
 
     @property
@@ -103,8 +109,8 @@ class Job:
 
     def manifest(self, words: Sequence[str]) -> dict[str, Any]:
         """The manifest of the file, given what every tensor became."""
-        rows = [manifest.Row(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
-        return {"tensors": manifest.pack(rows), "aliases": self.checkpoint.aliases, "notes": self.notes}
+        rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
+        return Manifest(rows, self.checkpoint.aliases, self.notes).pack()
 
     def file_bytes(self, words: Sequence[str], lengths: Sequence[int]) -> int:
         """Exact bytes of the file of blobs of these lengths."""
@@ -128,10 +134,11 @@ class Job:
         return remarked if remarked.file_bytes(words, lengths) <= self.size else self
 
 
+@by_own_arithmetic
 def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
-    spec: "Spec | str" = "Quantize()",
+    spec: "Spec | str" = DEFAULT_RECIPE,
     *,
     bits: float | None = None,
     size: int | None = None,
@@ -147,10 +154,18 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     """
     began = time.monotonic()
     path = Path(target)
-    if path.exists() and not options.force:
-        raise OutputExists(f"{path} exists; choose another name or allow it to be replaced (force=True, --force)")
+    check_target(target, options.force)
     job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
-    journal = Journal.begin(options.work or path.with_name(path.name + ".work"), job.fingerprint())
+    work = options.work or path.with_name(path.name + ".work")
+    with claimed(path), Journal.claim(work):
+        records, written = _run(job, Journal.begin(work, job.fingerprint()), path, options)
+    seconds = time.monotonic() - began
+    original = job.checkpoint.original_bytes
+    return Summary(path, records.rows(), written, original, job.count, seconds, job.checkpoint.aliases)
+
+
+def _run(job: Job, journal: Journal, path: Path, options: Options) -> tuple["Records", int]:
+    """Do the job and write the file; what is known of each weight, and the bytes of the file."""
     records = Records(job, journal)
     try:
         ledger = job.run(records, options).meet(job.budget, job.checkpoint.original_bytes)
@@ -163,9 +178,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
         words = records.words()
         written = out.finish(job.with_remark(words, ledger.lengths).manifest(words))
     journal.remove()
-    seconds = time.monotonic() - began
-    original = job.checkpoint.original_bytes
-    return Summary(path, records.rows(), written, original, job.count, seconds, job.checkpoint.aliases)
+    return records, written
 
 
 class Records:
@@ -215,9 +228,10 @@ class Plan:
     seconds: float
 
 
+@by_own_arithmetic
 def plan_file(  # noqa: PLR0913 - as compress_file
     source: "str | Path",
-    spec: "Spec | str" = "Quantize()",
+    spec: "Spec | str" = DEFAULT_RECIPE,
     *,
     bits: float | None = None,
     size: int | None = None,

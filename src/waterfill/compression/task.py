@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill import recipe
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.options import Options
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, Measured
 from waterfill.model.compressed import CompressedModel, count_weights
@@ -20,8 +20,11 @@ from waterfill.model.entry import Entry
 from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.network.tensors import tensors_of
 from waterfill.part import Spec
-from waterfill.progress import Progress
+from waterfill.parts import Dense
+from waterfill.recipe import as_spec
 
+LOSSLESS = "lossless"
+"""What stands for a recipe where every bit is kept."""
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
 
@@ -55,7 +58,7 @@ def _on_cpu(value: Tensor) -> Tensor:
 
 def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
     """Every tensor as it is, bit for bit."""
-    exact = recipe.parse('Dense(format="lossless")')
+    exact = Dense(format="lossless")
     return [
         Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
         for name, value in tensors.items()
@@ -73,7 +76,7 @@ class Compression:
     entries: dict[int, Entry]
     aliases: dict[str, str]
     notes: dict[str, Any]
-    progress: Callable[[Progress], None] | None
+    options: Options
 
     @classmethod
     def of(
@@ -81,19 +84,19 @@ class Compression:
         model: "nn.Module | Mapping[str, Tensor]",
         spec: "Spec | str",
         importance: Mapping[str, Importance] | None,
-        progress: Callable[[Progress], None] | None,
+        options: Options,
     ) -> "Compression":
-        """Nothing fitted yet; the spec "lossless" keeps every bit. Raises BadInput, BadRecipe."""
+        """Nothing fitted yet; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
         original = sum(t.numel() * t.element_size() for t in tensors.values())
-        if spec == "lossless":
-            return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, progress)
-        parsed = recipe.parse(spec) if isinstance(spec, str) else spec
+        if spec == LOSSLESS:
+            return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, options)
+        parsed = as_spec(spec)
         weights = plan_weights(tensors, parsed, roles, importance)
         notes = {"recipe": repr(parsed), "original": original}
         if isinstance(importance, Measured) and importance.warnings:
             notes["warnings"] = dict(importance.warnings)
-        return cls(weights, {}, aliases, notes, progress)
+        return cls(weights, {}, aliases, notes, options)
 
     @property
     def original(self) -> int:
@@ -117,8 +120,10 @@ class Compression:
     @cached_property
     def run(self) -> Fitter:
         """What fits the weights to a budget."""
-        threads = min(2, torch.get_num_threads())
-        return Fitter(self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.progress, threads)
+        threads = self.options.threads or min(2, torch.get_num_threads())
+        return Fitter(
+            self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.options.progress, threads
+        )
 
 
 def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
@@ -130,13 +135,12 @@ def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
     return remarked if remarked.size <= size else model
 
 
-def resolve(budget: Budget, spec: "Spec | str", lossless: bool) -> Budget:
+def resolve(budget: Budget, spec: "Spec | str") -> Budget:
     """The budget to work to: the default where none was given. Raises BadRecipe for a budget that makes no sense."""
-    if lossless:
+    if spec == LOSSLESS:
         if budget.given:
             raise BadRecipe("lossless takes what it takes: give no budget with it")
         return Budget(price=FIXED_RATE_PRICE)
     if budget.given:
         return budget
-    parsed = recipe.parse(spec) if isinstance(spec, str) else spec
-    return Budget(price=FIXED_RATE_PRICE) if parsed.fixed_rate else Budget(bits=DEFAULT_BITS)
+    return Budget(price=FIXED_RATE_PRICE) if as_spec(spec).fixed_rate else Budget(bits=DEFAULT_BITS)

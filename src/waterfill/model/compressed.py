@@ -6,13 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.errors import Mismatch
-from waterfill.model.entry import Entry, decode
-from waterfill.model.lazy import read_manifest
+from waterfill.model.entry import Entry, row_of
+from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
-from waterfill.storage import FileReader, FileWriter, manifest, size_of
+from waterfill.storage import FileReader, FileWriter, size_of
+from waterfill.storage.manifest import Manifest
 
 _UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -25,11 +27,15 @@ class CompressedModel:
     aliases: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        recipe = f", recipe {self.notes['recipe']!r}" if "recipe" in self.notes else ""
+        return f"CompressedModel({len(self.entries)} tensors, {self.weights} weights{recipe})"
+
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the file says beside the blobs."""
-        rows = [manifest.Row(e.layout, e.words, e.reason) for e in self.entries.values()]
-        return {"tensors": manifest.pack(rows), "aliases": self.aliases, "notes": self.notes}
+        rows = [row_of(e.layout, e.words, e.reason) for e in self.entries.values()]
+        return Manifest(rows, self.aliases, self.notes).pack()
 
     @cached_property
     def size(self) -> int:
@@ -60,8 +66,9 @@ class CompressedModel:
         wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
         found = {name: entry.layout.shape for name, entry in self.entries.items()}
         found |= {alias: found[name] for alias, name in self.aliases.items()}
-        _check_names(wanted, found, type(module).__name__)
+        check_names(wanted, found, type(module).__name__)
         module.load_state_dict(self.state_dict(), strict=True)
+        torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
         return module
 
     def table(self) -> list[dict[str, Any]]:
@@ -89,13 +96,9 @@ class CompressedModel:
     def load(cls, path: "str | Path") -> "CompressedModel":
         """Read a file, every checksum proved. Raises CorruptFile, NewerFormat."""
         with FileReader(path) as src:
-            names, rows, aliases = read_manifest(src)
-            blobs = ((name, row, src.blob(name)) for name, row in zip(names, rows, strict=True))
-            entries = {
-                name: Entry(name, row.layout, decode(blob, row.layout, name), blob, row.reason)
-                for name, row, blob in blobs
-            }
-            return cls(entries, aliases, dict(src.manifest.get("notes", {})))
+            tensors = CompressedTensors(src)
+            entries = {name: tensors.entry(name) for name in src.names}
+            return cls(entries, dict(tensors.aliases), dict(tensors.manifest.notes))
 
 
 def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error: float | None) -> dict[str, Any]:
@@ -118,7 +121,8 @@ def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
     return sum(lay.entries for name, lay in tensors if lay.dtype.is_floating_point and not name.endswith(_UNCOUNTED))
 
 
-def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+def check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise Mismatch, naming a few of each sort, unless a file's names and shapes are those of a module `what`."""
     missing = sorted(set(wanted) - set(found))
     extra = sorted(set(found) - set(wanted))
     both = [name for name in wanted if name in found]
@@ -132,4 +136,14 @@ def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tupl
         raise Mismatch(f"the file does not fit a {what}; {'; '.join(told)}. Build the module it was compressed from")
 
 
-load = CompressedModel.load
+def load(path: "str | Path") -> CompressedModel:
+    """Read a file, every checksum proved.
+
+    Raises:
+        CorruptFile: for damage, saying where.
+        NewerFormat: for what a newer release wrote.
+
+    Example:
+        >>> net = waterfill.load("net.wf").install(Net())
+    """
+    return CompressedModel.load(path)

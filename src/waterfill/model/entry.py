@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import waterfill.parts  # noqa: F401 - registers the kinds that a file may hold
+from waterfill.arithmetic import own_arithmetic
 from waterfill.coding.stream import Reader, Writer
+from waterfill.dtypes import dtype_name, dtype_of
+from waterfill.errors import NewerFormat
 from waterfill.network.layout import Layout
 from waterfill.part import Part, read_part, write_part
+from waterfill.storage.manifest import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,13 @@ class Entry:
 
     def tensor(self) -> Tensor:
         """The tensor, in its own shape and dtype."""
-        return self.layout.join([part.dense() for part in self.parts])
+        return restored(self.parts, self.layout)
+
+
+def restored(parts: tuple[Part, ...], layout: Layout) -> Tensor:
+    """The tensor of these parts, whatever PyTorch is set to. Raises CorruptFile if a part has another type."""
+    with own_arithmetic():
+        return layout.join([part.dense() for part in parts])
 
 
 def encode(parts: tuple[Part, ...]) -> bytes:
@@ -49,3 +59,16 @@ def decode(blob: bytes, layout: Layout, name: str) -> tuple[Part, ...]:
     parts = tuple(read_part(src, layout.matrix) for _ in range(layout.count))
     src.end()
     return parts
+
+
+def row_of(layout: Layout, words: str, reason: str) -> Row:
+    """What a manifest says of a tensor."""
+    return Row(layout.shape, dtype_name(layout.dtype), layout.role, words, reason)
+
+
+def layout_in(row: Row) -> Layout:
+    """The layout that a manifest gives to a tensor. Raises NewerFormat for a dtype that PyTorch does not know here."""
+    try:
+        return Layout(row.shape, dtype_of(row.dtype), row.role)
+    except KeyError:
+        raise NewerFormat(f"dtype {row.dtype[:40]!r} is not known to this release of PyTorch and waterfill") from None

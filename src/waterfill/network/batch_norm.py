@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.network.batches import tensor_in
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 
@@ -21,6 +22,7 @@ LAYERS = (nn.Linear, *_CONV, *_TRANSPOSED)
 _CLOSE = 1e-4  # relative; rounding stays far below, a pair that must not be folded far above
 
 
+@by_own_arithmetic
 def fold_batch_norm(module: nn.Module, batch: Any, *, forward: Forward | None = None) -> nn.Module:
     """A copy of the module in which every batch norm fed by a linear layer or convolution is folded into it.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from waterfill.cli.exit_codes import VerifyError
+from waterfill.errors import VerifyError
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.checkpoint import Stored, open_checkpoint
 from waterfill.report.listing import Item, Listing, overview

@@ -2,7 +2,7 @@
 
 Measured and assumed costs have different units: D of the one is in squared outputs, of the other in relative errors.
 One price serves both once the assumed ones are scaled by the median ratio on weights that were reached, of which both
-are known. A weight that was not reached then gets the bits of a typical one of its size (docs/why.md).
+are known. A weight that was not reached then gets the bits of a typical one of its size (docs/decisions.md).
 """
 
 from collections.abc import Mapping, Sequence

@@ -27,14 +27,14 @@ def settle_choices(work: Compression, specs: Sequence[Spec], budget: Budget) -> 
     work.weights[:] = [replace(w, choice=choice) if w.layout.entries <= MOST else w for w in work.weights]
     price = _price(work, budget)
 
-    def settled(weight: Weight) -> Weight:
+    def chosen(weight: Weight) -> Weight:
         if weight.reason or weight.choice is None:
             return weight
         totals = [_cost(weight, spec, price) for spec in specs]
         best = totals.index(min(totals))
         return weight.with_spec(specs[best]) if best else weight
 
-    work.weights[:] = work.run.workers.map(lambda i: settled(work.weights[i]), range(len(work.weights)))
+    work.weights[:] = work.run.workers.map(lambda i: chosen(work.weights[i]), range(len(work.weights)))
 
 
 def _price(work: Compression, budget: Budget) -> float:

@@ -3,53 +3,40 @@
 The first fit says what every weight costs at the price; this one keeps to the same budget, weight by weight.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from waterfill.calibration.calibrate import MEMORY
 from waterfill.compression.allocation.search import Bracket
 from waterfill.compression.allocation.spend import Ledger
-from waterfill.compression.options import STAGES
 from waterfill.compression.steps.compensate import Drift
 from waterfill.compression.task import Compression
 from waterfill.model.entry import Entry
-from waterfill.network.forward import Forward, copy_of
+from waterfill.network.forward import copy_of
+from waterfill.network.inputs import Inputs
 
 _LAST = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
 
-def refit_in_order(  # noqa: PLR0913 - what was found so far, and how the network is run
-    work: Compression,
-    ledger: Ledger,
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    size: int | None,
-    forward: Forward | None = None,
-    stages: int = STAGES,
-    memory: int = MEMORY,
-) -> None:
+def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None) -> None:
     """Fit the weights of `work` again, in place; its file has about `size` bytes then, if that is given.
 
     A little more only where the weights fitted again cannot be as small as those before.
 
-    ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed. memory: as
-    of `Drift`.
+    ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed.
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
     compressed = work.model().install(copy_of(model))
     layouts = {weight.name: weight.layout for weight in work.weights if not weight.reason}
-    drift = Drift(model, compressed, batches, layouts, forward, memory)
+    drift = Drift(model, compressed, inputs.batches, layouts, inputs.forward, work.options.memory)
     uses = drift.order()
     order = [positions[name] for name in uses]
     pace = _Pace(work, ledger, None if size is None else ledger.total, order)
     state = compressed.state_dict()
-    for stage in _stages(order, ledger, stages):
+    for stage in _stages(order, ledger, work.options.steps.stages):
         names = {work.weights[i].name: uses[work.weights[i].name] for i in stage}
         targets = drift.targets(names)
         for i in stage:
