@@ -24,11 +24,13 @@ from waterfill.compression.task import Compression, resolve, with_remark
 from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batch_norm import fold_batch_norm
+from waterfill.network.batch_norm import fold_batch_norm, folds_between
 from waterfill.network.forward import as_deployed, copy_of
 from waterfill.network.inputs import Inputs
+from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
+from waterfill.storage.folds import pack
 from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
@@ -88,7 +90,7 @@ def calibrated(
         notes = {
             "recipe": AUTOMATIC if spec is None else repr(wanted),
             "samples": calibration.samples,
-            "folded": folded,
+            "folded": _fold_notes(model, work) if folded else False,
             "unreached": sorted(calibration.unreached),
         }
         yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
@@ -153,6 +155,12 @@ def _folded(model: nn.Module, inputs: Inputs, wanted: bool) -> tuple[nn.Module, 
     batch = inputs.first
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     return (fold_batch_norm(model, batch, forward=inputs.forward), True) if wanted and norms else (model, False)
+
+
+def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
+    """What a file says of the norms that were folded."""
+    tensors, aliases, _ = tensors_of(work)
+    return pack(folds_between(model, work), [*tensors, *aliases])
 
 
 def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: int | None) -> CompressedModel:
