@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from calibration_data import APART, calibration_batches, model_of
-from common import Table, data_folder, finish
 from data_free import one_thread
-from networks import networks
+from lib.calibration_data import APART, calibration_batches, model_of
+from lib.common import Table, data_folder, finish
+from lib.networks import networks
 
 import waterfill
 from waterfill.compression.allocation.weight import Weight

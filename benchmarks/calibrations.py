@@ -13,10 +13,10 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from calibration_data import APART, calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
 from data_free import one_thread
-from networks import networks
+from lib.calibration_data import APART, calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
 
 import waterfill
 

@@ -14,9 +14,9 @@ import time
 from typing import Any
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
 
 import waterfill
 from waterfill.calibration.calibrate import calibrate

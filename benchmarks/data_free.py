@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import rounding
 import torch
-from common import RESULTS, Table, claim, claims_table, data_folder, finish
-from data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
-from networks import Evaluator, Network, State, networks
+from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
+from lib.data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
+from lib.networks import Evaluator, Network, State, networks
+from opponents import rounding
 
 import waterfill
 from waterfill.errors import BudgetError, WaterfillError

@@ -1,4 +1,4 @@
-"""What some decisions of calibration are worth (docs/why.md): each is undone, with all else as it is.
+"""What some decisions of calibration are worth (docs/decisions.md): each is undone, with all else as it is.
 
 * few: of few samples, the output and the position that are added to those that were seen.
 * sequences: for a language model, how far chances are softened, and the squared error of its outputs instead.
@@ -19,10 +19,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, data_folder, finish
 from data_free import one_thread
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, data_folder, finish
+from lib.networks import networks
 from torch import Tensor, nn
 
 import waterfill

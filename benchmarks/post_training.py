@@ -24,12 +24,12 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import gptq
-from calibration_data import SPARED, calibration_batches, model_of
-from common import RESULTS, Table, data_folder, finish
 from data_free import count, one_thread
-from networks import Evaluator, Network, State, networks
-from post_training_tables import GPTQ, GPTQ_CODED, ORIGINAL, ROUNDING, Result, Shown, tables
+from lib.calibration_data import SPARED, calibration_batches, model_of
+from lib.common import RESULTS, Table, data_folder, finish
+from lib.networks import Evaluator, Network, State, networks
+from lib.post_training_tables import GPTQ, GPTQ_CODED, ORIGINAL, ROUNDING, Result, Shown, tables
+from opponents import gptq
 from torch import Tensor, nn
 
 import waterfill

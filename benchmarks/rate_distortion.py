@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
-from laplace import laplace_rate
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
+from opponents.laplace import laplace_rate
 from torch import Tensor
 
 import waterfill

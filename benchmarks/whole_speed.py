@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
-from gptq import hessian_of, quantize
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
+from opponents.gptq import hessian_of, quantize
 
 import waterfill
 

@@ -139,11 +139,15 @@ def test_another_job_in_the_same_work_directory_is_refused(source, target, monke
 
 
 def test_a_full_disk_leaves_no_half_file_and_a_way_to_go_on(source, target, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    replace = os.replace
+
+    def full(before: Path, after: Path) -> None:
+        if Path(after) == target:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(before, after)
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+        patch.setattr("os.replace", full)
         with pytest.raises(OSError, match="No space left"):
             waterfill.compress_file(source, target, price=1e-4)
     assert os.listdir(target.parent) == ["m.wf.work"]

@@ -128,3 +128,16 @@ def test_notes_say_how_it_was_made(small):
 def test_an_empty_model_has_a_file(tmp_path):
     waterfill.compress({}, price=1e-3).save(tmp_path / "none.wf")
     assert waterfill.load(tmp_path / "none.wf").state_dict() == {}
+
+
+def test_what_is_shown_is_a_line_without_tensors(small):
+    assert repr(small) == f"CompressedModel({len(small.entries)} tensors, {small.weights} weights, recipe 'Quantize()')"
+    parts = [part for entry in small.entries.values() for part in entry.parts]
+    assert f"QuantizedPart({list(parts[0].shape)}, {parts[0].describe()})" in map(repr, parts)
+    gram = waterfill.Importance(torch.ones(4), torch.ones(9), torch.eye(9), (3, 3))
+    assert repr(gram) == "Importance(rows [4], diagonal [9], gram [9, 9], kernel (3, 3))"
+    assert repr(waterfill.Importance()) == "Importance(uniform)"
+    spec = waterfill.parse("Quantize() + Prune(keep=0.1) | LowRank() | Codebook(levels=4) | Sampled() | Dense()")
+    for term in spec.terms:
+        part = term.fit(torch.randn(32, 32), waterfill.Importance(), 1e-3)
+        assert "tensor(" not in repr(part) and len(repr(part)) < 120

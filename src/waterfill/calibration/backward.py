@@ -18,7 +18,7 @@ from waterfill.calibration.probes import signs, softened
 from waterfill.calibration.recorder import MomentRecorder, Wanted
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
-from waterfill.network.batches import each_tensor, never, shapes, tensor_in, tensors_in
+from waterfill.network.batches import count_of, each_tensor, never, samples_in, shapes, tensors_in
 from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR, Layout
 from waterfill.network.state import unchanged
@@ -78,9 +78,9 @@ class Run:
     ) -> Iterator[tuple[str, Found]]:
         """One pass: what was found of each wanted weight."""
         matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
-        recorder = MomentRecorder(layouts, wanted, torch.Generator().manual_seed(self.seed + 1))
+        recorder = MomentRecorder(layouts, wanted, torch.Generator("cpu").manual_seed(self.seed + 1))
         tracer = Tracer(WeightViews(matrices, layouts), recorder)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         self.rows, self.energy = 0, 0.0
         count = 0
         derived = {name: value for name, value in statistics(self.model).items() if name in wanted.full}
@@ -136,7 +136,7 @@ class Run:
         generator: torch.Generator,
     ) -> Iterator[Sequence[Tensor | None]]:
         """Run a batch forward and, for every probe, backward: the gradients of the parameters."""
-        (tracer, recorder), samples = seen, _samples(batch)
+        (tracer, recorder), samples = seen, samples_in(batch)
         recorder.begin(samples)
         if any(found.numel() == 0 for found in tensors_in(batch)) and samples == 0:
             raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
@@ -192,8 +192,7 @@ class Run:
     def _report(self, count: int) -> None:
         self.done += 1
         if self.progress is not None:
-            length = getattr(self.batches, "__len__", None)
-            total = max(self.done, length() * self.passes if length is not None else 0)
+            total = max(self.done, (count_of(self.batches) or 0) * self.passes)
             self.progress(Progress("calibrating", self.done, total, self.done, total))
 
 
@@ -204,9 +203,3 @@ def _energy(outputs: Tensor, probe: Tensor) -> float:
         return float(wanted.square().sum())
     rows = wanted * probe.double()
     return float(rows.reshape(-1, rows.shape[-1]).sum(1).square().sum())
-
-
-def _samples(batch: Any) -> int:
-    """Inputs in a batch: the first dimension of its first tensor; 0 if there is none."""
-    found = tensor_in(batch)
-    return len(found) if found is not None and found.ndim else 0

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Run
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import Shelf, fingerprint
@@ -66,6 +67,7 @@ class Calibration(Measured):
         return f"Calibration({len(self)} weights, {len(self.unreached)} unreached, {self.samples} samples)"
 
 
+@by_own_arithmetic
 @torch.inference_mode(False)
 def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and where the results go
     model: nn.Module,

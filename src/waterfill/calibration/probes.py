@@ -17,8 +17,8 @@ _SHIFT = 0.1  # of the mean over classes
 
 def signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """H = I, the squared error: random signs in the shape of the outputs, and 0 where these say never."""
-    drawn = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
-    return drawn.masked_fill(never(outputs), 0.0)
+    drawn = torch.randint(0, 2, outputs.shape, dtype=torch.int64, device="cpu", generator=generator)
+    return (drawn.to(outputs) * 2 - 1).masked_fill(never(outputs), 0.0)
 
 
 def softened(outputs: Tensor, generator: torch.Generator) -> Tensor:

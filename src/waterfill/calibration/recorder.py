@@ -38,7 +38,7 @@ class MomentRecorder(Recorder):
     def __init__(self, layouts: Mapping[str, Layout], wanted: Wanted, generator: torch.Generator) -> None:
         self.layouts = layouts
         self.wanted = wanted
-        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
         self.terms: dict[str, dict[tuple[Any, ...], Moments]] = defaultdict(dict)
         self._samples = 0
         self._generator = generator

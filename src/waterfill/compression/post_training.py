@@ -5,30 +5,37 @@ and repair what small tensors can. Each step is a module of its own; this one on
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from waterfill.calibration.calibrate import bytes_in_all, calibrate
+from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
+from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.spend import Ledger
 from waterfill.compression.options import Options
+from waterfill.compression.steps import few_inputs
 from waterfill.compression.steps.choice import settle_choices
 from waterfill.compression.steps.prepare import prepare, warn
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
-from waterfill.compression.task import Compression, resolve
-from waterfill.errors import BadInput, BudgetError
+from waterfill.compression.task import Compression, resolve, with_remark
+from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
+from waterfill.importance import Measured
 from waterfill.model.compressed import CompressedModel
+from waterfill.network.batch_norm import folds_between
 from waterfill.network.forward import as_deployed
 from waterfill.network.inputs import Inputs
+from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
+from waterfill.storage.folds import pack
+from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
     "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
@@ -52,51 +59,117 @@ def compress_with_inputs(
     Weights that no batch reaches get the bits of typical ones of their size, and a warning in the table.
     Raises BadInput, BadRecipe, BudgetError.
     """
+    target = resolve(budget, DEFAULT_SPEC if spec is None else spec)
+    with calibrated(model, inputs, spec, options) as measured:
+        return measured.to(target)
+
+
+@contextmanager
+def calibrated(
+    model: "nn.Module | Mapping[str, Tensor]",
+    inputs: Inputs,
+    spec: "Spec | str | None" = None,
+    options: Options = Options(),
+) -> Iterator["Calibrated"]:
+    """A model measured once, to be compressed to any number of budgets within the block, each as `compress` would.
+
+    Raises BadInput, BadRecipe.
+    """
     inputs.check(model)
     assert isinstance(model, nn.Module)
     wanted = as_spec(DEFAULT_SPEC if spec is None else spec)
-    target, specs = resolve(budget, wanted), terms_of(Choice, wanted)
-    prepared = prepare(model, inputs, options.steps)
-    work, steps = prepared.model, prepared.steps
-    options = replace(options, steps=steps)
-    with _room(work, options) as cache:
-        calibration = calibrate(
-            work,
-            inputs.batches,
-            importance=steps.importance,
-            probes=steps.probes,
-            cache=cache,
-            forward=inputs.forward,
-            progress=options.progress,
-            memory=options.memory,
+    inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
+    with ExitStack() as stack:
+        with own_arithmetic():
+            prepared = prepare(model, inputs, options.steps)
+            work, options = prepared.model, replace(options, steps=prepared.steps)
+            calibration = _measured(work, inputs, stack.enter_context(_room(work, options)), options)
+        notes = {
+            "recipe": AUTOMATIC if spec is None else repr(wanted),
+            "samples": calibration.samples,
+            "folded": _fold_notes(model, work) if prepared.folded else False,
+            "unreached": sorted(calibration.unreached),
+        }
+        warnings = (*prepared.warnings, *few_inputs.warnings_of(calibration))
+        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes, warnings)
+
+
+def _measured(model: nn.Module, inputs: Inputs, cache: Path | None, options: Options) -> Calibration:
+    steps = options.steps
+    return calibrate(
+        model,
+        inputs.batches,
+        importance=steps.importance,
+        probes=steps.probes,
+        cache=cache,
+        forward=inputs.forward,
+        progress=options.progress,
+        memory=options.memory,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model, its norms folded, and what errors in its weights cost. notes: what its files say of how it was done."""
+
+    model: nn.Module
+    inputs: Inputs
+    specs: tuple[Spec, ...]
+    calibration: Calibration
+    options: Options
+    notes: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    def __call__(self, bits: float) -> CompressedModel:
+        """The model in a file of so many bits per weight. Raises BudgetError."""
+        return self.to(Budget(bits=bits))
+
+    @by_own_arithmetic
+    @torch.inference_mode(False)
+    def to(self, budget: Budget) -> CompressedModel:
+        """The model compressed to a budget. Raises BudgetError."""
+        compression, ledger = self._fitted(budget, self.calibration)
+        size = compression.allowed(budget)
+        made = _refitted(compression, ledger, self.model, self.inputs, size)
+        if self.options.steps.repair:
+            made = _repaired(made, self.model, self.inputs, size)
+        if size is not None and 1 < self.calibration.samples < few_inputs.FEW:
+            made = self._guarded(made, budget)
+        return with_remark(made, size)
+
+    def _fitted(self, budget: Budget, importance: Measured | None) -> tuple[Compression, Ledger]:
+        """Every weight fitted by itself, to what errors cost by some inputs, or by none."""
+        compression = Compression.of(self.model, self.specs[0], importance, self.options)
+        compression.notes.update(self.notes)
+        unused = few_inputs.UNUSED.format(self.calibration.samples)
+        warn(compression.notes, self.warnings if importance is not None else [unused])
+        settle_choices(compression, self.specs, budget)
+        return compression, compression.run.meet(budget, compression.original)
+
+    def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
+        """What was made of few inputs, or, where inputs that were held out tell so, what is made without."""
+        free = few_inputs.better_without(
+            self.model,
+            self.inputs,
+            lambda some: _measured(self.model, some, None, self.options),
+            lambda importance: self._fitted(budget, importance)[0].model(),
         )
-        compression = Compression.of(work, specs[0], calibration, options)
-        compression.notes.update(
-            recipe=AUTOMATIC if spec is None else repr(wanted),
-            samples=calibration.samples,
-            folded=prepared.folded,
-            unreached=sorted(calibration.unreached),
-        )
-        warn(compression.notes, prepared.warnings)
-        settle_choices(compression, specs, target)
-        ledger = compression.run.meet(target, compression.original)
-        made = _refitted(compression, ledger, work, inputs, target)
-    return _repaired(made, work, inputs, compression.allowed(target)) if steps.repair else made
+        return made if free is None else free
 
 
 def _refitted(
-    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, target: Budget
+    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, size: int | None
 ) -> CompressedModel:
     """The model with its weights fitted again in order, or as it was where its outputs were closer."""
     before, options = compression.model(), compression.options
     if not options.steps.stages:
         return before
-    try:
-        refit_in_order(compression, ledger, work, inputs, compression.allowed(target))
-    except BudgetError:  # of a few bytes there may be no second way to meet them
+    refit_in_order(compression, ledger, work, inputs, size)
+    after = compression.model()
+    if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
     judge = Judge(work, inputs.batches, inputs.forward)
-    return min(compression.model(), before, key=judge.error)
+    return min(after, before, key=judge.error)
 
 
 @contextmanager
@@ -105,8 +178,14 @@ def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
     if options.cache is not None or bytes_in_all(model) <= options.memory:
         yield options.cache
         return
-    with TemporaryDirectory(prefix="waterfill-") as folder:
-        yield Path(folder)
+    with temporary_folder() as folder:
+        yield folder
+
+
+def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
+    """What a file says of the norms that were folded."""
+    tensors, aliases, _ = tensors_of(work)
+    return pack(folds_between(model, work), [*tensors, *aliases])
 
 
 def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: int | None) -> CompressedModel:

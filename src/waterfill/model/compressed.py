@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.errors import Mismatch
@@ -25,6 +26,10 @@ class CompressedModel:
     entries: dict[str, Entry]
     aliases: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        recipe = f", recipe {self.notes['recipe']!r}" if "recipe" in self.notes else ""
+        return f"CompressedModel({len(self.entries)} tensors, {self.weights} weights{recipe})"
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -61,8 +66,9 @@ class CompressedModel:
         wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
         found = {name: entry.layout.shape for name, entry in self.entries.items()}
         found |= {alias: found[name] for alias, name in self.aliases.items()}
-        _check_names(wanted, found, type(module).__name__)
+        check_names(wanted, found, type(module).__name__)
         module.load_state_dict(self.state_dict(), strict=True)
+        torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
         return module
 
     def table(self) -> list[dict[str, Any]]:
@@ -115,7 +121,8 @@ def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
     return sum(lay.entries for name, lay in tensors if lay.dtype.is_floating_point and not name.endswith(_UNCOUNTED))
 
 
-def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+def check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise Mismatch, naming a few of each sort, unless a file's names and shapes are those of a module `what`."""
     missing = sorted(set(wanted) - set(found))
     extra = sorted(set(found) - set(wanted))
     both = [name for name in wanted if name in found]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput, CorruptFile
+from waterfill.storage.paths import check_source
 
 INDEX = "model.safetensors.index.json"
 _COMPARED = 1 << 16  # entries of two tensors that are compared before the whole of them is read
@@ -60,9 +61,11 @@ def open_checkpoint(source: "str | Path") -> Checkpoint:
         path = _in_folder(path)
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a .safetensors file, an index of shards, or the folder of one")
+    check_source(path)
     files, expected = _shards(path) if path.suffix == ".json" else ([path], None)
     tensors: dict[str, Stored] = {}
     for file in files:
+        check_source(file)
         for stored in _header(file):
             if stored.name in tensors:
                 raise BadInput(f"tensor {stored.name!r} is both in {tensors[stored.name].file.name} and {file.name}")

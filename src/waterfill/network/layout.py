@@ -61,7 +61,7 @@ class Layout:
     def join(self, matrices: Sequence[Tensor]) -> Tensor:
         """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile if a part has another."""
         if not matrices:
-            return torch.empty(self.shape, dtype=self.dtype)
+            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
         stored = self.dtype if self.role == RAW else torch.float32
         wrong = next((m.dtype for m in matrices if m.dtype != stored), None)
         if wrong is not None:

@@ -200,7 +200,9 @@ def _center(target: Tensor, importance: Importance) -> Tensor:
     """The weighted mean, scalar: the best constant as far as the diagonal tells."""
     weight = importance.rows.double().reshape(-1, 1) * _diagonal(importance, target.shape[1]).double()
     weight = weight.expand(target.shape) + torch.finfo(torch.float64).tiny
-    return ((weight * target).sum() / weight.sum()).float() if target.numel() else torch.zeros(())
+    if not target.numel():
+        return torch.zeros((), dtype=torch.float32, device="cpu")
+    return ((weight * target).sum() / weight.sum()).float()
 
 
 def _diagonal(importance: Importance, cols: int) -> Tensor:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from waterfill.cli.arguments import existing, writable
 from waterfill.report.text import bytes_text, say, say_json
 from waterfill.storage import FileReader
 
@@ -30,8 +31,10 @@ def run(args: argparse.Namespace) -> None:
     from waterfill.export.safetensors import SafetensorsWriter, slots_of
     from waterfill.model.lazy import CompressedTensors
 
+    source = existing(args.file)
     output = args.output or str(Path(args.file).with_suffix(".safetensors"))
-    with FileReader(args.file) as src:
+    writable(output, args.force)
+    with FileReader(source) as src:
         tensors = CompressedTensors(src)
         slots = slots_of(tensors, getattr(torch, args.dtype) if args.dtype else None)
         with SafetensorsWriter(output, slots, args.force) as out, Meter(args.quiet) as meter:

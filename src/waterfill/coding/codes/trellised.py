@@ -40,7 +40,7 @@ class Paths:
         self.freq = np.concatenate([np.stack(half, axis=1).reshape(-1, 256) for half in halves])
         self.half = len(self.freq) // 2
         code = trellis.trellis(states)
-        self.machine = rans.Machine(code.transition, code.parity * np.uint16(self.half))
+        self.machine = rans.Machine(code.transition, code.parity.astype(np.uint16) * np.uint16(self.half))
 
     def place(self, rows: slice, position: int, mean: np.ndarray) -> np.ndarray:
         """The table of every entry of a pass where its parity is 0: uint16 [n], in the order of the paths."""

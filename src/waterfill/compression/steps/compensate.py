@@ -112,7 +112,7 @@ class _InputRecorder(Recorder):
 
 def _columns(seen: Iterable[_Seen], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:
     """The columns of these weights by their place; of both networks at the same positions."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     found = defaultdict(list)
     for one in seen:
         if one.view.name in names:

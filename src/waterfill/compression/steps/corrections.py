@@ -139,7 +139,7 @@ class Statistics:
         axis = self._add(1, module, inputs, output)
         if axis is None or self._sums[0] is None:
             return output
-        mean, var = (value.to(output.dtype) for value in self._found(module))
+        mean, var = (value.to(module.running_mean.dtype) for value in self._found(module))  # autocast casts outputs
         x = inputs[0].movedim(axis, 1)
         x = F.batch_norm(x, mean, var, module.weight, module.bias, False, 0.0, module.eps)
         return x.movedim(1, axis)

@@ -6,18 +6,19 @@ Bias correction and batch-norm re-estimation are known from data-free and post-t
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.steps.corrections import BIAS, KINDS, Kind, fits_of
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import centered, divergences, relative, rows_of, squared_errors
 from waterfill.importance import Importance, entrywise
 from waterfill.model.compressed import CompressedModel
-from waterfill.model.entry import Entry
+from waterfill.model.entry import Entry, encode
 from waterfill.network.batch_norm import LAYERS, fed_norms
 from waterfill.network.batches import split
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
@@ -81,6 +82,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@by_own_arithmetic
 @torch.inference_mode(False)
 def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to be read
     model: "nn.Module | CompressedModel",
@@ -261,7 +263,7 @@ def _measured(guard: _Guard, work: nn.Module) -> _Measured:
     try:
         return guard.measure(work)
     except BadInput:
-        never = torch.full((1,), math.inf, dtype=torch.float64)
+        never = torch.full((1,), math.inf, dtype=torch.float64, device="cpu")
         return _Measured(math.inf, never, never)
 
 
@@ -274,8 +276,7 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
     base = 4.0 if guard.logits else 2.0
     work = model.install(copy_of(reference))
     steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors])
-    before, best = steps[0].before, model
-    after = before
+    best, before, after = model, steps[0].before, steps[0].before
     original = reference.state_dict()
     for mantissa in _MANTISSAS if changed else ():
         entries = dict(model.entries)
@@ -300,4 +301,5 @@ def _written(entry: Entry, value: Tensor, original: Tensor, mantissa: int) -> En
         parts.append(spec.fit(matrix, importance, 1.0))
     gap = entry.layout.join([part.dense() for part in parts]).double() - original.cpu().double()
     energy = float(original.double().norm())
-    return Entry(entry.name, entry.layout, tuple(parts), entry.reason, float(gap.norm()) / energy if energy else None)
+    error = float(gap.norm()) / energy if energy else None
+    return replace(entry, parts=tuple(parts), blob=encode(tuple(parts)), error=error)

@@ -1,7 +1,7 @@
 """How codes on a grid are found: round, fit the densities to that, choose by the true cost, and then once more.
 
-Scalar steps are those of high-rate theory, D = w Delta^2 / 24 per entry at a slope of price nats per bit (DESIGN 6.2);
-with codes chosen by their true cost they stay the best down to below one bit (docs/why.md).
+Scalar steps are those of high-rate theory, D = w Delta^2 / 24 per entry at a slope of price nats per bit
+(docs/theory.md); with codes chosen by their true cost they stay the best down to below one bit (docs/decisions.md).
 """
 
 from collections.abc import Callable
