@@ -81,7 +81,8 @@ class CompressedModel:
 
     @property
     def warnings(self) -> dict[str, str]:
-        """By name, what a user should know of how a tensor was compressed: that no input reached it, say."""
+        """By name, what a user should know of how a tensor was compressed: that no input reached it, say; by "", of the
+        network as a whole."""
         told = self.notes.get("warnings")
         return {name: f"{text}" for name, text in told.items()} if isinstance(told, Mapping) else {}
 

@@ -102,8 +102,9 @@ class Listing:
         return ", ".join([*told, f"{self.bits:.3f} bits per weight", count])
 
     def text(self, everything: bool) -> str:
-        """The table of the tensors (see `overview`), and under it that of the tied ones."""
+        """The table of the tensors (see `overview`), under it what concerns all of them, and that of the tied ones."""
         shown = overview(self.items, everything)
+        shown += f"\n\nwarning: {self.warning}" if self.warning else ""
         if not self.aliases:
             return shown
         columns = Column("tied tensor", text=True), Column("is the same as", text=True)
@@ -119,9 +120,16 @@ class Listing:
             "bits_per_weight": self.bits,
             "recipe": self.recipe,
             "folded": None if self.folds is None else {fold.norm: fold.layer for fold in self.folds},
+            "warning": self.warning,
             "aliases": dict(self.aliases),
             "tensors": [item.as_json() for item in self.items],
         }
+
+    @property
+    def warning(self) -> str:
+        """What a user should know of the network as a whole, or nothing."""
+        warned = self.notes.get("warnings")
+        return str(warned.get("", "")) if isinstance(warned, dict) else ""
 
     @property
     def folds(self) -> list[Fold] | None:

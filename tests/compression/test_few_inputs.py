@@ -1,0 +1,98 @@
+"""Few inputs help, or are left out; and there is a word about them."""
+
+import copy
+
+import pytest
+import torch
+from tests.support.small_networks import images
+from torch import Tensor, nn
+
+import waterfill
+from waterfill import Options
+from waterfill.calibration.calibrate import calibrate
+from waterfill.compression.steps import few_inputs
+from waterfill.compression.steps.few_inputs import better_without
+from waterfill.compression.task import Compression
+from waterfill.network.inputs import Inputs
+
+
+class Net(nn.Module):
+    """Convolutions before a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(channels, 24, 3, padding=1) for channels in (3, 24, 24))
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Net().eval()
+
+
+def smooth(count: int, seed: int) -> Tensor:
+    """Images whose neighbors correlate."""
+    return nn.functional.interpolate(images(count, seed)[:, :, :4, :4], scale_factor=2, mode="bilinear")
+
+
+TEST = smooth(64, 8)
+
+
+def lost(model: nn.Module, made: waterfill.CompressedModel) -> float:
+    """The relative error of outputs on other inputs."""
+    with torch.no_grad():
+        wanted, found = model(TEST), made.install(copy.deepcopy(model))(TEST)
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_so_few_inputs_are_better_than_none_and_a_word_says_that_they_are_few(net, count) -> None:
+    made = waterfill.compress(net, [smooth(count, 7)], spec="Quantize()", bits=3)
+    assert lost(net, made) < lost(net, waterfill.compress(net, bits=3))
+    assert f"{count} outputs were seen" in made.warnings[""]
+
+
+def test_one_sample_counts_a_third_of_what_it_says_of_rows(net) -> None:
+    word = calibrate(net, [smooth(1, 5)])
+    work = Compression.of(net, "Quantize()", word, Options())
+    for weight in work.weights:
+        if weight.layout.entries > 1000:
+            given, leaning = (rows / rows.mean() for rows in (word[weight.name].rows, weight.importance().rows))
+            assert torch.allclose(leaning - 1, (given - 1) / 3, rtol=1e-3, atol=1e-6)
+
+
+def test_many_samples_are_taken_at_their_word(net) -> None:
+    found = calibrate(net, [smooth(96, 6)])
+    work = Compression.of(net, "Quantize()", found, Options())
+    for weight in work.weights:
+        assert weight.importance is None or torch.equal(weight.importance().rows, found[weight.name].rows)
+
+
+@pytest.mark.parametrize("misleading", [True, False])
+def test_inputs_that_make_others_worse_are_left_out(net, misleading) -> None:
+    good, bad = (waterfill.compress(net, bits=bits) for bits in (6, 2))
+    made, asked = [], []
+
+    def compress(importance):
+        made.append(bad if (importance is not None) == misleading else good)
+        return made[-1]
+
+    inputs = Inputs([smooth(4, 3)])
+    found = better_without(net, inputs, lambda some: asked.append(some) or object(), compress)
+    assert (found is good) if misleading else found is None
+    assert len(made) == 2 and [len(batch) for batch in asked[0].batches] == [2]
+    assert better_without(net, Inputs([smooth(1, 3)]), lambda some: object(), compress) is None
+
+
+def test_a_file_made_without_its_inputs_says_so_and_keeps_to_the_budget(net, monkeypatch) -> None:
+    monkeypatch.setattr(few_inputs, "better_without", lambda model, inputs, calibrate, compress: compress(None))
+    made = waterfill.compress(net, [smooth(4, 3)], spec="Quantize()", bits=3)
+    assert "4 samples made the outputs of others worse" in made.warnings[""]
+    assert 0.9 * 3 < made.bits <= 3
