@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from waterfill import recipe
+from waterfill.assumptions import informed
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.layout import KERNEL, MATRIX, RAW, STACK, Layout, layout_of
@@ -90,6 +91,7 @@ def plan_weights(
         weight = Weight(name, layout, spec, partial(_on_cpu, value), _given(importance, name))
         weight.check()
         weights.append(weight)
+    weights = informed(weights)
     return at_common_price(weights) if isinstance(importance, Measured) else weights
 
 

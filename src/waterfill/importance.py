@@ -218,7 +218,7 @@ def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
 
 SMOOTHNESS = 0.75
 """Correlation of neighboring inputs assumed for spatial kernels without data (docs/why.md has the measurement)."""
-SIZE_EXPONENT = 0.3
+SIZE_EXPONENT = 0.2
 """Without data a relative error of a weight of n entries costs n^SIZE_EXPONENT (docs/why.md)."""
 
 

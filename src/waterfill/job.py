@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from waterfill import manifest, recipe
+from waterfill.assumptions import informed
 from waterfill.checkpoint import Checkpoint, open_checkpoint
 from waterfill.engine import resolve
 from waterfill.errors import BadInput, BudgetError, OutputExists
@@ -85,7 +86,8 @@ class Job:
             layout = Layout(stored.shape, stored.dtype, RAW) if lossless else layout_of(stored.shape, stored.dtype)
             weights.append(Weight(name, layout, parsed, stored.load))
             weights[-1].check()
-        return cls(checkpoint, parsed, resolve(target, parsed, lossless), lossless, weights)
+        known = weights if lossless else informed(weights)
+        return cls(checkpoint, parsed, resolve(target, parsed, lossless), lossless, known)
 
     @property
     def notes(self) -> dict[str, Any]:

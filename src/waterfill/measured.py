@@ -39,7 +39,7 @@ def at_common_price(weights: Sequence[Weight]) -> list[Weight]:
     if all(weight.importance is not None or weight.layout.role == RAW for weight in weights):
         return list(weights)
     known = {kind: _factor([w for w in weights if _counts(w, kind)]) for kind in (True, False)}
-    return [w if w.importance is not None else replace(w, factor=_of(known, w)) for w in weights]
+    return [w if w.importance is not None else replace(w, factor=w.factor * _of(known, w)) for w in weights]
 
 
 def _counts(weight: Weight, vector: bool) -> bool:
@@ -60,7 +60,8 @@ def _factor(weights: Sequence[Weight]) -> float | None:
         if bool(target.any()):
             given = weight.importance() if callable(weight.importance) else weight.importance
             assert given is not None
-            ratios.append(_level(target, given) - _level(target, assumed(target, weight.layout)))
+            own = assumed(target, weight.layout).scaled(weight.factor)
+            ratios.append(_level(target, given) - _level(target, own))
     return 2.0 ** float(np.median(ratios)) if ratios else None
 
 

@@ -38,7 +38,7 @@ class Weight:
 
     load: the whole tensor, as often as it is wanted. spec: what the user asked for. importance: what was given for each
     of its matrices, or None; a function that reads it gets asked whenever it is wanted, and nothing of it is kept.
-    factor: what errors cost beside what is assumed without data, where `importance` is None.
+    factor: what errors cost beside what is assumed of the tensor alone, where `importance` is None.
     """
 
     name: str

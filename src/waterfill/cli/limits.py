@@ -65,11 +65,12 @@ def run(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight: where it comes from, and what its errors cost, or None for what is assumed without data."""
+    """A weight: where it comes from, and what its errors cost: importance, or `factor` times what is assumed."""
 
     layout: "Layout"
     load: Any
     importance: "Importance | None" = None
+    factor: float = 1.0
 
     def matrices(self) -> "list[tuple[Tensor, Importance]]":
         """Its matrices, and what errors in each cost."""
@@ -77,7 +78,7 @@ class Layer:
 
         size, kernel = math.prod(self.layout.matrix), self.layout.kernel
         targets = self.layout.split(self.load())
-        return [(t, self.importance or without_data(t, kernel, size)) for t in targets]
+        return [(t, self.importance or without_data(t, kernel, size).scaled(self.factor)) for t in targets]
 
 
 @dataclass(frozen=True)
@@ -233,12 +234,11 @@ def _files_text(files: Sequence[OfFile]) -> str:
 
 def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
     """The weights of a checkpoint, and none left out."""
-    from waterfill.checkpoint import open_checkpoint
-    from waterfill.layout import layout_of
+    from waterfill.job import Job
+    from waterfill.run import FIXED_RATE_PRICE, Target
 
-    stored = open_checkpoint(model).tensors
-    layouts = {name: layout_of(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
-    return {name: Layer(lay, stored[name].load) for name, lay in layouts.items() if _is_matrix(lay)}, {}
+    weights = Job.of(model, "Quantize()", Target(price=FIXED_RATE_PRICE), lossless=False).weights
+    return {w.name: Layer(w.layout, w.load, factor=w.factor) for w in weights if _is_matrix(w.layout)}, {}
 
 
 def _is_matrix(layout: "Layout") -> bool:
