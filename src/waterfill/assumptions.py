@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import SIZE_EXPONENT
-from waterfill.layout import KERNEL, MATRIX, STACK, Layout
+from waterfill.layout import KERNEL, MATRIX, STACK, VECTOR, Layout
 from waterfill.weights import Weight
 
 BLOCK_EXPONENT = 0.7
@@ -48,7 +48,9 @@ def informed(weights: Sequence[Weight]) -> list[Weight]:
 
 
 def by_place(layouts: Mapping[str, Layout]) -> dict[str, float]:
-    """By the name of a matrix, kernel or stack: its cost, in multiples of what its size alone lets assume.
+    """By the name of a tensor: its cost, in multiples of what its size alone lets assume.
+
+    A vector beside blocks costs as much as a weight in them: what it scales or shifts is what their inputs are.
 
     layouts: of all tensors, by name.
     """
@@ -65,6 +67,9 @@ def by_place(layouts: Mapping[str, Layout]) -> dict[str, float]:
         entries = {name: layouts[name].entries for name in found}
         least = OUTSIDE * math.exp(_mean_logarithm({name: costs[name] for name in found}, entries))
         found |= {name: max(1.0, least / costs[name]) for name in sizes if name not in found}
+        typical = _mean_logarithm({name: sizes[name] for name in entries}, sizes)
+        vectors = {name: layout.entries for name, layout in layouts.items() if layout.role == VECTOR}
+        found |= {name: math.exp(SIZE_EXPONENT * (typical - math.log(size))) for name, size in vectors.items()}
     return found
 
 
