@@ -11,7 +11,7 @@ from networks import State
 
 from waterfill.engine import plan_weights
 from waterfill.importance import Importance
-from waterfill.layout import KERNEL, MATRIX, STACK
+from waterfill.layout import KERNEL, MATRIX
 from waterfill.recipe import parse
 
 RECIPE = "Quantize(), equal bits"
@@ -28,9 +28,3 @@ def equal_bits(state: State) -> Mapping[str, Importance]:
         name: importance.scaled(typical * entries[name] / costs[name] if costs[name] > 0 else 1.0)
         for name, (_, importance) in assumed.items()
     }
-
-
-def covered(state: State) -> bool:
-    """Whether every tensor is one that equal bits are defined for."""
-    weights = plan_weights(state, parse("Quantize()"), {}, None)
-    return all(weight.layout.role != STACK for weight in weights)
