@@ -69,7 +69,7 @@ class Job:
 def main() -> None:
     options = parse_options()
     folder = data_folder()
-    wanted = plan(options.networks, options.bits, options.recipe, options.quick)
+    wanted = plan(options.networks, options.bits, options.recipe, options.quick, plain=not options.claims)
     known = earlier(options.quick) if options.resume else {}
     everything = plan(list(every_network()), list(RATES), list(RECIPES), False)
     jobs = [job for job in wanted if job not in known]
@@ -78,7 +78,7 @@ def main() -> None:
         for done, (job, run) in enumerate(zip(jobs, runs, strict=True), 1):
             known[job] = run
             print(f"[{done}/{len(jobs)}] {run.line()}", flush=True)
-            if done % 25 == 0 or done == len(jobs):
+            if done % 5 == 0 or done == len(jobs):
                 write(known, folder, options, partial=True, shown=())
     complete = all(job in known for job in everything)
     write(known, folder, options, partial=not complete, shown=SHOWN)
@@ -134,18 +134,20 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def plan(names: Sequence[str], rates: Sequence[float], recipes: Sequence[str], quick: bool) -> list[Job]:
-    """All measurements: originals and rounding, then recipe by recipe, a network at a time."""
+def plan(
+    names: Sequence[str], rates: Sequence[float], recipes: Sequence[str], quick: bool, *, plain: bool = True
+) -> list[Job]:
+    """All measurements: originals, rounding if it is wanted, then recipe by recipe, a network at a time."""
     jobs = [Job(name, "float32", quick=quick) for name in names]
     small = [name for name in names if name != language.NAME]
-    jobs += [Job(name, "", width=width, quick=quick) for name in small for width in rounding.WIDTHS]
+    jobs += [Job(name, "", width=width, quick=quick) for name in small for width in (rounding.WIDTHS if plain else ())]
     for recipe in recipes:
         if language.NAME in names and recipe in (AUTOMATIC, EQUAL):
             jobs += [Job(language.NAME, recipe, bits=bits, quick=quick) for bits in language.RATES]
         for name in small:
             own = sorted({*rates, *(BARS if name == "ResNet-20" else ())}, reverse=True)
             jobs += [Job(name, recipe, bits=bits, quick=quick) for bits in own]
-            widths = rounding.WIDTHS if recipe == AUTOMATIC else ()
+            widths = rounding.WIDTHS if recipe == AUTOMATIC and plain else ()
             jobs += [Job(name, recipe, width=width, quick=quick) for width in widths]
     return jobs
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from networks import State
 
 from waterfill.engine import plan_weights
-from waterfill.importance import Importance
+from waterfill.importance import SIZE_EXPONENT, Importance, without_data
 from waterfill.layout import KERNEL, MATRIX
 from waterfill.recipe import parse
 
@@ -20,11 +20,11 @@ RECIPE = "Quantize(), equal bits"
 def equal_bits(state: State) -> Mapping[str, Importance]:
     """What an error in every tensor of a state dict is to cost, so that matrices get equal bits."""
     weights = plan_weights(state, parse("Quantize()"), {}, None)
-    assumed = {weight.name: next(weight.asked(1.0)) for weight in weights if weight.layout.role in (MATRIX, KERNEL)}
-    costs = {name: 2 * importance.distortion(target) for name, (target, importance) in assumed.items()}
-    entries = {name: target.numel() for name, (target, _) in assumed.items()}
-    typical = math.fsum(costs.values()) / max(1, sum(entries.values()))
+    matrices = {weight.name: weight for weight in weights if weight.layout.role in (MATRIX, KERNEL)}
+    costs = [2 * importance.distortion(target) for w in matrices.values() for target, importance in w.asked(1.0)]
+    typical = math.fsum(costs) / max(1, sum(weight.layout.entries for weight in matrices.values()))
+    plain = {name: weight.layout.split(weight.load())[0] for name, weight in matrices.items()}
     return {
-        name: importance.scaled(typical * entries[name] / costs[name] if costs[name] > 0 else 1.0)
-        for name, (_, importance) in assumed.items()
+        name: without_data(target, matrices[name].layout.kernel).scaled(typical * target.numel() ** (1 - SIZE_EXPONENT))
+        for name, target in plain.items()
     }

@@ -9,7 +9,7 @@ the blocks. What a norm with statistics says is in `amplification` (docs/theory.
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -17,7 +17,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from waterfill.importance import SIZE_EXPONENT
+from waterfill.importance import COLUMNS, ROWS, SIZE_EXPONENT
 from waterfill.layout import KERNEL, MATRIX, STACK, VECTOR, Layout
 from waterfill.weights import Weight
 
@@ -25,6 +25,7 @@ BLOCK_EXPONENT = 0.7
 """Of two weights in a block, one with k times the entries costs k^BLOCK_EXPONENT times as much (docs/why.md)."""
 OUTSIDE = 1.5
 """An entry outside of the blocks costs at least so many times what one in the blocks does (docs/why.md)."""
+_TALL = 4  # times as many rows as columns has a table of tokens
 _MIXING = 2  # weights of a block that mix channels; a single one may well be all that its input runs through
 _MEAN, _VARIANCE = "running_mean", "running_var"
 _NORM = (_MEAN, _VARIANCE, "weight")
@@ -35,16 +36,17 @@ _TINY = 1e-30
 
 
 def informed(weights: Sequence[Weight]) -> list[Weight]:
-    """The weights, with the `factor` that their place in the network tells.
+    """The weights, with the `factor` and the `lines` that their place in the network tells.
 
     weights: all tensors of a network.
     Returns the same in the same order.
     """
-    places = by_place({weight.name: weight.layout for weight in weights})
+    layouts = {weight.name: weight.layout for weight in weights}
+    places, lines = by_place(layouts), by_lines(layouts)
     norms = by_norms(weights)
     factors = [norms.get(weight.name, 1.0) * places.get(weight.name, 1.0) for weight in weights]
     pairs = zip(weights, factors, strict=True)
-    return [replace(weight, factor=weight.factor * factor) for weight, factor in pairs]
+    return [replace(w, factor=w.factor * factor, lines=lines.get(w.name, "")) for w, factor in pairs]
 
 
 def by_place(layouts: Mapping[str, Layout]) -> dict[str, float]:
@@ -71,6 +73,25 @@ def by_place(layouts: Mapping[str, Layout]) -> dict[str, float]:
         vectors = {name: layout.entries for name, layout in layouts.items() if layout.role == VECTOR}
         found |= {name: math.exp(SIZE_EXPONENT * (typical - math.log(size))) for name, size in vectors.items()}
     return found
+
+
+def by_lines(layouts: Mapping[str, Layout]) -> dict[str, str]:
+    """By name: whether errors count relative to each column or row of a matrix; others are left out.
+
+    Of what reads a stream inside a block, the columns: some channels of a stream are many times as large as others, and
+    training made the weights that meet them small. Of a table outside, the rows: each is a token's, read by itself.
+    layouts: of all tensors, by name.
+    """
+    found, widths = {}, set()
+    for members in _blocks(layouts):
+        plain = [name for name in members if not layouts[name].kernel]
+        sides = Counter(side for name in plain for side in set(layouts[name].matrix))
+        width = max(sides, key=lambda side: sides[side], default=0)
+        found |= {name: COLUMNS for name in plain if layouts[name].matrix[1] == width}
+        widths.add(width)
+    outside = {name: layout.matrix for name, layout in layouts.items() if _is_matrix(layout) and name not in found}
+    tables = {name for name, (rows, cols) in outside.items() if cols in widths and rows > _TALL * cols}
+    return found | dict.fromkeys(tables, ROWS)
 
 
 def _mean_logarithm(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -114,7 +135,7 @@ def by_norms(weights: Sequence[Weight]) -> dict[str, float]:
     weights: all tensors of a network.
     """
     named = {weight.name: weight for weight in weights}
-    found = {}
+    found: dict[str, float] = {}
     for prefix in [name.removesuffix(f".{_VARIANCE}") for name in named if name.endswith(f".{_VARIANCE}")]:
         own = {part: named[f"{prefix}.{part}"] for part in (*_NORM, "bias") if f"{prefix}.{part}" in named}
         values = {part: weight.load().detach().double().reshape(-1) for part, weight in own.items()}

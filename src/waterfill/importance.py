@@ -258,6 +258,23 @@ def expected_correlation(target: Tensor, kernel: tuple[int, ...]) -> float:
     return min(max(_OF_WHITE + (SMOOTHNESS - _OF_WHITE) * own / _SMOOTH, 0.0), SMOOTHNESS)
 
 
+ROWS, COLUMNS = "rows", "columns"
+_LEAST_ENERGY = 1e-4  # of the mean; below, a row or column is dead
+
+
+def line_by_line(target: Tensor, lines: str, entries: int | None = None) -> Importance:
+    """`without_data` where the errors of every single row, or column, count relative to its own energy.
+
+    target: [rows, cols]. lines: ROWS or COLUMNS. entries: as in `without_data`.
+    """
+    entries = entries or target.numel()
+    energies = target.double().square().mean(1 if lines == ROWS else 0)
+    each = 1 / energies.clamp_min(max(_LEAST_ENERGY * float(energies.mean()), 1e-60))
+    plain = Importance(rows=each) if lines == ROWS else Importance(diagonal=each)
+    energy = plain.inner(target, target) * entries / max(target.numel(), 1)
+    return plain.scaled(entries**SIZE_EXPONENT / energy if energy > 0 else 1.0)
+
+
 def entrywise(vector: Tensor) -> Importance:
     """Importance of a bias, norm or statistic [1, n]: the relative error of every single entry counts."""
     square = vector.double().square().reshape(-1)

@@ -60,7 +60,7 @@ def _factor(weights: Sequence[Weight]) -> float | None:
         if bool(target.any()):
             given = weight.importance() if callable(weight.importance) else weight.importance
             assert given is not None
-            own = assumed(target, weight.layout).scaled(weight.factor)
+            own = assumed(target, weight.layout, weight.lines).scaled(weight.factor)
             ratios.append(_level(target, given) - _level(target, own))
     return 2.0 ** float(np.median(ratios)) if ratios else None
 

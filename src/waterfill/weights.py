@@ -14,7 +14,7 @@ from waterfill.coding.stream import Reader, Writer
 from waterfill.damping import damped
 from waterfill.errors import BadInput
 from waterfill.file import name_problem
-from waterfill.importance import Importance, entrywise, without_data
+from waterfill.importance import Importance, entrywise, line_by_line, without_data
 from waterfill.layout import RAW, VECTOR, Layout, check_finite, octets
 from waterfill.part import Part, Spec, read_part, write_part
 from waterfill.sweep import Curve, Point
@@ -39,6 +39,7 @@ class Weight:
     load: the whole tensor, as often as it is wanted. spec: what the user asked for. importance: what was given for each
     of its matrices, or None; a function that reads it gets asked whenever it is wanted, and nothing of it is kept.
     factor: what errors cost beside what is assumed of the tensor alone, where `importance` is None.
+    lines: there, whether errors count relative to each row ("rows") or column ("columns"); empty for the whole.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Weight:
     load: Callable[[], Tensor]
     importance: Importance | Callable[[], Importance] | None = None
     factor: float = 1.0
+    lines: str = ""
     _trust: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @functools.cached_property
@@ -171,7 +173,7 @@ class Weight:
             return given if picked is None else given.select(*picked)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)
-        return assumed(target, self.layout).scaled(self.factor)
+        return assumed(target, self.layout, self.lines).scaled(self.factor)
 
     def _damped(self, importance: Importance, price: float) -> Importance:
         """The importance with the damping for a price, which is sought once for every factor of 16."""
@@ -221,10 +223,15 @@ class Weight:
         return Fitted(parts, blob, error)
 
 
-def assumed(target: Tensor, layout: Layout) -> Importance:
-    """What errors in a matrix, or in some of its rows, are taken to cost where nothing but its values is known."""
+def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
+    """What errors in a matrix, or in some of its rows, are taken to cost where nothing but its values is known.
+
+    lines: as of a `Weight`.
+    """
     if layout.role == VECTOR:
         return entrywise(target)
+    if lines:
+        return line_by_line(target, lines, math.prod(layout.matrix))
     return without_data(target, layout.kernel, math.prod(layout.matrix))
 
 
