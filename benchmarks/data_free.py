@@ -69,6 +69,8 @@ class Job:
 def main() -> None:
     options = parse_options()
     folder = data_folder()
+    if language.missing():
+        print(f"{language.NAME} is left out: {language.missing()}")
     wanted = plan(options.networks, options.bits, options.recipe, options.quick, plain=not options.claims)
     known = earlier(options.quick) if options.resume else {}
     everything = plan(list(every_network()), list(RATES), list(RECIPES), False)

@@ -22,10 +22,8 @@ _CHARACTERS = 200_000  # of the text; more than the windows take
 
 
 def language_models() -> dict[str, Network]:
-    """The network by its name, or nothing, with the reason printed, where it cannot be had."""
-    reason = missing()
-    if reason:
-        print(f"{NAME} is left out: {reason}")
+    """The network by its name, or nothing where it cannot be had: `missing` says why."""
+    if missing():
         return {}
     file = Path(os.environ[FOLDER]).resolve() / "model.safetensors"
     return {NAME: Network(NAME, str(file), "perplexity", -1, 0.05, prepare)}

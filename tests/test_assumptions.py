@@ -39,6 +39,29 @@ def test_a_table_beside_blocks_gets_the_bits_of_others(bits) -> None:
     assert found["parts.0.wide"] < found["parts.0.square"] < found["parts.0.narrow"] < found["parts.0.wide"] + 1.5
 
 
+def test_readers_of_a_stream_count_by_columns_and_tables_by_rows() -> None:
+    lines = {w.name: w.lines for w in plan_weights(language_model(), parse("Quantize()"), {}, None)}
+    assert lines["table"] == "rows"
+    assert {lines[f"parts.0.{name}"] for name in ("narrow", "square", "wide")} == {"columns"}
+    writer = {f"parts.{i}.writer": torch.randn(32, 128) for i in range(6)}
+    assert plan_lines(language_model() | writer)["parts.0.writer"] == ""
+    assert set(plan_lines({"table": torch.randn(2000, 32), "square": torch.randn(32, 32)}).values()) == {""}
+
+
+def plan_lines(state: dict[str, Tensor]) -> dict[str, str]:
+    return {w.name: w.lines for w in plan_weights(state, parse("Quantize()"), {}, None)}
+
+
+def test_weak_columns_of_a_reader_are_kept_as_well_as_strong_ones() -> None:
+    state = language_model()
+    strength = torch.logspace(-1, 0.5, 32)
+    for i in range(6):
+        state[f"parts.{i}.wide"] *= strength
+    found = waterfill.compress(state, bits=4).state_dict()
+    error = (found["parts.0.wide"] - state["parts.0.wide"]).norm(dim=0) / state["parts.0.wide"].norm(dim=0)
+    assert float(error.max()) < 2 * float(error.min())
+
+
 def test_without_blocks_only_sizes_count() -> None:
     state = {"table": torch.randn(2000, 32), "wide": torch.randn(128, 32), "square": torch.randn(32, 32)}
     assert set(factors(state).values()) == {1.0}
