@@ -82,7 +82,8 @@ def by_lines(layouts: Mapping[str, Layout]) -> dict[str, str]:
     training made the weights that meet them small. Of a table outside, the rows: each is a token's, read by itself.
     layouts: of all tensors, by name.
     """
-    found, widths = {}, set()
+    found: dict[str, str] = {}
+    widths = set()
     for members in _blocks(layouts):
         plain = [name for name in members if not layouts[name].kernel]
         sides = Counter(side for name in plain for side in set(layouts[name].matrix))
