@@ -14,10 +14,10 @@ from typing import Any
 import constriction
 import numpy as np
 import zstandard
-from coding_weights import weight_claims, weights_table
-from common import Table, claim, claims_table, data_folder, finish, timed
+from lib.coding_weights import weight_claims, weights_table
+from lib.common import Table, claim, claims_table, data_folder, finish, timed
 
-from waterfill.coding import coder
+from waterfill.coding import rans
 from waterfill.coding.density import SCALES, SHAPES, table
 
 SYMBOLS = 50_000_000
@@ -64,15 +64,15 @@ def ours(symbols: np.ndarray, select: np.ndarray | None, freq: np.ndarray, isa: 
     """A row for our coder."""
 
     def decode() -> np.ndarray:
-        decoder = coder.Decoder(data, freq, coder.MAX_LANES, isa=isa)
+        decoder = rans.Decoder(data, freq, rans.MAX_LANES, isa=isa)
         found = decoder.decode(len(symbols) if select is None else select)
         decoder.finish()
         return found
 
-    data, encoding = timed(lambda: coder.encode([(symbols, select)], freq, coder.MAX_LANES, isa=isa))
+    data, encoding = timed(lambda: rans.encode([(symbols, select)], freq, rans.MAX_LANES, isa=isa))
     found, decoding = timed(decode)
     assert np.array_equal(found, symbols)
-    ideal = coder.ideal_bits([(symbols, select)], freq)
+    ideal = rans.ideal_bits([(symbols, select)], freq)
     return row(f"waterfill {isa}", len(freq), len(symbols), (len(data), ideal, encoding, decoding))
 
 
@@ -89,7 +89,7 @@ def with_constriction(symbols: np.ndarray, freq: np.ndarray) -> list[Any]:
     words, encoding = timed(encode)
     found, decoding = timed(lambda: constriction.stream.queue.RangeDecoder(words).decode(model, len(message)))
     assert np.array_equal(found, message)
-    ideal = coder.ideal_bits([(symbols, None)], freq[None])
+    ideal = rans.ideal_bits([(symbols, None)], freq[None])
     return row("constriction range coder", 1, len(symbols), (words.nbytes, ideal, encoding, decoding))
 
 
@@ -99,7 +99,7 @@ def with_zstandard(symbols: np.ndarray, freq: np.ndarray, level: int) -> list[An
     data, encoding = timed(lambda: zstandard.ZstdCompressor(level=level).compress(raw), runs=3 if level < 10 else 1)
     found, decoding = timed(lambda: zstandard.ZstdDecompressor().decompress(data))
     assert found == raw
-    ideal = coder.ideal_bits([(symbols, None)], freq[None])
+    ideal = rans.ideal_bits([(symbols, None)], freq[None])
     return row(f"Zstandard, level {level}", 1, len(symbols), (len(data), ideal, encoding, decoding))
 
 
@@ -113,10 +113,10 @@ def measure_at(bits: float, symbols: int) -> list[list[Any]]:
     select = rng.integers(0, len(many), symbols, dtype=np.uint16)
     mixed = draw(rng, many, select)
     rows = []
-    for isa in coder.instruction_sets():
+    for isa in rans.instruction_sets():
         rows += [ours(plain, None, one, isa), ours(mixed, select, many, isa)]
     few = plain[:PEER_SYMBOLS]
-    beside = ours(few, None, one, coder.instruction_sets()[-1])
+    beside = ours(few, None, one, rans.instruction_sets()[-1])
     peers = [with_constriction(few, one[0]), with_zstandard(few, one[0], 3), with_zstandard(few, one[0], 19)]
     for peer in peers:
         peer[-2:] = [beside[i] / peer[i] for i in (5, 6)]
@@ -125,7 +125,7 @@ def measure_at(bits: float, symbols: int) -> list[list[Any]]:
 
 def speed_claims(speed: Table) -> list[list[Any]]:
     """The slowest and the largest of our coder's best instruction set, over all densities."""
-    best = f"waterfill {coder.instruction_sets()[-1]}"
+    best = f"waterfill {rans.instruction_sets()[-1]}"
     lines = [dict(zip(speed.columns, line, strict=True)) for line in speed.rows]
     own = [line for line in lines if line["coder"] == best and line["symbols"] > PEER_SYMBOLS] or [
         line for line in lines if line["coder"] == best

@@ -8,8 +8,8 @@ The automatic recipe comes first, the sum, by far the slowest, last. What is kno
 partial results; `--resume` takes over what these hold and measures the rest. They become the results once nothing is
 missing.
 
-Beside the automatic recipe stands the same with equal bits for every matrix (`equal_bits.py`): what is assumed without
-data must be worth more than to assume nothing. A language model takes part where it can be had (`language.py`).
+Beside the automatic recipe stands the same with equal bits for every matrix (`lib/equal_bits.py`): what is assumed without
+data must be worth more than to assume nothing. A language model takes part where it can be had (`lib/language.py`).
 
     python benchmarks/data_free.py [--quick] [--resume] [--networks ResNet-20,ResNet-56] [--bits 4,2] [--recipe TEXT]
                                    [--claims] [--workers N]
@@ -28,14 +28,13 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import equal_bits
-import language
-import rounding
 import torch
-from common import RESULTS, Table, claim, claims_table, data_folder, finish
-from data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
-from equal_bits_tables import lost_to_equal_bits, shares_table
-from networks import Evaluator, Network, State, networks
+from lib import equal_bits, language
+from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
+from lib.data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
+from lib.equal_bits_tables import lost_to_equal_bits, shares_table
+from lib.networks import Evaluator, Network, State, networks
+from opponents import rounding
 
 import waterfill
 from waterfill.errors import BudgetError, WaterfillError
@@ -198,7 +197,8 @@ def through_a_file(state: State, recipe: str, budget: int) -> tuple[int, State, 
         path = Path(folder) / "model.wf"
         begin = time.perf_counter()
         equal = equal_bits.equal_bits(state) if recipe == EQUAL else None
-        model = waterfill.compress(state, AUTOMATIC if recipe == EQUAL else recipe, size=budget, importance=equal)
+        spec = AUTOMATIC if recipe == EQUAL else recipe
+        model = waterfill.compress(state, spec=spec, size=budget, importance=equal)
         seconds = time.perf_counter() - begin
         model.save(path)
         blobs = sum(len(entry.blob) for entry in model.entries.values())
@@ -230,7 +230,7 @@ def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
     claims.append(claim("networks and rates at which equal bits are better", len(beaten), 0, "d", at_most=True))
     if any(run.network == "ResNet-20" for run in runs):
         state = networks()["ResNet-20"].state(folder)
-        found["breakdown"] = breakdown_table(waterfill.compress(state, AUTOMATIC, bits=2.0))
+        found["breakdown"] = breakdown_table(waterfill.compress(state, spec=AUTOMATIC, bits=2.0))
         other = 100 - found["breakdown"].rows[0][2]
         claims.append(claim("ResNet-20 at 2 bits: % of the file beside weight codes", other, 8, ".2f", at_most=True))
     lost = [row for row in found["equal_bytes"].rows if row[-1] == "WORSE"]

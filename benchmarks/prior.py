@@ -2,7 +2,7 @@
 
 Two numbers: the correlation of neighboring inputs of a spatial kernel, one for all kernels here, and the exponent that
 says how the cost of a relative error grows with the entries of a weight. One is varied while the other stays at the
-value in use. And what the network itself tells (`waterfill.assumptions`): each piece left out, the others kept.
+value in use. And what the network itself tells (`waterfill.compression.allocation.assumptions`): each piece left out, the others kept.
 Measured is the divergence of the outputs from the original's (mean KL, nats) at equal sizes of the file.
 
     python benchmarks/prior.py [--full] [--left-out]
@@ -18,15 +18,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from common import Table, data_folder, finish
-from networks import Evaluator, State, networks
+from lib.common import Table, data_folder, finish
+from lib.networks import Evaluator, State, networks
 from torch import Tensor
 
 import waterfill
-from waterfill.assumptions import by_lines, by_norms, by_place
-from waterfill.engine import plan_weights
+from waterfill.compression.allocation.assumptions import by_lines, by_norms, by_place
+from waterfill.compression.task import plan_weights
 from waterfill.importance import SIZE_EXPONENT, SMOOTHNESS, Importance, entrywise, smooth_gram
-from waterfill.layout import KERNEL, MATRIX, VECTOR, layout_of
+from waterfill.network.layout import KERNEL, MATRIX, VECTOR, layout_of
 from waterfill.recipe import parse
 
 RATES = {"ResNet-20": (3.0, 2.0), "SqueezeNet 1.1": (3.0, 2.0), "MobileNetV1 0.25": (4.0, 3.0)}

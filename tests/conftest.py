@@ -10,7 +10,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 # Derandomized: a test that passed yesterday passes today. `--hypothesis-profile=thorough` looks further.
 hypothesis.settings.register_profile("fast", max_examples=40, deadline=None, derandomize=True)

@@ -2,14 +2,13 @@
 
 import importlib.util
 import re
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.support.places import EXAMPLES
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TOY = {
     "your_model": {"width": 32},
     "recipes": {"rows": 32, "cols": 48},

@@ -8,11 +8,15 @@ import ast
 import difflib
 import inspect
 
+import waterfill.parts  # noqa: F401 - registers the kinds that a recipe may name
 from waterfill.errors import BadRecipe
-from waterfill.part import Choice, Spec, SumSpec, load_kinds
+from waterfill.part import Choice, Spec, SumSpec
 
 _LONGEST = 4096
 _COMBINING = (SumSpec, Choice)
+
+DEFAULT_RECIPE = "Quantize()"
+"""What to look for where nothing is said and nothing but the weights is known."""
 
 
 def kinds() -> dict[str, type[Spec]]:
@@ -38,6 +42,11 @@ def parse(text: str) -> Spec:
     return _spec(tree.body)
 
 
+def as_spec(spec: "Spec | str") -> Spec:
+    """A spec, from itself or from its text. Raises BadRecipe."""
+    return parse(spec) if isinstance(spec, str) else spec
+
+
 def _spec(node: ast.expr) -> Spec:
     match node:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
@@ -52,7 +61,6 @@ def _spec(node: ast.expr) -> Spec:
 
 
 def _call(node: ast.Call, name: str) -> Spec:
-    load_kinds()
     known = kinds()
     if name not in known:
         raise _error(node, f"there is no {name!r}; {_close(name, list(known))}")

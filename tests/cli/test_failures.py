@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from waterfill.cli.failure import Exit
+from waterfill.cli.exit_codes import Exit
 from waterfill.errors import NewerFormat
 
 
@@ -87,7 +87,7 @@ def test_values_that_are_not_finite_are_refused_by_name(run, tmp_path):
 
 
 def test_a_newer_format_is_told_from_damage(run, compressed, monkeypatch):
-    monkeypatch.setattr("waterfill.cli.info.FileReader", raiser(NewerFormat("use a newer release")))
+    monkeypatch.setattr("waterfill.cli.commands.info.FileReader", raiser(NewerFormat("use a newer release")))
     fails(run("info", compressed), Exit.CORRUPT_INPUT, "newer release")
 
 
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(run, sources, tmp_path, mon
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
 def test_too_little_memory_is_told_with_a_way_on(run, checkpoint, monkeypatch, error):
-    monkeypatch.setattr("waterfill.job.plan_file", raiser(error))
+    monkeypatch.setattr("waterfill.compression.file.plan_file", raiser(error))
     fails(run("plan", checkpoint), Exit.OUT_OF_MEMORY, "--threads 1")
 
 
@@ -140,12 +140,12 @@ def test_the_work_directory_of_another_job_is_refused(run, checkpoint, tmp_path)
 
 
 def test_an_interruption_has_the_code_that_shells_expect(run, checkpoint, monkeypatch):
-    monkeypatch.setattr("waterfill.job.plan_file", raiser(KeyboardInterrupt()))
+    monkeypatch.setattr("waterfill.compression.file.plan_file", raiser(KeyboardInterrupt()))
     fails(run("plan", checkpoint), Exit.INTERRUPTED, "interrupted")
 
 
 def test_what_was_not_foreseen_is_told_and_traced_only_on_demand(run, checkpoint, monkeypatch):
-    monkeypatch.setattr("waterfill.job.plan_file", raiser(ZeroDivisionError("odd\x1b[2J")))
+    monkeypatch.setattr("waterfill.compression.file.plan_file", raiser(ZeroDivisionError("odd\x1b[2J")))
     fails(run("plan", checkpoint), Exit.UNEXPECTED, "ZeroDivisionError", "--debug", r"odd\x1b")
     traced = run("plan", checkpoint, "--debug")
     assert traced.code == Exit.UNEXPECTED and "Traceback" in traced.err

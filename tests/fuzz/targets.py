@@ -8,9 +8,8 @@ import torch
 
 import waterfill
 from waterfill.errors import CorruptFile, NewerFormat
-from waterfill.layout import KERNEL, MATRIX, RAW, STACK, VECTOR, Layout
-from waterfill.model import Entry
-from waterfill.weights import decode
+from waterfill.model.entry import Entry, decode
+from waterfill.network.layout import KERNEL, MATRIX, RAW, STACK, VECTOR, Layout
 
 RECIPES = (
     *("Quantize()", "Quantize(bits=3, group=4)", "Codebook(levels=4)", "Prune(keep=0.3)", "LowRank(rank=1)"),

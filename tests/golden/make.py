@@ -7,7 +7,7 @@ is there already is left alone, whether or not today's writer would write the sa
 import json
 from pathlib import Path
 
-from tests import codes as made
+from tests.support import codes as made
 
 FOLDER = Path(__file__).parent / "codes-1"
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from waterfill.coding.frozen import OCTAVE, SHAPES, SURVIVAL
+from waterfill.coding.density_tables import OCTAVE, SHAPES, SURVIVAL
 
 PRECISION = 12
 """Frequencies of a table sum to 2**PRECISION exactly."""

@@ -7,14 +7,30 @@ writer pads the rare blob (a huge constant) that would expand to more.
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
-from waterfill.coding import integers, matrix
+from waterfill.coding import rice
 from waterfill.errors import CorruptFile
 
 FREE = 1 << 22
 PER_BYTE = 4096
+
+
+class Planned(Protocol):
+    """A matrix of numbers whose bytes are decided: how many entries, in how many bits, before a byte is written."""
+
+    @property
+    def entries(self) -> int:
+        """Entries that reading back allocates."""
+
+    @property
+    def bits(self) -> float:
+        """What `write` is going to take, ideal for what is entropy coded."""
+
+    def write(self, out: "Sink") -> None:
+        """Write everything that reading back needs, but what the reader is told from outside."""
 
 
 class Sink(ABC):
@@ -32,8 +48,8 @@ class Sink(ABC):
         """Bytes as they are."""
 
     @abstractmethod
-    def codes(self, plan: "matrix.Plan") -> None:
-        """A matrix of codes under its planned densities."""
+    def put(self, plan: Planned) -> None:
+        """What a plan says, such as that of `waterfill.coding.codes.matrix` for a matrix of codes."""
 
     def uint(self, value: int) -> None:
         """A non-negative integer, 7 bits a byte, low bits first."""
@@ -56,12 +72,12 @@ class Sink(ABC):
         self.claim(len(values))
         if len(values) == 0:
             return
-        center = integers.center_of(values)
-        folded = integers.zigzag(values - center)
-        k = integers.best_parameter(folded)
-        self.uint(integers.fold(center))
+        center = rice.center_of(values)
+        folded = rice.zigzag(values - center)
+        k = rice.best_parameter(folded)
+        self.uint(rice.fold(center))
         self.uint(k)
-        self.raw(integers.pack(folded, k))
+        self.raw(rice.pack(folded, k))
 
 
 class Tally(Sink):
@@ -74,7 +90,7 @@ class Tally(Sink):
     def raw(self, data: bytes) -> None:
         self.bits += 8 * len(data)
 
-    def codes(self, plan: "matrix.Plan") -> None:
+    def put(self, plan: Planned) -> None:
         self.claim(plan.entries)
         self.bits += plan.bits
 
@@ -89,9 +105,9 @@ class Writer(Sink):
     def raw(self, data: bytes) -> None:
         self._data += data
 
-    def codes(self, plan: "matrix.Plan") -> None:
+    def put(self, plan: Planned) -> None:
         self.claim(plan.entries)
-        matrix.write(plan, self)
+        plan.write(self)
 
     def finish(self) -> bytes:
         """The blob, padded with zeros in the rare case that it would expand to more than it has earned."""
@@ -157,18 +173,11 @@ class Reader:
         self.claim(count)
         if count == 0:
             return np.zeros(0, dtype=np.int64)
-        center = integers.unfold(self.uint((1 << 33) - 1))
-        k = self.uint(integers.PARAMETERS - 1)
-        values, used = integers.unpack(np.frombuffer(self._data, dtype=np.uint8)[self._at :], count, k)
+        center = rice.unfold(self.uint((1 << 33) - 1))
+        k = self.uint(rice.PARAMETERS - 1)
+        values, used = rice.unpack(np.frombuffer(self._data, dtype=np.uint8)[self._at :], count, k)
         self._at += used
-        return integers.unzigzag(values) + center
-
-    def codes(self, rows: int, cols: int, kernel: tuple[int, ...] = ()) -> np.ndarray:
-        """A matrix of codes [rows, cols], of the smallest of int8, int16 and int32 that holds them."""
-        if rows < 0 or cols < 0:
-            raise self.fail(f"a matrix of {rows} rows and {cols} columns")
-        self.claim(rows * cols)
-        return matrix.read(self, rows, cols, kernel)
+        return rice.unzigzag(values) + center
 
     def end(self) -> None:
         """Prove that nothing is left but the padding that the writer would have put there."""

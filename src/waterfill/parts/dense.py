@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding import lossless
-from waterfill.coding.floats import Layout
-from waterfill.coding.lossless import METHODS, Form
+from waterfill.coding.lossless import methods
+from waterfill.coding.lossless.methods import METHODS, Form
+from waterfill.coding.lossless.word_format import Layout
 from waterfill.coding.stream import Reader, Sink
+from waterfill.dtypes import octets
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
-from waterfill.layout import octets
 from waterfill.part import Part, Spec, cost
 
 FULL = 23
@@ -83,8 +83,8 @@ class DensePart(Part):
         return words.reshape(self.shape[0], words.size // max(1, self.shape[0]))
 
     @cached_property
-    def _plan(self) -> lossless.Plan:
-        return lossless.plan(self._words, self._form)
+    def _plan(self) -> methods.Plan:
+        return methods.plan(self._words, self._form)
 
     def write(self, out: Sink) -> None:
         layout = self._form.layout
@@ -109,7 +109,7 @@ class DensePart(Part):
         form = Form(None, dtype.itemsize)
         if dtype in _FLOATS:
             form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
-        words, positions = lossless.read(src, method, shape, form)
+        words, positions = methods.read(src, method, shape, form)
         raw = torch.from_numpy(words.view(np.uint8))
         if dtype == torch.bool and bool((raw > 1).any()):
             raise src.fail("a bool that is neither 0 nor 1")
@@ -117,7 +117,7 @@ class DensePart(Part):
 
     def describe(self) -> str:
         name, layout = str(self.values.dtype).removeprefix("torch."), self._form.layout
-        if isinstance(self._plan, lossless.Constant):
+        if isinstance(self._plan, methods.Constant):
             return f"constant {self.values.reshape(-1)[0].item():.4g}" if self.values.numel() else "empty"
         kept = FULL if layout is None else layout.mantissa
         return {7: "bfloat16"}.get(kept, f"{kept} mantissa bits") if name == "float32" and kept < FULL else name
@@ -200,7 +200,9 @@ def _center(target: Tensor, importance: Importance) -> Tensor:
     """The weighted mean, scalar: the best constant as far as the diagonal tells."""
     weight = importance.rows.double().reshape(-1, 1) * _diagonal(importance, target.shape[1]).double()
     weight = weight.expand(target.shape) + torch.finfo(torch.float64).tiny
-    return ((weight * target).sum() / weight.sum()).float() if target.numel() else torch.zeros(())
+    if not target.numel():
+        return torch.zeros((), dtype=torch.float32, device="cpu")
+    return ((weight * target).sum() / weight.sum()).float()
 
 
 def _diagonal(importance: Importance, cols: int) -> Tensor:

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding import matrix, trellis
+from waterfill.coding import trellis
+from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
-from waterfill.parts.drafts import Way, drafted
-from waterfill.parts.grid import FARTHEST, Grid
 from waterfill.parts.grouped import FixedRate, fit_grouped
-from waterfill.parts.rescaled import refitted
+from waterfill.parts.quantizer.candidates import Way, drafted
+from waterfill.parts.quantizer.grid import FARTHEST, Grid
+from waterfill.parts.quantizer.rescale import refitted
 
 _MOST_FLAGS = 8 << 7 | 127
 
@@ -70,7 +71,7 @@ class QuantizedPart(Part):
         for vector in vectors:
             if vector is not None:
                 out.ints(vector)
-        out.codes(self.plan)
+        out.put(self.plan)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
@@ -91,7 +92,7 @@ class QuantizedPart(Part):
         with np.errstate(over="ignore"):
             if grid.rows is not None and not np.isfinite(grid.row_scales(shape[0])).all():
                 raise src.fail("a scale that overflows")
-        return cls(shape, torch.from_numpy(src.codes(*shape, kernel)), grid, kernel, states)
+        return cls(shape, torch.from_numpy(matrix.read(src, *shape, kernel)), grid, kernel, states)
 
     def describe(self) -> str:
         vectors = {"row": self.grid.rows, "channel": self.grid.channels, "position": self.grid.places}

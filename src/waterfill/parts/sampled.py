@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding.frozen import SHAPES, SURVIVAL
+from waterfill.coding.density_tables import SHAPES, SURVIVAL
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance

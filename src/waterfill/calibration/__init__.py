@@ -1,0 +1,1 @@
+"""What an error in each weight costs, measured from a few hundred inputs."""

@@ -1,0 +1,166 @@
+"""`waterfill compress`: a .wf file that meets a budget."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from waterfill.cli.arguments import (
+    DEFAULT_RECIPE,
+    add_common,
+    budget_of,
+    default_output,
+    existing,
+    share_of,
+    size_of,
+    writable,
+)
+from waterfill.cli.exit_codes import UsageError
+from waterfill.cli.network import network_and_batches, with_weights
+from waterfill.errors import BadInput
+from waterfill.report.listing import Listing, items_of
+from waterfill.report.text import say, say_json, seconds_text
+from waterfill.storage.atomic import claimed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from waterfill.compression.post_training import Calibrated
+    from waterfill.compression.to_quality import Search
+    from waterfill.evaluation.quality import Drop
+    from waterfill.model.compressed import CompressedModel
+
+EXAMPLES = """examples:
+  waterfill compress model.safetensors --bits 3
+  waterfill compress model.safetensors --size 3MB -o small.wf --recipe "Quantize() + Prune()"
+  waterfill compress checkpoint-folder --lossless
+  waterfill compress model.safetensors --bits 2 --network nets:resnet20 --data loaders:some_images
+  waterfill compress model.safetensors --max-drop 0.5% --network nets:resnet20 --data images.npz \\
+      --held-out loaders:labelled_images
+
+With --data, a few hundred inputs without labels, errors are put where they cost least: always worth it. Interrupted or
+killed, the same command without --data goes on where it was."""
+_WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache", "sure")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `compress`."""
+    budget = add_common(parser)
+    budget.add_argument("--max-drop", metavar="D", help="how far quality may fall, such as 0.5%% (with --held-out)")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: beside MODEL, named .wf)")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    data = parser.add_argument_group("with data")
+    data.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches of inputs, or a .npz or .npy of inputs")
+    data.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
+    data.add_argument("--memory", type=size_of, metavar="S", help="for what is measured at a time (default: 1 GiB)")
+    data.add_argument("--cache", metavar="FOLDER", help="where measurements are kept, to go on from if interrupted")
+    data.add_argument("--held-out", metavar="MODULE:FUNCTION|FILE", help="batches (inputs, targets) to measure on")
+    data.add_argument(
+        "--metric",
+        choices=("accuracy", "top5", "agreement", "perplexity", "nats", "divergence"),
+        default="accuracy",
+        help="what --max-drop counts (default: accuracy; agreement and divergence need no targets)",
+    )
+    data.add_argument(
+        "--sure", type=share_of, metavar="P", help="how sure the drop has to be, such as 95%% (default: as measured)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress` raise."""
+    output = args.output or default_output(existing(args.model))
+    writable(output, args.force)  # said before torch is imported and the checkpoint read
+    for name in _WITH_DATA:
+        if getattr(args, name) and not args.data:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --data: name some inputs of the network")
+    if args.data and args.lossless:
+        raise UsageError("--lossless keeps every bit and needs no --data")
+    if bool(args.max_drop) != bool(args.held_out):
+        raise UsageError("--max-drop is measured on --held-out inputs: give both")
+    if args.sure and not args.max_drop:
+        raise UsageError("--sure goes with --max-drop")
+    began = time.monotonic()
+    listing, said = _with_data(args, output) if args.data else _without(args, output)
+    seconds = time.monotonic() - began
+    if args.json:
+        say_json({"file": output, "seconds": seconds} | listing.as_json() | said.get("json", {}))
+        return
+    say(listing.text(args.all))
+    for line in said.get("lines", []):
+        say()
+        say(line)
+    say()
+    say(f"{output}: {listing.totals()}")
+    say(f"took {seconds_text(seconds)}")
+
+
+def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
+    """Compress the checkpoint as it lies on disk, one tensor in memory at a time."""
+    from waterfill import Options, compress_file
+    from waterfill.cli.progress import Meter
+
+    with Meter(args.quiet) as meter:
+        options = Options(force=args.force, threads=args.threads, progress=meter)
+        recipe = args.recipe or DEFAULT_RECIPE
+        summary = compress_file(existing(args.model), output, recipe, **budget_of(args), options=options)
+    notes = {"recipe": "lossless" if args.lossless else recipe, "original": summary.original}
+    return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
+
+
+def _goal(args: argparse.Namespace) -> "tuple[Drop, Search] | None":
+    """What --max-drop and --sure ask for, before anything is loaded. Raises UsageError."""
+    from waterfill.compression.to_quality import Search
+    from waterfill.evaluation.quality import parse_drop
+
+    if not args.max_drop:
+        return None
+    try:
+        drop = parse_drop(args.max_drop, args.metric)
+    except BadInput as error:
+        raise UsageError(f"--max-drop: {error}") from error
+    return drop, Search() if args.sure is None else Search(sure=args.sure)
+
+
+def _to_quality(
+    args: argparse.Namespace, network: "nn.Module", measured: "Calibrated", goal: "tuple[Drop, Search]"
+) -> "tuple[CompressedModel, dict[str, Any]]":
+    """The smallest file that loses no more than is allowed, and what was tried for it."""
+    from waterfill.compression.to_quality import compress_to_quality
+    from waterfill.evaluation.quality import measure_of
+
+    held_out = network_and_batches(args.network, args.held_out, targets=True)[1]
+    measure = measure_of(args.metric, held_out, network)
+    made, trace = compress_to_quality(network, measure, goal[0], compressor=measured, search=goal[1])
+    return made, {"lines": [trace.text()], "json": {"trace": trace.as_json()}}
+
+
+def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
+    """Compress the network that the checkpoint's weights make, as its inputs say."""
+    from waterfill.calibration.calibrate import MEMORY
+    from waterfill.cli.progress import Meter
+    from waterfill.compression.allocation.budget import Budget
+    from waterfill.compression.options import Options
+    from waterfill.compression.post_training import DEFAULT_SPEC, calibrated
+    from waterfill.compression.task import resolve
+    from waterfill.network.inputs import Inputs
+
+    goal = _goal(args)
+    network, batches = network_and_batches(args.network, args.data)
+    network = with_weights(network, existing(args.model))
+    said: dict[str, Any] = {}
+    with claimed(output), Meter(args.quiet) as meter:
+        cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
+        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory)
+        given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
+        budget = resolve(Budget(**given), args.recipe or DEFAULT_SPEC)
+        with calibrated(network, Inputs(list(batches)), args.recipe, options) as measured:
+            if goal is None:
+                made = measured.to(budget)
+            else:
+                made, said = _to_quality(args, network, measured, goal)
+    made.save(output, force=args.force)
+    unreached = made.notes.get("unreached", [])
+    if unreached:
+        line = f"never reached by the data, so that what errors in them cost is assumed: {', '.join(unreached)}"
+        said["lines"] = [*said.get("lines", []), line]
+    return Listing(items_of(made.table()), made.aliases, made.notes, made.size), said

@@ -1,0 +1,150 @@
+"""Calibration inputs and models named in text, as on a command line: `module:function`, a `.npy` or a `.npz` file."""
+
+import importlib
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import BadInput
+from waterfill.storage.paths import check_source
+
+BATCH = 32
+"""Samples in a batch of an array."""
+_NAMES = ("inputs", "x", "images")
+_TARGETS = ("targets", "labels", "y")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Batches to calibrate with, and the model where the function that made them gave one too."""
+
+    model: nn.Module | None
+    batches: Iterable[Any]
+
+
+def load_inputs(text: str, model: nn.Module | None = None, targets: bool = False) -> Inputs:
+    """The batches that a text names.
+
+    `module:function` imports the module, the current folder included, and calls the function; it returns an iterable of
+    batches, or (model, batches). A `.npy` holds inputs, samples along the first axis; of a `.npz` the only array is
+    taken, or the one named "inputs", "x" or "images". Integers become int64 and reals float32, in batches of 32.
+    targets: batches are (inputs, targets) where a `.npz` holds "targets", "labels" or "y" too, as many of them.
+    model: what `Inputs.model` is where the function gives none. Raises BadInput.
+    """
+    if text.lower().endswith((".npy", ".npz")):
+        return Inputs(model, array_batches(Path(text), targets))
+    found = _call(text, "batches")
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module):
+        model, found = found
+    if isinstance(found, Tensor):
+        found = found.split(BATCH)
+    if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping | nn.Module):
+        raise BadInput(
+            f"{text} returned {_kind(found)}; return an iterable of batches, such as a list of tensors or a loader, "
+            "or a pair (model, batches)"
+        )
+    return Inputs(model, found)
+
+
+def load_model(text: str) -> nn.Module:
+    """The model that `module:function` returns. Raises BadInput."""
+    found = _call(text, "a model")
+    if isinstance(found, tuple) and found and isinstance(found[0], nn.Module):
+        found = found[0]
+    if not isinstance(found, nn.Module):
+        raise BadInput(f"{text} returned {_kind(found)}; return a torch.nn.Module with its weights loaded")
+    return found
+
+
+def array_batches(path: Path, targets: bool = False) -> list[Any]:
+    """The samples of an array file in batches of 32, with their targets if these are wanted. Raises BadInput."""
+    check_source(path)
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = _chosen(loaded, path, targets) if isinstance(loaded, np.lib.npyio.NpzFile) else [loaded]
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} is not there") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path} is no array that numpy can read without pickle: {error}") from error
+    if len({array.shape[:1] for array in arrays}) > 1:
+        counts = " and ".join(str(list(array.shape)) for array in arrays)
+        raise BadInput(f"{path} holds inputs and targets of shapes {counts}; give one target for each input")
+    batches = [_batches(array, path) for array in arrays]
+    return batches[0] if len(batches) == 1 else list(zip(*batches, strict=True))
+
+
+def _batches(array: np.ndarray, path: Path) -> list[Tensor]:
+    """An array in batches of 32. Raises BadInput for one without samples, or of what is no number."""
+    if array.ndim < 1 or array.size == 0:
+        raise BadInput(f"{path} holds an array of shape {list(array.shape)}: no samples, which the first axis counts")
+    if array.dtype.kind not in "fiub":
+        raise BadInput(f"{path} holds {array.dtype}; give real numbers or integers")
+    kind = np.float32 if array.dtype.kind == "f" else np.int64
+    with np.errstate(over="ignore"):
+        return list(torch.from_numpy(np.array(array, dtype=kind, order="C")).split(BATCH))
+
+
+def _chosen(archive: "np.lib.npyio.NpzFile", path: Path, targets: bool) -> list[np.ndarray]:
+    """The inputs among the arrays of an archive, and their targets if these are wanted and there."""
+    with archive:
+        named = [name for name in _NAMES if name in archive.files]
+        chosen = archive.files if len(archive.files) == 1 else named
+        if len(chosen) != 1:
+            found = f"the arrays {', '.join(archive.files)}" if archive.files else "no arrays"
+            raise BadInput(f"{path} holds {found}; give one array, or name the inputs {' or '.join(_NAMES)}")
+        chosen = [*chosen, *[name for name in _TARGETS if targets and name in archive.files][:1]]
+        return [archive[name] for name in chosen]
+
+
+def _call(text: str, what: str) -> Any:
+    """What the function of `module:function` returns. Raises BadInput, the function's own error chained."""
+    module, colon, name = text.partition(":")
+    if not colon or not module or not name:
+        raise BadInput(f"{text!r} names no {what}: give module:function, or the path of a .npy or .npz of inputs")
+    with _reachable():
+        try:
+            function: Any = importlib.import_module(module.removesuffix(".py").replace("/", "."))
+        except Exception as error:
+            where = "; it is looked for in the current folder, then as Python does" if _lacks(error, module) else ""
+            raise BadInput(f"module {module!r} of {text!r} cannot be imported: {_said(error)}{where}") from error
+        for part in name.split("."):
+            function = getattr(function, part, None)
+        if not callable(function):
+            raise BadInput(f"module {module!r} has no function {name!r}")
+        try:
+            return function()
+        except Exception as error:
+            raise BadInput(f"{text} failed: {_said(error)}") from error
+
+
+def _lacks(error: Exception, module: str) -> bool:
+    """Whether the module itself is what is not there, not one that it imports."""
+    return isinstance(error, ModuleNotFoundError) and bool(error.name) and module.startswith(str(error.name))
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """The current folder among those that modules are imported from."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""The density model of a matrix of codes: what it is, and how it is fitted."""

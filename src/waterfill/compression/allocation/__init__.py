@@ -1,0 +1,1 @@
+"""One price for all weights."""

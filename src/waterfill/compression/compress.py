@@ -1,0 +1,83 @@
+"""compress(): a network or a state dict to a budget, with inputs or without."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from waterfill.arithmetic import AsSet, own_arithmetic
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.options import Options
+from waterfill.compression.post_training import compress_with_inputs
+from waterfill.compression.task import LOSSLESS, Compression, resolve
+from waterfill.errors import BadRecipe
+from waterfill.importance import Importance
+from waterfill.model.compressed import CompressedModel
+from waterfill.network.forward import Forward
+from waterfill.network.inputs import Inputs
+from waterfill.part import Spec
+from waterfill.recipe import DEFAULT_RECIPE
+
+
+def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
+    model: "nn.Module | Mapping[str, Tensor]",
+    batches: Iterable[Any] | None = None,
+    *,
+    spec: "Spec | str | None" = None,
+    bits: float | None = None,
+    size: int | None = None,
+    ratio: float | None = None,
+    price: float | None = None,
+    lossless: bool = False,
+    forward: Forward | None = None,
+    importance: Mapping[str, Importance] | None = None,
+    options: Options = Options(),
+) -> CompressedModel:
+    """Compress a network to a budget. A few hundred unlabelled inputs help a lot; none are needed.
+
+    Args:
+        model: a module, which is not changed, or without inputs a state dict.
+        batches: inputs of the module, gone through several times: a list or a loader of tensors, of tuples of
+            arguments, of dicts of them by keyword, or of anything that `forward` takes.
+        spec: what to look for, a spec or its text. Without it "Quantize()", or, with inputs, the choice among codes,
+            fewer columns and two thin factors, weight by weight.
+        bits: per weight of the whole file; 4 where no budget is given and the recipe has no rate of its own. Weights
+            are all floating-point entries but running statistics of norms.
+        size: bytes of the file.
+        ratio: bytes of the original tensors over bytes of the file.
+        price: the water level itself, nats per bit.
+        lossless: every tensor bit for bit, without a budget.
+        forward: (model, batch) -> outputs, where a batch is not simply the arguments.
+        importance: by tensor name, what errors cost, as `calibrate` returns it; instead of inputs.
+        options: progress, threads, memory, and which steps are taken.
+
+    Returns:
+        The network in compressed form. With inputs and `options.steps.fold` its norms hold constants and its
+        convolutions what they held; it loads into the same class.
+
+    Raises:
+        BadInput: NaN, batches that the model cannot take or that can be read only once.
+        BadRecipe: a spec that has no meaning, or arguments that exclude one another.
+        BudgetError: a budget that cannot be met.
+
+    Example:
+        >>> small = waterfill.compress(model, inputs.split(32), bits=2)
+        >>> small.save("net.wf")
+    """
+    budget = Budget(bits, size, ratio, price)
+    if isinstance(batches, Spec | str):
+        raise BadRecipe(f"{batches!r} stands where inputs belong; a recipe is given by keyword: spec={batches!r}")
+    if batches is None:
+        if forward is not None:
+            raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
+        recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
+        with own_arithmetic():
+            work = Compression.of(model, recipe, importance, options)
+            work.run.meet(resolve(budget, recipe), work.original)
+            return work.model()
+    if lossless or importance is not None:
+        given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
+        raise BadRecipe(f"{given}: leave the batches out")
+    inputs = Inputs(batches, AsSet.now(forward))
+    with own_arithmetic():
+        return compress_with_inputs(model, inputs, spec, budget, options)

@@ -1,0 +1,174 @@
+"""The whole way from a network and a few hundred of its inputs to a file, without training.
+
+Fold norms, measure what errors cost, share out the bits at one price, fit the weights in the order in which they run,
+and repair what small tensors can. Each step is a module of its own; this one only puts them in a row.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
+from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.options import Options
+from waterfill.compression.steps.choice import settle_choices
+from waterfill.compression.steps.repair import repair
+from waterfill.compression.steps.sequential import refit_in_order
+from waterfill.compression.task import Compression, resolve
+from waterfill.errors import BadInput, BudgetError
+from waterfill.evaluation.outputs import Judge
+from waterfill.model.compressed import CompressedModel
+from waterfill.network.batch_norm import fold_batch_norm
+from waterfill.network.forward import as_deployed, copy_of
+from waterfill.network.inputs import Inputs
+from waterfill.part import Choice, Spec, terms_of
+from waterfill.recipe import as_spec
+from waterfill.storage.work_directory import temporary_folder
+
+DEFAULT_SPEC = (
+    "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
+)
+"""What to look for where there are data: codes along a trellis, for each weight as they are, without the columns that
+others can make up for, or of two thin factors."""
+AUTOMATIC = "automatic"
+"""What a file says of its recipe if it was that one: in a small network its text would be dear."""
+
+
+def compress_with_inputs(
+    model: "nn.Module | Mapping[str, Tensor]",
+    inputs: Inputs,
+    spec: "Spec | str | None",
+    budget: Budget,
+    options: Options,
+) -> CompressedModel:
+    """`compress` with inputs; spec: None for `DEFAULT_SPEC`.
+
+    Weights that no batch reaches get the bits of typical ones of their size, and a warning in the table.
+    Raises BadInput, BadRecipe, BudgetError.
+    """
+    target = resolve(budget, DEFAULT_SPEC if spec is None else spec)
+    with calibrated(model, inputs, spec, options) as measured:
+        return measured.to(target)
+
+
+@contextmanager
+def calibrated(
+    model: "nn.Module | Mapping[str, Tensor]",
+    inputs: Inputs,
+    spec: "Spec | str | None" = None,
+    options: Options = Options(),
+) -> Iterator["Calibrated"]:
+    """A model measured once, to be compressed to any number of budgets within the block, each as `compress` would.
+
+    Raises BadInput, BadRecipe.
+    """
+    inputs.check(model)
+    assert isinstance(model, nn.Module)
+    wanted, steps = as_spec(DEFAULT_SPEC if spec is None else spec), options.steps
+    inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
+    with ExitStack() as stack:
+        with own_arithmetic():
+            work, folded = _folded(model, inputs, steps.fold)
+            calibration = calibrate(
+                work,
+                inputs.batches,
+                importance=steps.importance,
+                probes=steps.probes,
+                cache=stack.enter_context(_room(work, options)),
+                forward=inputs.forward,
+                progress=options.progress,
+                memory=options.memory,
+            )
+        notes = {
+            "recipe": AUTOMATIC if spec is None else repr(wanted),
+            "samples": calibration.samples,
+            "folded": folded,
+            "unreached": sorted(calibration.unreached),
+        }
+        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model, its norms folded, and what errors in its weights cost. notes: what its files say of how it was done."""
+
+    model: nn.Module
+    inputs: Inputs
+    specs: tuple[Spec, ...]
+    calibration: Calibration
+    options: Options
+    notes: dict[str, Any]
+
+    def __call__(self, bits: float) -> CompressedModel:
+        """The model in a file of so many bits per weight. Raises BudgetError."""
+        return self.to(Budget(bits=bits))
+
+    @by_own_arithmetic
+    def to(self, budget: Budget) -> CompressedModel:
+        """The model compressed to a budget. Raises BudgetError."""
+        compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
+        compression.notes.update(self.notes)
+        settle_choices(compression, self.specs, budget)
+        ledger = compression.run.meet(budget, compression.original)
+        made = _refitted(compression, ledger, self.model, self.inputs, budget)
+        if not self.options.steps.repair:
+            return made
+        return _repaired(made, self.model, self.inputs, compression.allowed(budget))
+
+
+def _refitted(
+    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, target: Budget
+) -> CompressedModel:
+    """The model with its weights fitted again in order, or as it was where its outputs were closer."""
+    before, options = compression.model(), compression.options
+    if not options.steps.stages:
+        return before
+    try:
+        refit_in_order(compression, ledger, work, inputs, compression.allowed(target))
+    except BudgetError:  # of a few bytes there may be no second way to meet them
+        return before
+    judge = Judge(work, inputs.batches, inputs.forward)
+    return min(compression.model(), before, key=judge.error)
+
+
+@contextmanager
+def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
+    """The folder for what calibration finds; None where memory holds all of it."""
+    if options.cache is not None or bytes_in_all(model) <= options.memory:
+        yield options.cache
+        return
+    with temporary_folder() as folder:
+        yield folder
+
+
+def _folded(model: nn.Module, inputs: Inputs, wanted: bool) -> tuple[nn.Module, bool]:
+    """The model with its batch norms folded, and whether there were any."""
+    batch = inputs.first
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return (fold_batch_norm(model, batch, forward=inputs.forward), True) if wanted and norms else (model, False)
+
+
+def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: int | None) -> CompressedModel:
+    """The model with the repairs that help and, where there is a limit, fit."""
+    if not _can_hold_out(work, inputs):
+        return made
+    found = repair(made, copy_of(work), inputs.batches, forward=inputs.forward).model
+    assert isinstance(found, CompressedModel)
+    return found if allowed is None or found.size <= allowed else made
+
+
+def _can_hold_out(work: nn.Module, inputs: Inputs) -> bool:
+    """Whether there is more than one input, so that some can decide on what was fitted to the others."""
+    try:
+        with as_deployed(work):
+            for part in inputs.hold_out(0.25):
+                next(part.outputs(work))  # what was cut in two may have been a single input
+    except BadInput:
+        return False
+    return True

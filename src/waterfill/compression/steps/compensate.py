@@ -1,0 +1,233 @@
+"""How the inputs of weights drift when the layers before them are compressed, and the targets that make up for it.
+
+Where a compressed network gives a layer x' instead of x, the matrix nearest to W in outputs is not W but
+W + W E[(x - x') x'^T] E[x' x'^T]^-1 (arXiv 2504.02692). Of that step only the share is taken that pays on inputs that
+were held out.
+"""
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.calibration.calibrate import MEMORY
+from waterfill.network.batches import spread
+from waterfill.network.forward import Forward, as_deployed, call
+from waterfill.network.layout import KERNEL, MATRIX, Layout
+from waterfill.network.tracing.im2col import Geometry, vectors, windows
+from waterfill.network.tracing.recorder import Recorder
+from waterfill.network.tracing.tracer import Tracer
+from waterfill.network.tracing.views import WeightView, WeightViews
+
+_BATCHES = 64  # run through the networks for each stage
+_DAMPING = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
+_DOUBT = 8  # the share shrinks as if so many columns more had told against it
+
+Place = tuple[int, int, int]
+"""Rows from and to, and the groups that these fall into."""
+
+
+class _Enough(Exception):
+    """All inputs that were wanted have been seen."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The inputs of one use of a weight: [..., cols], or, with the positions of its outputs, of a convolution."""
+
+    view: WeightView
+    x: Tensor
+    geometry: Geometry | None = None
+    positions: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> Place:
+        """Which rows of the weight multiply them."""
+        return (*self.view.rows, 1 if self.geometry is None else self.geometry.groups)
+
+    def columns(self, generator: torch.Generator) -> Tensor:
+        """Some of them as [groups, cols, positions], float32."""
+        if self.geometry is None:
+            return vectors(self.x, generator)
+        return windows(self.x, self.geometry, self.positions, generator)
+
+
+class _InputRecorder(Recorder):
+    """Keeps the inputs of weights that multiply them, and the order of the weights.
+
+    names: of the weights whose inputs are wanted. calls: of these weights, after which the rest of the network need
+    not run; None for all.
+    """
+
+    def __init__(self, layouts: Mapping[str, Layout], names: Container[str], calls: int | None) -> None:
+        self.seen: list[_Seen] = []
+        self.order: dict[str, int] = {}
+        self._layouts = layouts
+        self._names = names
+        self._left = calls
+
+    def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
+        """Inputs [..., cols] are kept."""
+        if self._wanted(view):
+            self.seen.append(_Seen(view, x.detach().clone()))
+        return y
+
+    def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
+        """The same."""
+        if self._wanted(view):
+            positions = tuple(y.shape[-len(geometry.kernel) :])
+            self.seen.append(_Seen(view, x.detach().clone(), geometry, positions))
+        return y
+
+    def mixture(self, view: WeightView, energy: Tensor, y: Tensor, floor: float = 0.0) -> Tensor:
+        """Rows are mixed, not multiplied: only the order counts."""
+        self._wanted(view)
+        return y
+
+    def transposed_convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
+        """The same."""
+        self._wanted(view)
+        return y
+
+    def lookup(self, view: WeightView, tokens: Tensor, y: Tensor) -> Tensor:
+        """The same."""
+        self._wanted(view)
+        return y
+
+    def _wanted(self, view: WeightView) -> bool:
+        """Count a use; whether its inputs are wanted."""
+        if self._left == 0:
+            raise _Enough
+        self.order[view.name] = self.order.get(view.name, 0) + 1
+        if view.name not in self._names:
+            return False
+        self._left = None if self._left is None else self._left - 1
+        return not view.moved and self._layouts[view.name].role in (MATRIX, KERNEL)
+
+
+def _columns(seen: Iterable[_Seen], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:
+    """The columns of these weights by their place; of both networks at the same positions."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    found = defaultdict(list)
+    for one in seen:
+        if one.view.name in names:
+            found[one.view.name, one.place].append(one.columns(generator))
+    return found
+
+
+@dataclass
+class _Moments:
+    """Sums over the positions of each half: E[x' x'^T] and E[(x - x') x'^T], [groups, cols, cols]; and how many."""
+
+    own: list[Tensor] = field(default_factory=list)
+    drift: list[Tensor] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, original: Tensor, compressed: Tensor) -> None:
+        """Columns [groups, cols, positions] of both networks."""
+        cut = original.shape[2] // 2
+        self.count += original.shape[2]
+        for half, part in enumerate((slice(None, cut), slice(cut, None))):
+            now = compressed[:, :, part]
+            own, drift = torch.bmm(now, now.mT), torch.bmm(original[:, :, part] - now, now.mT)
+            if half == len(self.own):
+                self.own.append(own)
+                self.drift.append(drift)
+            else:
+                self.own[half] += own
+                self.drift[half] += drift
+
+    def step(self, weight: Tensor) -> Tensor:
+        """What to add to a weight [groups, rows, cols]."""
+        gains = costs = 0.0
+        for fit, held in ((0, 1), (1, 0)):
+            change = _solved(weight, self.own[fit], self.drift[fit])
+            gains += float((change * (weight @ self.drift[held])).sum())
+            costs += float((change * (change @ self.own[held])).sum())
+        share = min(max(gains / costs, 0.0), 1.0) if costs > 0 else 0.0
+        share *= self.count / (self.count + _DOUBT)
+        return share * _solved(weight, self.own[0] + self.own[1], self.drift[0] + self.drift[1])
+
+
+def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
+    """weight @ drift @ (own + damping)^-1 in float64; zero where nothing ever came in."""
+    mean = own.diagonal(dim1=1, dim2=2).double().mean(1)
+    damped = own.double() + torch.diag_embed((_DAMPING * mean + 1e-30)[:, None].expand(-1, own.shape[2]))
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if bool((info != 0).any()):
+        return torch.zeros_like(weight)
+    return torch.cholesky_solve((weight.double() @ drift.double()).mT, factor).mT.to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Two networks of one class, the original and the one that is being compressed, and inputs for both.
+
+    memory: bytes that inputs of the original's weights may take; where they take more, it runs again for each stage.
+    """
+
+    original: nn.Module
+    compressed: nn.Module
+    batches: Iterable[Any]
+    layouts: Mapping[str, Layout]
+    forward: Forward | None = None
+    memory: int = MEMORY
+
+    def order(self) -> dict[str, int]:
+        """The weights that one batch runs through, in the order of their first use, and how often each is used."""
+        return self._run(self.original, next(iter(self.batches)), {}, None).order
+
+    def targets(self, names: Mapping[str, int]) -> dict[str, Tensor]:
+        """For weights and how often each is used: the tensors to be approximated instead, where there is a drift."""
+        sums: dict[tuple[str, Place], _Moments] = {}
+        calls = sum(names.values())
+        for i, batch in enumerate(spread(self.batches, _BATCHES)):
+            before = self._run(self.original, batch, names, calls).seen if self._kept is None else self._kept[i]
+            after = _columns(self._run(self.compressed, batch, names, calls).seen, names)
+            for key, columns in _columns(before, names).items():
+                moments = sums.setdefault(key, _Moments())
+                for original, compressed in zip(columns, after.get(key, ()), strict=False):
+                    if original.shape == compressed.shape:
+                        moments.add(original, compressed)
+        state = self.original.state_dict()
+        found: dict[str, Tensor] = {}
+        for (name, place), moments in sums.items():
+            if moments.own:
+                layout = self.layouts[name]
+                matrix = layout.split(found.get(name, state[name]))[0].clone()
+                _step(matrix, place, moments)
+                found[name] = layout.join([matrix])
+        return found
+
+    @cached_property
+    def _kept(self) -> list[list[_Seen]] | None:
+        """The inputs of all weights of the original, by batch; None where they take more than the memory."""
+        if not self.memory:
+            return None
+        kept, size = [], 0
+        for batch in spread(self.batches, _BATCHES):
+            kept.append(self._run(self.original, batch, self.layouts, None).seen)
+            size += sum(one.x.nbytes for one in kept[-1])
+            if size > self.memory:
+                return None
+        return kept
+
+    def _run(self, model: nn.Module, batch: Any, names: Container[str], calls: int | None) -> _InputRecorder:
+        weights = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in self.layouts}
+        recorder = _InputRecorder(self.layouts, names, calls)
+        with as_deployed(model), Tracer(WeightViews(weights, self.layouts), recorder), suppress(_Enough):
+            call(model, batch, self.forward)
+        return recorder
+
+
+def _step(matrix: Tensor, place: Place, moments: _Moments) -> None:
+    """Move the rows of a place in the matrix [rows, cols]."""
+    start, stop, groups = place
+    step = moments.step(matrix[start:stop].reshape(groups, -1, matrix.shape[1]))
+    if bool(torch.isfinite(step).all()):  # inputs beyond float32 tell nothing
+        matrix[start:stop] += step.reshape(stop - start, -1)

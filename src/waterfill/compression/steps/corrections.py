@@ -1,0 +1,201 @@
+"""What small tensors can put right: for each kind of correction, the fit of one layer and where it applies.
+
+A fit sees a layer's inputs and outputs in the reference network and in the compressed one, which runs with the
+corrections of the layers before already in place, and knows the values that bring the second closest to the first.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from waterfill.network.batch_norm import BATCH_NORM, LAYERS, along, output_axis
+
+_LAST = (nn.Linear, nn.LayerNorm)  # channels are the last dimension of their outputs; else the second
+_KNOWN = (*BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+_DEAD = 1e-10  # a variance this small beside the mean square is that of a channel that says nothing
+
+
+class Fit(Protocol):
+    """The fit of one layer, batch by batch."""
+
+    def reference(self, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """The layer has run in the reference network."""
+
+    def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """The layer has run in the compressed network; what its output is with what is known by now."""
+
+    def values(self, module: Any) -> dict[str, Tensor]:
+        """The corrected tensors of the layer, by attribute."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of correction: what it is called, the layers that it can correct, a new fit, and whether it changes only
+    vectors."""
+
+    what: str
+    applies: Callable[[nn.Module], bool]
+    fit: Callable[[], Fit]
+    vectors: bool = True
+
+
+class Linewise:
+    """Output channel o of the compressed network as a_o * output + b_o, by least squares to the reference's.
+
+    scale: a is free, else 1. shift: b is free, else 0.
+    """
+
+    def __init__(self, scale: bool, shift: bool) -> None:
+        self.scale, self.shift = scale, shift
+        self._wanted: deque[Tensor] = deque()
+        self._count = 0
+        self._sums: Tensor | None = None  # [4, channels]: found, wanted, found^2, found * wanted
+
+    def reference(self, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._wanted.append(output.clone())  # what follows may write into it
+
+    def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        axis = channel_axis(module)
+        found, wanted = (_by_channel(value, axis) for value in (output, self._wanted.popleft()))
+        sums = torch.stack([found.sum(1), wanted.sum(1), found.square().sum(1), (found * wanted).sum(1)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._count += found.shape[1]
+        a, b = (along(value, axis, output.ndim).to(output.dtype) for value in self._solve())
+        return output * a + b
+
+    def values(self, module: Any) -> dict[str, Tensor]:
+        if self._sums is None:
+            return {}
+        a, b = self._solve()
+        bias = getattr(module, "bias", None)
+        changed = {}
+        if self.scale:
+            axis = output_axis(module) if isinstance(module, LAYERS) else 0
+            changed["weight"] = module.weight.double() * along(a, axis, module.weight.ndim)
+        if bias is not None:
+            changed["bias"] = bias.double() * a + b
+        return changed
+
+    def _solve(self) -> tuple[Tensor, Tensor]:
+        """a and b, each [channels]."""
+        assert self._sums is not None
+        found, wanted, square, product = self._sums / max(1, self._count)
+        one, zero = torch.ones_like(found), torch.zeros_like(found)
+        if not self.scale:
+            return one, wanted - found
+        energy, common = (square - found**2, product - found * wanted) if self.shift else (square, product)
+        alive = energy > _DEAD * square
+        a = torch.where(alive, common / torch.where(alive, energy, one), one)
+        return a, (wanted - a * found if self.shift else zero)
+
+
+class Statistics:
+    """Running mean and variance of a batch norm from its inputs.
+
+    difference: moved by what compression changed, mean + (compressed - reference) and var * compressed / reference,
+    both measured on the same inputs; else replaced by those of the compressed network on these inputs.
+    """
+
+    def __init__(self, difference: bool) -> None:
+        self.difference = difference
+        self._sums: list[Tensor | None] = [None, None]  # reference, compressed: [3, channels] of 1, x, x^2
+
+    def _add(self, which: int, values: Tensor) -> None:
+        x = _by_channel(values, 1)
+        sums = torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+        known = self._sums[which]
+        self._sums[which] = sums if known is None else known + sums
+
+    def _moments(self, which: int) -> tuple[Tensor, Tensor]:
+        sums = self._sums[which]
+        assert sums is not None
+        mean = sums[1] / sums[0]
+        var = (sums[2] / sums[0] - mean**2).clamp_min(0) * sums[0] / (sums[0] - 1).clamp_min(1)
+        return mean, var
+
+    def reference(self, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._add(0, inputs[0])
+
+    def compressed(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        self._add(1, inputs[0])
+        mean, var = (value.to(module.running_mean.dtype) for value in self._found(module))  # autocast casts outputs
+        return F.batch_norm(inputs[0], mean, var, module.weight, module.bias, False, 0.0, module.eps)
+
+    def values(self, module: Any) -> dict[str, Tensor]:
+        if self._sums[1] is None:
+            return {}
+        mean, var = self._found(module)
+        return {"running_mean": mean, "running_var": var}
+
+    def _found(self, module: Any) -> tuple[Tensor, Tensor]:
+        mean, var = self._moments(1)
+        if not self.difference:
+            return mean, var
+        old_mean, old_var = module.running_mean.double(), module.running_var.double()
+        true_mean, true_var = self._moments(0)
+        alive = true_var > _DEAD * old_var + torch.finfo(torch.float64).tiny
+        ratio = torch.where(alive, var / torch.where(alive, true_var, torch.ones_like(var)), torch.ones_like(var))
+        return old_mean + mean - true_mean, old_var * ratio
+
+
+def channel_axis(module: nn.Module) -> int:
+    """The dimension of a layer's outputs that counts channels: the last, or the second."""
+    return -1 if isinstance(module, _LAST) or not isinstance(module, (*LAYERS, *_KNOWN)) else 1
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes and then multiplies each channel by its entry of `weight`: those of PyTorch, and any
+    whose class is called so and that holds vectors only."""
+    weight = getattr(module, "weight", None)
+    named = isinstance(module, _KNOWN) or "norm" in type(module).__name__.lower()
+    own = [p for p in module.parameters(recurse=False)]
+    return named and isinstance(weight, Tensor) and bool(own) and all(p.ndim == 1 for p in own)
+
+
+def _by_channel(values: Tensor, axis: int) -> Tensor:
+    """[channels, all else], float64."""
+    return values.detach().double().movedim(axis, 0).flatten(1) if values.ndim > 1 else values.double()[:, None]
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return (isinstance(module, LAYERS) or is_norm(module)) and isinstance(getattr(module, "bias", None), Tensor)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, BATCH_NORM) and module.running_mean is not None
+
+
+def _can_scale(module: nn.Module) -> bool:
+    return isinstance(module, LAYERS) and not (output_axis(module) and getattr(module, "groups", 1) != 1)
+
+
+def _runs_alone(module: nn.Module) -> bool:
+    """Whether calling the module is what applies its weight: hooks of a projection inside attention never run."""
+    return not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+class _Scaled(Linewise):
+    """Scale, and shift where the layer has a bias to take it: known when the layer is."""
+
+    def __init__(self) -> None:
+        super().__init__(scale=True, shift=True)
+
+    def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        self.shift = isinstance(getattr(module, "bias", None), Tensor)
+        return super().compressed(module, inputs, output)
+
+
+BIAS = Kind("bias correction", lambda m: _has_bias(m) and _runs_alone(m), lambda: Linewise(False, True))
+KINDS = (
+    Kind("normalization statistics, moved by the difference", _has_statistics, lambda: Statistics(True)),
+    BIAS,
+    Kind("normalization scale and shift", is_norm, _Scaled),
+    Kind("output scales", lambda m: _can_scale(m) and _runs_alone(m), _Scaled, vectors=False),
+    Kind("normalization statistics, measured anew", _has_statistics, lambda: Statistics(False)),
+)
+"""Every kind, in the order in which they are tried: what helps most often comes first."""

@@ -1,0 +1,300 @@
+"""Small tensors put right after compression, each correction kept only if the network measurably comes closer.
+
+Bias correction and batch-norm re-estimation are known from data-free and post-training quantization (arXiv 1906.04721,
+1810.05723); all of them can also hurt, so inputs that were held out decide.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.arithmetic import by_own_arithmetic
+from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
+from waterfill.errors import BadInput
+from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
+from waterfill.importance import Importance, entrywise
+from waterfill.model.compressed import CompressedModel
+from waterfill.model.entry import Entry
+from waterfill.network.batch_norm import LAYERS, fed_norms
+from waterfill.network.batches import split, tensor_in
+from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
+from waterfill.network.layout import RAW
+from waterfill.parts import Dense
+
+_STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
+_MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of the vectors that a file gets anew
+_KEPT = 1 << 24  # entries of reference outputs that are remembered
+
+
+@dataclass(frozen=True)
+class Step:
+    """A correction that was tried: its name, the measure before and after it, whether it was kept and at what strength
+    of 0 to 1, the tensors it changes, and a note on the layers it could not help."""
+
+    what: str
+    before: float
+    after: float
+    kept: bool
+    strength: float
+    tensors: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """model: a new one of the kind that was given. measure: what was to fall on the held-out inputs, "divergence"
+    (nats a row) or "output error" (norm relative to the reference's), and from where to where it fell. changed: the
+    new tensors by name. sizes: bytes of the file before and after, of a compressed model."""
+
+    model: "nn.Module | CompressedModel"
+    measure: str
+    before: float
+    after: float
+    steps: tuple[Step, ...]
+    changed: dict[str, Tensor]
+    sizes: tuple[int, int] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The report without tensors; numbers that are not finite are null."""
+        steps = [{k: _plain(v) for k, v in vars(step).items()} for step in self.steps]
+        told = {"measure": self.measure, "before": self.before, "after": self.after, "steps": steps}
+        sizes = {} if self.sizes is None else {"bytes_before": self.sizes[0], "bytes_after": self.sizes[1]}
+        return told | sizes | {"changed": sorted(self.changed)}
+
+    def text(self) -> str:
+        """A line for every correction."""
+        lines = [f"{self.measure} on held-out inputs: {self.before:.6g} before, {self.after:.6g} after"]
+        for step in self.steps:
+            fate = f"kept at {step.strength:g}" if step.kept else "rolled back" if step.tensors else "not possible"
+            note = f" ({step.note})" if step.note else ""
+            lines.append(f"  {step.what}: {step.before:.6g} -> {step.after:.6g}, {fate}{note}")
+        if self.sizes is not None:
+            lines.append(f"file: {self.sizes[0]} -> {self.sizes[1]} bytes")
+        return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@by_own_arithmetic
+def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to be read
+    model: "nn.Module | CompressedModel",
+    reference: nn.Module,
+    batches: Iterable[Any],
+    *,
+    holdout: "float | Iterable[Any]" = 0.25,
+    forward: Forward | None = None,
+    logits: bool = True,
+) -> Repaired:
+    """Correct biases, statistics and affine terms of norms, and output scales, as far as that helps.
+
+    model: the network with compressed weights, of the class of `reference`, the original; or a compressed model, of
+    which only vectors change, written anew in as many bits as are worth it. batches: calibration inputs, each a
+    tensor, a tuple of arguments or a dict of keywords (`forward`: (model, batch) -> outputs); labels are not needed.
+    holdout: the share of them, or other batches, that decide: a correction stays only if on these the divergence
+    KL(reference || model) falls and the squared error of the outputs too (with logits=False, or one output, the error
+    alone), one of them by more than chance; all else is as it was, bit for bit. Inputs that the network was trained
+    on tell less than others: it is too sure of them. The given model and reference are not changed. All layers are
+    corrected in one pass in order of execution, each with the corrections of those before it in place.
+    Raises BadInput: fewer than two inputs, networks that do not match, outputs that are not finite.
+    """
+    fitting, held = split(batches, holdout)
+    guard = _Guard(reference, held, forward, logits)
+    if isinstance(model, CompressedModel):
+        return _repair_file(model, reference, fitting, guard)
+    work = copy_of(model)
+    steps, changed = _repair(work, fitting, guard, KINDS)
+    before = steps[0].before
+    return Repaired(work, guard.name, before, min([before, *(s.after for s in steps if s.kept)]), steps, changed)
+
+
+class _Guard:
+    """The measure of a network on held-out inputs."""
+
+    def __init__(self, reference: nn.Module, held: list[Any], forward: Forward | None, logits: bool) -> None:
+        self.model, self.held, self.forward, self.logits = reference, held, forward, logits
+        self._known: dict[int, Tensor] = {}
+        with as_deployed(reference):
+            room = _KEPT
+            for i, batch in enumerate(held):
+                outputs = call(reference, batch, forward)
+                self.logits = self.logits and outputs.ndim > 0 and outputs.shape[-1] > 1
+                room -= outputs.numel()
+                if room >= 0:
+                    self._known[i] = outputs.clone()
+
+    @property
+    def name(self) -> str:
+        return "divergence" if self.logits else "output error"
+
+    def measure(self, model: nn.Module) -> "_Measured":
+        """Run a network. Raises BadInput for outputs that are not finite."""
+        nats, errors, energy = [], [], 0.0
+        with as_deployed(model, self.model):
+            for i, batch in enumerate(self.held):
+                wanted = self._known[i] if i in self._known else call(self.model, batch, self.forward)
+                found, true = rows_of(call(model, batch, self.forward), wanted)
+                if self.logits:  # a shift of all classes means nothing
+                    found, true = (logits - logits.mean(1, keepdim=True) for logits in (found, true))
+                errors.append(squared_errors(found, true))
+                energy += float(squared_errors(torch.zeros_like(true), true).sum())
+                if self.logits:
+                    nats.append(divergences(found, true))
+        error = torch.cat(errors)
+        value = float(torch.cat(nats).mean()) if nats else relative(float(error.sum()), energy)
+        return _Measured(max(0.0, value), torch.cat(nats) if nats else error, error)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """value: divergence in nats a row, or relative output error. rows: that of every row (its square). errors: squared
+    output errors of the rows."""
+
+    value: float
+    rows: Tensor
+    errors: Tensor
+
+    def below(self, other: "_Measured") -> bool:
+        """Whether both the measure and the squared output error have fallen, one of them by more than chance.
+
+        The error has its say because a confident network has hardly any divergence on most inputs: a few rows decide
+        it. Chance is a standard error of the rows' differences.
+        """
+        falls = (other.rows - self.rows, other.errors - self.errors)
+        if any(not float(fall.sum()) > 0 for fall in falls):
+            return False
+        return any(len(f) < 2 or float(f.mean()) > float(f.std()) / math.sqrt(len(f)) for f in falls)
+
+
+def _repair(
+    work: nn.Module, fitting: list[Any], guard: _Guard, kinds: Iterable[Kind]
+) -> tuple[tuple[Step, ...], dict[str, Tensor]]:
+    """Try every kind on `work`, in place; the steps, and the tensors that are new."""
+    now = guard.measure(work)
+    steps: list[Step] = []
+    changed: set[str] = set()
+    fed = set(fed_norms(work, fitting[0], guard.forward).values())
+    for kind in kinds:
+        proposed = _propose(kind, work, fitting, guard)
+        note = _note(kind, work, fed)
+        strength, found = _try(work, proposed, guard, now)
+        kept = strength > 0
+        steps.append(Step(kind.what, now.value, found.value, kept, strength, tuple(proposed), note))
+        if kept:
+            now = found
+            changed.update(proposed)
+    state = work.state_dict()
+    return tuple(steps), {name: state[name].detach().clone() for name in sorted(changed)}
+
+
+def _note(kind: Kind, work: nn.Module, fed: set[str]) -> str:
+    """Which layers a kind cannot help."""
+    if kind is not BIAS:
+        return "" if any(map(kind.applies, work.modules())) else "no such layers"
+    bare = [n for n, m in work.named_modules() if isinstance(m, LAYERS) and not kind.applies(m) and n not in fed]
+    if not bare:
+        return ""
+    return f"{bare[0]}{f' and {len(bare) - 1} more' if bare[1:] else ''}: neither a bias nor a batch norm behind"
+
+
+def _propose(kind: Kind, work: nn.Module, fitting: list[Any], guard: _Guard) -> dict[str, Tensor]:
+    """New tensors of one kind for all layers it applies to, by name in the state dict."""
+    layers = {name: module for name, module in work.named_modules() if kind.applies(module)}
+    known = dict(guard.model.named_modules())
+    if missing := [name for name in layers if name not in known]:
+        raise BadInput(f"the reference has no layer {missing[0]!r}; it must be the network before compression")
+    fits: dict[str, Fit] = {name: kind.fit() for name in layers}
+
+    def remember(name: str, _module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if (found := tensor_in(output)) is not None:
+            fits[name].reference(inputs, found)
+
+    def correct(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return fits[name].compressed(module, inputs, output) if isinstance(output, Tensor) else None
+
+    if layers:
+        with (
+            as_deployed(work, guard.model),
+            hooked({name: known[name] for name in layers}, remember),
+            hooked(layers, correct),
+        ):
+            for batch in fitting:
+                call(guard.model, batch, guard.forward)
+                call(work, batch, guard.forward)
+    found = ((name, fits[name].values(module)) for name, module in layers.items())
+    return {f"{name}.{key}" if name else key: value for name, values in found for key, value in values.items()}
+
+
+def _try(work: nn.Module, proposed: Mapping[str, Tensor], guard: _Guard, now: _Measured) -> tuple[float, _Measured]:
+    """Put the new tensors in, whole or by half, and leave them there only if the measure falls.
+
+    The strength at which they stay, 0 where they do not, and what was measured then, or else at its best.
+    """
+    held = dict(work.named_parameters()) | dict(work.named_buffers())
+    old = {name: held[name].detach().clone() for name in proposed}
+    tried = []
+    for strength in _STRENGTHS if proposed else ():
+        for name, before in old.items():
+            _put(held[name], torch.lerp(before.double(), proposed[name].detach(), strength))
+        tried.append(_measured(guard, work))
+        if tried[-1].below(now):
+            return strength, tried[-1]
+        for name, before in old.items():
+            _put(held[name], before)
+    return 0.0, min(tried, key=lambda found: found.value, default=now)
+
+
+@torch.no_grad()
+def _put(tensor: Tensor, value: Tensor) -> None:
+    tensor.copy_(value)
+
+
+def _measured(guard: _Guard, work: nn.Module) -> _Measured:
+    """The measure, infinite where a correction has made the outputs NaN or infinite."""
+    try:
+        return guard.measure(work)
+    except BadInput:
+        never = torch.full((1,), math.inf, dtype=torch.float64, device="cpu")
+        return _Measured(math.inf, never, never)
+
+
+def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any], guard: _Guard) -> Repaired:
+    """Repair the vectors of a compressed model and write them anew, in as many bits as are worth it.
+
+    A bit for every weight divides the divergence by four, and the norm of the error by two: divergence * 4^(bits per
+    weight) compares files of different sizes.
+    """
+    base = 4.0 if guard.logits else 2.0
+    work = model.install(copy_of(reference))
+    steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors])
+    best, before, after = model, steps[0].before, steps[0].before
+    original = reference.state_dict()
+    for mantissa in _MANTISSAS if changed else ():
+        entries = dict(model.entries)
+        for name, value in changed.items():
+            own = model.aliases.get(name, name)
+            entries[own] = _written(model.entries[own], value, original[name], mantissa)
+        rewritten = CompressedModel(entries, model.aliases, model.notes)
+        found = _measured(guard, rewritten.install(work)).value
+        if found < before and found * base**rewritten.bits < after * base**best.bits:
+            best, after = rewritten, found
+    state = best.state_dict()
+    tensors = {name: state[name] for name in changed} if best is not model else {}
+    return Repaired(best, guard.name, before, after, steps, tensors, (model.size, best.size))
+
+
+def _written(entry: Entry, value: Tensor, original: Tensor, mantissa: int) -> Entry:
+    """The entry of a tensor with another value, rounded to so many mantissa bits."""
+    spec = Dense(format="lossless") if entry.layout.role == RAW else Dense(mantissa=mantissa)
+    parts = []
+    for matrix in entry.layout.split(value.cpu()):
+        importance = Importance() if entry.layout.role == RAW else entrywise(matrix)
+        parts.append(spec.fit(matrix, importance, 1.0))
+    gap = entry.layout.join([part.dense() for part in parts]).double() - original.cpu().double()
+    energy = float(original.double().norm())
+    return Entry(entry.name, entry.layout, tuple(parts), entry.reason, float(gap.norm()) / energy if energy else None)

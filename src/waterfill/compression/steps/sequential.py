@@ -1,0 +1,113 @@
+"""Weights fitted once more in the order in which the network runs them, each to what makes up for those before it.
+
+The first fit says what every weight costs at the price; this one keeps to the same budget, weight by weight.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from torch import Tensor, nn
+
+from waterfill.compression.allocation.search import Bracket
+from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.steps.compensate import Drift
+from waterfill.compression.task import Compression
+from waterfill.model.entry import Entry
+from waterfill.network.forward import copy_of
+from waterfill.network.inputs import Inputs
+
+_LAST = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
+
+
+def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None) -> None:
+    """Fit the weights of `work` again, in place; its file has at most `size` bytes then, if that is given.
+
+    ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed.
+    """
+    positions = {weight.name: i for i, weight in enumerate(work.weights)}
+    compressed = work.model().install(copy_of(model))
+    layouts = {weight.name: weight.layout for weight in work.weights if not weight.reason}
+    drift = Drift(model, compressed, inputs.batches, layouts, inputs.forward, work.options.memory)
+    uses = drift.order()
+    order = [positions[name] for name in uses]
+    pace = _Pace(work, ledger, None if size is None else ledger.total, order)
+    state = compressed.state_dict()
+    for stage in _stages(order, ledger, work.options.steps.stages):
+        names = {work.weights[i].name: uses[work.weights[i].name] for i in stage}
+        targets = drift.targets(names)
+        for i in stage:
+            original = work.weights[i]
+            if original.name in targets:
+                work.weights[i] = replace(original, load=partial(_same, targets[original.name]))
+            price = pace.price(i)
+            ledger.prices[i], ledger.bits[i] = price, work.fit(i, price)
+            state[original.name].copy_(work.entries[i].tensor())
+    if size is not None:
+        work.run.settled(ledger, pace.bracket, size, _late(order, ledger))
+    for i in order:
+        work.entries[i] = _seen_from(model.state_dict()[work.weights[i].name], work.entries[i])
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _stages(order: Sequence[int], ledger: Ledger, count: int) -> Iterator[list[int]]:
+    """The weights in order, in about `count` runs of equal bits; a few large ones may make fewer runs."""
+    share = sum(ledger.bits[i] for i in order) / max(1, count)
+    stage: list[int] = []
+    for i in order:
+        stage.append(i)
+        if len(order) <= count or sum(ledger.bits[j] for j in stage) >= share:
+            yield stage
+            stage = []
+    if stage:
+        yield stage
+
+
+def _late(order: Sequence[int], ledger: Ledger) -> list[int]:
+    """The weights that run last and make up a quarter of the bits, the largest first."""
+    total, late = sum(ledger.bits[i] for i in order), list[int]()
+    for i in reversed(order):
+        late.append(i)
+        if sum(ledger.bits[j] for j in late) >= _LAST * total:
+            break
+    return sorted(late, key=lambda i: -ledger.bits[i])
+
+
+class _Pace:
+    """The price for each weight in turn, so that all of them together spend what was spent before."""
+
+    def __init__(self, work: Compression, ledger: Ledger, allowed: float | None, order: Sequence[int]) -> None:
+        self._ledger = ledger
+        self._allowed = allowed
+        self._left = list(order)
+        self._first = dict(ledger.bits)
+        k = int(np.floor(np.log(np.median(list(ledger.prices.values()))) / np.log(4)))
+        count = range(len(work.weights))
+        points = [(work.weights[i].curve.at_grid(k).bits, work.weights[i].curve.at_grid(k + 1).bits) for i in count]
+        low, high = np.array(points, dtype=np.float64).T
+        self.bracket = Bracket(k, low, high)
+
+    def price(self, i: int) -> float:
+        """The price for weight i, the next in order."""
+        price = self._ledger.prices[i]
+        if self._allowed is None:
+            return price
+        ahead = sum(self._first[j] for j in self._left)
+        slope = sum(max(0.0, self.bracket.low[j] - self.bracket.high[j]) for j in self._left)
+        over = self._ledger.total - self._allowed  # what those behind have spent beyond their share
+        self._left.remove(i)
+        reach = np.clip(over / max(slope, 1.0), -0.25, 0.25) if ahead else 0.0
+        return float(price * 4.0**reach)
+
+
+def _seen_from(original: Tensor, entry: Entry) -> Entry:
+    """The entry with its error measured from the original tensor."""
+    error = (entry.tensor().double() - original.detach().cpu().double()).norm()
+    norm = original.detach().double().norm()
+    seen = replace(entry, error=float(error / norm) if float(norm) > 0 else 0.0)
+    vars(seen)["blob"] = entry.blob
+    return seen

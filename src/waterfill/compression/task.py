@@ -1,0 +1,144 @@
+"""One compression under way."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.allocation.assumptions import informed
+from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
+from waterfill.compression.allocation.unreached import at_common_price
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.options import Options
+from waterfill.errors import BadInput, BadRecipe
+from waterfill.importance import Importance, Measured
+from waterfill.model.compressed import CompressedModel, count_weights
+from waterfill.model.entry import Entry
+from waterfill.network.layout import RAW, Layout, layout_of
+from waterfill.network.tensors import tensors_of
+from waterfill.part import Spec
+from waterfill.parts import Dense
+from waterfill.recipe import as_spec
+
+LOSSLESS = "lossless"
+"""What stands for a recipe where every bit is kept."""
+DEFAULT_BITS = 4.0
+"""Bits per weight where no budget is given."""
+
+
+def plan_weights(
+    tensors: Mapping[str, Tensor], spec: Spec, roles: Mapping[str, str], importance: Mapping[str, Importance] | None
+) -> list[Weight]:
+    """A `Weight` for every tensor. Raises BadInput for importance that names no tensor or does not fit it."""
+    importance = {} if importance is None else importance
+    unknown = sorted(set(importance) - set(tensors))
+    if unknown:
+        raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
+    weights = []
+    for name, value in tensors.items():
+        layout = layout_of(tuple(value.shape), value.dtype, roles.get(name))
+        weight = Weight(name, layout, spec, partial(_on_cpu, value), _given(importance, name))
+        weight.check()
+        weights.append(weight)
+    weights = informed(weights)
+    return at_common_price(weights) if isinstance(importance, Measured) else weights
+
+
+def _given(importance: Mapping[str, Importance], name: str) -> Importance | Callable[[], Importance] | None:
+    """The importance of a tensor, or what reads it where it lies on disk."""
+    if name not in importance:
+        return None
+    streamed = isinstance(importance, Measured) and importance.streamed
+    return partial(importance.__getitem__, name) if streamed else importance[name]
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    return value.detach().cpu()
+
+
+def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
+    """Every tensor as it is, bit for bit."""
+    exact = Dense(format="lossless")
+    return [
+        Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
+        for name, value in tensors.items()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Compression:
+    """A model in memory on its way: its weights, what they have become so far, and the run that fits them.
+
+    entries: by the position of the weight. notes: what the file is to say of how it was made.
+    """
+
+    weights: list[Weight]
+    entries: dict[int, Entry]
+    aliases: dict[str, str]
+    notes: dict[str, Any]
+    options: Options
+
+    @classmethod
+    def of(
+        cls,
+        model: "nn.Module | Mapping[str, Tensor]",
+        spec: "Spec | str",
+        importance: Mapping[str, Importance] | None,
+        options: Options,
+    ) -> "Compression":
+        """Nothing fitted yet; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
+        tensors, aliases, roles = tensors_of(model)
+        original = sum(t.numel() * t.element_size() for t in tensors.values())
+        if spec == LOSSLESS:
+            return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, options)
+        parsed = as_spec(spec)
+        weights = plan_weights(tensors, parsed, roles, importance)
+        notes = {"recipe": repr(parsed), "original": original}
+        if isinstance(importance, Measured) and importance.warnings:
+            notes["warnings"] = dict(importance.warnings)
+        return cls(weights, {}, aliases, notes, options)
+
+    @property
+    def original(self) -> int:
+        """Bytes of the tensors as they were."""
+        return int(self.notes["original"])
+
+    def fit(self, i: int, price: float) -> float:
+        """Fit weight i at a price and keep its entry; real bits."""
+        weight, fitted = self.weights[i], self.weights[i].fit(price)
+        self.entries[i] = Entry(weight.name, weight.layout, fitted.parts, weight.reason, fitted.error)
+        vars(self.entries[i])["blob"] = fitted.blob
+        return 8.0 * len(fitted.blob)
+
+    def model(self) -> CompressedModel:
+        """What there is so far, with empty entries for weights that are not fitted yet."""
+        filled = [self.entries.get(i) or Entry(w.name, w.layout, (), w.reason) for i, w in enumerate(self.weights)]
+        return CompressedModel({entry.name: entry for entry in filled}, self.aliases, self.notes)
+
+    def allowed(self, target: Budget) -> int | None:
+        """The size that the file may have; None where a price decides."""
+        return target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
+
+    @cached_property
+    def run(self) -> "Run":
+        """What fits the weights to a target."""
+        workers = self.options.threads or min(2, torch.get_num_threads())
+        return Run(
+            self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.options.progress, workers
+        )
+
+
+def resolve(target: Budget, spec: "Spec | str") -> Budget:
+    """The budget to work to: the default where none was given. Raises BadRecipe for a budget that makes no sense."""
+    given = any(v is not None for v in vars(target).values())
+    if spec == LOSSLESS:
+        if given:
+            raise BadRecipe("lossless takes what it takes: give no budget with it")
+        return Budget(price=FIXED_RATE_PRICE)
+    if given:
+        return target
+    return Budget(price=FIXED_RATE_PRICE) if as_spec(spec).fixed_rate else Budget(bits=DEFAULT_BITS)

@@ -1,0 +1,199 @@
+"""A budget in quality: the smallest file whose network, measured, has lost no more than was allowed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from torch import nn
+
+from waterfill.compression.compress import compress
+from waterfill.compression.quality_trace import Trace, Trial, smoothed
+from waterfill.errors import BadInput, BudgetError
+from waterfill.evaluation.paired import Difference, Scores, difference
+from waterfill.evaluation.quality import Drop, Measure
+from waterfill.model.compressed import CompressedModel
+from waterfill.network.forward import as_deployed, copy_of
+
+Compressor = Callable[[float], CompressedModel]
+"""Bits per weight -> the model compressed to them."""
+
+_STEP = 1.6  # factor between bits per weight while a file that meets the drop, and one that does not, are looked for
+_CLEAR = 2.0  # standard errors beyond what is allowed, from which a loss is no matter of chance
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far to look. bits: the range of bits per weight, from `start`. tolerance: relative, to which bits are found.
+    evaluations: of compressed models, at most. sure: the chance that a file has to have of losing no more than is
+    allowed, where the measure gives scores; 0.5 takes what was measured as it is."""
+
+    bits: tuple[float, float] = (0.5, 8.0)
+    start: float = 3.0
+    tolerance: float = 0.02
+    evaluations: int = 10
+    sure: float = 0.5
+
+    def __post_init__(self) -> None:
+        low, high = self.bits
+        fine = 0 < low <= high < math.inf and self.evaluations >= 1 and 0 < self.tolerance < 1 and 0.5 <= self.sure < 1
+        if not fine:
+            raise BadInput(f"{self!r}: give bits from low to high, an evaluation or more, and be half sure or more")
+
+
+def compress_to_quality(
+    model: nn.Module,
+    measure: "Measure | Callable[[nn.Module], float]",
+    drop: "Drop | float",
+    *,
+    compressor: Compressor | None = None,
+    search: Search = Search(),
+) -> tuple[CompressedModel, Trace]:
+    """The smallest file found whose network loses at most `drop`, and every file that was tried.
+
+    measure: of a module with the compressed weights in it, in evaluation mode, on inputs that calibration has not seen;
+    a bare function counts as one of which more is better. drop: in the unit of the measure; a `Drop` may be a share of
+    the original's value. compressor: (bits per weight) -> compressed model; by default `waterfill.compress`, which
+    knows no data (see `calibrated` for one that does). The model itself is not changed.
+
+    Quality rises with bits. Where a measure gives scores, its loss on the same inputs has a standard error: a file that
+    loses too much by less than two of them is no end of the search, which goes on below it, and where fewer bits seem
+    to lose less, neighbors share their mean, so that no lucky file is taken. With numbers alone a file is taken as it
+    was measured.
+    Raises BudgetError if even the most bits lose more, BadInput for arguments without meaning or an original that
+    measures NaN or no better than what always gives the same answer.
+    """
+    measure = measure if isinstance(measure, Measure) else Measure(measure)
+    drop = drop if isinstance(drop, Drop) else Drop(drop)
+    work = copy_of(model)
+    original = _measured(measure, work)
+    _check_original(original, measure)
+    allowed = drop.allowed(_value(original))
+    under_way = _Trials(
+        compressor or (lambda asked: compress(model, bits=asked)),
+        lambda compressed: _measured(measure, compressed.install(work)),
+        (original, allowed, measure),
+        search,
+    )
+    return under_way.run()
+
+
+def _measured(measure: Measure, work: nn.Module) -> "float | Scores":
+    with as_deployed(work):
+        return measure.scores(work)
+
+
+def _value(found: "float | Scores") -> float:
+    return found.value if isinstance(found, Scores) else found
+
+
+def _check_original(original: "float | Scores", measure: Measure) -> None:
+    value = _value(original)
+    if not math.isfinite(value):
+        raise BadInput(f"the model measures {value} before it is compressed; look at the measure and its inputs")
+    if isinstance(original, Scores) and not original.beats_chance(measure.better):
+        raise BadInput(
+            f"the model measures {value:.4g} before it is compressed, and what always gives the same answer "
+            f"{original.chance:.4g}: any file would do as well. Are inputs and targets as the model was trained on, "
+            "its weights loaded, and enough of them?"
+        )
+
+
+@dataclass
+class _Trials:
+    """What was tried, and what to try next.
+
+    goal: the original's quality or scores, the loss that is allowed, the measure. models: of the trials whose files may
+    still be chosen.
+    """
+
+    compressor: Compressor
+    quality: "Callable[[CompressedModel], float | Scores]"
+    goal: "tuple[float | Scores, float, Measure]"
+    search: Search
+    trials: list[Trial] = field(default_factory=list)
+    models: dict[float, CompressedModel] = field(default_factory=dict)
+
+    def run(self) -> tuple[CompressedModel, Trace]:
+        """Try until bits are known well enough. Raises BudgetError."""
+        low, high = self.search.bits
+        at: float | None = min(max(self.search.start, low), high)
+        while at is not None:
+            self._try(at)
+            at = self._next() if len(self.trials) < self.search.evaluations else None
+        met = [trial for trial in self.trials if trial.met]
+        original, allowed, measure = self.goal
+        if not met:
+            raise BudgetError(self._never())
+        chosen = min(met, key=lambda trial: trial.size or 0)
+        trace = Trace(_value(original), allowed, tuple(self.trials), measure.points, chosen)
+        return self.models[chosen.bits], trace
+
+    def _next(self) -> float | None:
+        """The bits to try next; None where nothing is left to try."""
+        low, high = self.search.bits
+        tried = sorted(trial.bits for trial in self.trials)
+        met = min((trial.bits for trial in self.trials if trial.met), default=None)
+        if met is None:
+            last = len(self.trials) == self.search.evaluations - 1
+            return None if tried[-1] >= high else high if last else min(high, tried[-1] * _STEP)
+        failed = max((t.bits for t in self.trials if t.bits < met and self._clearly_fails(t)), default=None)
+        if failed is None:
+            return None if tried[0] <= low else max(low, tried[0] / _STEP)
+        between = [bits for bits in tried if failed <= bits <= met]
+        left, right = max(pairwise(between), key=lambda pair: pair[1] / pair[0])
+        return math.sqrt(left * right) if right > left * (1 + self.search.tolerance) else None
+
+    def _try(self, bits: float) -> None:
+        """Compress, measure, and say anew of every trial whether it meets the goal."""
+        original, _, measure = self.goal
+        try:
+            compressed = self.compressor(bits)
+        except BudgetError:
+            self.trials.append(Trial(bits, None, math.nan, Difference(math.nan)))
+            return
+        try:
+            quality = self.quality(compressed)
+        except BadInput:  # outputs that are NaN or infinite
+            quality = math.nan
+        if isinstance(quality, Scores) and isinstance(original, Scores):
+            found = difference(original, quality, measure.better)
+        else:
+            found = Difference(measure.better * (_value(original) - _value(quality)))
+        self.trials.append(Trial(bits, compressed.size, _value(quality), found))
+        self.models[bits] = compressed
+        self.trials = [replace(trial, met=self._meets(trial)) for trial in smoothed(self.trials)]
+        for trial in self.trials:
+            if self._clearly_fails(trial):
+                self.models.pop(trial.bits, None)
+
+    def _meets(self, trial: Trial) -> bool:
+        sure = trial.sure(self._most)
+        return trial.lost <= self._most and (sure is None or sure >= self.search.sure)
+
+    @property
+    def _most(self) -> float:
+        """What may be lost, and rounding with it."""
+        return self.goal[1] + 1e-12 * abs(_value(self.goal[0]))
+
+    def _clearly_fails(self, trial: Trial) -> bool:
+        """Whether a trial loses too much, and not by chance as far as is known."""
+        margin = 0.0 if math.isnan(trial.difference.error) else _CLEAR * trial.difference.error
+        return not trial.met and not trial.lost - self.goal[1] <= margin
+
+    def _never(self) -> str:
+        original, allowed, measure = self.goal
+        measured = [trial for trial in self.trials if not math.isnan(trial.lost)]
+        wanted = f"a loss of at most {allowed:.6g} from {_value(original):.6g} was not met"
+        low, high = self.search.bits
+        if not measured:
+            return f"{wanted}: no file of {low:g} to {high:g} bits per weight could be measured"
+        least = min(measured, key=lambda trial: trial.lost)
+        said = (
+            f"{wanted}: at {least.bits:.3g} bits per weight ({least.size} bytes) {least.lost:.6g} is lost; "
+            "allow more, or give it more bits or a finer recipe"
+        )
+        if least.lost > self._most:
+            return said
+        trace = Trace(_value(original), allowed, tuple(self.trials), measure.points)
+        return f"{wanted} with the certainty asked for: {trace.verdict(least)}"

@@ -1,0 +1,232 @@
+"""How good a network is on data, and how far it is from the one that it was made of: one pass, sums only."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.arithmetic import by_own_arithmetic
+from waterfill.errors import BadInput
+from waterfill.evaluation.metrics import Distance, Score, relative
+from waterfill.evaluation.paired import Scores
+from waterfill.evaluation.targets import Reader, Targets
+from waterfill.network.batches import tensor_in
+from waterfill.network.forward import Forward, as_deployed, hooked, layers_of
+
+Metric = Callable[[Tensor, Tensor | None], Tensor]
+_TITLES = {
+    "accuracy": ("correct (top 1)", "%"),
+    "top5": ("among the best 5", "%"),
+    "nats": ("log loss, nats a row", ""),
+    "perplexity": ("perplexity", ""),
+    "bits_per_token": ("bits a row (token)", ""),
+    "bits_per_byte": ("bits a byte", ""),
+    "divergence": ("divergence from the reference, nats a row", ""),
+    "agreement": ("same best class as the reference", "%"),
+    "output_error": ("output error relative to the reference", "%"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; None where the batches held no targets, no reference was given or the metric has no meaning.
+
+    rows: output rows, one for each distribution over the classes (an image, a token). accuracy, top5, agreement: shares
+    of 0 to 1, top5 from ten classes. nats: -log p(target), mean; perplexity = exp(nats); bits_per_token = nats / ln 2;
+    bits_per_byte: all bits over all bytes. divergence: KL(reference || model) of the softmax outputs, nats, mean of the
+    rows. output_error: norm of the difference of all outputs relative to that of the reference's. metrics: the
+    caller's own, mean of what they return. layers: by name in order of execution, norm of the difference of the
+    layer's outputs relative to the reference's, each network run whole on the same inputs, so that errors of the
+    layers before are in it. scores: by the name of the metric, input by input.
+    """
+
+    batches: int
+    rows: int
+    accuracy: float | None = None
+    top5: float | None = None
+    nats: float | None = None
+    perplexity: float | None = None
+    bits_per_token: float | None = None
+    bits_per_byte: float | None = None
+    divergence: float | None = None
+    agreement: float | None = None
+    output_error: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict, repr=False, compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """What was measured, for JSON; a number that is not finite is null."""
+        plain = {name: _jsonable(value) for name, value in vars(self).items() if value is not None and name != "scores"}
+        return {name: value for name, value in plain.items() if value != {}}
+
+    def text(self) -> str:
+        """A table for people."""
+        rows = [("batches", f"{self.batches}"), ("rows", f"{self.rows}")]
+        for name, (title, unit) in _TITLES.items():
+            value = getattr(self, name)
+            if value is not None:
+                rows.append((title, f"{100 * value:.2f} %" if unit else f"{value:.6g}"))
+        rows += [(name, f"{value:.6g}") for name, value in self.metrics.items()]
+        if self.layers:
+            rows += [("", ""), ("layer (as the whole network runs)", "output error")]
+            rows += [(name or "(the model)", f"{100 * error:.2f} %") for name, error in self.layers.items()]
+        left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
+        return "\n".join(f"{title.ljust(left)}  {value.rjust(right)}".rstrip() for title, value in rows)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@by_own_arithmetic
+def evaluate(  # noqa: PLR0913 - what is measured, and three ways in which users' batches differ
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    reference: nn.Module | None = None,
+    targets: Targets = "last",
+    metrics: Mapping[str, Metric] | None = None,
+    forward: Forward | None = None,
+    data_bytes: "int | Callable[[Any], int] | None" = None,
+    logits: bool = True,
+    layers: bool = False,
+) -> Evaluation:
+    """Measure a model on batches, each a tensor of inputs, or (inputs, ..., targets), or a dict for keywords.
+
+    reference: the original, for divergence, agreement and output error. targets: "last" takes the last item of a tuple
+    of two or more, or the item "targets" or "labels" of a dict, away from the inputs; None: everything is input; a
+    function: (batch) -> class numbers, and everything is input. A model that returns a loss for the labels of a dict is
+    given them, and its loss says whether an output stands for its own label or, shifted, for the one after it.
+    Outputs are logits [batch, classes] or [batch, time, classes], targets class numbers of the shape before the
+    classes; -100 does not count. metrics: more of them by name, (outputs, targets or None) -> a value for each row,
+    shifted where targets are. forward: (model, inputs) -> outputs, where a
+    tensor is not the argument and a tuple not the arguments. data_bytes: of all the data that the targets stand for,
+    or (batch) -> those of a batch. logits=False: outputs are no logits, and have neither accuracy nor divergence.
+    layers: the output error of every layer too; needs the reference.
+    Raises BadInput: no batches, outputs that are NaN or infinite, shapes that do not fit, targets that are the inputs
+    themselves or disagree with the model's own loss.
+    """
+    if layers and reference is None:
+        raise BadInput("layers=True compares the layers with those of a reference; give reference=")
+    task = _Task(Reader(targets, forward), data_bytes, logits, dict(metrics or {}))
+    models = [model] if reference is None else [model, reference]
+    with as_deployed(*models):
+        for batch in batches:
+            task.measure(batch, model, reference, layers)
+    return task.result(reference is not None)
+
+
+class _Layers:
+    """Squared errors of the layers' outputs, the calls of a layer in both networks paired by their order."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[str, list[Tensor]] = defaultdict(list)
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def remember(self, name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        """A layer of the reference has run."""
+        found = tensor_in(output)
+        if found is not None:
+            self._outputs[name].append(found.clone())  # what follows may write into it
+
+    def compare(self, name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        """The same layer of the model has run."""
+        found = tensor_in(output)
+        if found is None or not self._outputs[name]:
+            return
+        wanted, found = self._outputs[name].pop(0).double(), found.double()
+        if wanted.shape == found.shape:
+            error, energy = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (
+                error + float((found - wanted).square().sum()),
+                energy + float(wanted.square().sum()),
+            )
+
+    def forget(self) -> None:
+        """A batch is done."""
+        self._outputs.clear()
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """By name in order of execution."""
+        return {name: relative(*sums) for name, sums in self._sums.items()}
+
+
+@dataclass
+class _Task:
+    """The sums of one evaluation, and how its batches are to be read."""
+
+    reader: Reader
+    data_bytes: "int | Callable[[Any], int] | None"
+    logits: bool
+    metrics: dict[str, Metric]
+    batches: int = 0
+    rows: int = 0
+    bytes: int = 0
+    score: Score = field(default_factory=Score)
+    distance: Distance = field(default_factory=Distance)
+    means: dict[str, tuple[float, int]] = field(default_factory=dict)
+    layers: _Layers = field(default_factory=_Layers)
+
+    def measure(self, batch: Any, model: nn.Module, reference: nn.Module | None, layers: bool) -> None:
+        with ExitStack() as hooks:
+            if reference is not None:
+                if layers:
+                    hooks.enter_context(hooked(layers_of(reference), self.layers.remember))
+                    hooks.enter_context(hooked(layers_of(model), self.layers.compare))
+                wanted, _ = self._run(reference, batch, "reference")
+            outputs, loss = self._run(model, batch, "model")
+        self.layers.forget()
+        if reference is not None:
+            self.distance.add(outputs, wanted, self.logits)
+        kept, targets = self._aligned(batch, outputs, loss)
+        if targets is not None and self.logits:
+            self.score.add(kept, targets)
+        for name, metric in self.metrics.items():
+            value = torch.as_tensor(metric(kept, targets), dtype=torch.float64, device="cpu")
+            total, count = self.means.get(name, (0.0, 0))
+            self.means[name] = total + float(value.sum()), count + value.numel()
+        self.batches += 1
+        self.rows += outputs.shape[:-1].numel()
+        if self.data_bytes is not None:
+            self.bytes = self.data_bytes if isinstance(self.data_bytes, int) else self.bytes + self.data_bytes(batch)
+
+    def _run(self, model: nn.Module, batch: Any, which: str) -> tuple[Tensor, float | None]:
+        try:
+            return self.reader.run(model, batch)
+        except BadInput as error:
+            raise BadInput(f"batch {self.batches} of the evaluation, {which}: {error}") from error
+
+    def _aligned(self, batch: Any, outputs: Tensor, loss: float | None) -> tuple[Tensor, Tensor | None]:
+        """The outputs and targets that are compared: where outputs are no logits, targets are the caller's own."""
+        try:
+            return self.reader.aligned(batch, outputs, loss if self.logits else None, self.logits)
+        except BadInput as error:
+            raise BadInput(f"batch {self.batches} of the evaluation: {error}") from error
+
+    def result(self, compared: bool) -> Evaluation:
+        if self.batches == 0:
+            raise BadInput("there are no batches to evaluate on; does the loader yield any, or was it used up before?")
+        score, distance, found = self.score, self.distance, dict[str, float | None]()
+        if score.rows:
+            nats = score.nats / score.rows
+            found = {"accuracy": score.first / score.rows, "nats": nats, "bits_per_token": nats / math.log(2)}
+            found["perplexity"] = math.exp(nats) if nats < 700 else math.inf
+            found["top5"] = None if score.five is None else score.five / score.rows
+            found["bits_per_byte"] = score.nats / math.log(2) / self.bytes if self.bytes else None
+        if compared:
+            found["output_error"] = distance.relative
+            if self.logits:
+                found["divergence"] = distance.divergence
+                found["agreement"] = distance.agreeing / max(1, distance.rows)
+        means = {name: total / max(1, count) for name, (total, count) in self.means.items()}
+        scores = score.scores() | distance.scores()
+        return Evaluation(self.batches, self.rows, metrics=means, layers=self.layers.errors, scores=scores, **found)

@@ -1,0 +1,172 @@
+"""Sums over output rows that tell how good a network is and how far it is from another; no output is kept.
+
+An output row is one distribution: outputs [rows, classes] or [batch, time, classes], the last dimension the classes.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from waterfill.errors import BadInput
+from waterfill.evaluation.paired import Scores
+
+IGNORED = -100
+"""The target that does not count, as in torch.nn.functional.cross_entropy."""
+_PIECE = 1 << 21  # entries in float64 at a time
+_FIVE = 10  # classes from which being among the best five says something
+
+
+@dataclass
+class Score:
+    """How well logits predict targets: rows counted, of these first and among the first five, and their nats.
+
+    inputs: the same sums input by input, [4, inputs of a batch] for every batch: rows, first, five, nats. seen: how
+    often each class was a target.
+    """
+
+    rows: int = 0
+    first: int = 0
+    five: int | None = 0
+    nats: float = 0.0
+    classes: int = 0
+    inputs: list[Tensor] = field(default_factory=list)
+    seen: Counter[int] = field(default_factory=Counter)
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count outputs [inputs, ..., classes] against class numbers [inputs, ...]. Raises BadInput."""
+        _check(outputs, targets)
+        self.classes = outputs.shape[-1]
+        kept = targets.reshape(-1) != IGNORED
+        flat, wanted = outputs.reshape(-1, outputs.shape[-1])[kept], targets.reshape(-1)[kept].long()
+        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < flat.shape[1]:
+            raise BadInput(
+                f"targets run from {wanted.min()} to {wanted.max()}, the outputs have {flat.shape[1]} classes"
+            )
+        self.five = None if flat.shape[1] < _FIVE else self.five
+        pieces = zip(*_pieces(flat, wanted), strict=True)
+        rows = torch.cat([self._rows(logits, classes) for logits, classes in pieces], 1)
+        self.rows += len(wanted)
+        self.first += int(rows[1].sum())
+        self.five = None if self.five is None else self.five + int(rows[2].sum())
+        self.nats += float(rows[3].sum())
+        own = torch.nonzero(kept).reshape(-1).cpu() // max(1, targets[0].numel() if len(targets) else 1)
+        sums = torch.zeros(4, len(targets), dtype=torch.float64, device=rows.device)
+        self.inputs.append(sums.index_add_(1, own, rows))
+        self.seen.update(wanted.tolist())
+
+    def _rows(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """One, whether right, whether among the five, and nats, of every row: [4, rows], float64."""
+        own = logits.gather(1, classes[:, None])
+        nats = logits.double().logsumexp(1) - own[:, 0].double()
+        right = logits.argmax(1) == classes
+        five = (logits.topk(5, 1).indices == classes[:, None]).any(1) if self.five is not None else right
+        return torch.stack([torch.ones_like(nats), right.double(), five.double(), nats]).cpu()
+
+    def scores(self) -> dict[str, Scores]:
+        """Input by input, by the name of the metric; nothing where no target counted."""
+        if not self.rows:
+            return {}
+        rows, first, five, nats = torch.cat(self.inputs, 1)
+        often = sorted(self.seen.values(), reverse=True)
+        found = {
+            "accuracy": Scores(first, rows, chance=often[0] / self.rows, step=1.0),
+            "nats": Scores(nats, rows, chance=math.log(self.classes)),
+            "perplexity": Scores(nats, rows, exponential=True, chance=float(self.classes)),
+        }
+        if self.five is not None:
+            found["top5"] = Scores(five, rows, chance=sum(often[:5]) / self.rows, step=1.0)
+        return found
+
+
+@dataclass
+class Distance:
+    """How far outputs are from those of a reference: rows, nats of KL(reference || outputs), rows that agree on the
+    best class, squared error and squared reference. inputs: rows, nats and agreeing rows input by input."""
+
+    rows: int = 0
+    nats: float = 0.0
+    agreeing: int = 0
+    error: float = 0.0
+    energy: float = 0.0
+    inputs: list[Tensor] = field(default_factory=list)
+
+    def add(self, outputs: Tensor, reference: Tensor, logits: bool = True) -> None:
+        """Count outputs [inputs, ..., classes] of both. Raises BadInput if their shapes differ."""
+        found, wanted = rows_of(outputs, reference)
+        self.error += float(squared_errors(found, wanted).sum())
+        self.energy += float(squared_errors(torch.zeros_like(wanted), wanted).sum())
+        if logits and found.shape[1] > 1:
+            nats, same = divergences(found, wanted), found.argmax(1) == wanted.argmax(1)
+            self.nats += float(nats.sum())
+            self.agreeing += int(same.sum())
+            values = torch.stack([torch.ones_like(nats), nats, same.double()]).cpu()
+            self.inputs.append(values.reshape(3, len(outputs), -1).sum(2))
+        self.rows += len(found)
+
+    def scores(self) -> dict[str, Scores]:
+        """Input by input, by the name of the metric; nothing where the outputs are no logits."""
+        if not self.inputs:
+            return {}
+        rows, nats, same = torch.cat(self.inputs, 1)
+        return {"divergence": Scores(nats, rows), "agreement": Scores(same, rows, step=1.0)}
+
+    @property
+    def divergence(self) -> float:
+        """Nats of a row; what rounding makes less than nothing is nothing."""
+        return max(0.0, self.nats / max(1, self.rows))
+
+    @property
+    def relative(self) -> float:
+        """Norm of the error relative to that of the reference."""
+        return relative(self.error, self.energy)
+
+
+def rows_of(outputs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as [rows, classes]. Raises BadInput if their shapes differ."""
+    if outputs.shape != reference.shape:
+        raise BadInput(
+            f"the model's outputs are {list(outputs.shape)}, the reference's {list(reference.shape)}; "
+            "they must be the same network"
+        )
+    width = outputs.shape[-1] if outputs.ndim else 1
+    return outputs.reshape(-1, width), reference.reshape(-1, width)
+
+
+def divergences(outputs: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference || outputs) of the softmax of every row of logits [rows, classes]; [rows], nats, float64."""
+
+    def nats(found: Tensor, wanted: Tensor) -> Tensor:
+        mine, theirs = found.double().log_softmax(1), wanted.double().log_softmax(1)
+        return (theirs.exp() * (theirs - mine)).sum(1)
+
+    return torch.cat([nats(a, b) for a, b in zip(*_pieces(outputs, reference), strict=True)])
+
+
+def squared_errors(outputs: Tensor, reference: Tensor) -> Tensor:
+    """Squared norm of the difference of every row of [rows, classes]; [rows], float64."""
+    pieces = zip(*_pieces(outputs, reference), strict=True)
+    return torch.cat([(a.double() - b.double()).square().sum(1) for a, b in pieces])
+
+
+def relative(error: float, energy: float) -> float:
+    """sqrt(error / energy) of two squared norms; infinite for an error beside nothing."""
+    return math.sqrt(error / energy) if energy > 0 else 0.0 if error == 0 else math.inf
+
+
+def _check(outputs: Tensor, targets: Tensor) -> None:
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise BadInput(f"targets are {targets.dtype}; give class numbers, or targets=None and metrics= of your own")
+    if outputs.ndim < 2 or targets.shape != outputs.shape[:-1]:
+        raise BadInput(
+            f"outputs are {list(outputs.shape)}, targets {list(targets.shape)}; the last dimension of the outputs is "
+            "the classes, the others are those of the targets (give forward= to bring them in that order)"
+        )
+
+
+def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors of as many rows each in slices of rows, so that temporaries stay small."""
+    rows = max(1, _PIECE // max(1, tensors[0].shape[1]))
+    return [tensor.split(rows) for tensor in tensors]

@@ -1,0 +1,39 @@
+"""How far the outputs of a compressed network are from those of the original, to tell two attempts apart."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import BadInput
+from waterfill.evaluation.divergence import distance
+from waterfill.model.compressed import CompressedModel
+from waterfill.network.batches import spread
+from waterfill.network.forward import Forward, as_deployed, call, copy_of
+
+_BATCHES = 32
+
+
+class Judge:
+    """The outputs of a network on some of its inputs. The network is not changed."""
+
+    def __init__(self, model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
+        self._model = copy_of(model)
+        self._forward = forward
+        self._batches = list(spread(batches, _BATCHES))
+        self._wanted = self._outputs()
+
+    def error(self, compressed: CompressedModel) -> float:
+        """The distance of its outputs from these, a batch on average; infinite where they are not finite."""
+        try:
+            compressed.install(self._model)
+            found = self._outputs()
+        except BadInput:
+            return math.inf
+        return sum(map(distance, found, self._wanted)) / len(found)
+
+    def _outputs(self) -> list[Tensor]:
+        with as_deployed(self._model), torch.no_grad():
+            return [call(self._model, batch, self._forward).clone() for batch in self._batches]

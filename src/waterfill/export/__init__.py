@@ -1,0 +1,1 @@
+"""A compressed network in the formats of other tools."""

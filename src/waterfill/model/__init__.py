@@ -1,0 +1,1 @@
+"""CompressedModel: names to parts, to and from a file."""

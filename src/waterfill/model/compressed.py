@@ -1,0 +1,149 @@
+"""A network in compressed form: names to parts, to and from a file, and back into a module of the user's own class."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import Mismatch
+from waterfill.model.entry import Entry, row_of
+from waterfill.model.lazy import CompressedTensors
+from waterfill.network.layout import Layout
+from waterfill.storage import FileReader, FileWriter, size_of
+from waterfill.storage.manifest import Manifest
+
+_UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedModel:
+    """Names to parts. aliases: tied names and the one that holds the parts. notes: how it was made."""
+
+    entries: dict[str, Entry]
+    aliases: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        recipe = f", recipe {self.notes['recipe']!r}" if "recipe" in self.notes else ""
+        return f"CompressedModel({len(self.entries)} tensors, {self.weights} weights{recipe})"
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the file says beside the blobs."""
+        rows = [row_of(e.layout, e.words, e.reason) for e in self.entries.values()]
+        return Manifest(rows, self.aliases, self.notes).pack()
+
+    @cached_property
+    def size(self) -> int:
+        """Exact bytes of the file."""
+        return size_of(self.manifest, {name: len(entry.blob) for name, entry in self.entries.items()})
+
+    def overhead(self, lengths: Sequence[int]) -> int:
+        """Bytes of the file beside the blobs, were these their lengths."""
+        return size_of(self.manifest, dict(zip(self.entries, lengths, strict=True))) - sum(lengths)
+
+    @property
+    def weights(self) -> int:
+        """Entries that count as weights: all floating-point ones but a norm's running statistics."""
+        return count_weights((e.name, e.layout) for e in self.entries.values())
+
+    @property
+    def bits(self) -> float:
+        """Bits of the whole file per weight."""
+        return 8 * self.size / max(1, self.weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors, tied names included, in their own shapes and dtypes."""
+        tensors = {name: entry.tensor() for name, entry in self.entries.items()}
+        return tensors | {alias: tensors[name] for alias, name in self.aliases.items()}
+
+    def install(self, module: nn.Module) -> nn.Module:
+        """Put the weights into a module of the user's own class. Raises Mismatch unless names and shapes agree."""
+        wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+        found = {name: entry.layout.shape for name, entry in self.entries.items()}
+        found |= {alias: found[name] for alias, name in self.aliases.items()}
+        check_names(wanted, found, type(module).__name__)
+        module.load_state_dict(self.state_dict(), strict=True)
+        torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
+        return module
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a tensor: name, shape, dtype, part, bytes, bits per entry, relative error, reason, warning."""
+        told = self.warnings
+        return [
+            table_row(e.name, e.layout, (e.words, e.reason), len(e.blob), e.error) | {"warning": told.get(e.name, "")}
+            for e in self.entries.values()
+        ]
+
+    @property
+    def warnings(self) -> dict[str, str]:
+        """By name, what a user should know of how a tensor was compressed: that no input reached it, say."""
+        told = self.notes.get("warnings")
+        return {name: f"{text}" for name, text in told.items()} if isinstance(told, Mapping) else {}
+
+    def save(self, path: "str | Path", *, force: bool = False) -> int:
+        """Write the file; returns its size in bytes. Raises OutputExists unless `force`."""
+        with FileWriter(path, force=force) as out:
+            for name, entry in self.entries.items():
+                out.add(name, entry.blob)
+            return out.finish(self.manifest)
+
+    @classmethod
+    def load(cls, path: "str | Path") -> "CompressedModel":
+        """Read a file, every checksum proved. Raises CorruptFile, NewerFormat."""
+        with FileReader(path) as src:
+            tensors = CompressedTensors(src)
+            entries = {name: tensors.entry(name) for name in src.names}
+            return cls(entries, dict(tensors.aliases), dict(tensors.manifest.notes))
+
+
+def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error: float | None) -> dict[str, Any]:
+    """A row of `CompressedModel.table`; `said`: what the tensor became, and why it stayed as it was."""
+    return {
+        "name": name,
+        "shape": list(layout.shape),
+        "dtype": str(layout.dtype).removeprefix("torch."),
+        "part": said[0],
+        "bytes": size,
+        "bits": 8 * size / max(1, layout.entries),
+        "error": error,
+        "reason": said[1],
+        "warning": "",
+    }
+
+
+def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
+    """Floating-point entries of (name, layout) pairs, running statistics of norms not counted."""
+    return sum(lay.entries for name, lay in tensors if lay.dtype.is_floating_point and not name.endswith(_UNCOUNTED))
+
+
+def check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise Mismatch, naming a few of each sort, unless a file's names and shapes are those of a module `what`."""
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
+    both = [name for name in wanted if name in found]
+    wrong = [f"{n}: module {list(wanted[n])}, file {list(found[n])}" for n in both if wanted[n] != found[n]]
+    told = [
+        f"{label}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for label, names in (("the file lacks", missing), (f"{what} lacks", extra), ("shapes differ", wrong))
+        if names
+    ]
+    if told:
+        raise Mismatch(f"the file does not fit a {what}; {'; '.join(told)}. Build the module it was compressed from")
+
+
+def load(path: "str | Path") -> CompressedModel:
+    """Read a file, every checksum proved.
+
+    Raises:
+        CorruptFile: for damage, saying where.
+        NewerFormat: for what a newer release wrote.
+
+    Example:
+        >>> net = waterfill.load("net.wf").install(Net())
+    """
+    return CompressedModel.load(path)

@@ -1,0 +1,67 @@
+"""The tensors of a file, one at a time: the primitive that every way of reading a file is made of."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from waterfill.model.entry import Entry, decode, layout_in
+from waterfill.network.layout import Layout
+from waterfill.storage import FileReader
+from waterfill.storage.manifest import Manifest
+
+
+class CompressedTensors(Mapping[str, Tensor]):
+    """The tensors of an open .wf file by name, tied ones included; each is decoded when it is asked for.
+
+    Raises CorruptFile, NewerFormat: at once for the manifest, and for a blob when it is read.
+    """
+
+    def __init__(self, src: FileReader) -> None:
+        self._src = src
+        self.manifest = Manifest.unpack(src.manifest, src.names)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied names, and the one that holds the data."""
+        return self.manifest.aliases
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """How each tensor is laid out, by name in file order, tied names excluded."""
+        return {name: layout_in(row) for name, row in zip(self._src.names, self.manifest.rows, strict=True)}
+
+    def entry(self, name: str) -> Entry:
+        """One tensor as parts; for a tied name, that of the name that holds the data."""
+        own = self.aliases.get(name, name)
+        blob = self._src.blob(own)
+        return Entry(own, self.layouts[own], decode(blob, self.layouts[own], own), self._reasons[own])
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.entry(name).tensor()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._src.names
+        yield from self.aliases
+
+    def __len__(self) -> int:
+        return len(self._src.names) + len(self.aliases)
+
+    @cached_property
+    def _reasons(self) -> dict[str, str]:
+        return {name: row.reason for name, row in zip(self._src.names, self.manifest.rows, strict=True)}
+
+
+def load_tensor(path: "str | Path", name: str) -> Tensor:
+    """One tensor of a file, the others unread.
+
+    Raises:
+        BadInput: for a name that the file does not hold.
+        CorruptFile, NewerFormat: for a file that cannot be read.
+
+    Example:
+        >>> weight = waterfill.load_tensor("net.wf", "conv.weight")
+    """
+    with FileReader(path) as src:
+        return CompressedTensors(src)[name]

@@ -1,0 +1,143 @@
+"""Batch normalization folded into the layer that feeds it: the same function, with three of four vectors constant.
+
+w' = w * s and b' = beta + (b - mean) * s with s = gamma / sqrt(var + eps), per output channel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.arithmetic import by_own_arithmetic
+from waterfill.network.batches import tensor_in
+from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Linear, *_CONV, *_TRANSPOSED)
+"""Layers whose outputs are products of one weight with their inputs, and maybe a bias."""
+_CLOSE = 1e-4  # relative; rounding stays far below, a pair that must not be folded far above
+
+
+@by_own_arithmetic
+def fold_batch_norm(module: nn.Module, batch: Any, *, forward: Forward | None = None) -> nn.Module:
+    """A copy of the module in which every batch norm fed by a linear layer or convolution is folded into it.
+
+    The copy has the same names and shapes, so the user's own class loads it: weights (and biases) are scaled, a folded
+    norm keeps weight 1, mean 0, variance 1 - eps, and as its bias the shift, if the layer has none to take it. Pairs
+    are found by running one batch: a norm is fed by a layer if its input is the layer's output, unchanged. A pair that
+    would change the outputs (its layer feeds others too) is left as it is. For evaluation mode: statistics of a folded
+    norm must not be trained on. Outputs stay the same but for rounding.
+    Raises BadInput for a batch that the model cannot take.
+    """
+    folded = copy_of(module)
+    with as_deployed(folded):
+        pairs = fed_norms(folded, batch, forward)
+        wanted = call(folded, batch, forward).clone()
+        undo = [_fold(folded, norm, layer) for norm, layer in pairs.items()]
+        if not _alike(call(folded, batch, forward), wanted):
+            for restore in reversed(undo):
+                restore.back()
+            _fold_one_by_one(folded, pairs, lambda: _alike(call(folded, batch, forward), wanted))
+    return folded
+
+
+def fed_norms(model: nn.Module, batch: Any, forward: Forward | None = None) -> dict[str, str]:
+    """Batch norms with statistics, and the layer whose output each of them takes as it is; both run once a pass."""
+    wanted = {name: m for name, m in model.named_modules() if isinstance(m, (*LAYERS, *BATCH_NORM))}
+    outputs: dict[int, tuple[str, Tensor, int]] = {}
+    runs: dict[str, int] = {}
+    pairs: dict[str, str] = {}
+
+    def seen(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        runs[name] = runs.get(name, 0) + 1
+        found = tensor_in(output)
+        if isinstance(module, LAYERS) and found is not None:
+            outputs[id(found)] = (name, found, found._version)  # kept, so that no other tensor gets its identity
+        elif isinstance(module, BATCH_NORM) and module.track_running_stats and inputs:
+            layer, _, version = outputs.get(id(inputs[0]), ("", None, -1))
+            if layer and inputs[0]._version == version and _channels_fit(wanted[layer], inputs[0]):
+                pairs[name] = layer
+
+    with as_deployed(model), hooked(wanted, seen):
+        call(model, batch, forward)
+    shared = {layer for layer in pairs.values() if list(pairs.values()).count(layer) > 1}
+    once = {norm: layer for norm, layer in pairs.items() if layer not in shared}
+    return {norm: layer for norm, layer in once.items() if runs[norm] == 1 and runs[layer] == 1}
+
+
+def _channels_fit(layer: nn.Module, output: Tensor) -> bool:
+    """Whether dimension 1, which a batch norm scales, is the layer's output channels, each with a slice of weights."""
+    if isinstance(layer, nn.Linear):
+        return output.ndim == 2
+    return not (isinstance(layer, _TRANSPOSED) and layer.groups > 1)
+
+
+def output_axis(layer: nn.Module) -> int:
+    """The dimension of the weight that counts output channels."""
+    return 1 if isinstance(layer, _TRANSPOSED) else 0
+
+
+def along(values: Tensor, axis: int, ndim: int) -> Tensor:
+    """A vector [channels] shaped to stand at one dimension of `ndim`."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """Tensors and what was in them."""
+
+    before: list[tuple[Tensor, Tensor]]
+
+    def back(self) -> None:
+        for tensor, value in self.before:
+            tensor.copy_(value)
+
+
+@torch.no_grad()
+def _fold(model: nn.Module, norm_name: str, layer_name: str) -> _Undo:
+    """Fold one norm in place."""
+    norm: Any = model.get_submodule(norm_name)
+    layer: Any = model.get_submodule(layer_name)
+    touched = [layer.weight, layer.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    undo = _Undo([(tensor, tensor.detach().clone()) for tensor in touched if tensor is not None])
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    bias = 0.0 if layer.bias is None else layer.bias.double()
+    shift = (bias - norm.running_mean.double()) * scale + (0.0 if norm.bias is None else norm.bias.double())
+    layer.weight.copy_(layer.weight.double() * along(scale, output_axis(layer), layer.weight.ndim))
+    norm.running_var.fill_(1 - norm.eps)
+    norm.running_mean.zero_()
+    for vector, constant in ((norm.weight, 1.0), (norm.bias, 0.0)):
+        if vector is not None:
+            vector.fill_(constant)
+    if layer.bias is not None:
+        layer.bias.copy_(shift)
+    elif norm.bias is not None:
+        norm.bias.copy_(shift)
+    else:
+        norm.running_mean.copy_(-shift)
+    return undo
+
+
+def _fold_one_by_one(model: nn.Module, pairs: dict[str, str], alike: Callable[[], bool]) -> None:
+    """Fold every pair after which the outputs are still the same."""
+    for norm, layer in pairs.items():
+        undo = _fold(model, norm, layer)
+        if not alike():
+            undo.back()
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    gap = float((found.double() - wanted.double()).norm())
+    return gap <= _close(wanted.dtype) * max(float(wanted.double().norm()), 1e-30)
+
+
+def _close(dtype: torch.dtype) -> float:
+    """What rounding may add up to; more for the half-precision types."""
+    return max(_CLOSE, 16 * torch.finfo(dtype).eps)

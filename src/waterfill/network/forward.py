@@ -1,0 +1,122 @@
+"""A network run on batches as it is: how a batch becomes arguments, what of the result are the outputs, and how batches
+are held out."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.arithmetic import AsSet, own_arithmetic
+from waterfill.errors import BadInput
+from waterfill.network.batches import _finite, are_arguments, each_tensor, output_of, shapes, tensor_in, tensors_in
+
+Forward = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> what the model says, where a batch is not simply its arguments."""
+
+
+Hook = Callable[[str, nn.Module, tuple[Any, ...], Any], Any]
+"""(name, layer, inputs, output) -> what takes the place of the output, unless it is None."""
+
+
+def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
+    """The outputs for one batch: a tensor is the argument, a tuple or list the arguments, a dict those by keyword.
+
+    Of a result that is no tensor the outputs are its `logits`, else the first tensor of real numbers in it. The model
+    gets a copy of the batch: what it writes into its inputs is gone. Raises BadInput, the model's own error chained,
+    for a batch that the model cannot take, and for outputs that hold NaN or infinities.
+    """
+    own = each_tensor(batch, Tensor.clone)
+    try:
+        result = _run(model, own, forward)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+        if isinstance(error, BadInput) or "allocate memory" in str(error) or "out of memory" in str(error):
+            raise
+        said = str(error).splitlines()[0] if str(error) else ""
+        said = (
+            said if isinstance(error, RuntimeError | TypeError) and said else f"{type(error).__name__} {said}".strip()
+        )
+        raise BadInput(
+            f"the model cannot take a batch of {shapes(batch)}: {said}{_advice(batch, model, said)}"
+        ) from error
+    return _finite(output_of(result))
+
+
+def _run(model: nn.Module, own: Any, forward: Forward | None) -> Any:
+    """What the model says, under the settings that `forward` brings with it."""
+    if isinstance(forward, AsSet):
+        with forward.block():
+            return _run(model, own, forward.function)
+    if forward is not None:
+        return forward(model, own)
+    if isinstance(own, Mapping):
+        return model(**own)
+    return model(*own) if are_arguments(own) else model(own)
+
+
+def _advice(batch: Any, model: nn.Module, said: str) -> str:
+    """What may have been meant instead of a batch that the model cannot take, in words."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    given = {t.dtype for t in tensors_in(batch) if t.is_floating_point()}
+    if own is not None and ((given and given != {own}) or (not given and "dtype" in said)):
+        return f"; the model computes in {own}: convert one of them, such as batch.to({own})"
+    if are_arguments(batch) and len(batch) > 1:
+        return "; a tuple is all arguments of the model: take labels away, or say forward=lambda model, b: model(b[0])"
+    found = tensor_in(batch)
+    return "" if found is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy of the model; what its last run left in it as part of a graph, such as a weight from a hook, too."""
+    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in left if not value.is_leaf})
+
+
+@contextmanager
+def as_deployed(*models: nn.Module) -> Iterator[None]:
+    """The models in evaluation mode, without gradients, and as they were written: what is compiled shows no calls.
+
+    Every submodule's own mode comes back after.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad(), _eagerly():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """A block in which what torch.compile made runs as it was written, from PyTorch 2.6 on."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # it takes seconds to import
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold parameters or statistics of their own, by name; the model itself only if it is one."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+    }
+
+
+@contextmanager
+def hooked(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
+    """`hook(name, module, inputs, output)` after every call of these layers; gone after the block, come what may."""
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+
+            def after(module: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> Any:
+                with own_arithmetic():
+                    return hook(name, module, inputs, output)
+
+            stack.callback(layer.register_forward_hook(after).remove)
+        yield

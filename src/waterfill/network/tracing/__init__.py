@@ -1,0 +1,1 @@
+"""Which products with which weights a network computes."""

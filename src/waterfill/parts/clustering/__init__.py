@@ -1,0 +1,1 @@
+"""Codebooks: exact k-means and closed forms."""

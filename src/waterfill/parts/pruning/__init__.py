@@ -1,0 +1,1 @@
+"""Which entries to keep, and what the kept ones become."""

@@ -1,0 +1,156 @@
+"""What leaving out an entry costs: by its magnitude, by its inputs, or by what the others can make up for.
+
+The last is that of optimal brain surgery, w^2 / [A^-1]_ii, in one sweep over the columns as in SparseGPT (arXiv
+2301.00774): with A^-1 = U^T U, U upper triangular, U_ii^2 is the diagonal entry of the inverse over the columns from i
+on, so w_i^2 / U_ii^2 is the least increase of the error if column i goes, those before it are settled, and those after
+it are free. A block of several columns has |w_B U_BB^-1|^2, exactly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from waterfill.importance import Importance
+from waterfill.parts.pruning.patterns import Blocks, Groups
+
+AUTO, MAGNITUDE, ACTIVATION, HESSIAN = CRITERIA = ("auto", "magnitude", "activation", "hessian")
+_LAZY = 128  # columns after which the others hear of the errors
+_STEPS = 64  # in which all columns are eliminated
+_ROUNDS = 4  # of sweeps for the threshold that keeps a given share
+
+
+def static(target: Tensor, importance: Importance, criterion: str) -> Tensor:
+    """The gain in distortion of keeping each entry, [rows, cols], if errors do not correlate.
+
+    By magnitude every weight of the importance is replaced by its mean.
+    """
+    rows, cols = target.shape
+    if criterion != MAGNITUDE:
+        return 0.5 * target.square() * importance.entry_weights(rows, cols)
+    mean = float(importance.row_weights(rows).mean()) * float(importance.column_weights(cols).mean())
+    return 0.5 * mean * target.square()
+
+
+def within_rows(gain: Tensor) -> Tensor:
+    """Gains [rows, units] replaced by what orders them by their place in their own row first, then by their size."""
+    place = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    order = gain.reshape(-1).argsort(stable=True).argsort().reshape(gain.shape)
+    return (gain.shape[1] - 1 - place).double() + order.double() / max(1, gain.numel())
+
+
+@dataclass(frozen=True, eq=False)
+class Surgeon:
+    """Sweeps over the columns of one target [rows, cols] (float32)."""
+
+    target: Tensor
+    importance: Importance
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """U [cols, cols], upper triangular, with (A + damping)^-1 = U^T U (float32)."""
+        lower, cols = self.importance.lower, self.target.shape[1]
+        if lower is None:
+            weights = self.importance.column_weights(cols)
+            least = 1e-9 * float(weights.mean()) or 1.0
+            return torch.diag(weights.clamp_min(least).rsqrt())
+        eye = torch.eye(len(lower), dtype=torch.float64, device="cpu")
+        inverse = torch.linalg.solve_triangular(torch.from_numpy(lower).double(), eye, upper=False)
+        return torch.block_diag(*[inverse.T.float()] * (cols // len(lower)))
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Half the output weights, [rows]."""
+        return 0.5 * self.importance.row_weights(self.target.shape[0])
+
+    def blocks(self, units: Blocks, threshold: float) -> tuple[Tensor, Tensor]:
+        """The gains of all units as they are when the sweep comes to them, and which were above the threshold."""
+        tall, wide = units.grid((self.target.shape[0], self.target.shape[1]))
+        gains = torch.zeros(tall, wide, dtype=torch.float32, device="cpu")
+        fill = tall * units.height - len(self.rows)
+
+        def drop(start: int, errors: Tensor, _weights: Tensor) -> Tensor:
+            by_row = torch.nn.functional.pad(errors.square().sum(1) * self.rows, (0, fill))
+            gain = by_row.reshape(tall, units.height).sum(1)
+            gains[:, start // units.width] = gain
+            return (gain <= threshold).repeat_interleave(units.height)[: len(errors), None]
+
+        self._sweep(units.width, drop)
+        return gains, gains > threshold
+
+    def columns(self) -> Tensor:
+        """What dropping each column from all rows costs when its turn comes, [cols], rising in order of elimination.
+
+        The cheapest columns go first, a few at a time; after each step the others make up for it, and the inverse is
+        that over the columns that are left.
+        """
+        H = (self.factor.T @ self.factor).double()
+        W, rows = self.target.double(), self.rows.double()
+        cols = W.shape[1]
+        alive, order, costs = torch.arange(cols, dtype=torch.int64, device="cpu"), [], []
+        step = max(1, cols // _STEPS)
+        while len(alive):
+            gain = (rows @ W.square()) / H.diagonal()
+            going = gain.argsort()[:step]
+            staying = torch.ones(len(alive), dtype=torch.bool, device="cpu").index_fill_(0, going, False)
+            order.append(alive[going])
+            costs.append(gain[going])
+            made_up = torch.linalg.solve(H[going][:, going], H[going][:, staying])
+            W = W[:, staying] - W[:, going] @ made_up
+            H = H[staying][:, staying] - H[:, going][staying] @ made_up
+            alive = alive[staying]
+        places = torch.linspace(0, 1e-6, cols, dtype=torch.float64, device="cpu")
+        found = torch.cat(costs).cummax(0).values * (1 + places)
+        return torch.empty(cols, dtype=torch.float64, device="cpu").index_copy_(0, torch.cat(order), found)
+
+    def groups(self, units: Groups) -> Tensor:
+        """The mask of an N:M pattern; each group is decided when the sweep comes to its first column."""
+        mask = torch.zeros(self.target.shape, dtype=torch.bool, device="cpu")
+        scale = self.factor.diagonal()
+
+        def drop(start: int, errors: Tensor, weights: Tensor) -> Tensor:
+            if start % units.size == 0:
+                here = slice(start, start + units.size)
+                mask[:, here] = units.select((weights[:, : units.size] / scale[here]).square())
+            return ~mask[:, start : start + 1]
+
+        self._sweep(1, drop, max(_LAZY // units.size, 1) * units.size)
+        return mask
+
+    def share(self, units: Blocks, count: int) -> Tensor:
+        """Gains whose `count` largest are to be kept: those of a sweep with the threshold that keeps about so many."""
+        gains = units.folded(static(self.target, self.importance, HESSIAN)).sum((2, 3))
+        if not 0 < count < gains.numel():
+            return gains
+        for _ in range(_ROUNDS):
+            threshold = float(torch.kthvalue(gains.reshape(-1), gains.numel() - count).values)
+            gains, _ = self.blocks(units, threshold)
+        return gains
+
+    def _sweep(self, width: int, drop: Callable[[int, Tensor, Tensor], Tensor], lazy: int = _LAZY) -> None:
+        """Visit blocks of `width` columns from the first to the last.
+
+        drop: (first column, errors [rows, width] that leaving it out would make, in units of U; the weights from there
+        on to the end of what is up to date) -> what is left out, bool, broadcast against the errors.
+        """
+        U, W = self.factor, self.target.clone()
+        cols, span = W.shape[1], max(lazy // width, 1) * width
+        for first in range(0, cols, span):
+            last = min(first + span, cols)
+            errors = torch.zeros(len(W), last - first, dtype=W.dtype, device="cpu")
+            for i in range(first, last, width):
+                j = min(i + width, last)
+                made = self._errors(W[:, i:j], U[i:j, i:j])
+                made = made * drop(i, made, W[:, i:last])
+                W[:, i:last] -= made @ U[i:j, i:last]
+                errors[:, i - first : j - first] = made
+            W[:, last:] -= errors @ U[first:last, last:]
+
+    @staticmethod
+    def _errors(weights: Tensor, corner: Tensor) -> Tensor:
+        """E with E U_BB = w_B."""
+        if corner.numel() == 1:
+            return weights / corner
+        return torch.linalg.solve_triangular(corner, weights, upper=True, left=False)

@@ -1,0 +1,1 @@
+"""Codes of a quantized part: steps, candidates, error feedback, trellis."""

@@ -1,0 +1,130 @@
+"""The work directory of a job: every finished blob in a file of its own, so that a killed job goes on where it was."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from waterfill.errors import PlanMismatch
+from waterfill.storage.atomic import OWN, claimed, held, remove_leftovers, write_whole
+
+_PLAN = "plan.json"
+_OWNER = "owner"
+_OWN = re.compile(r"(plan\.json|\d+\.blob|\d+\.json)(\.tmp)?")
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A folder with a plan and the blobs finished under it; whoever works on it holds `claim`."""
+
+    folder: Path
+
+    @classmethod
+    def begin(cls, folder: Path, plan: Mapping[str, Any]) -> "Journal":
+        """Open or go on with a work directory. Raises PlanMismatch, naming the difference, if it is another job's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        journal = cls(folder)
+        stored = journal._read(_PLAN)
+        if stored is None:
+            journal._write(_PLAN, json.dumps(plan).encode())
+            return journal
+        found = _object(stored)
+        wanted = json.loads(json.dumps(plan))
+        for key in sorted({*found, *wanted}):
+            if found.get(key) != wanted.get(key):
+                raise PlanMismatch(
+                    f"{folder} belongs to another job: its {key} is {_short(found.get(key))}, "
+                    f"now it is {_short(wanted.get(key))}. Finish that job, or delete the folder to begin anew"
+                )
+        return journal
+
+    @staticmethod
+    @contextlib.contextmanager
+    def claim(folder: Path) -> Iterator[None]:
+        """A block in which no other process works in a folder. Raises OutputExists if one does."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with claimed(folder / _PLAN):
+            yield
+
+    def finished(self, count: int) -> dict[int, dict[str, Any]]:
+        """Notes of the blobs, of `count` possible ones, that are there and whole."""
+        notes = {}
+        for i in range(count):
+            said, blob = self._read(f"{i}.json"), self._read(f"{i}.blob")
+            if said is None or blob is None:
+                continue
+            note = _object(said)
+            if note.get("crc") == zlib.crc32(blob):
+                notes[i] = note | {"bytes": len(blob)}
+        return notes
+
+    def put(self, i: int, blob: bytes, note: Mapping[str, Any]) -> None:
+        """Keep a finished blob, in place of an earlier one."""
+        self._write(f"{i}.blob", blob)
+        self._write(f"{i}.json", json.dumps({**note, "crc": zlib.crc32(blob)}).encode())
+
+    def blob(self, i: int) -> bytes:
+        """A blob that was put."""
+        return (self.folder / f"{i}.blob").read_bytes()
+
+    def remove(self) -> None:
+        """Delete what belongs to the job, and the folder unless something else is in it: the job is done."""
+        for file in self.folder.iterdir():
+            if _OWN.fullmatch(file.name) or OWN.fullmatch(file.name):
+                file.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_whole(self.folder / name, data)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for the length of a block. Those that killed processes have left behind are removed first."""
+    for left in Path(tempfile.gettempdir()).glob("waterfill-*"):
+        _remove_if_left(left)
+    with tempfile.TemporaryDirectory(prefix="waterfill-") as name, claimed(Path(name) / _OWNER):
+        yield Path(name)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a temporary folder of this user if it holds a lock that no process has."""
+    with contextlib.suppress(OSError):
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            return
+        locks = [file for file in folder.iterdir() if OWN.fullmatch(file.name) and file.suffix == ".lock"]
+        found = [held(lock) for lock in locks]
+        if found and None not in found:
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in found:
+            if file is not None:
+                file.close()
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one where the text is damaged."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

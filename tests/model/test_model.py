@@ -1,0 +1,143 @@
+"""CompressedModel: sizes, files, single tensors, and the user's own class, checked name by name."""
+
+import pytest
+import torch
+from tests.support.networks import mixed, same, state
+from torch import nn
+
+import waterfill
+from waterfill.errors import BadInput, CorruptFile, Mismatch, OutputExists
+
+
+@pytest.fixture(scope="module")
+def small() -> waterfill.CompressedModel:
+    return waterfill.compress(mixed(), price=1e-4)
+
+
+@pytest.fixture
+def path(small, tmp_path):
+    small.save(tmp_path / "m.wf")
+    return tmp_path / "m.wf"
+
+
+def test_what_is_loaded_is_what_was_saved(small, path):
+    again = waterfill.load(path)
+    assert list(again.entries) == list(small.entries)
+    assert again.aliases == small.aliases and again.notes == small.notes
+    for name, entry in small.entries.items():
+        found = again.entries[name]
+        assert (found.layout, found.parts, found.reason) == (entry.layout, entry.parts, entry.reason)
+    restored = again.state_dict()
+    assert all(same(restored[name], tensor) for name, tensor in small.state_dict().items())
+    assert again.size == small.size == path.stat().st_size
+    assert again.bits == small.bits
+
+
+def test_a_loaded_model_can_be_saved_again_to_the_same_bytes(path, tmp_path):
+    waterfill.load(path).save(tmp_path / "again.wf")
+    assert (tmp_path / "again.wf").read_bytes() == path.read_bytes()
+
+
+def test_the_file_is_as_large_as_its_parts_promise(small):
+    promised = sum(part.bits for entry in small.entries.values() for part in entry.parts) / 8
+    blobs = sum(len(entry.blob) for entry in small.entries.values())
+    assert abs(blobs - promised) <= 0.01 * blobs + 64 + len(small.entries) / 2
+    assert small.size - blobs < 1000
+
+
+def test_one_tensor_is_read_alone(small, path):
+    restored = small.state_dict()
+    for name in ("experts", "conv2.weight", "head.weight", "mask", "empty", "scalar"):
+        assert same(waterfill.load_tensor(path, name), restored[name])
+    with pytest.raises(BadInput, match="conv2.weight"):
+        waterfill.load_tensor(path, "conv2.wieght")
+
+
+def test_one_tensor_is_read_though_another_is_damaged(small, path):
+    data = bytearray(path.read_bytes())
+    data[8] ^= 1  # inside the first chunk
+    path.write_bytes(data)
+    with pytest.raises(CorruptFile):
+        waterfill.load(path)
+    last = list(small.entries)[-1]
+    assert same(waterfill.load_tensor(path, last), small.state_dict()[last])
+
+
+def test_install_gives_the_module_back_with_its_weights(small, path):
+    module = mixed()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert waterfill.load(path).install(module) is module
+    restored = small.state_dict()
+    assert all(same(tensor, restored[name]) for name, tensor in module.state_dict().items())
+    x = torch.randn(3, 40)
+    assert torch.equal(module.linear(x), x @ restored["linear.weight"].T + restored["linear.bias"])
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (nn.Linear(40, 30), ["does not fit a Linear", "Linear lacks", "the file lacks: bias, weight"]),
+        (nn.Sequential(), ["does not fit a Sequential", "lacks: attention.in_proj_bias", " more. Build the module"]),
+    ],
+)
+def test_another_class_is_refused_by_name(small, module, told):
+    with pytest.raises(Mismatch) as refused:
+        small.install(module)
+    assert all(words in str(refused.value) for words in told)
+
+
+def test_a_different_shape_and_a_missing_layer_are_named(small):
+    module = mixed()
+    module.linear = nn.Linear(40, 31)
+    with pytest.raises(Mismatch, match=r"shapes differ: linear.weight: module \[31, 40\], file \[30, 40\]"):
+        small.install(module)
+    module = mixed()
+    del module.conv2
+    module.extra = nn.Linear(2, 2)
+    told = "the file lacks: extra.bias, extra.weight; Mixed lacks: conv2.bias, conv2.weight"
+    with pytest.raises(Mismatch, match=told):
+        small.install(module)
+
+
+def test_a_refused_module_is_left_as_it_was(small):
+    module = mixed()
+    module.linear = nn.Linear(40, 31)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(Mismatch):
+        small.install(module)
+    assert all(same(module.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_saving_does_not_overwrite_unless_asked(small, path):
+    before = path.read_bytes()
+    with pytest.raises(OutputExists, match="m.wf exists"):
+        waterfill.compress(state(), bits=4).save(path)
+    assert path.read_bytes() == before
+    waterfill.compress(state(), bits=4).save(path, force=True)
+    assert sorted(waterfill.load(path).entries) == sorted(state())
+
+
+def test_notes_say_how_it_was_made(small):
+    assert small.notes == {"recipe": "Quantize()", "original": small.notes["original"]}
+    tensors = {t.data_ptr(): t for t in mixed().state_dict().values() if t.numel()}
+    assert small.notes["original"] == sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def test_an_empty_model_has_a_file(tmp_path):
+    waterfill.compress({}, price=1e-3).save(tmp_path / "none.wf")
+    assert waterfill.load(tmp_path / "none.wf").state_dict() == {}
+
+
+def test_what_is_shown_is_a_line_without_tensors(small):
+    assert repr(small) == f"CompressedModel({len(small.entries)} tensors, {small.weights} weights, recipe 'Quantize()')"
+    parts = [part for entry in small.entries.values() for part in entry.parts]
+    assert f"QuantizedPart({list(parts[0].shape)}, {parts[0].describe()})" in map(repr, parts)
+    gram = waterfill.Importance(torch.ones(4), torch.ones(9), torch.eye(9), (3, 3))
+    assert repr(gram) == "Importance(rows [4], diagonal [9], gram [9, 9], kernel (3, 3))"
+    assert repr(waterfill.Importance()) == "Importance(uniform)"
+    spec = waterfill.parse("Quantize() + Prune(keep=0.1) | LowRank() | Codebook(levels=4) | Sampled() | Dense()")
+    for term in spec.terms:
+        part = term.fit(torch.randn(32, 32), waterfill.Importance(), 1e-3)
+        assert "tensor(" not in repr(part) and len(repr(part)) < 120

@@ -1,0 +1,62 @@
+"""The torch form of feedback, for graphics cards: here on the CPU, against the compiled core."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from tests.support.feedback_cases import entries, searches
+
+from waterfill import Quantize
+from waterfill.coding.model.density_model import Product
+from waterfill.errors import BadInput
+from waterfill.importance import Importance
+from waterfill.parts.quantizer import candidates, feedback_torch
+from waterfill.parts.quantizer.candidates import Way, drafted
+from waterfill.parts.quantizer.code_choice import Chooser
+from waterfill.parts.quantizer.feedback import Feedback, feed_back
+
+
+@given(searches())
+@settings(max_examples=25)
+def test_codes_are_those_of_the_compiled_core(search):
+    random = np.random.default_rng(0)  # a diagonal factor adds nothing up, so that arithmetic is the same
+    feedback = Feedback(np.diag(random.random(search.visits) + 0.5), random.random(search.visits) + 0.5)
+    rule = search.chooser.rule(slice(0, search.x.shape[2]), search.visits)
+    wanted = feed_back(search.x.copy(), feedback, rule)
+    assert np.array_equal(feedback_torch.feed_back(torch.from_numpy(search.x), feedback, rule).numpy(), wanted)
+
+
+@pytest.mark.parametrize("states", [0, 8])
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+def test_a_draft_costs_what_one_by_the_compiled_core_does(states, kernel, monkeypatch):
+    monkeypatch.setattr(candidates, "feed_back", None)  # it is not used
+    cols = 270
+    inputs = torch.randn(2 * cols, cols) @ (torch.eye(cols) + torch.randn(cols, cols) / cols**0.5)
+    importance = Importance(gram=inputs.T @ inputs / len(inputs), kernel=kernel)
+    target = torch.randn(40, cols)
+    price = 0.03 * importance.distortion(target) / target.numel()
+
+    def cost(device: str) -> float:
+        draft = drafted(target, importance, price, Way(states, device))
+        return importance.distortion(draft.error(target)) + price * draft.bits(1.0)
+
+    other = cost("cpu:0")  # by name another device than "cpu", and the one that there is
+    monkeypatch.undo()
+    assert other == pytest.approx(cost("cpu"), rel=3e-3)
+
+
+def test_many_chunks_and_lanes_of_a_trellis(monkeypatch):
+    monkeypatch.setattr("waterfill.coding.chunking.CHUNK", 1 << 10)
+    random = np.random.default_rng(0)
+    rows, channels, positions = 50, 8, 9
+    model = Product(2, 50, random.integers(-6, 7, rows), None, np.zeros(positions, int), None)
+    rule = Chooser(model, (3, 3), (np.ones(rows), np.ones(channels * positions)), 8).rule(slice(0, rows), positions)
+    x, feedback = entries(0, positions, channels, rows), Feedback(np.eye(positions), np.ones(positions))
+    assert rule.chunk < rows and rows % rule.chunk
+    codes = feedback_torch.feed_back(torch.from_numpy(x), feedback, rule).numpy()
+    assert np.array_equal(codes, feed_back(x.copy(), feedback, rule))
+
+
+def test_a_target_without_values_is_refused():
+    with pytest.raises(BadInput, match="meta device"):
+        Quantize().fit(torch.zeros(4, 5, device="meta"), Importance(), 1.0)
