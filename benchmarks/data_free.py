@@ -8,8 +8,9 @@ The automatic recipe comes first, the sum, by far the slowest, last. What is kno
 partial results; `--resume` takes over what these hold and measures the rest. They become the results once nothing is
 missing.
 
-Beside the automatic recipe stands the same with equal bits for every matrix (`lib/equal_bits.py`): what is assumed without
-data must be worth more than to assume nothing. A language model takes part where it can be had (`lib/language.py`).
+Beside the automatic recipe stands the same with equal bits for every matrix (`lib/equal_bits.py`): what is assumed
+without data must be worth more than to assume nothing. A language model takes part where it can be had
+(`lib/language.py`).
 
     python benchmarks/data_free.py [--quick] [--resume] [--networks ResNet-20,ResNet-56] [--bits 4,2] [--recipe TEXT]
                                    [--claims] [--workers N]

@@ -2,8 +2,9 @@
 
 Two numbers: the correlation of neighboring inputs of a spatial kernel, one for all kernels here, and the exponent that
 says how the cost of a relative error grows with the entries of a weight. One is varied while the other stays at the
-value in use. And what the network itself tells (`waterfill.compression.allocation.assumptions`): each piece left out, the others kept.
-Measured is the divergence of the outputs from the original's (mean KL, nats) at equal sizes of the file.
+value in use. And what the network itself tells (`waterfill.compression.allocation.assumptions`): each piece left out,
+the others kept. Measured is the divergence of the outputs from the original's (mean KL, nats) at equal sizes of the
+file.
 
     python benchmarks/prior.py [--full] [--left-out]
 """

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.assumptions import informed
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
