@@ -11,7 +11,8 @@ from typing import Any
 from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
-from waterfill.compression.allocation.weight import SAMPLE, Weight
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.estimate import seconds_of
 from waterfill.compression.options import Options
 from waterfill.compression.task import LOSSLESS, resolve
 from waterfill.errors import BadInput, BudgetError
@@ -197,7 +198,7 @@ class Records:
 @dataclass(frozen=True)
 class Plan:
     """What a job would make. rows: name, shape, dtype, bytes, bits, reason, predicted error. size: bytes of the file.
-    memory: bytes at the peak, about. seconds: wall time, about."""
+    memory: bytes at the peak, about. seconds: wall time at best and at worst."""
 
     rows: list[dict[str, Any]]
     size: int
@@ -205,7 +206,7 @@ class Plan:
     weights: int
     price: float
     memory: int
-    seconds: float
+    seconds: tuple[float, float]
 
 
 @by_own_arithmetic
@@ -220,7 +221,10 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     lossless: bool = False,
     options: Options = Options(),
 ) -> Plan:
-    """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written."""
+    """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written.
+
+    For the time a few weights are fitted.
+    """
     job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
     began = time.monotonic()
     run = job.run(lambda i, at: 0.0, lambda: ["quantized"] * len(job.weights), options)
@@ -229,8 +233,8 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     if wanted is not None:
         at = run.price_for(wanted)
     points = [w.curve.at(at) for w in job.weights]
-    measured = sum(min(w.layout.entries, SAMPLE) * max(1, len(w.curve.points)) for w in job.weights)
-    pace = (time.monotonic() - began) / max(1, measured)
+    measuring = 0.0 if wanted is None else time.monotonic() - began  # at a price given nothing is measured
+    seconds = seconds_of(job.weights, at, options.workers, measuring)
     lengths = [int(p.bits / 8) for p in points]
     rows = [
         table_row(w.name, w.layout, ("", w.reason), length, None) | {"distortion": point.distortion}
@@ -239,4 +243,4 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     entries = [w.layout.entries for w in job.weights]
     memory = 300_000_000 + 14 * max(entries) * min(options.workers, len(entries))
     total = sum(lengths) + run.overhead(lengths)
-    return Plan(rows, total, job.checkpoint.original_bytes, job.count, at, memory, 1.3 * pace * sum(entries))
+    return Plan(rows, total, job.checkpoint.original_bytes, job.count, at, memory, seconds)
