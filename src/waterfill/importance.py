@@ -147,6 +147,34 @@ class Importance:
         extra = 0.5 * self.damping * float(self.gram.diagonal().double().mean())
         return found + extra * replace(self, gram=None, diagonal=_one(), halves=None).inner(error, error)
 
+    def row_weights(self, rows: int) -> Tensor:
+        """The output weights g, [rows] (float32)."""
+        return self.rows.float().expand(rows)
+
+    def column_weights(self, cols: int) -> Tensor:
+        """The diagonal of A, [cols] (float32)."""
+        if self.gram is None:
+            return self.diagonal.float().expand(cols)
+        return self.gram.float().diagonal().repeat(cols // len(self.gram))
+
+    def entry_weights(self, rows: int, cols: int) -> Tensor:
+        """What a squared error of each entry costs when errors do not correlate: g_o * A_ii, [rows, cols] (float32)."""
+        return torch.outer(self.row_weights(rows), self.column_weights(cols))
+
+    def correlates(self, cols: int) -> bool:
+        """Whether there is a Gram matrix of data over all columns, beyond that of one spatial kernel."""
+        return self.gram is not None and len(self.gram) == cols > self.positions
+
+    def times_gram(self, matrix: Tensor) -> Tensor:
+        """`matrix` [rows, cols] times A; with the damping, if A is of data: what is solved for stays bounded."""
+        if self.gram is None:
+            return matrix * self.diagonal.to(matrix)
+        folded = matrix.reshape(matrix.shape[0], -1, len(self.gram))
+        image = (folded @ self.gram.to(matrix)).reshape(matrix.shape)
+        if not self.correlates(matrix.shape[1]):
+            return image
+        return image + self.damping * float(self.gram.diagonal().double().mean()) * matrix
+
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""
         return self._with_rows(self.rows.double() * factor)

@@ -20,8 +20,8 @@ from waterfill.compression.options import Options
 from waterfill.compression.steps.choice import settle_choices
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
-from waterfill.compression.task import Compression, resolve
-from waterfill.errors import BadInput, BudgetError
+from waterfill.compression.task import Compression, resolve, with_remark
+from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.batch_norm import fold_batch_norm, folds_between
@@ -116,27 +116,28 @@ class Calibrated:
         """The model compressed to a budget. Raises BudgetError."""
         compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
         compression.notes.update(self.notes)
+        size = compression.allowed(budget)
         settle_choices(compression, self.specs, budget)
         ledger = compression.run.meet(budget, compression.original)
-        made = _refitted(compression, ledger, self.model, self.inputs, budget)
-        if not self.options.steps.repair:
-            return made
-        return _repaired(made, self.model, self.inputs, compression.allowed(budget))
+        made = _refitted(compression, ledger, self.model, self.inputs, size)
+        if self.options.steps.repair:
+            made = _repaired(made, self.model, self.inputs, size)
+        return with_remark(made, size)
 
 
 def _refitted(
-    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, target: Budget
+    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, size: int | None
 ) -> CompressedModel:
     """The model with its weights fitted again in order, or as it was where its outputs were closer."""
     before, options = compression.model(), compression.options
     if not options.steps.stages:
         return before
-    try:
-        refit_in_order(compression, ledger, work, inputs, compression.allowed(target))
-    except BudgetError:  # of a few bytes there may be no second way to meet them
+    refit_in_order(compression, ledger, work, inputs, size)
+    after = compression.model()
+    if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
     judge = Judge(work, inputs.batches, inputs.forward)
-    return min(compression.model(), before, key=judge.error)
+    return min(after, before, key=judge.error)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
 from waterfill.parts.clustering import closed_forms, kmeans
-from waterfill.parts.metric import entry_weights
 
 MOST_LEVELS = 256
 MOST_AXES = 3
@@ -131,7 +130,7 @@ class Codebook(Spec):
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         rows, cols = target.shape
         x = target.detach().float().numpy().reshape(-1)
-        w = entry_weights(importance, rows, cols).numpy().reshape(-1)
+        w = importance.entry_weights(rows, cols).numpy().reshape(-1)
         # Only a book whose size was left open lets bits decide; a given one is for kernels, and nearest is best.
         bit_price = price if self.levels is None and self.values in (None, "powers") else 0.0
         book = self._book(x, w, price)

@@ -15,7 +15,6 @@ from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.importance import Importance
 from waterfill.part import Part
-from waterfill.parts.metric import column_weights
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 _LARGEST = float(torch.finfo(torch.float16).max)
@@ -109,7 +108,7 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
     padded = torch.zeros(rows, groups * group, dtype=torch.float32, device="cpu")
     weight = torch.zeros(groups * group, dtype=torch.float32, device="cpu")
     padded[:, :cols] = target
-    weight[:cols] = column_weights(importance, cols)
+    weight[:cols] = importance.column_weights(cols)
     blocks = padded.view(rows, groups, group)
     scale, zero, codes = rate.round(blocks, _CLIPS[0])
     least = _lost(blocks, (scale, zero, codes), weight)

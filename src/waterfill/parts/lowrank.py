@@ -14,7 +14,6 @@ from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
-from waterfill.parts.metric import row_weights, times_gram
 
 _EXACT_BELOW = 1024
 _FIRST_GUESS = 64
@@ -133,7 +132,7 @@ class Whitening:
     @classmethod
     def of(cls, importance: Importance, target: Tensor) -> Self:
         """That of an importance; what costs nothing counts a billionth of the mean, so that the way back exists."""
-        rows = _positive(row_weights(importance, target.shape[0]).double()).sqrt()
+        rows = _positive(importance.row_weights(target.shape[0]).double()).sqrt()
         if importance.gram is not None:
             return cls(rows, torch.ones((), dtype=torch.float32, device="cpu"), importance.root)
         return cls(rows, _positive(importance.diagonal.double().expand(target.shape[1])).sqrt(), None)
@@ -216,7 +215,7 @@ def _fitted(target: Tensor, ideal: tuple[Tensor, Tensor], importance: Importance
     inner = replace(importance, rows=sigma.float())
     right_part = factors.fit(right.float().contiguous(), inner, price)
     V = right_part.dense().double()
-    image = times_gram(importance, V)
+    image = importance.times_gram(V)
     gram = image @ V.T
     outer = Importance(importance.rows, gram=(gram + gram.T) / 2)
     assert outer.root is not None  # it has a Gram matrix

@@ -71,8 +71,8 @@ def compare(tensors: CompressedTensors, listing: Listing, model: str) -> Compari
     weights, statistics = ((lost / whole) ** 0.5 if whole else 0.0 for lost, whole in sums.values())
     if weights > _FAR:
         raise VerifyError(
-            f"the weights differ from those of {model} by {100 * weights:.0f} % of their norm, as two models do "
-            "(zeros would by 100 %)"
+            f"the weights differ from those of {model} by {100 * weights:.0f} % of their norm, as those of two models "
+            "do (zeros would by 100 %)"
         )
     return Comparison(tuple(items), weights, statistics, len(folds))
 

@@ -20,7 +20,7 @@ from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.network import network_and_batches, with_weights
 from waterfill.errors import BadInput
 from waterfill.report.listing import Listing, items_of
-from waterfill.report.text import bytes_text, say, say_json, seconds_text
+from waterfill.report.text import say, say_json, seconds_text
 from waterfill.storage.atomic import claimed
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ EXAMPLES = """examples:
 
 With --data, a few hundred inputs without labels, errors are put where they cost least: always worth it. Interrupted or
 killed, the same command without --data goes on where it was."""
-_MUCH = 1.1  # times its size that a file might have had
 _WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache", "sure")
 
 
@@ -100,13 +99,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _unspent(args: argparse.Namespace, listing: Listing) -> str:
     """What there is to say if the file is far smaller than it was allowed to be, or nothing."""
+    from waterfill.compression.allocation.budget import unused
+
     allowed = args.size or (args.bits or 0) * listing.weights / 8 or (listing.original or 0) / (args.ratio or math.inf)
-    if allowed < _MUCH * listing.size:
-        return ""
-    return (
-        f"{bytes_text(allowed)} were allowed: the recipe has no finer steps than these, and the weights are still not "
-        "the original's bit for bit; --lossless keeps every bit"
-    )
+    remark = unused(int(allowed), listing.size)
+    return f"{remark}; --lossless keeps every bit" if remark else ""
 
 
 def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.parts.metric import column_weights, entry_weights, row_weights
 from waterfill.parts.pruning.patterns import Blocks, Groups
 
 AUTO, MAGNITUDE, ACTIVATION, HESSIAN = CRITERIA = ("auto", "magnitude", "activation", "hessian")
@@ -30,8 +29,8 @@ def static(target: Tensor, importance: Importance, criterion: str) -> Tensor:
     """
     rows, cols = target.shape
     if criterion != MAGNITUDE:
-        return 0.5 * target.square() * entry_weights(importance, rows, cols)
-    mean = float(row_weights(importance, rows).mean()) * float(column_weights(importance, cols).mean())
+        return 0.5 * target.square() * importance.entry_weights(rows, cols)
+    mean = float(importance.row_weights(rows).mean()) * float(importance.column_weights(cols).mean())
     return 0.5 * mean * target.square()
 
 
@@ -54,7 +53,7 @@ class Surgeon:
         """U [cols, cols], upper triangular, with (A + damping)^-1 = U^T U (float32)."""
         lower, cols = self.importance.lower, self.target.shape[1]
         if lower is None:
-            weights = column_weights(self.importance, cols)
+            weights = self.importance.column_weights(cols)
             least = 1e-9 * float(weights.mean()) or 1.0
             return torch.diag(weights.clamp_min(least).rsqrt())
         eye = torch.eye(len(lower), dtype=torch.float64, device="cpu")
@@ -64,7 +63,7 @@ class Surgeon:
     @cached_property
     def rows(self) -> Tensor:
         """Half the output weights, [rows]."""
-        return 0.5 * row_weights(self.importance, self.target.shape[0])
+        return 0.5 * self.importance.row_weights(self.target.shape[0])
 
     def blocks(self, units: Blocks, threshold: float) -> tuple[Tensor, Tensor]:
         """The gains of all units as they are when the sweep comes to them, and which were above the threshold."""

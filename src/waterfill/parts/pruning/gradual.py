@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.parts.metric import entry_weights, row_weights
 from waterfill.parts.pruning.patterns import Blocks, Groups, largest
 from waterfill.parts.pruning.refit import refit
 
@@ -36,7 +35,7 @@ class Thinning:
         folded = self.units.folded(self._fitted)
         image = torch.einsum("twhi,wij->twhj", folded, self._corners) * folded
         weights = torch.nn.functional.pad(
-            row_weights(self.importance, self.shape[0]), (0, -self.shape[0] % self.units.height)
+            self.importance.row_weights(self.shape[0]), (0, -self.shape[0] % self.units.height)
         )
         return 0.5 * (image.sum(3) * weights.reshape(-1, 1, self.units.height)).sum(2)
 
@@ -90,7 +89,7 @@ def _corners(importance: Importance, units: Blocks, cols: int) -> Tensor:
 
 def thin_groups(target: Tensor, importance: Importance, groups: Groups) -> Tensor:
     """The mask of an N:M pattern: one of each group goes at a time."""
-    weights = entry_weights(importance, target.shape[0], target.shape[1])
+    weights = importance.entry_weights(target.shape[0], target.shape[1])
     mask, fitted = torch.ones(target.shape, dtype=torch.bool, device="cpu"), target
     for kept in range(groups.size - 1, groups.kept - 1, -1):
         gain = (weights * fitted.square()).masked_fill(~mask, -0.5)
