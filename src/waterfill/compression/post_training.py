@@ -5,13 +5,14 @@ and repair what small tensors can. Each step is a module of its own; this one on
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.spend import Ledger
@@ -23,11 +24,13 @@ from waterfill.compression.task import Compression, resolve, with_remark
 from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batch_norm import fold_batch_norm
+from waterfill.network.batch_norm import fold_batch_norm, folds_between
 from waterfill.network.forward import as_deployed, copy_of
 from waterfill.network.inputs import Inputs
+from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
+from waterfill.storage.folds import pack
 from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
@@ -70,22 +73,24 @@ def calibrated(
     inputs.check(model)
     assert isinstance(model, nn.Module)
     wanted, steps = as_spec(DEFAULT_SPEC if spec is None else spec), options.steps
-    work, folded = _folded(model, inputs, steps.fold)
-    with _room(work, options) as cache:
-        calibration = calibrate(
-            work,
-            inputs.batches,
-            importance=steps.importance,
-            probes=steps.probes,
-            cache=cache,
-            forward=inputs.forward,
-            progress=options.progress,
-            memory=options.memory,
-        )
+    inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
+    with ExitStack() as stack:
+        with own_arithmetic():
+            work, folded = _folded(model, inputs, steps.fold)
+            calibration = calibrate(
+                work,
+                inputs.batches,
+                importance=steps.importance,
+                probes=steps.probes,
+                cache=stack.enter_context(_room(work, options)),
+                forward=inputs.forward,
+                progress=options.progress,
+                memory=options.memory,
+            )
         notes = {
             "recipe": AUTOMATIC if spec is None else repr(wanted),
             "samples": calibration.samples,
-            "folded": folded,
+            "folded": _fold_notes(model, work) if folded else False,
             "unreached": sorted(calibration.unreached),
         }
         yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
@@ -106,6 +111,7 @@ class Calibrated:
         """The model in a file of so many bits per weight. Raises BudgetError."""
         return self.to(Budget(bits=bits))
 
+    @by_own_arithmetic
     def to(self, budget: Budget) -> CompressedModel:
         """The model compressed to a budget. Raises BudgetError."""
         compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
@@ -149,6 +155,12 @@ def _folded(model: nn.Module, inputs: Inputs, wanted: bool) -> tuple[nn.Module, 
     batch = inputs.first
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     return (fold_batch_norm(model, batch, forward=inputs.forward), True) if wanted and norms else (model, False)
+
+
+def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
+    """What a file says of the norms that were folded."""
+    tensors, aliases, _ = tensors_of(work)
+    return pack(folds_between(model, work), [*tensors, *aliases])
 
 
 def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: int | None) -> CompressedModel:

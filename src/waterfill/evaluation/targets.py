@@ -5,12 +5,13 @@ after it. Whether a model does so is not guessed: it is given its labels, and th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import AsSet
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import IGNORED, Score
 from waterfill.network.batches import are_arguments, tensors_in
@@ -53,18 +54,20 @@ class Reader:
     def run(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | None]:
         """The outputs of a model for a batch, and the loss that it returns where it takes the targets too."""
         inputs, targets = self.split(batch)
-        named = isinstance(batch, Mapping) and self.targets == "last" and targets is not None and self.forward is None
+        plain = self.forward.function is None if isinstance(self.forward, AsSet) else self.forward is None
+        named = isinstance(batch, Mapping) and self.targets == "last" and targets is not None and plain
         if not named or self.labelled is False:
             return call(model, inputs, self.forward), None
         loss = _Loss()
         try:
-            outputs = call(model, batch, loss.forward)
+            own = replace(self.forward, function=loss.forward) if isinstance(self.forward, AsSet) else loss.forward
+            outputs = call(model, batch, own)
             self.labelled = self.labelled or loss.value is not None
         except BadInput:  # it takes no labels
             if self.labelled:
                 raise
             self.labelled = False
-        return (outputs, loss.value) if self.labelled else (call(model, inputs), None)
+        return (outputs, loss.value) if self.labelled else (call(model, inputs, self.forward), None)
 
     def aligned(
         self, batch: Any, outputs: Tensor, loss: float | None, logits: bool = True

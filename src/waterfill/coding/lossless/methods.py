@@ -247,7 +247,7 @@ class Masked(Plan):
         return words, 1
 
 
-_KINDS: dict[int, type[Constant | Planes | Short | Scaled | Masked]] = {
+_KINDS: dict[int, type[Constant | Planes | Short | Signed | Scaled | Masked]] = {
     kind.method: kind for kind in (Constant, Planes, Short, Scaled, Masked, Signed)
 }
 
