@@ -1,4 +1,5 @@
-// Codes by distortion + price * bits: the inner loop of parts/quantizer/code_choice.py, whose NumPy form is the reference.
+// Codes by distortion + price * bits: the inner loop of parts/quantizer/code_choice.py, whose NumPy form is
+// the reference.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 

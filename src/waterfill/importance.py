@@ -166,7 +166,7 @@ class Importance:
         return self.gram is not None and len(self.gram) == cols > self.positions
 
     def times_gram(self, matrix: Tensor) -> Tensor:
-        """`matrix` [rows, cols] times A; with the damping, if A is of data, so that what is solved for stays bounded."""
+        """`matrix` [rows, cols] times A; with the damping, if A is of data: what is solved for stays bounded."""
         if self.gram is None:
             return matrix * self.diagonal.to(matrix)
         folded = matrix.reshape(matrix.shape[0], -1, len(self.gram))

@@ -123,7 +123,7 @@ def refitted(net: nn.Module, stages: int, budget: bool = True) -> tuple[Compress
     """The same compression before and after, and its limit in bytes."""
     batches = list(inputs(192, 1).split(64))
     work = Compression.of(net, "Quantize()", calibrate(net, batches), Options(steps=Steps(stages=stages)))
-    target = Budget(4, None, None, None) if budget else Budget(None, None, None, 1e-5)
+    target = Budget(bits=4) if budget else Budget(price=1e-5)
     ledger = work.run.meet(target, work.original)
     before = replace(work, entries=dict(work.entries), weights=list(work.weights))
     refit_in_order(work, ledger, net, Inputs(batches), work.allowed(target))

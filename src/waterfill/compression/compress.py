@@ -9,7 +9,7 @@ from waterfill.arithmetic import AsSet, own_arithmetic
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.options import Options
 from waterfill.compression.post_training import compress_with_inputs
-from waterfill.compression.task import LOSSLESS, Compression, resolve
+from waterfill.compression.task import LOSSLESS, Compression, resolve, with_remark
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
@@ -58,7 +58,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
     Raises:
         BadInput: NaN, batches that the model cannot take or that can be read only once.
         BadRecipe: a spec that has no meaning, or arguments that exclude one another.
-        BudgetError: a budget that cannot be met.
+        BudgetError: a budget below the smallest file, whose bytes it names.
 
     Example:
         >>> small = waterfill.compress(model, inputs.split(32), bits=2)
@@ -73,8 +73,9 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
         with own_arithmetic():
             work = Compression.of(model, recipe, importance, options)
-            work.run.meet(resolve(budget, recipe), work.original)
-            return work.model()
+            resolved = resolve(budget, recipe)
+            work.run.meet(resolved, work.original)
+            return with_remark(work.model(), work.allowed(resolved))
     if lossless or importance is not None:
         given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
         raise BadRecipe(f"{given}: leave the batches out")

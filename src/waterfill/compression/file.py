@@ -2,17 +2,18 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.allocation.assumptions import informed
-from waterfill.compression.allocation.budget import Budget
-from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
-from waterfill.compression.allocation.weight import SAMPLE, Weight
+from waterfill.compression.allocation.budget import Budget, unused
+from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.estimate import seconds_of
 from waterfill.compression.options import Options
 from waterfill.compression.task import LOSSLESS, resolve
 from waterfill.errors import BadInput, BudgetError
@@ -55,16 +56,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint, what is to be done to it, and its weights in order."""
+    """A checkpoint, what is to be done to it, and its weights in order. remarks: what the notes of the file add."""
 
     checkpoint: Checkpoint
     spec: Spec
-    target: Budget
+    budget: Budget
     lossless: bool
-    weights: Sequence[Weight]
+    weights: list[Weight]
+    remarks: dict[str, str]
 
     @classmethod
-    def of(cls, source: "str | Path", spec: "Spec | str", target: Budget, lossless: bool) -> "Job":
+    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget, lossless: bool) -> "Job":
         """Read the headers and lay out every tensor. Raises BadInput, CorruptFile, BadRecipe, BudgetError."""
         checkpoint = open_checkpoint(source)
         if not checkpoint.tensors:
@@ -76,12 +78,18 @@ class Job:
             weights.append(Weight(name, layout, parsed, stored.load))
             weights[-1].check()
         known = weights if lossless else informed(weights)
-        return cls(checkpoint, parsed, resolve(target, LOSSLESS if lossless else parsed), lossless, known)
+        return cls(checkpoint, parsed, resolve(budget, LOSSLESS if lossless else parsed), lossless, known, {})
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the file says of how it was made."""
-        return {"recipe": LOSSLESS if self.lossless else repr(self.spec), "original": self.checkpoint.original_bytes}
+        text = LOSSLESS if self.lossless else repr(self.spec)
+        return {"recipe": text, "original": self.checkpoint.original_bytes, **self.remarks}
+
+    @property
+    def size(self) -> int | None:
+        """The bytes that the file may have; None where a price decides."""
+        return self.budget.file_bytes(self.count, self.checkpoint.original_bytes)
 
     @property
     def count(self) -> int:
@@ -97,7 +105,7 @@ class Job:
         return {
             "input": digest.hexdigest(),
             "recipe": self.notes["recipe"],
-            "budget": {k: v for k, v in vars(self.target).items() if v is not None},
+            "budget": self.budget.given,
             "version": metadata.version("waterfill"),
         }
 
@@ -106,14 +114,26 @@ class Job:
         rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
         return Manifest(rows, self.checkpoint.aliases, self.notes).pack()
 
-    def run(self, fit: Callable[[int, float], float], words: Callable[[], Sequence[str]], options: Options) -> Run:
-        """The run that will meet the target, with `words` for what is known so far of every tensor's parts."""
+    def file_bytes(self, words: Sequence[str], lengths: Sequence[int]) -> int:
+        """Exact bytes of the file of blobs of these lengths."""
         names = [w.name for w in self.weights]
+        return size_of(self.manifest(words), dict(zip(names, lengths, strict=True)))
+
+    def run(self, records: "Records", options: Options) -> Fitter:
+        """What will meet the budget."""
 
         def overhead(lengths: Sequence[int]) -> int:
-            return size_of(self.manifest(words()), dict(zip(names, lengths, strict=True))) - sum(lengths)
+            return self.file_bytes(records.words(), lengths) - sum(lengths)
 
-        return Run(self.weights, fit, overhead, options.progress, options.workers)
+        return Fitter(self.weights, records.fit, overhead, options.progress, options.workers)
+
+    def with_remark(self, words: Sequence[str], lengths: Sequence[int]) -> "Job":
+        """The job; where the file leaves much of its budget, its notes say so, if that fits."""
+        remark = None if self.size is None else unused(self.size, self.file_bytes(words, lengths))
+        if self.size is None or remark is None:
+            return self
+        remarked = replace(self, remarks={"budget": remark})
+        return remarked if remarked.file_bytes(words, lengths) <= self.size else self
 
 
 @by_own_arithmetic
@@ -150,37 +170,37 @@ def _run(job: Job, journal: Journal, path: Path, options: Options) -> tuple["Rec
     """Do the job and write the file; what is known of each weight, and the bytes of the file."""
     records = Records(job, journal)
     try:
-        job.run(records.fit, records.words, options).meet(job.target, job.checkpoint.original_bytes)
+        ledger = job.run(records, options).meet(job.budget, job.checkpoint.original_bytes)
     except (BudgetError, BadInput):
         journal.remove()  # going on with the same job would end the same way
         raise
     with FileWriter(path, force=options.force) as out:
         for i, weight in enumerate(job.weights):
             out.add(weight.name, journal.blob(i))
-        written = out.finish(job.manifest(records.words()))
+        words = records.words()
+        written = out.finish(job.with_remark(words, ledger.lengths).manifest(words))
     journal.remove()
     return records, written
 
 
 class Records:
-    """What is known of each weight's blob in the journal while a job runs."""
+    """What is known of each weight's blob in the journal while a job runs. Without a journal no blob is kept."""
 
-    def __init__(self, job: Job, journal: Journal) -> None:
+    def __init__(self, job: Job, journal: Journal | None) -> None:
         self._job = job
         self._journal = journal
-        self._notes = journal.finished(len(job.weights))
-        self._resumed = set(self._notes)
+        self._notes = {} if journal is None else journal.finished(len(job.weights))
 
     def fit(self, i: int, price: float) -> float:
-        """Fit weight i and keep its blob; real bits. What an earlier run finished is taken as it is, once."""
-        if i in self._resumed:
-            self._resumed.discard(i)
-            return 8.0 * self._notes[i]["bytes"]
-        fitted = self._job.weights[i].fit(price)
-        note = {"words": fitted.words, "error": fitted.error, "bytes": len(fitted.blob)}
-        self._journal.put(i, fitted.blob, note)
-        self._notes[i] = note
-        return 8.0 * len(fitted.blob)
+        """Fit weight i and keep its blob; real bits. What was last found at the same price, by an earlier run perhaps,
+        is taken as it is."""
+        if self._notes.get(i, {}).get("price") != price:
+            entry = self._job.weights[i].fit(price)
+            note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price}
+            if self._journal is not None:
+                self._journal.put(i, entry.blob, note)
+            self._notes[i] = note
+        return 8.0 * self._notes[i]["bytes"]
 
     def words(self) -> list[str]:
         """What each tensor became, as far as is known."""
@@ -199,7 +219,7 @@ class Records:
 @dataclass(frozen=True)
 class Plan:
     """What a job would make. rows: name, shape, dtype, bytes, bits, reason, predicted error. size: bytes of the file.
-    memory: bytes at the peak, about. seconds: wall time, about."""
+    memory: bytes at the peak, about. seconds: wall time at best and at worst."""
 
     rows: list[dict[str, Any]]
     size: int
@@ -207,7 +227,7 @@ class Plan:
     weights: int
     price: float
     memory: int
-    seconds: float
+    seconds: tuple[float, float]
 
 
 @by_own_arithmetic
@@ -222,17 +242,17 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     lossless: bool = False,
     options: Options = Options(),
 ) -> Plan:
-    """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written."""
+    """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written.
+
+    For the time a few weights are fitted.
+    """
     job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
     began = time.monotonic()
-    run = job.run(lambda i, at: 0.0, lambda: ["quantized"] * len(job.weights), options)
-    wanted = job.target.file_bytes(job.count, job.checkpoint.original_bytes)
-    at = job.target.price or FIXED_RATE_PRICE
-    if wanted is not None:
-        at = run.price_for(wanted)
+    run = job.run(Records(job, None), options)
+    at = (job.budget.price or FIXED_RATE_PRICE) if job.size is None else run.price_for(job.size)
     points = [w.curve.at(at) for w in job.weights]
-    measured = sum(min(w.layout.entries, SAMPLE) * max(1, len(w.curve.points)) for w in job.weights)
-    pace = (time.monotonic() - began) / max(1, measured)
+    measuring = 0.0 if job.size is None else time.monotonic() - began  # at a price given nothing is measured
+    seconds = seconds_of(job.weights, at, options.workers, measuring)
     lengths = [int(p.bits / 8) for p in points]
     rows = [
         table_row(w.name, w.layout, ("", w.reason), length, None) | {"distortion": point.distortion}
@@ -241,4 +261,4 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     entries = [w.layout.entries for w in job.weights]
     memory = 300_000_000 + 14 * max(entries) * min(options.workers, len(entries))
     total = sum(lengths) + run.overhead(lengths)
-    return Plan(rows, total, job.checkpoint.original_bytes, job.count, at, memory, 1.3 * pace * sum(entries))
+    return Plan(rows, total, job.checkpoint.original_bytes, job.count, at, memory, seconds)

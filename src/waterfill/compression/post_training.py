@@ -20,15 +20,17 @@ from waterfill.compression.options import Options
 from waterfill.compression.steps.choice import settle_choices
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
-from waterfill.compression.task import Compression, resolve
-from waterfill.errors import BadInput, BudgetError
+from waterfill.compression.task import Compression, resolve, with_remark
+from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batch_norm import fold_batch_norm
+from waterfill.network.batch_norm import fold_batch_norm, folds_between
 from waterfill.network.forward import as_deployed, copy_of
 from waterfill.network.inputs import Inputs
+from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
+from waterfill.storage.folds import pack
 from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
@@ -88,7 +90,7 @@ def calibrated(
         notes = {
             "recipe": AUTOMATIC if spec is None else repr(wanted),
             "samples": calibration.samples,
-            "folded": folded,
+            "folded": _fold_notes(model, work) if folded else False,
             "unreached": sorted(calibration.unreached),
         }
         yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
@@ -114,27 +116,28 @@ class Calibrated:
         """The model compressed to a budget. Raises BudgetError."""
         compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
         compression.notes.update(self.notes)
+        size = compression.allowed(budget)
         settle_choices(compression, self.specs, budget)
         ledger = compression.run.meet(budget, compression.original)
-        made = _refitted(compression, ledger, self.model, self.inputs, budget)
-        if not self.options.steps.repair:
-            return made
-        return _repaired(made, self.model, self.inputs, compression.allowed(budget))
+        made = _refitted(compression, ledger, self.model, self.inputs, size)
+        if self.options.steps.repair:
+            made = _repaired(made, self.model, self.inputs, size)
+        return with_remark(made, size)
 
 
 def _refitted(
-    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, target: Budget
+    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, size: int | None
 ) -> CompressedModel:
     """The model with its weights fitted again in order, or as it was where its outputs were closer."""
     before, options = compression.model(), compression.options
     if not options.steps.stages:
         return before
-    try:
-        refit_in_order(compression, ledger, work, inputs, compression.allowed(target))
-    except BudgetError:  # of a few bytes there may be no second way to meet them
+    refit_in_order(compression, ledger, work, inputs, size)
+    after = compression.model()
+    if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
     judge = Judge(work, inputs.batches, inputs.forward)
-    return min(compression.model(), before, key=judge.error)
+    return min(after, before, key=judge.error)
 
 
 @contextmanager
@@ -152,6 +155,12 @@ def _folded(model: nn.Module, inputs: Inputs, wanted: bool) -> tuple[nn.Module, 
     batch = inputs.first
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     return (fold_batch_norm(model, batch, forward=inputs.forward), True) if wanted and norms else (model, False)
+
+
+def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
+    """What a file says of the norms that were folded."""
+    tensors, aliases, _ = tensors_of(work)
+    return pack(folds_between(model, work), [*tensors, *aliases])
 
 
 def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: int | None) -> CompressedModel:

@@ -1,7 +1,7 @@
 """One compression under way."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.compression.allocation.assumptions import informed
-from waterfill.compression.allocation.budget import Budget
-from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
+from waterfill.compression.allocation.budget import Budget, unused
+from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.options import Options
@@ -38,22 +38,20 @@ def plan_weights(
     unknown = sorted(set(importance) - set(tensors))
     if unknown:
         raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
+    streamed = isinstance(importance, Measured) and importance.streamed
     weights = []
     for name, value in tensors.items():
         layout = layout_of(tuple(value.shape), value.dtype, roles.get(name))
-        weight = Weight(name, layout, spec, partial(_on_cpu, value), _given(importance, name))
+        weight = Weight(name, layout, spec, partial(_on_cpu, value), _reader(importance, name), streamed)
         weight.check()
         weights.append(weight)
     weights = informed(weights)
     return at_common_price(weights) if isinstance(importance, Measured) else weights
 
 
-def _given(importance: Mapping[str, Importance], name: str) -> Importance | Callable[[], Importance] | None:
-    """The importance of a tensor, or what reads it where it lies on disk."""
-    if name not in importance:
-        return None
-    streamed = isinstance(importance, Measured) and importance.streamed
-    return partial(importance.__getitem__, name) if streamed else importance[name]
+def _reader(importance: Mapping[str, Importance], name: str) -> Callable[[], Importance] | None:
+    """What reads the importance of a tensor, in memory or where it lies on disk; None where there is none."""
+    return partial(importance.__getitem__, name) if name in importance else None
 
 
 def _on_cpu(value: Tensor) -> Tensor:
@@ -109,36 +107,42 @@ class Compression:
 
     def fit(self, i: int, price: float) -> float:
         """Fit weight i at a price and keep its entry; real bits."""
-        weight, fitted = self.weights[i], self.weights[i].fit(price)
-        self.entries[i] = Entry(weight.name, weight.layout, fitted.parts, weight.reason, fitted.error)
-        vars(self.entries[i])["blob"] = fitted.blob
-        return 8.0 * len(fitted.blob)
+        self.entries[i] = self.weights[i].fit(price)
+        return 8.0 * len(self.entries[i].blob)
 
     def model(self) -> CompressedModel:
         """What there is so far, with empty entries for weights that are not fitted yet."""
-        filled = [self.entries.get(i) or Entry(w.name, w.layout, (), w.reason) for i, w in enumerate(self.weights)]
+        filled = [self.entries.get(i) or Entry(w.name, w.layout, (), b"", w.reason) for i, w in enumerate(self.weights)]
         return CompressedModel({entry.name: entry for entry in filled}, self.aliases, self.notes)
 
-    def allowed(self, target: Budget) -> int | None:
+    def allowed(self, budget: Budget) -> int | None:
         """The size that the file may have; None where a price decides."""
-        return target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
+        return budget.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
 
     @cached_property
-    def run(self) -> "Run":
-        """What fits the weights to a target."""
-        workers = self.options.threads or min(2, torch.get_num_threads())
-        return Run(
-            self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.options.progress, workers
+    def run(self) -> Fitter:
+        """What fits the weights to a budget."""
+        threads = self.options.threads or min(2, torch.get_num_threads())
+        return Fitter(
+            self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.options.progress, threads
         )
 
 
-def resolve(target: Budget, spec: "Spec | str") -> Budget:
+def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
+    """The model; where it leaves much of the `size` bytes that it may have, its notes say so, if that fits."""
+    remark = None if size is None else unused(size, model.size)
+    if size is None or remark is None:
+        return model
+    remarked = replace(model, notes=model.notes | {"budget": remark})
+    return remarked if remarked.size <= size else model
+
+
+def resolve(budget: Budget, spec: "Spec | str") -> Budget:
     """The budget to work to: the default where none was given. Raises BadRecipe for a budget that makes no sense."""
-    given = any(v is not None for v in vars(target).values())
     if spec == LOSSLESS:
-        if given:
+        if budget.given:
             raise BadRecipe("lossless takes what it takes: give no budget with it")
         return Budget(price=FIXED_RATE_PRICE)
-    if given:
-        return target
+    if budget.given:
+        return budget
     return Budget(price=FIXED_RATE_PRICE) if as_spec(spec).fixed_rate else Budget(bits=DEFAULT_BITS)

@@ -1,7 +1,6 @@
 """One tensor of a compressed model: its parts and their bytes."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
@@ -17,52 +16,33 @@ from waterfill.storage.manifest import Row
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A tensor as parts, one for each of its matrices; error relative to its norm where it was just compressed."""
+    """A tensor as parts, one for each of its matrices, and as `blob`, the bytes of these parts in a file.
+
+    reason: why it was not compressed by the recipe, if it was not. error: norm of the error relative to that of the
+    tensor, where it was just compressed.
+    """
 
     name: str
     layout: Layout
     parts: tuple[Part, ...]
+    blob: bytes
     reason: str = ""
     error: float | None = None
 
-    @cached_property
-    def blob(self) -> bytes:
-        """The bytes of this tensor in a file."""
-        return encode(self.parts)
-
     @property
     def words(self) -> str:
-        """What the tensor became, in a few words."""
-        return describe(self.parts)
+        """What the tensor became, in a few words: the different ones of its parts."""
+        return " / ".join(dict.fromkeys(part.describe() for part in self.parts)) or "empty"
 
     def tensor(self) -> Tensor:
         """The tensor, in its own shape and dtype."""
         return restored(self.parts, self.layout)
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """parts: one for each matrix. blob: their bytes. error: norm of the error relative to that of the tensor."""
-
-    parts: tuple[Part, ...]
-    blob: bytes
-    error: float
-
-    @property
-    def words(self) -> str:
-        """What the tensor became, in a few words."""
-        return describe(self.parts)
-
-
 def restored(parts: tuple[Part, ...], layout: Layout) -> Tensor:
     """The tensor of these parts, whatever PyTorch is set to. Raises CorruptFile if a part has another type."""
     with own_arithmetic():
         return layout.join([part.dense() for part in parts])
-
-
-def describe(parts: tuple[Part, ...]) -> str:
-    """What a tensor became: the different words of its parts."""
-    return " / ".join(dict.fromkeys(part.describe() for part in parts)) or "empty"
 
 
 def encode(parts: tuple[Part, ...]) -> bytes:

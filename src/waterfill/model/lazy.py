@@ -36,7 +36,7 @@ class CompressedTensors(Mapping[str, Tensor]):
         """One tensor as parts; for a tied name, that of the name that holds the data."""
         own = self.aliases.get(name, name)
         blob = self._src.blob(own)
-        return Entry(own, self.layouts[own], decode(blob, self.layouts[own], own), self._reasons[own])
+        return Entry(own, self.layouts[own], decode(blob, self.layouts[own], own), blob, self._reasons[own])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entry(name).tensor()

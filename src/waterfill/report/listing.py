@@ -8,11 +8,12 @@ from typing import Any
 
 from waterfill.report.text import Column, bytes_text, count_text, screen, table
 from waterfill.storage import FileReader
+from waterfill.storage.folds import Fold, unpack
 from waterfill.storage.manifest import Manifest
 
 SHORT = 40
 """Rows of a table up to which every tensor has its own."""
-_RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
 _MOST_BYTES = 1 << 60
 _NOTHING = 1e-30  # nats
 _COLUMNS = (
@@ -57,7 +58,7 @@ class Item:
     def weights(self) -> int:
         """Entries that count as weights: floating-point ones but a norm's running statistics."""
         floating = self.dtype.startswith(("float", "bfloat"))
-        return self.entries if floating and not self.name.endswith(_RUNNING) else 0
+        return self.entries if floating and not self.name.endswith(RUNNING) else 0
 
     def as_json(self) -> dict[str, Any]:
         """The row for `--json`."""
@@ -117,9 +118,24 @@ class Listing:
             "weights": self.weights,
             "bits_per_weight": self.bits,
             "recipe": self.recipe,
+            "folded": None if self.folds is None else {fold.norm: fold.layer for fold in self.folds},
             "aliases": dict(self.aliases),
             "tensors": [item.as_json() for item in self.items],
         }
+
+    @property
+    def folds(self) -> list[Fold] | None:
+        """Norms that were folded into layers before they were compressed; None if it is not said which. Raises
+        CorruptFile."""
+        return unpack(self.notes.get("folded"), [*(item.name for item in self.items), *self.aliases])
+
+    @property
+    def folded(self) -> str:
+        """The same in words, or nothing. Raises CorruptFile."""
+        folds = self.folds
+        if folds is None:
+            return "norms are folded into the layers before them; it is not said which"
+        return f"{len(folds)} norms are folded into the layers before them, and hold constants" if folds else ""
 
     @property
     def recipe(self) -> str:

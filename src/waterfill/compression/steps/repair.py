@@ -6,7 +6,7 @@ Bias correction and batch-norm re-estimation are known from data-free and post-t
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
 from waterfill.importance import Importance, entrywise
 from waterfill.model.compressed import CompressedModel
-from waterfill.model.entry import Entry
+from waterfill.model.entry import Entry, encode
 from waterfill.network.batch_norm import LAYERS, fed_norms
 from waterfill.network.batches import split, tensor_in
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
@@ -291,10 +291,9 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
 def _written(entry: Entry, value: Tensor, original: Tensor, mantissa: int) -> Entry:
     """The entry of a tensor with another value, rounded to so many mantissa bits."""
     spec = Dense(format="lossless") if entry.layout.role == RAW else Dense(mantissa=mantissa)
-    parts = []
-    for matrix in entry.layout.split(value.cpu()):
-        importance = Importance() if entry.layout.role == RAW else entrywise(matrix)
-        parts.append(spec.fit(matrix, importance, 1.0))
+    pairs = ((m, Importance() if entry.layout.role == RAW else entrywise(m)) for m in entry.layout.split(value.cpu()))
+    parts = tuple(spec.fit(matrix, importance, 1.0) for matrix, importance in pairs)
     gap = entry.layout.join([part.dense() for part in parts]).double() - original.cpu().double()
     energy = float(original.double().norm())
-    return Entry(entry.name, entry.layout, tuple(parts), entry.reason, float(gap.norm()) / energy if energy else None)
+    error = float(gap.norm()) / energy if energy else None
+    return replace(entry, parts=parts, blob=encode(parts), error=error)

@@ -22,7 +22,9 @@ _LAST = 0.25  # of all bits: the weights that run last, which may be fitted agai
 
 
 def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None) -> None:
-    """Fit the weights of `work` again, in place; its file has at most `size` bytes then, if that is given.
+    """Fit the weights of `work` again, in place; its file has about `size` bytes then, if that is given.
+
+    A little more only where the weights fitted again cannot be as small as those before.
 
     ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed.
     """
@@ -40,12 +42,12 @@ def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: 
         for i in stage:
             original = work.weights[i]
             if original.name in targets:
-                work.weights[i] = replace(original, load=partial(_same, targets[original.name]))
+                work.weights[i] = original.with_values(partial(_same, targets[original.name]))
             price = pace.price(i)
             ledger.prices[i], ledger.bits[i] = price, work.fit(i, price)
             state[original.name].copy_(work.entries[i].tensor())
     if size is not None:
-        work.run.settled(ledger, pace.bracket, size, _late(order, ledger))
+        work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
         work.entries[i] = _seen_from(model.state_dict()[work.weights[i].name], work.entries[i])
 
@@ -108,6 +110,4 @@ def _seen_from(original: Tensor, entry: Entry) -> Entry:
     """The entry with its error measured from the original tensor."""
     error = (entry.tensor().double() - original.detach().cpu().double()).norm()
     norm = original.detach().double().norm()
-    seen = replace(entry, error=float(error / norm) if float(norm) > 0 else 0.0)
-    vars(seen)["blob"] = entry.blob
-    return seen
+    return replace(entry, error=float(error / norm) if float(norm) > 0 else 0.0)
