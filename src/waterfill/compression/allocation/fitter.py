@@ -18,9 +18,9 @@ from waterfill.compression.allocation.spend import FILL, Ledger, refit_to_budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.workers import Workers
 from waterfill.errors import BudgetError
-from waterfill.importance import SIZE_EXPONENT
 from waterfill.model.compressed import count_weights
 from waterfill.progress import Progress
+from waterfill.without_data import SIZE_EXPONENT
 
 FIXED_RATE_PRICE = 4.0**-7
 """Nats per bit for the small tensors beside a recipe of fixed rate."""

@@ -13,12 +13,13 @@ from waterfill.compression.allocation.damping import damped
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES, Sample, rows_and_cols, stride_of
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput
-from waterfill.importance import Importance, entrywise, line_by_line, without_data
+from waterfill.importance import Importance
 from waterfill.model.entry import Entry, decode, encode
 from waterfill.network.layout import RAW, VECTOR, Layout, check_finite
 from waterfill.part import Choice, Spec
 from waterfill.parts import Dense
 from waterfill.storage import name_problem
+from waterfill.without_data import entrywise, line_by_line, without_data
 
 _MOST_ENTRIES_COMPARED = 1 << 20  # larger parts are read back too, under their checksums, but not compared
 _SQUARABLE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32
@@ -39,9 +40,9 @@ class Weight:
     load: the whole tensor, as often as it is asked for. spec: what it is fitted to. choice: what it could be fitted to,
     of which `spec` was chosen at some price; None where there was no choice. importance: reads what was given for each
     of its matrices; None where nothing was. streamed: whether that is read from disk each time, and nothing of it is to
-    be kept. factor: what errors cost beside what is assumed of the tensor alone, where `importance` is None; lines: there,
-    whether they count relative to each row ("rows") or column ("columns"), or to the whole (""). known_damping: the
-    damping of the weight that this one was made of.
+    be kept. factor: what errors cost beside what is assumed of the tensor alone, where `importance` is None; lines:
+    there, whether they count relative to each row ("rows") or column ("columns"), or to the whole (""). known_damping:
+    the damping of the weight that this one was made of.
     """
 
     name: str

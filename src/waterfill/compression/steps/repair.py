@@ -16,7 +16,7 @@ from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
-from waterfill.importance import Importance, entrywise
+from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
 from waterfill.network.batch_norm import LAYERS, fed_norms
@@ -24,6 +24,7 @@ from waterfill.network.batches import split, tensor_in
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.network.layout import RAW
 from waterfill.parts import Dense
+from waterfill.without_data import entrywise
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
 _MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of the vectors that a file gets anew
