@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.exit_codes import UsageError
-from waterfill.errors import Mismatch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,23 +23,11 @@ def network_and_batches(network: str | None, data: str, *, targets: bool = False
 def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     """The module with the weights of a file. Raises BadInput, CorruptFile, Mismatch."""
     import waterfill
+    from waterfill.model.install import install
     from waterfill.network.checkpoint import open_checkpoint
 
     if path.endswith(".wf"):
         return waterfill.load(path).install(module)
     checkpoint = open_checkpoint(path)
     state: dict[str, Tensor] = {name: stored.load() for name, stored in checkpoint.tensors.items()}
-    state |= {alias: state[name] for alias, name in checkpoint.aliases.items()}
-    try:
-        module.load_state_dict(_as_wanted(module, state), strict=True)
-    except RuntimeError as error:
-        raise Mismatch(f"{path} does not fit the network of --network: {' '.join(str(error).split())}") from error
-    return module
-
-
-def _as_wanted(module: "nn.Module", state: "dict[str, Tensor]") -> dict[str, Any]:
-    """The state with tied names that the file leaves out, as .safetensors files do."""
-    own = module.state_dict(keep_vars=True)
-    known = {id(value): name for name, value in own.items() if name in state}
-    missing = {name: known[id(value)] for name, value in own.items() if name not in state and id(value) in known}
-    return state | {name: state[other] for name, other in missing.items()}
+    return install(module, state | {alias: state[name] for alias, name in checkpoint.aliases.items()}, path)

@@ -2,11 +2,14 @@
 
 import hashlib
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from waterfill import recipe
 from waterfill.compression.allocation.budget import Target
@@ -14,10 +17,14 @@ from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
 from waterfill.compression.allocation.weight import SAMPLE, Weight
 from waterfill.compression.options import Options
 from waterfill.compression.task import resolve
-from waterfill.errors import BadInput, BudgetError, OutputExists
+from waterfill.dtypes import octets
+from waterfill.errors import BadInput, BudgetError, OutputExists, PlanMismatch
 from waterfill.model.compressed import count_weights, table_row
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
-from waterfill.network.layout import RAW, Layout, layout_of
+from waterfill.network.kept import BINARY, why_kept
+from waterfill.network.layout import RAW, layout_of
+from waterfill.network.pruned import hidden_in
+from waterfill.network.stored import IMPLIED
 from waterfill.part import Spec
 from waterfill.storage import FileWriter, manifest, size_of
 from waterfill.storage.work_directory import Journal
@@ -63,17 +70,24 @@ class Job:
         if not checkpoint.tensors:
             raise BadInput(f"{source} holds no tensors; there is nothing to compress")
         parsed = recipe.parse('Dense(format="lossless")' if lossless else spec) if isinstance(spec, str) else spec
+        load = {name: stored.load for name, stored in checkpoint.tensors.items()}
+        masks = {} if lossless else hidden_in(load)
         weights = []
         for name, stored in checkpoint.tensors.items():
-            layout = Layout(stored.shape, stored.dtype, RAW) if lossless else layout_of(stored.shape, stored.dtype)
-            weights.append(Weight(name, layout, parsed, stored.load))
+            kept = "" if lossless else why_kept(name, stored.load())
+            layout = layout_of(stored.shape, stored.dtype, RAW if lossless or kept not in ("", BINARY) else None)
+            mask = None if kept else masks.get(name)
+            weights.append(Weight(name, layout, parsed, stored.load, kept=kept, mask=mask))
             weights[-1].check()
         return cls(checkpoint, parsed, resolve(target, parsed, lossless), lossless, weights)
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the file says of how it was made."""
-        return {"recipe": "lossless" if self.lossless else repr(self.spec), "original": self.checkpoint.original_bytes}
+        recipe = "lossless" if self.lossless else repr(self.spec)
+        metadata = {key: text for key, text in self.checkpoint.metadata.items() if (key, text) not in IMPLIED}
+        told = {"metadata": metadata} if metadata else {}
+        return {"recipe": recipe, "original": self.checkpoint.original_bytes} | told
 
     @property
     def count(self) -> int:
@@ -81,11 +95,11 @@ class Job:
         return count_weights((w.name, w.layout) for w in self.weights)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What makes this job this job: another input, recipe, budget or version is another one."""
+        """What makes this job this job: another input, recipe, budget or version is another one. Of the input these are
+        names, types and shapes; the values of each tensor are noted with what became of it (`Records`)."""
         digest = hashlib.sha256()
-        for file in self.checkpoint.files:
-            state = file.stat()
-            digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        for stored in self.checkpoint.tensors.values():
+            digest.update(f"{stored.name} {stored.dtype} {stored.shape}\n".encode())
         return {
             "input": digest.hexdigest(),
             "recipe": self.notes["recipe"],
@@ -148,21 +162,32 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
 
 
 class Records:
-    """What is known of each weight's blob in the journal while a job runs."""
+    """What is known of each weight's blob in the journal while a job runs.
+
+    Raises PlanMismatch for a blob of other values than the checkpoint has now.
+    """
 
     def __init__(self, job: Job, journal: Journal) -> None:
         self._job = job
         self._journal = journal
         self._notes = journal.finished(len(job.weights))
         self._resumed = set(self._notes)
+        for i, note in self._notes.items():
+            if note.get("input") != _digest(job.weights[i].load()):
+                raise PlanMismatch(
+                    f"{journal.folder} belongs to another job: tensor {job.weights[i].name!r} has other values now. "
+                    "Put the checkpoint back, or delete the folder to begin anew"
+                )
 
     def fit(self, i: int, price: float) -> float:
         """Fit weight i and keep its blob; real bits. What an earlier run finished is taken as it is, once."""
         if i in self._resumed:
             self._resumed.discard(i)
             return 8.0 * self._notes[i]["bytes"]
-        fitted = self._job.weights[i].fit(price)
-        note = {"words": fitted.words, "error": fitted.error, "bytes": len(fitted.blob)}
+        weight = self._job.weights[i]
+        read = _digest(weight.load())
+        fitted = weight.fit(price)
+        note = {"words": fitted.words, "error": fitted.error, "bytes": len(fitted.blob), "input": read}
         self._journal.put(i, fitted.blob, note)
         self._notes[i] = note
         return 8.0 * len(fitted.blob)
@@ -179,6 +204,11 @@ class Records:
             )
             for i, w in enumerate(self._job.weights)
         ]
+
+
+def _digest(tensor: Tensor) -> int:
+    """Tells the values of a tensor from others, quickly."""
+    return zlib.crc32(octets(tensor).numpy().data)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.errors import Mismatch
 from waterfill.model.entry import Entry, decode
+from waterfill.model.install import install
 from waterfill.model.lazy import read_manifest
 from waterfill.network.layout import Layout
 from waterfill.storage import FileReader, FileWriter, manifest, size_of
@@ -42,7 +42,7 @@ class CompressedModel:
 
     @property
     def weights(self) -> int:
-        """Entries that count as weights: all floating-point ones but a norm's running statistics."""
+        """Numbers that count as weights: all reals, two for a complex one, but a norm's running statistics."""
         return count_weights((e.name, e.layout) for e in self.entries.values())
 
     @property
@@ -56,13 +56,11 @@ class CompressedModel:
         return tensors | {alias: tensors[name] for alias, name in self.aliases.items()}
 
     def install(self, module: nn.Module) -> nn.Module:
-        """Put the weights into a module of the user's own class. Raises Mismatch unless names and shapes agree."""
-        wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-        found = {name: entry.layout.shape for name, entry in self.entries.items()}
-        found |= {alias: found[name] for alias, name in self.aliases.items()}
-        _check_names(wanted, found, type(module).__name__)
-        module.load_state_dict(self.state_dict(), strict=True)
-        return module
+        """Put the weights into a module of the user's own class, on the meta device too; see `waterfill.model.install`.
+
+        Raises Mismatch unless names and shapes agree and the module's types can hold the values.
+        """
+        return install(module, self.state_dict())
 
     def table(self) -> list[dict[str, Any]]:
         """One row a tensor: name, shape, dtype, part, bytes, bits per entry, relative error, reason, warning."""
@@ -113,22 +111,9 @@ def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error
 
 
 def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
-    """Floating-point entries of (name, layout) pairs, running statistics of norms not counted."""
-    return sum(lay.entries for name, lay in tensors if lay.dtype.is_floating_point and not name.endswith(_UNCOUNTED))
-
-
-def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted))
-    both = [name for name in wanted if name in found]
-    wrong = [f"{n}: module {list(wanted[n])}, file {list(found[n])}" for n in both if wanted[n] != found[n]]
-    told = [
-        f"{label}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for label, names in (("the file lacks", missing), (f"{what} lacks", extra), ("shapes differ", wrong))
-        if names
-    ]
-    if told:
-        raise Mismatch(f"the file does not fit a {what}; {'; '.join(told)}. Build the module it was compressed from")
+    """Real numbers, two for a complex one, of (name, layout) pairs, running statistics of norms not counted."""
+    counted = (layout for name, layout in tensors if not name.endswith(_UNCOUNTED))
+    return sum(layout.numbers for layout in counted if layout.dtype.is_floating_point or layout.dtype.is_complex)
 
 
 load = CompressedModel.load

@@ -26,6 +26,15 @@ def read_manifest(src: FileReader) -> tuple[list[str], list[manifest.Row], dict[
     return names, rows, aliases
 
 
+def read_metadata(src: FileReader) -> dict[str, str]:
+    """The texts that the header of the original `.safetensors` file held. Raises CorruptFile."""
+    notes = src.manifest.get("notes", {})
+    found = notes.get("metadata", {}) if isinstance(notes, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise CorruptFile("the manifest's metadata are not what a writer would have written; it is damaged")
+    return found
+
+
 def load_tensor(path: "str | Path", name: str) -> Tensor:
     """One tensor of a file, the others unread. Raises CorruptFile, BadInput for a name it does not hold."""
     with FileReader(path) as src:

@@ -16,7 +16,7 @@ from waterfill.coding.lossless import methods
 from waterfill.coding.lossless.methods import METHODS, Form
 from waterfill.coding.lossless.word_format import Layout
 from waterfill.coding.stream import Reader, Sink
-from waterfill.dtypes import octets
+from waterfill.dtypes import STORED, octets
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost
@@ -28,25 +28,12 @@ FORMATS = {"float32": FULL, "float16": 10, "bfloat16": 7}
 """Mantissa bits of the formats that a matrix can be rounded to."""
 
 _FLOATS = {torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10)}  # exponent and mantissa bits
-_NAMES = (  # a type's number in files is its place here: append only
-    *("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"),
-    *(
-        "complex64",
-        "complex128",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-    ),
-    *("uint16", "uint32", "uint64", "complex32", "float4_e2m1fn_x2"),
-)
 
 
 def _numbers() -> tuple[tuple[str, int], ...]:
     """Every number type with every count of mantissa bits that its words can have; the place is the number in files."""
     mantissas = {str(dtype).removeprefix("torch."): m for dtype, (_, m) in _FLOATS.items()}
-    return tuple((name, m) for name in _NAMES for m in range(mantissas.get(name, 0) + 1))
+    return tuple((name, m) for name in STORED for m in range(mantissas.get(name, 0) + 1))
 
 
 _FORMATS = _numbers()

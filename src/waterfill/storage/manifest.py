@@ -21,6 +21,23 @@ class Row:
     reason: str
 
 
+def shape_problem(shape: tuple[int, ...]) -> str | None:
+    """Why a file cannot hold a tensor of this shape, or None; for a message that names it."""
+    if len(shape) > _MOST_DIMENSIONS:
+        return f"has {len(shape)} dimensions, a file holds at most {_MOST_DIMENSIONS}; reshape it"
+    if _spanned(shape) > _LONGEST:
+        return f"has the shape {list(shape)}, and sizes of a file multiply to at most 2^40; reshape it"
+    return None
+
+
+def _spanned(sizes: Sequence[int]) -> int:
+    """Entries; even an empty tensor's other sizes must multiply to a number that PyTorch can hold."""
+    entries = 1
+    for size in sizes:
+        entries *= max(size, 1)
+    return entries
+
+
 def pack(rows: Sequence[Row]) -> dict[str, Any]:
     """Columns as compact strings: a table of values, and one index for each tensor."""
     columns: dict[str, list[str]] = {
@@ -32,7 +49,8 @@ def pack(rows: Sequence[Row]) -> dict[str, Any]:
     packed: dict[str, Any] = {"roles": "".join(row.layout.role for row in rows)}
     for name, column in columns.items():
         values = list(dict.fromkeys(column))
-        packed[name] = [values, [values.index(v) for v in column] if len(values) > 1 else []]
+        place = {value: i for i, value in enumerate(values)}
+        packed[name] = [values, [place[v] for v in column] if len(values) > 1 else []]
     return packed
 
 
@@ -66,10 +84,8 @@ def _layout(shape: str, dtype: str, role: str) -> Layout:
     if role not in ROLES:
         raise NewerFormat(f"tensor role {role!r} is not known to this release; a newer waterfill wrote this file")
     layout_dims = {KERNEL: 3, STACK: 3}.get(role, 0)
-    entries = 1
-    for size in sizes:
-        entries *= max(size, 1)  # even an empty tensor's other sizes multiply to a number that PyTorch can hold
-    bad = len(sizes) > _MOST_DIMENSIONS or any(s < 0 for s in sizes) or entries > _LONGEST or len(sizes) < layout_dims
+    bad = len(sizes) > _MOST_DIMENSIONS or any(s < 0 for s in sizes) or _spanned(sizes) > _LONGEST
+    bad = bad or len(sizes) < layout_dims
     if bad or (role not in (RAW, VECTOR) and len(sizes) < 2):
         raise CorruptFile(f"the manifest gives the shape [{shape[:80]}] to a tensor of role {role!r}; it is damaged")
     try:

@@ -22,22 +22,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write OUT. Raises CorruptFile, NewerFormat, OutputExists."""
+    """Write OUT. Raises CorruptFile, NewerFormat, OutputExists, Mismatch for values that --dtype cannot hold."""
     import torch
 
     from waterfill import Progress
     from waterfill.cli.progress import Meter
     from waterfill.export.safetensors import SafetensorsWriter
-    from waterfill.model.lazy import CompressedTensors
+    from waterfill.model.install import converted
+    from waterfill.model.lazy import CompressedTensors, read_metadata
 
     output = args.output or str(Path(args.file).with_suffix(".safetensors"))
     with FileReader(args.file) as src:
         tensors = CompressedTensors(src)
         slots = tensors.slots(getattr(torch, args.dtype) if args.dtype else None)
-        with SafetensorsWriter(output, slots, args.force) as out, Meter(args.quiet) as meter:
+        with SafetensorsWriter(output, slots, args.force, read_metadata(src)) as out, Meter(args.quiet) as meter:
             done, entries = 0, sum(slot.bytes for slot in slots)
             for number, slot in enumerate(slots, 1):
-                out.add(tensors[slot.source].to(slot.dtype))
+                out.add(converted(slot.source, tensors[slot.source], slot.dtype))
                 done += slot.bytes
                 meter(Progress("writing", number, len(slots), done, entries))
             written = out.finish()

@@ -58,13 +58,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The weights of a checkpoint, and none left out."""
+    """The weights of a checkpoint, and why some of them are kept bit for bit. Raises BadInput for NaN."""
     from waterfill.network.checkpoint import open_checkpoint
+    from waterfill.network.kept import why_kept
     from waterfill.network.layout import layout_of
 
     stored = open_checkpoint(model).tensors
     layouts = {name: layout_of(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
-    return {name: Layer(lay, stored[name].load) for name, lay in layouts.items() if _is_matrix(lay)}, {}
+    matrices = {name: Layer(layout, stored[name].load) for name, layout in layouts.items() if _is_matrix(layout)}
+    kept = {name: why_kept(name, layer.load()) for name, layer in matrices.items()}
+    left_out = {name: why for name, why in kept.items() if why}
+    return {name: layer for name, layer in matrices.items() if name not in left_out}, left_out
 
 
 def _is_matrix(layout: "Layout") -> bool:

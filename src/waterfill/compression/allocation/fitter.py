@@ -4,6 +4,7 @@ One price for all; the curves of the weights say which, and the last and largest
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -18,10 +19,43 @@ from waterfill.compression.allocation.weight import Weight
 from waterfill.errors import BudgetError
 from waterfill.importance import SIZE_EXPONENT
 from waterfill.model.compressed import count_weights
+from waterfill.network.layout import RAW
 from waterfill.progress import Progress
 
+_MUCH = 0.5  # of a budget
+_NAMED = 3
 FIXED_RATE_PRICE = 4.0**-7
 """Nats per bit for the small tensors beside a recipe of fixed rate."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The tensors that are kept bit for bit, whatever the budget: (name, bytes, reason), the largest first."""
+
+    tensors: Sequence[tuple[str, int, str]]
+
+    @classmethod
+    def among(cls, weights: Sequence[Weight]) -> "Exact":
+        """Those among some weights."""
+        raw = [weight for weight in weights if weight.layout.role == RAW and weight.layout.entries]
+        sizes = [(weight.name, math.ceil(weight.curve.at_grid(0).bits / 8), weight.reason) for weight in raw]
+        return cls(sorted(sizes, key=lambda size: -size[1]))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all of them in the file, about."""
+        return sum(size for _, size, _ in self.tensors)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.tensors)
+
+    def text(self) -> str:
+        """How much they take, and the largest of them by name."""
+        told = [f"{name!r} ({size} bytes; {reason})" for name, size, reason in self.tensors[:_NAMED]]
+        more = f" and {self.count - _NAMED} more" if self.count > _NAMED else ""
+        return f"{self.bytes} bytes are taken by tensors that are kept bit for bit: {', '.join(told)}{more}"
 
 
 @dataclass
@@ -44,8 +78,8 @@ class Run:
 
     @cached_property
     def entries(self) -> int:
-        """Entries of all weights."""
-        return sum(w.layout.entries for w in self.weights)
+        """Numbers of all weights."""
+        return sum(w.layout.numbers for w in self.weights)
 
     def meet(self, target: Target, original: int) -> Ledger:
         """Fit every weight as the target asks; `original`: bytes of the tensors as they were."""
@@ -59,10 +93,16 @@ class Run:
         return Ledger({i: price for i in range(len(bits))}, dict(enumerate(bits)))
 
     def to_size(self, size: int) -> Ledger:
-        """Fit every weight so that the file has at most `size` bytes and, where the parts allow, nearly that."""
+        """Fit every weight so that the file has at most `size` bytes and, where the parts allow, nearly that.
+
+        Warns where most of it goes to tensors that are kept bit for bit. Raises BudgetError, naming such.
+        """
         found = self.bracket(size)
         lengths = [int(found.bits(i, 0.5) / 8) for i in range(len(self.weights))]
         allowed = 8.0 * (size - self.overhead(lengths) - 8)
+        exact = Exact.among(self.weights)
+        if exact.bytes > _MUCH * size and exact.count < len(self.weights):
+            warnings.warn(f"of the {size} bytes allowed, {exact.text()}; little is left for the rest", stacklevel=2)
         return self.settled(spend(found, allowed, self._fit, self.workers), found, size)
 
     def settled(self, ledger: Ledger, found: Bracket, size: int, order: Sequence[int] | None = None) -> Ledger:
@@ -92,13 +132,18 @@ class Run:
         if size <= least:
             raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
         guess = self._guess(8 * (size - least) / max(1, self.entries)) if self._last is None else self._last
-        found = bracket(self._measure, len(self.weights), 8.0 * (size - least), max(-24, min(12, guess)), self.workers)
+        bits = 8.0 * (size - least)
+        try:
+            found = bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self.workers)
+        except BudgetError as error:
+            exact = Exact.among(self.weights)
+            raise (BudgetError(f"{error}; {exact.text()}") if 16 * exact.bytes > size else error) from None
         self._last = found.k  # a weight or two may change before the next search
         return found
 
     def _guess(self, bits: float) -> int:
         """The k at which price 4^k spends about so many bits an entry, by the high-rate formula."""
-        known = [(w.level, w.layout.entries) for w in self.weights if w.level is not None]
+        known = [(w.level, w.layout.numbers) for w in self.weights if w.level is not None]
         covered = sum(entries for _, entries in known)
         if covered > 0.5 * self.entries:
             return round(sum(level * entries for level, entries in known) / covered - bits)
@@ -122,5 +167,5 @@ class Run:
             done = self._done.setdefault(stage, set())
             if i not in done:
                 done.add(i)
-                self._entries_done[stage] = self._entries_done.get(stage, 0) + self.weights[i].layout.entries
+                self._entries_done[stage] = self._entries_done.get(stage, 0) + self.weights[i].layout.numbers
             self.progress(Progress(stage, len(done), len(self.weights), self._entries_done[stage], self.entries))

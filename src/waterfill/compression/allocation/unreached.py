@@ -45,7 +45,7 @@ def _factor(weights: Sequence[Weight]) -> float | None:
     """The median of measured over assumed costs; None where there is nothing to compare."""
     ratios = []
     for weight in weights[:: max(1, len(weights) // _COMPARED)]:
-        target = weight.layout.split(weight.load())[0]
+        target = weight.layout.split(weight.tensor())[0]
         if bool(target.any()):
             given = weight.importance() if callable(weight.importance) else weight.importance
             assert given is not None

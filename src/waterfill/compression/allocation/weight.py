@@ -12,13 +12,15 @@ from torch import Tensor
 from waterfill import recipe
 from waterfill.compression.allocation.curve import Curve, Point
 from waterfill.compression.allocation.damping import damped
-from waterfill.dtypes import octets
+from waterfill.dtypes import STORED, dtype_name, octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance, entrywise, without_data
 from waterfill.model.entry import Fitted, decode, encode
-from waterfill.network.layout import RAW, VECTOR, Layout, check_finite
+from waterfill.network.layout import RAW, VECTOR, Layout
+from waterfill.network.pruned import visible
+from waterfill.network.pruned import within as under_mask
 from waterfill.part import Spec
-from waterfill.storage import name_problem
+from waterfill.storage import manifest, name_problem
 
 SAMPLE = 1 << 16
 """About how many entries of a weight its curve is measured on."""
@@ -28,6 +30,7 @@ _PIECE = 1 << 18  # entries
 _TINY = 1e-30
 _TOO_SMALL = 64  # entries; below, any side information costs more than it saves
 _SMALL = "Dense()"
+_LEVELS = "Codebook(levels=2)"  # exact for zeros and ones
 _EXACT = 'Dense(format="lossless")'
 
 _REASONS = {VECTOR: "one-dimensional", RAW: "not floating point: kept bit for bit"}
@@ -39,7 +42,9 @@ class Weight:
 
     load: the whole tensor, as often as it is wanted. spec: what the user asked for. importance: what was given for each
     of its matrices, or None; a function that reads it gets asked whenever it is wanted, and nothing of it is kept.
-    factor: what errors cost beside what is assumed without data, where `importance` is None.
+    factor: what errors cost beside what is assumed without data, where `importance` is None. kept: why the tensor is
+    kept bit for bit though its numbers could be rounded, or nothing. mask: what tells the entries that are seen (bool);
+    None for all of them.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Weight:
     load: Callable[[], Tensor]
     importance: Importance | Callable[[], Importance] | None = None
     factor: float = 1.0
+    kept: str = ""
+    mask: Callable[[], Tensor] | None = None
     _trust: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @functools.cached_property
@@ -55,6 +62,8 @@ class Weight:
         """Why this tensor is not compressed by the user's recipe; empty if it is."""
         if self.layout.entries == 0:
             return "empty"
+        if self.kept:
+            return self.kept
         if self.layout.role == RAW and self.layout.dtype.is_floating_point:
             return "kept bit for bit"
         if self.layout.role in _REASONS:
@@ -69,12 +78,14 @@ class Weight:
         """The user's spec, or Dense where the tensor stays as it is."""
         if self.layout.role == RAW:
             return recipe.parse(_EXACT)
+        if self.kept:
+            return recipe.parse(_LEVELS)
         return recipe.parse(_SMALL) if self.reason else self.spec
 
     @functools.cached_property
     def curve(self) -> Curve:
         """Bits and distortion of the whole tensor by price, measured on a sample of its rows."""
-        scale = self.layout.entries / max(1, sum(target.numel() for target in self._thinned))
+        scale = self.layout.count * math.prod(self.layout.matrix) / max(1, sum(t.numel() for t in self._thinned))
 
         def measure(price: float) -> Point:
             pairs = zip(self._thinned, self._thinned_importance(), strict=True)
@@ -103,16 +114,29 @@ class Weight:
         assert importance.lower is not None
         return float(0.5 * energy.log2().mean()) + float(np.log2(np.diag(importance.lower)).mean())
 
+    def tensor(self) -> Tensor:
+        """The tensor; entries that a mask hides are zero, which costs least and is as good as anything."""
+        return self.seen(self.load())
+
+    def seen(self, values: Tensor) -> Tensor:
+        """Values of this tensor, zero where a mask hides them."""
+        return values if self.mask is None else visible(values, self.mask())
+
     def check(self) -> None:
-        """Raise BadInput, naming the tensor, if a file cannot hold its name or its importance does not fit it."""
+        """Raise BadInput, naming the tensor, if a file cannot hold it or its importance does not fit it."""
         problem = name_problem(self.name)
         if problem:
             raise BadInput(f"tensor {self.name!r}: the name {problem}; rename it")
-        given = self._given
-        if given is None:
+        problem = manifest.shape_problem(self.layout.shape)
+        if dtype_name(self.layout.dtype) not in STORED:
+            problem = f"is {self.layout.dtype}, which no file can hold; give its bytes instead: view(torch.uint8)"
+        if problem:
+            raise BadInput(f"tensor {self.name!r} {problem}")
+        told = self._told
+        if told is None:
             return
         try:
-            given.check(*self.layout.matrix)
+            told.check(*self.layout.matrix)
         except BadInput as error:
             raise BadInput(f"tensor {self.name!r}: {error}") from error
 
@@ -132,13 +156,11 @@ class Weight:
     def _thinned(self) -> list[Tensor]:
         """Evenly spread rows and channels of the tensor, or of some of its matrices."""
         thinned = []
-        for matrix in self.layout.split(self.load())[:: self._every]:
+        for matrix in self.layout.split(self.tensor())[:: self._every]:
             target = matrix
             if self._picked is not None:
                 row, col = self._picked
                 target = matrix[row][:, col].contiguous()
-            if self.layout.role != RAW and not bool(torch.isfinite(target).all()):
-                check_finite(self.name, self.load())
             thinned.append(target)
         return thinned
 
@@ -154,6 +176,12 @@ class Weight:
 
     @property
     def _given(self) -> Importance | None:
+        """The importance that was given, as far as a mask lets errors be seen."""
+        told = self._told
+        return told if told is None or self.mask is None else under_mask(told, self.mask(), self.layout)
+
+    @property
+    def _told(self) -> Importance | None:
         """The importance that was given, read if it is to be read."""
         return self.importance() if callable(self.importance) else self.importance
 
@@ -172,7 +200,9 @@ class Weight:
             return given if picked is None else given.select(*picked)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)
-        return assumed(target, self.layout).scaled(self.factor)
+        found = assumed(target, self.layout).scaled(self.factor)
+        # what a mask hides cannot make up for errors beside it
+        return found if self.mask is None else replace(found, gram=None)
 
     def _damped(self, importance: Importance, price: float) -> Importance:
         """The importance with the damping for a price, which is sought once for every factor of 16."""
@@ -188,7 +218,7 @@ class Weight:
 
     def asked(self, price: float) -> Iterator[tuple[Tensor, Importance]]:
         """Every matrix of the tensor, and what errors in it cost at a price."""
-        for target in self.layout.split(self.load()):
+        for target in self.layout.split(self.tensor()):
             yield target, self._damped(self._importance(target), price)
 
     def fit(self, price: float) -> "Fitted":
@@ -196,10 +226,7 @@ class Weight:
 
         Raises BadInput for weights that are not finite.
         """
-        tensor = self.load()
-        if self.layout.role != RAW:
-            check_finite(self.name, tensor)
-        targets = self.layout.split(tensor)
+        targets = self.layout.split(self.tensor())
         found = tuple(self.chosen_spec.fit(target, importance, price) for target, importance in self.asked(price))
         blob = encode(found)
         parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts

@@ -41,7 +41,8 @@ def refit_in_order(  # noqa: PLR0913 - what was found so far, and how the networ
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
     compressed = work.model().install(copy_of(model))
-    layouts = {weight.name: weight.layout for weight in work.weights if not weight.reason}
+    real = (weight for weight in work.weights if not weight.reason and not weight.layout.dtype.is_complex)
+    layouts = {weight.name: weight.layout for weight in real}
     drift = Drift(model, compressed, batches, layouts, forward, memory)
     uses = drift.order()
     order = [positions[name] for name in uses]
@@ -51,16 +52,17 @@ def refit_in_order(  # noqa: PLR0913 - what was found so far, and how the networ
         names = {work.weights[i].name: uses[work.weights[i].name] for i in stage}
         targets = drift.targets(names)
         for i in stage:
-            original = work.weights[i]
-            if original.name in targets:
-                work.weights[i] = replace(original, load=partial(_same, targets[original.name]))
+            name = work.weights[i].name
+            if name in targets:
+                work.weights[i] = replace(work.weights[i], load=partial(_same, targets[name]))
             price = pace.price(i)
             ledger.prices[i], ledger.bits[i] = price, work.fit(i, price)
-            state[original.name].copy_(work.entries[i].tensor())
+            state[name].copy_(work.entries[i].tensor())
     if size is not None:
         work.run.settled(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
-        work.entries[i] = _seen_from(model.state_dict()[work.weights[i].name], work.entries[i])
+        original = work.weights[i].seen(model.state_dict()[work.weights[i].name])
+        work.entries[i] = _seen_from(original, work.entries[i])
 
 
 def _same(tensor: Tensor) -> Tensor:
