@@ -103,6 +103,9 @@ def _widths(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
     widths = []
     for i, column in enumerate(columns):
         widths.append(max([len(column.title), *(len(row[i]) for row in cells)]))
+    for i, column in enumerate(columns):
+        if column.text:  # no text is left more than a whole line, however long one is
+            widths[i] = min(widths[i], max(column.least, len(column.title)) + WIDTH)
     spare = {i: widths[i] - max(column.least, len(column.title)) for i, column in enumerate(columns) if column.text}
     for _ in range(sum(widths) + 2 * (len(widths) - 1) - WIDTH):
         longest = max(spare, key=lambda i: spare[i], default=None)
