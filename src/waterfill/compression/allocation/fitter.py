@@ -6,14 +6,13 @@ One price for all; the curves of the weights say which, and the last and largest
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
 from waterfill.compression.allocation.budget import Target
-from waterfill.compression.allocation.search import Bracket, bracket
+from waterfill.compression.allocation.search import Bracket, bracket, in_threads
 from waterfill.compression.allocation.spend import FILL, Ledger, settle, spend
 from waterfill.compression.allocation.weight import Weight
 from waterfill.errors import BudgetError
@@ -81,6 +80,11 @@ class Run:
         """Numbers of all weights."""
         return sum(w.layout.numbers for w in self.weights)
 
+    @property
+    def _threads(self) -> int:
+        """No more than there are weights."""
+        return min(self.workers, max(1, len(self.weights)))
+
     def meet(self, target: Target, original: int) -> Ledger:
         """Fit every weight as the target asks; `original`: bytes of the tensors as they were."""
         size = target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), original)
@@ -88,8 +92,8 @@ class Run:
 
     def at_price(self, price: float) -> Ledger:
         """Fit every weight at one price."""
-        with ThreadPoolExecutor(self.workers) as pool:
-            bits = list(pool.map(lambda i: self._fit(i, price), range(len(self.weights))))
+        with in_threads(self._threads) as each:
+            bits = list(each(lambda i: self._fit(i, price), range(len(self.weights))))
         return Ledger({i: price for i in range(len(bits))}, dict(enumerate(bits)))
 
     def to_size(self, size: int) -> Ledger:
@@ -103,7 +107,7 @@ class Run:
         exact = Exact.among(self.weights)
         if exact.bytes > _MUCH * size and exact.count < len(self.weights):
             warnings.warn(f"of the {size} bytes allowed, {exact.text()}; little is left for the rest", stacklevel=2)
-        return self.settled(spend(found, allowed, self._fit, self.workers), found, size)
+        return self.settled(spend(found, allowed, self._fit, self._threads), found, size)
 
     def settled(self, ledger: Ledger, found: Bracket, size: int, order: Sequence[int] | None = None) -> Ledger:
         """The ledger once the file has at most `size` bytes.
@@ -134,7 +138,7 @@ class Run:
         guess = self._guess(8 * (size - least) / max(1, self.entries)) if self._last is None else self._last
         bits = 8.0 * (size - least)
         try:
-            found = bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self.workers)
+            found = bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self._threads)
         except BudgetError as error:
             exact = Exact.among(self.weights)
             raise (BudgetError(f"{error}; {exact.text()}") if 16 * exact.bytes > size else error) from None

@@ -5,8 +5,9 @@ smallest to the largest, each at the price that the remaining budget and the rem
 samples got wrong is shared by those that follow; the last and largest are fitted until the budget is met.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,17 @@ DEAREST, CHEAPEST = 30, -30
 """Exponents of 4: beyond these prices nothing more is saved or bought."""
 _STILL = 4  # so many prices in a row without a change are a plateau
 _GROUP, _GROUPS = 4, 12
+
+
+@contextmanager
+def in_threads(workers: int) -> Iterator[Callable[..., Iterator[float]]]:
+    """`map`, in so many threads; with one it is the caller's own, whose memory is used again."""
+    if workers == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield pool.map
+
 
 Fit = Callable[[int, float], float]
 """(index of a weight, price) -> the real bits of the part found there, which the callee keeps."""
@@ -50,10 +62,10 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
     measure_one: (index of one of `count` curves, k) -> its bits at price 4^k. guess: the k to begin with. Where even
     the cheapest price spends less, the bracket lies there. Raises BudgetError where the dearest spends more.
     """
-    with ThreadPoolExecutor(workers) as pool:
+    with in_threads(workers) as each:
 
         def measure(k: int) -> np.ndarray:
-            return np.array(list(pool.map(lambda i: measure_one(i, k), range(count))), dtype=np.float64)
+            return np.array(list(each(lambda i: measure_one(i, k), range(count))), dtype=np.float64)
 
         at = {guess: measure(guess)}
         k, still = guess, 0

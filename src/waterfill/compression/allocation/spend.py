@@ -1,12 +1,11 @@
 """A size met to the byte: what is fitted, at which price, and what is fitted again."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from waterfill.compression.allocation.search import _GROUP, _GROUPS, Bracket, Fit
+from waterfill.compression.allocation.search import _GROUP, _GROUPS, Bracket, Fit, in_threads
 from waterfill.errors import BudgetError
 
 _TRIES = 8
@@ -39,13 +38,13 @@ def spend(found: Bracket, budget: float, fit: Fit, workers: int = 1, fill: float
     order = np.argsort(found.low + found.high, kind="stable")
     ordered = Bracket(found.k, found.low[order], found.high[order])
     expected = 0.0
-    with ThreadPoolExecutor(workers) as pool:
+    with in_threads(workers) as each:
         for group in _groups(ordered):
             ratio = float(np.clip(ledger.total / expected, 0.8, 1.25)) if expected > 0.05 * budget else 1.0
             share = ordered.share((budget - ledger.total) / ratio, slice(group.start, None))
             price = found.price(share)
             members = [int(i) for i in order[group]]
-            for i, bits in zip(members, pool.map(lambda i, at=price: fit(i, at), members), strict=True):
+            for i, bits in zip(members, each(lambda i, at=price: fit(i, at), members), strict=True):
                 ledger.prices[i], ledger.bits[i] = price, bits
                 expected += found.bits(i, share)
     settle(found, budget, fit, ledger, fill)

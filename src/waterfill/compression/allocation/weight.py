@@ -227,19 +227,24 @@ class Weight:
         Raises BadInput for weights that are not finite.
         """
         targets = self.layout.split(self.tensor())
-        found = tuple(self.chosen_spec.fit(target, importance, price) for target, importance in self.asked(price))
-        blob = encode(found)
+        spec = self.chosen_spec
+        found = [spec.fit(target, self._damped(self._importance(target), price), price) for target in targets]
+        blob = encode(tuple(found))
+        written = [part.dense() if math.prod(part.shape) <= _COMPARED else None for part in found]
+        del found  # before they are read back: a matrix is not to be in memory more often than it must
         parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts
         lost, energy = 0.0, 0.0
-        for target, before, after in zip(targets, found, parts, strict=True):
+        for target, before, after in zip(targets, written, parts, strict=True):
+            if self.layout.role == RAW and before is None:
+                continue
             restored = after.dense()
-            if target.numel() <= _COMPARED and not _same(before.dense(), restored):
+            if before is not None and not _same(before, restored):
                 raise AssertionError(
                     f"tensor {self.name!r} reads back otherwise than it was written; please report this"
                 )
             if self.layout.role != RAW:
-                lost += _squared_distance(target, restored)
-                energy += Importance().inner(target, target)
+                gap, whole = _squared_norms(target, restored)
+                lost, energy = lost + gap, energy + whole
         error = (lost / energy) ** 0.5 if energy > 0 else 0.0
         if not math.isfinite(error):
             raise BadInput(
@@ -256,11 +261,14 @@ def assumed(target: Tensor, layout: Layout) -> Importance:
     return without_data(target, layout.kernel, math.prod(layout.matrix))
 
 
-def _squared_distance(a: Tensor, b: Tensor) -> float:
-    """The squared norm of a - b, two matrices of one shape, a few rows at a time: temporaries stay in the cache."""
-    rows = max(1, _PIECE // max(1, a.shape[1]))
-    gaps = (x - y.to(x.dtype) for x, y in zip(a.split(rows), b.split(rows), strict=True))
-    return sum(Importance().inner(gap, gap) for gap in gaps)
+def _squared_norms(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The squared norms of a - b and of a, of one shape, some entries at a time: temporaries stay in the cache."""
+    lost = energy = 0.0
+    for x, y in zip(a.reshape(-1).split(_PIECE), b.reshape(-1).split(_PIECE), strict=True):
+        gap = (x - y.to(x.dtype)).reshape(1, -1)
+        lost += Importance().inner(gap, gap)
+        energy += Importance().inner(x.reshape(1, -1), x.reshape(1, -1))
+    return lost, energy
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
