@@ -4,6 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
+# The oldest releases that pyproject.toml allows. Where this PyTorch has no small build, `make test-oldest
+# OLDEST_TORCH=2.13.0` still tests the others.
+OLDEST_TORCH ?= 2.4.1
+OLDEST := .venv-oldest-$(OLDEST_TORCH)
+OLDEST_READY := $(OLDEST)/.ready
+SMOKE := tests/coding/test_exact_product.py tests/coding/test_golden_codes.py tests/model tests/parts/test_contract.py \
+	tests/parts/test_format_parts.py tests/compression/test_compress.py tests/compression/test_choice.py
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior data_free rate_distortion feedback_speed whole_speed ablation decisions \
 	post_training calibrations choice report summary
@@ -11,7 +18,7 @@ BENCHMARKS := coding lossless large_file step_rule prior data_free rate_distorti
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all check format bench native clean
+.PHONY: demo test test-all test-oldest smoke-oldest check format bench native clean
 .DEFAULT_GOAL := test
 
 # torch comes first and exactly, so that nothing else chooses a bigger build.
@@ -33,6 +40,21 @@ test-all: native
 	-$(BIN)/pip install --quiet --only-binary atheris --no-build-isolation --editable .[fuzz]
 	$(BIN)/pytest --hypothesis-profile=thorough -n 2
 
+# The core is that of the first environment: it knows neither NumPy nor PyTorch, only how arrays lie in memory.
+$(OLDEST_READY): pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet torch==$(OLDEST_TORCH) 'numpy==1.26.*' 'safetensors==0.4.*'
+	$(OLDEST)/bin/pip install --quiet scikit-build-core hypothesis pytest pytest-xdist scikit-learn
+	$(OLDEST)/bin/pip install --quiet --no-build-isolation --no-deps --editable . \
+		--config-settings=wheel.cmake=false --config-settings=editable.mode=inplace
+	touch $@
+
+test-oldest: native $(OLDEST_READY)
+	$(OLDEST)/bin/pytest -m "not slow" -n 2
+
+smoke-oldest: native $(OLDEST_READY)
+	$(OLDEST)/bin/pytest -m "not slow" -n 2 $(SMOKE)
+
 check: native
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -52,4 +74,4 @@ native: $(READY)
 	@$(BIN)/ninja --quiet -C build/editable-*
 
 clean:
-	rm -rf build $(READY) src/waterfill/_native*.so
+	rm -rf build $(READY) .venv-oldest-*/.ready src/waterfill/_native*.so

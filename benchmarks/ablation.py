@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from calibration_data import APART, calibration_batches, model_of
-from common import Table, data_folder, finish
 from data_free import one_thread
-from networks import networks
+from lib.calibration_data import APART, calibration_batches, model_of
+from lib.common import Table, data_folder, finish
+from lib.networks import networks
 
 import waterfill
-from waterfill import Steps, compress_with_data
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.post_training import DEFAULT_SPEC
 
@@ -98,7 +97,8 @@ def compressed(model: torch.nn.Module, folder: Any, number: int, changes: dict[s
     if changes.pop("blind", False):
         return waterfill.compress(model, bits=BITS)
     with fixed_damping(damping):
-        return compress_with_data(model, batches, spec, bits=BITS, steps=replace(Steps(), **changes))
+        options = waterfill.Options(steps=replace(waterfill.Steps(), **changes))
+        return waterfill.compress(model, batches, spec=spec, bits=BITS, options=options)
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from calibration_data import APART, calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
 from data_free import one_thread
-from networks import networks
+from lib.calibration_data import APART, calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
 
 import waterfill
 
@@ -49,7 +49,7 @@ def measured(name: str, bits: float, number: int) -> list[Any]:
     state = network.state(folder)
     evaluate = network.prepare(folder, state, False)
     batches = calibration_batches(name, folder, INPUTS, first=APART * number)
-    made = waterfill.compress_with_data(model_of(name, folder, state), batches, bits=bits)
+    made = waterfill.compress(model_of(name, folder, state), batches, bits=bits)
     original, found = evaluate(state), evaluate(made.state_dict())
     return [name, bits, number, found.quality, original.quality - found.quality, found.divergence]
 

@@ -14,13 +14,13 @@ import time
 from typing import Any
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
 
 import waterfill
 from waterfill.calibration.calibrate import calibrate
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.post_training import DEFAULT_SPEC
 from waterfill.compression.task import Compression
@@ -93,7 +93,7 @@ def compression(name: str) -> Compression:
 
 def costs(work: Compression, bits: float) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """By recipe: bits and cost over price of all weights; and seconds."""
-    size = work.allowed(Target(bits=bits))
+    size = work.allowed(Budget(bits=bits))
     assert size is not None
     price = work.run.price_for(size)
     weights = [weight for weight in work.weights if not weight.reason]

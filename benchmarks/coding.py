@@ -14,8 +14,8 @@ from typing import Any
 import constriction
 import numpy as np
 import zstandard
-from coding_weights import weight_claims, weights_table
-from common import Table, claim, claims_table, data_folder, finish, timed
+from lib.coding_weights import weight_claims, weights_table
+from lib.common import Table, claim, claims_table, data_folder, finish, timed
 
 from waterfill.coding import rans
 from waterfill.coding.density import SCALES, SHAPES, table

@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import rounding
 import torch
-from common import RESULTS, Table, claim, claims_table, data_folder, finish
-from data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
-from networks import Evaluator, Network, State, networks
+from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
+from lib.data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
+from lib.networks import Evaluator, Network, State, networks
+from opponents import rounding
 
 import waterfill
 from waterfill.errors import BudgetError, WaterfillError
@@ -171,7 +171,7 @@ def through_a_file(state: State, recipe: str, budget: int) -> tuple[int, State, 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.wf"
         begin = time.perf_counter()
-        model = waterfill.compress(state, recipe, size=budget)
+        model = waterfill.compress(state, spec=recipe, size=budget)
         seconds = time.perf_counter() - begin
         model.save(path)
         blobs = sum(len(entry.blob) for entry in model.entries.values())
@@ -196,7 +196,7 @@ def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
     ]
     if any(run.network == "ResNet-20" for run in runs):
         state = networks()["ResNet-20"].state(folder)
-        found["breakdown"] = breakdown_table(waterfill.compress(state, AUTOMATIC, bits=2.0))
+        found["breakdown"] = breakdown_table(waterfill.compress(state, spec=AUTOMATIC, bits=2.0))
         other = 100 - found["breakdown"].rows[0][2]
         claims.append(claim("ResNet-20 at 2 bits: % of the file beside weight codes", other, 8, ".2f", at_most=True))
     lost = [row for row in found["equal_bytes"].rows if row[-1] == "WORSE"]

@@ -1,4 +1,4 @@
-"""What some decisions of calibration are worth (docs/why.md): each is undone, with all else as it is.
+"""What some decisions of calibration are worth (docs/decisions.md): each is undone, with all else as it is.
 
 * few: of few samples, the output and the position that are added to those that were seen.
 * sequences: for a language model, how far chances are softened, and the squared error of its outputs instead.
@@ -19,14 +19,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, data_folder, finish
 from data_free import one_thread
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, data_folder, finish
+from lib.networks import networks
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import Steps, compress_with_data
+from waterfill import Steps
 
 LENET, LLAMA, RESNET = "LeNet-300-100", "Llama 260K", "ResNet-20"
 BITS = {LENET: 3.0, LLAMA: 3.0, RESNET: 1.6}
@@ -86,7 +86,7 @@ def few(variant: str, count: int) -> list[Row]:
         made = waterfill.compress(model, bits=BITS[LENET])
     else:
         with ExitStack() if variant == AS_IT_IS else only_seen():
-            made = compress_with_data(model, batches, bits=BITS[LENET])
+            made = waterfill.compress(model, batches, bits=BITS[LENET])
     return [[variant, count, made.bits, *quality(LENET, made)]]
 
 
@@ -95,8 +95,8 @@ def sequence(name: str) -> list[Row]:
     model, batches = prepared(LLAMA, 256)
     entropy = CHANCES[name]
     steps = Steps(importance="outputs" if entropy is None else "divergence")
-    with patch("waterfill.calibration.probes.ENTROPY", 2.0 if entropy is None else entropy):
-        made = compress_with_data(model, batches, bits=BITS[LLAMA], steps=steps)
+    with patch("waterfill.evaluation.divergence.ENTROPY", 2.0 if entropy is None else entropy):
+        made = waterfill.compress(model, batches, bits=BITS[LLAMA], options=waterfill.Options(steps=steps))
     return [[name, made.bits, *quality(LLAMA, made)]]
 
 
@@ -117,8 +117,8 @@ def unreached(network: str, cost: str) -> list[Row]:
     """Bits per entry of layers and of their copies."""
     layers = COPIED[network]
     model, batches = prepared(network, 256)
-    with patch("waterfill.compression.compress.at_common_price", list) if cost == "assumed" else ExitStack():
-        made = compress_with_data(Beside(model, layers), batches, bits=BITS[network])
+    with patch("waterfill.compression.task.at_common_price", list) if cost == "assumed" else ExitStack():
+        made = waterfill.compress(Beside(model, layers), batches, bits=BITS[network])
     return [
         [network, name, cost, spent(made, f"model.{name}."), spent(made, f"idle.{i}.")] for i, name in enumerate(layers)
     ]

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Table, claim, claims_table, finish, timed
-from gptq import quantize
+from lib.common import Table, claim, claims_table, finish, timed
+from opponents.gptq import quantize
 from torch import Tensor
 
 from waterfill import Importance, Quantize

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Table, claim, claims_table, finish
+from lib.common import Table, claim, claims_table, finish
 
 LAYERS, WIDTH = 16, 4096
 BITS = 4.0

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from common import timed
+from lib.common import timed
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -24,17 +24,16 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-import gptq
-from calibration_data import SPARED, calibration_batches, model_of
-from common import RESULTS, Table, data_folder, finish
 from data_free import count, one_thread
-from networks import Evaluator, Network, State, networks
-from post_training_tables import GPTQ, GPTQ_CODED, ORIGINAL, ROUNDING, Result, Shown, tables
+from lib.calibration_data import SPARED, calibration_batches, model_of
+from lib.common import RESULTS, Table, data_folder, finish
+from lib.networks import Evaluator, Network, State, networks
+from lib.post_training_tables import GPTQ, GPTQ_CODED, ORIGINAL, ROUNDING, Result, Shown, tables
+from opponents import gptq
 from torch import Tensor, nn
 
 import waterfill
-from waterfill.compression.options import Steps
-from waterfill.compression.post_training import DEFAULT_SPEC, compress_with_data
+from waterfill.compression.post_training import DEFAULT_SPEC
 from waterfill.errors import BudgetError, WaterfillError
 
 OPPONENTS = (GPTQ, GPTQ_CODED, ROUNDING)
@@ -196,8 +195,8 @@ def compressed(place: Place, known: Prepared, job: Job) -> tuple[int, State]:
     if job.method in OPPONENTS:
         return opponent(place, job.network, job.method).within(budget)
     assert known.model is not None  # the plan has no budgets for networks without one
-    steps = Steps(cache=place.work / f"{job.network}-{os.getpid()}")
-    made = compress_with_data(known.model, known.batches, job.method, size=budget, steps=steps)
+    options = waterfill.Options(cache=place.work / f"{job.network}-{os.getpid()}")
+    made = waterfill.compress(known.model, known.batches, spec=job.method, size=budget, options=options)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.wf"
         made.save(path)

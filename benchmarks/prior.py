@@ -17,8 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from common import Table, data_folder, finish
-from networks import Evaluator, State, networks
+from lib.common import Table, data_folder, finish
+from lib.networks import Evaluator, State, networks
 from torch import Tensor
 
 import waterfill

@@ -17,14 +17,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
-from laplace import laplace_rate
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
+from opponents.laplace import laplace_rate
 from torch import Tensor
 
 import waterfill
 from waterfill import Importance, Spec
+from waterfill.calibration.calibrate import Calibration
 from waterfill.errors import BadRecipe
 from waterfill.theory import NetworkLimit, Spectrum, gaussian_rate
 
@@ -175,7 +176,7 @@ def of_layers(recipes: Sequence[str], entries: int, inputs: int) -> Iterable[Fou
 
 
 @functools.cache
-def importances(network: str, inputs: int) -> waterfill.Calibration:
+def importances(network: str, inputs: int) -> Calibration:
     """What errors cost in every weight of a network, by so many of its inputs."""
     folder = data_folder()
     model = model_of(network, folder, networks()[network].state(folder))

@@ -1,7 +1,8 @@
-"""Writes the tables of `docs/results.md` from the results, between its marks, so that the two cannot differ.
+"""Writes the tables in the pages of `docs/results` from the results, between marks, so that the two cannot differ.
 
 A mark `<!-- results: NAME TABLE -->` is followed by that table of `results/NAME.json`, or of the partial results where
 there are no others, up to `<!-- end -->`; TABLE `machine` is what it was measured on.
+The mark `<!-- claims -->` is followed by the claims of all benchmarks.
 
     python benchmarks/report.py [--check]
 """
@@ -12,24 +13,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import CHECKOUT, RESULTS, Table
+from lib.common import CHECKOUT, RESULTS, Table
 
-DOCUMENT = CHECKOUT / "docs" / "results.md"
+PAGES = CHECKOUT / "docs" / "results"
 REGION = re.compile(r"(<!-- results: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CLAIMS = re.compile(r"(<!-- claims -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    old = DOCUMENT.read_text("utf-8")
-    new = render(old, RESULTS)
+    pages = {path: path.read_text("utf-8") for path in sorted(PAGES.glob("*.md"))}
+    new = {path: render(text, RESULTS) for path, text in pages.items()}
     if "--check" in sys.argv[1:]:
-        sys.exit(0 if new == old else f"{DOCUMENT.name} differs from the results: run python benchmarks/report.py")
-    DOCUMENT.write_text(new, encoding="utf-8")
-    print(f"written: {DOCUMENT.relative_to(CHECKOUT)}")
+        differ = [path.name for path in pages if new[path] != pages[path]]
+        sys.exit(f"{', '.join(differ)}: not what the results say; run python benchmarks/report.py" if differ else 0)
+    for path, text in new.items():
+        path.write_text(text, encoding="utf-8")
+    print(f"written: {len(new)} pages in {PAGES.relative_to(CHECKOUT)}")
 
 
 def render(document: str, results: Path) -> str:
     """The document with every marked region made anew."""
+    document = CLAIMS.sub(lambda found: f"{found[1]}\n{claims(results).markdown()}\n\n{found[2]}", document)
     return REGION.sub(lambda found: found[1] + "\n" + region(results, found[2], found[3]) + "\n\n" + found[4], document)
+
+
+def claims(results: Path) -> Table:
+    """What every benchmark claims, and whether it is met."""
+    rows = []
+    for path in sorted(results.glob("*.json")):
+        table = json.loads(path.read_text("utf-8")).get("tables", {}).get("claims")
+        page = PAGES / f"{path.stem}.md"
+        link = f"[{path.stem}]({page.name})" if page.is_file() else path.stem
+        rows += [[link, *row] for row in table["rows"]] if table else []
+    return Table("All claims", {"benchmark": "", "claim": "", "found": "", "wanted": "", "met": ""}, rows)
 
 
 def region(results: Path, name: str, table: str) -> str:

@@ -11,7 +11,7 @@ beyond that of the best multiple.
 import math
 
 import numpy as np
-from common import Table, finish
+from lib.common import Table, finish
 
 ENTRIES = 1 << 16
 MULTIPLES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)

@@ -1,4 +1,4 @@
-"""Writes what README.md and docs/why.md show of the results: tables between marks, and the picture.
+"""Writes what README.md and docs/decisions.md show of the results: tables between marks, and the picture.
 
 The mark `<!-- summary -->` of README.md is followed by a line for every network; marks of `report.py` work in both
 documents. The picture is docs/resnet20.svg. Run it after the other benchmarks; a test compares documents and results.
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import report
-from common import CHECKOUT, RESULTS, Table
-from picture import Line, draw
+from lib.common import CHECKOUT, RESULTS, Table
+from lib.picture import Line, draw
 
 README = CHECKOUT / "README.md"
-WHY = CHECKOUT / "docs" / "why.md"
+DECISIONS = CHECKOUT / "docs" / "decisions.md"
 PICTURE = CHECKOUT / "docs" / "resnet20.svg"
 REGION = re.compile(r"(<!-- summary -->\n).*?(<!-- end -->)", re.DOTALL)
+SAME_BYTES = re.compile(r"(<!-- same bytes -->\n).*?(<!-- end -->)", re.DOTALL)
+BITS = 2.0
+"""Bits per weight of the whole file in the table of the same bytes."""
 AUTOMATIC = "Quantize()"
 WIDTHS = (4, 3, 2)
 
@@ -26,16 +29,39 @@ Run = dict[str, Any]
 
 
 def main() -> None:
-    for path in (README, WHY):
+    for path in (README, DECISIONS):
         path.write_text(rendered(path.read_text("utf-8"), RESULTS), encoding="utf-8")
     PICTURE.write_text(picture(runs(RESULTS)), encoding="utf-8")
-    print("written:", ", ".join(str(path.relative_to(CHECKOUT)) for path in (README, WHY, PICTURE)))
+    print("written:", ", ".join(str(path.relative_to(CHECKOUT)) for path in (README, DECISIONS, PICTURE)))
 
 
 def rendered(document: str, results: Path) -> str:
     """The document with every marked region made anew."""
     table = comparison(runs(results)).markdown()
+    same = same_bytes(results).markdown()
+    document = SAME_BYTES.sub(lambda found: f"{found[1]}\n{same}\n\n{found[2]}", document)
     return report.render(REGION.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", document), results)
+
+
+def same_bytes(results: Path) -> Table:
+    """Quality with inputs at `BITS`, beside rounding and GPTQ in no fewer bytes, and the seconds that ours took."""
+    columns = {"network": "", "": "", "float32": ".4g", "RTN g128": ".4g", "GPTQ g128": ".4g"}
+    columns |= {"**waterfill**": "", "bytes": ",d", "times smaller": ".1f", "seconds": ".0f"}
+    found = json.loads((results / "post_training.json").read_text("utf-8"))["tables"]
+    original = {row[0]: row[4] for row in found["runs"]["rows"] if row[1] == "float32"}
+    named = [dict(zip(found["quality"]["columns"], row, strict=True)) for row in found["quality"]["rows"]]
+    rows = [
+        [
+            *(run[key] for key in ("network", "metric", "float32", "rounding g128: quality", "GPTQ g128: quality")),
+            f"**{run['ours: quality']:.4g}**",
+            run["our bytes"],
+            original[run["network"]] / run["our bytes"],
+            run["our seconds"],
+        ]
+        for run in named
+        if run["bits"] == BITS and run["network"] in original
+    ]
+    return Table(f"Quality in the same bytes, {BITS:g} bits per weight of the whole file", columns, rows)
 
 
 def runs(results: Path) -> list[Run]:
@@ -50,7 +76,7 @@ def runs(results: Path) -> list[Run]:
 def comparison(found: list[Run]) -> Table:
     """A row for every network that was measured: untouched, then at the bytes of plain rounding to 4, 3 and 2 bits."""
     columns = {"network": "", "": "", "float32": ".4g"}
-    columns |= {f"rounded to {width} → ours": "" for width in WIDTHS}
+    columns |= {f"RTN g64, {width} bits → waterfill": "" for width in WIDTHS}
     originals = [run for run in found if run["recipe"] == "float32"]
     pairs = {run["network"]: [_pair(found, run["network"], width) for width in WIDTHS] for run in originals}
     rows = [

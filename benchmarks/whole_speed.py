@@ -1,7 +1,7 @@
 """How long it takes to calibrate and compress a whole network, beside a plain GPTQ of its layers in the same run.
 
-Each network goes through `compress_with_data` at one budget, as a user would call it: nothing is known beforehand. The
-opponent is that of `gptq.py`, 3 bits in groups of 128, with its Hessians given: it neither calibrates nor shares out
+Each network goes through `compress` with inputs at one budget, as a user would call it: nothing is known beforehand.
+The opponent is that of `gptq.py`, 3 bits in groups of 128, its Hessians given: it neither calibrates nor shares out
 bits. A pass is one run of the calibration inputs through the network, the unit in which calibration counts.
 
     python benchmarks/whole_speed.py [--networks ResNet-20,ResNet-56] [--threads 2]
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from calibration_data import calibration_batches, model_of
-from common import Table, claim, claims_table, data_folder, finish
-from gptq import hessian_of, quantize
-from networks import networks
+from lib.calibration_data import calibration_batches, model_of
+from lib.common import Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
+from opponents.gptq import hessian_of, quantize
 
 import waterfill
 
@@ -65,7 +65,7 @@ def measured(name: str, bits: float) -> list[Any]:
     batches = calibration_batches(name, folder, STORIES if name.startswith("Llama") else INPUTS)
     with torch.no_grad():
         once, _ = clocked(lambda: [model(batch) for batch in batches])
-    wall, busy = clocked(lambda: waterfill.compress_with_data(model, batches, bits=bits))
+    wall, busy = clocked(lambda: waterfill.compress(model, batches, bits=bits))
     importance = waterfill.calibrate(model, batches)
     layers = {key: value.flatten(1) for key, value in state.items() if value.is_floating_point() and value.ndim >= 2}
     hessians = {key: hessian_of(importance.get(key), layer.shape[1]) for key, layer in layers.items()}

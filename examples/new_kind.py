@@ -30,13 +30,13 @@ class OffsetPart(Part):
     def write(self, out: Sink) -> None:
         out.claim(self.shape[0] * self.shape[1])
         out.float32(self.unit)
-        out.codes(matrix.plan(self.steps.numpy()[:, None]))
+        out.put(matrix.plan(self.steps.numpy()[:, None]))
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
         src.claim(shape[0] * shape[1])
         unit = src.float32()
-        return cls(shape, torch.from_numpy(src.codes(shape[0], 1)[:, 0]).long(), unit)
+        return cls(shape, torch.from_numpy(matrix.read(src, shape[0], 1)[:, 0]).long(), unit)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main(rows: int = 128, cols: int = 256) -> None:
     torch.manual_seed(0)
     state = {"weight": torch.randn(rows, cols) + 2 * torch.randn(rows, 1)}  # rows that are not centered
     for recipe in ("Quantize()", "Offset() + Quantize()"):
-        compressed = waterfill.compress(state, recipe, bits=2.5)
+        compressed = waterfill.compress(state, spec=recipe, bits=2.5)
         (row,) = compressed.table()
         print(f"{recipe:22} {row['bytes']} bytes, {100 * row['error']:.2f} % off: {row['part']}")
 

@@ -32,12 +32,12 @@ def main(rows: int = 256, cols: int = 512) -> None:
     state = {"layer.weight": weight(rows, cols)}
     print(f"{'recipe':45}  bytes   error")
     for spec in RECIPES:
-        compressed = waterfill.compress(state, spec, bits=2)
+        compressed = waterfill.compress(state, spec=spec, bits=2)
         assert waterfill.parse(repr(spec)) == spec  # a recipe is text, for a command line or a file
         (row,) = compressed.table()
         print(f"{spec!r:45} {row['bytes']:6} {100 * row['error']:6.2f} %  {row['part']}")
     fixed = Quantize(bits=2, group=64)  # a rate of its own: no budget
-    (row,) = waterfill.compress(state, fixed).table()
+    (row,) = waterfill.compress(state, spec=fixed).table()
     print(f"{fixed!r:45} {row['bytes']:6} {100 * row['error']:6.2f} %  {row['part']}")
 
 

@@ -26,7 +26,7 @@ def main(width: int = 256, images: int = 2000) -> None:
 
     for bits in (4, 3, 2):
         blind = waterfill.compress(model, bits=bits)
-        informed = waterfill.compress_with_data(model, known.split(100), bits=bits)  # no labels
+        informed = waterfill.compress(model, known.split(100), bits=bits)  # no labels
         with torch.no_grad():
             plain, better = (100 * moved(model, small, unseen) for small in (blind, informed))
         print(f"{bits} bits per weight: outputs move by {plain:.2f} % without data, {better:.2f} % with")

@@ -1,6 +1,6 @@
 // The compiled core, `waterfill._native`: integers, floats and bytes, nothing of models.
 //
-// A file native/X.cpp that has something for Python defines `void bind_X(nanobind::module_& m)`, at the beginning of a
+// A file X.cpp that has something for Python defines `void bind_X(nanobind::module_& m)`, at the beginning of a
 // line. CMake collects those names into WATERFILL_BINDINGS, so a new file needs no edit here or anywhere else.
 
 #include <nanobind/nanobind.h>

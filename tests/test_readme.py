@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from waterfill.cli import _COMMANDS, main
 
 README = (CHECKOUT / "README.md").read_text("utf-8")
-DOCUMENTS = sorted([CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *(CHECKOUT / "docs").glob("*.md")])
+DOCUMENTS = sorted([CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *(CHECKOUT / "docs").rglob("*.md")])
 
 
 def blocks(language: str) -> list[str]:
@@ -68,12 +68,13 @@ def beside_a_checkpoint(tmp_path, monkeypatch):
 
 
 def test_the_code_runs(beside_a_checkpoint, capsys):
-    assert len(blocks("python")) == 1
-    names = {"Net": Net, "inputs": INPUTS}
-    exec(compile(blocks("python")[0], "README.md", "exec"), names)
+    names = {"Net": Net, "model": Net(), "inputs": INPUTS}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
     assert Path("net.wf").stat().st_size == names["small"].size
-    assert torch.equal(names["restored"].conv.weight, names["weight"])
-    assert 10 * Path("sum.wf").stat().st_size <= Path("net.safetensors").stat().st_size
+    assert torch.equal(names["net"].conv.weight, names["weight"])
+    assert 10 * Path("small.wf").stat().st_size <= Path("net.safetensors").stat().st_size
+    assert names["mixed"].notes["recipe"] == repr(names["recipe"])
 
 
 def test_the_commands_work(beside_a_checkpoint, capsys):
@@ -100,7 +101,7 @@ def test_links_lead_to_files(path):
 def test_figures_and_picture_are_the_measured_ones(monkeypatch):
     monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
     summary = importlib.import_module("summary")
-    for path in (summary.README, summary.WHY):
+    for path in (summary.README, summary.DECISIONS):
         text = path.read_text("utf-8")
         assert text == summary.rendered(text, summary.RESULTS), f"{path.name}: run python benchmarks/summary.py"
     picture = summary.PICTURE.read_text("utf-8")

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfill import BadInput, Importance, parse
+from waterfill import Importance, parse
+from waterfill.errors import BadInput
 from waterfill.importance import smooth_gram, without_data
 from waterfill.theory import (
     NetworkLimit,

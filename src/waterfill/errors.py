@@ -25,6 +25,10 @@ class BudgetError(WaterfillError):
     """A budget that no choice of parts can meet."""
 
 
+class VerifyError(WaterfillError):
+    """A file that is whole but not what it was compared with."""
+
+
 class Mismatch(WaterfillError):
     """Names or shapes of a compressed model and of the module it is installed into differ."""
 

@@ -22,6 +22,11 @@ _BLOCK = 128  # of rows of a factor found at once
 _SMALLEST = 1e-30  # of a float32 sum of products; below, some of them may have vanished
 
 
+def _one() -> Tensor:
+    """The scalar of no weights, float32."""
+    return torch.ones((), dtype=torch.float32, device="cpu")
+
+
 @dataclass(frozen=True, eq=False)
 class Importance:
     """The cost of an error in one weight matrix [rows, cols].
@@ -34,12 +39,18 @@ class Importance:
     gives it, by which `waterfill.damping` finds the damping.
     """
 
-    rows: Tensor = field(default_factory=lambda: torch.ones(()))
-    diagonal: Tensor = field(default_factory=lambda: torch.ones(()))
+    rows: Tensor = field(default_factory=_one)
+    diagonal: Tensor = field(default_factory=_one)
     gram: Tensor | None = None
     kernel: tuple[int, ...] = ()
     damping: float = 1e-8
     halves: tuple[Tensor, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        said = [f"{name} {list(value.shape)}" for name in ("rows", "diagonal") if (value := getattr(self, name)).ndim]
+        said += [] if self.gram is None else [f"gram {list(self.gram.shape)}"]
+        said += [f"kernel {self.kernel}"] if self.kernel else []
+        return f"Importance({', '.join(said) or 'uniform'})"
 
     def __post_init__(self) -> None:
         given: dict[str, tuple[Tensor | None, ...]]
@@ -88,7 +99,7 @@ class Importance:
     def _factor(self, gram: Tensor) -> Tensor:
         """Lower triangular L (float64) with `gram` + damping = L L^T."""
         damping = self.damping * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        eye = torch.eye(len(gram), dtype=torch.float64)
+        eye = torch.eye(len(gram), dtype=torch.float64, device="cpu")
         for _ in range(7):  # a million times as much is still rounding, not a wrong matrix
             factor, info = torch.linalg.cholesky_ex(gram + damping * eye)
             if int(info) == 0:
@@ -134,7 +145,35 @@ class Importance:
         if self.gram is None:
             return found
         extra = 0.5 * self.damping * float(self.gram.diagonal().double().mean())
-        return found + extra * replace(self, gram=None, diagonal=torch.ones(()), halves=None).inner(error, error)
+        return found + extra * replace(self, gram=None, diagonal=_one(), halves=None).inner(error, error)
+
+    def row_weights(self, rows: int) -> Tensor:
+        """The output weights g, [rows] (float32)."""
+        return self.rows.float().expand(rows)
+
+    def column_weights(self, cols: int) -> Tensor:
+        """The diagonal of A, [cols] (float32)."""
+        if self.gram is None:
+            return self.diagonal.float().expand(cols)
+        return self.gram.float().diagonal().repeat(cols // len(self.gram))
+
+    def entry_weights(self, rows: int, cols: int) -> Tensor:
+        """What a squared error of each entry costs when errors do not correlate: g_o * A_ii, [rows, cols] (float32)."""
+        return torch.outer(self.row_weights(rows), self.column_weights(cols))
+
+    def correlates(self, cols: int) -> bool:
+        """Whether there is a Gram matrix of data over all columns, beyond that of one spatial kernel."""
+        return self.gram is not None and len(self.gram) == cols > self.positions
+
+    def times_gram(self, matrix: Tensor) -> Tensor:
+        """`matrix` [rows, cols] times A; with the damping, if A is of data: what is solved for stays bounded."""
+        if self.gram is None:
+            return matrix * self.diagonal.to(matrix)
+        folded = matrix.reshape(matrix.shape[0], -1, len(self.gram))
+        image = (folded @ self.gram.to(matrix)).reshape(matrix.shape)
+        if not self.correlates(matrix.shape[1]):
+            return image
+        return image + self.damping * float(self.gram.diagonal().double().mean()) * matrix
 
     def scaled(self, factor: float) -> "Importance":
         """The same importance, every error `factor` times as dear."""
@@ -200,7 +239,8 @@ def _factorize(gram: Tensor) -> bool:
         if int(info) or not float(turned.diagonal().min()) > least:
             return False
         upper = turned.flip((0, 1))
-        inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
+        eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+        inverse = torch.linalg.solve_triangular(upper, eye, upper=True)
         rows[:, :start] = inverse @ rows[:, :start]
         gram[now, start:] = 0.0
         gram[now, now] = upper.T
@@ -209,17 +249,17 @@ def _factorize(gram: Tensor) -> bool:
 
 def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
     """Gram matrix [positions, positions] of inputs whose neighbors along each axis correlate: A_ij = c^|i - j|_1."""
-    gram = torch.ones(1, 1, dtype=torch.float64)
+    gram = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     for size in kernel:
-        at = torch.arange(size, dtype=torch.float64)
+        at = torch.arange(size, dtype=torch.float64, device="cpu")
         gram = torch.kron(gram, correlation ** (at[:, None] - at[None, :]).abs())
     return gram.float()
 
 
 SMOOTHNESS = 0.75
-"""Correlation of neighboring inputs assumed for spatial kernels without data (docs/why.md has the measurement)."""
+"""Correlation of neighboring inputs assumed for spatial kernels without data (measured in docs/decisions.md)."""
 SIZE_EXPONENT = 0.3
-"""Without data a relative error of a weight of n entries costs n^SIZE_EXPONENT (docs/why.md)."""
+"""Without data a relative error of a weight of n entries costs n^SIZE_EXPONENT (docs/decisions.md)."""
 
 
 def without_data(target: Tensor, kernel: tuple[int, ...] = (), entries: int | None = None) -> Importance:
@@ -240,7 +280,7 @@ def entrywise(vector: Tensor) -> Importance:
     square = vector.double().square().reshape(-1)
     floor = 1e-8 * square.mean().clamp_min(1e-60)
     weight = float(vector.numel()) ** (SIZE_EXPONENT - 1)
-    return Importance(torch.tensor(weight, dtype=torch.float64), 1 / square.clamp_min(floor))
+    return Importance(torch.tensor(weight, dtype=torch.float64, device="cpu"), 1 / square.clamp_min(floor))
 
 
 class Measured(Mapping[str, Importance]):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
+from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
@@ -22,7 +23,7 @@ MOST_NESTED = 8
 _KINDS: dict[int, type["Part"]] = {}
 
 
-class Spec(ABC):
+class Spec(FitsByOwnArithmetic, ABC):
     """What to look for: a frozen value whose `repr` is the recipe text."""
 
     @abstractmethod
@@ -63,6 +64,8 @@ class Part(ABC):
         kind = cls.__dict__.get("kind")
         if kind is not None and _KINDS.setdefault(kind, cls).__qualname__ != cls.__qualname__:
             raise TypeError(f"part kind {kind} of {cls.__name__} is taken by {_KINDS[kind].__name__}")
+        if "__repr__" not in cls.__dict__:  # else `dataclass` makes one that prints tensors
+            cls.__repr__ = Part.__repr__  # type: ignore[method-assign]
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -88,6 +91,9 @@ class Part(ABC):
     def describe(self) -> str:
         """A few words for a table: what was chosen, not how large it is."""
         return type(self).__name__.removesuffix("Part").lower()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self.shape)}, {self.describe()})"
 
     @final
     @cached_property
@@ -162,13 +168,13 @@ def cost(part: Part, target: Tensor, importance: Importance, price: float) -> fl
 
 @dataclass(frozen=True, eq=False)
 class SumPart(Part):
-    """The sum of up to four parts of one shape."""
+    """The sum of up to four parts of one shape, from the first to the last in float32: the same on every machine."""
 
     terms: tuple[Part, ...]
     kind: ClassVar[int] = 1
 
     def dense(self) -> Tensor:
-        return torch.stack([term.dense().float() for term in self.terms]).sum(0)
+        return sum((term.dense().float() for term in self.terms[1:]), self.terms[0].dense().float())
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.stack([term.apply(x) for term in self.terms]).sum(0)
@@ -242,23 +248,23 @@ class SumSpec(Spec):
         return min(candidates, key=lambda part: cost(part, target, importance, price))
 
     def _sweep(self, target: Tensor, importance: Importance, price: float) -> Part:
-        """When bits are dear only structure is worth buying, so structure is bought first (DESIGN 6.7).
+        """When bits are dear only structure is worth buying, so structure is bought first (docs/theory.md, *Sums*).
 
-        With data on how inputs correlate, the terms that are best alone at the dearest price go first there; later the
-        others do, each round, so that they are not bought out of what they are cheaper at.
+        With data on how inputs correlate, the terms that are best alone at the highest price go first there; later the
+        others do, each round, so that a later term can take back what it encodes more cheaply.
         """
         terms: list[Part | None] = [None] * len(self.terms)
-        order, dearest = list(range(len(self.terms))), 64
+        order, highest = list(range(len(self.terms))), 64
         if importance.gram is not None and len(importance.gram) == target.shape[1] > importance.positions:
-            fits = [term.fit(target, importance, price * dearest) for term in self.terms]
-            order.sort(key=lambda i: cost(fits[i], target, importance, price * dearest))
+            fits = [term.fit(target, importance, price * highest) for term in self.terms]
+            order.sort(key=lambda i: cost(fits[i], target, importance, price * highest))
             terms[order[0]] = fits[order[0]]
-            self._alternate(target, importance, price * dearest, terms, order[1:])
+            self._alternate(target, importance, price * highest, terms, order[1:])
             order.reverse()
         else:
-            self._alternate(target, importance, price * dearest, terms, order)
-        for dearer in (8, 1):
-            swept = self._alternate(target, importance, price * dearer, terms, order)
+            self._alternate(target, importance, price * highest, terms, order)
+        for multiple in (8, 1):
+            swept = self._alternate(target, importance, price * multiple, terms, order)
         return swept
 
     def _alternate(

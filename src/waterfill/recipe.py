@@ -15,6 +15,9 @@ from waterfill.part import Choice, Spec, SumSpec
 _LONGEST = 4096
 _COMBINING = (SumSpec, Choice)
 
+DEFAULT_RECIPE = "Quantize()"
+"""What to look for where nothing is said and nothing but the weights is known."""
+
 
 def kinds() -> dict[str, type[Spec]]:
     """The specs that recipes may name: every concrete subclass of `Spec` that has been defined, sorted by name."""
@@ -37,6 +40,11 @@ def parse(text: str) -> Spec:
             f"recipe {text!r} cannot be read{at}; write for example Quantize() + Prune(keep=0.03)"
         ) from error
     return _spec(tree.body)
+
+
+def as_spec(spec: "Spec | str") -> Spec:
+    """A spec, from itself or from its text. Raises BadRecipe."""
+    return parse(spec) if isinstance(spec, str) else spec
 
 
 def _spec(node: ast.expr) -> Spec:

@@ -8,7 +8,9 @@ Each check raises AssertionError, saying what was broken; together they are what
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +30,16 @@ _RANDOM = 64
 
 def sample_target(rows: int = 24, cols: int = 36) -> Tensor:
     """A matrix [rows, cols] with what real weights have: a low rank share, outliers and rows of different scale."""
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(rows, cols, generator=generator)
-    smooth = torch.randn(rows, 2, generator=generator) @ torch.randn(2, cols, generator=generator)
-    outliers = 6 * torch.randn(rows, cols, generator=generator) * (torch.rand(rows, cols, generator=generator) < 0.03)
-    scales = torch.rand(rows, 1, generator=generator) + 0.5
+    given: dict[str, Any] = {
+        "dtype": torch.float32,
+        "device": "cpu",
+        "generator": torch.Generator("cpu").manual_seed(1),
+    }
+    normal, uniform = partial(torch.randn, **given), partial(torch.rand, **given)
+    noise = normal(rows, cols)
+    smooth = normal(rows, 2) @ normal(2, cols)
+    outliers = 6 * normal(rows, cols) * (uniform(rows, cols) < 0.03)
+    scales = uniform(rows, 1) + 0.5
     return 0.05 * scales * (noise + smooth + outliers)
 
 
@@ -108,9 +115,9 @@ def check_size(part: Part) -> None:
 
 def check_apply(part: Part) -> None:
     """`apply` equals a product with `dense()`, up to rounding, for any number of leading dimensions."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator("cpu").manual_seed(2)
     for lead in ((), (3,), (2, 3)):
-        x = torch.randn(*lead, part.shape[1], generator=generator)
+        x = torch.randn(*lead, part.shape[1], dtype=torch.float32, device="cpu", generator=generator)
         wanted = x @ part.dense().to(x.dtype).T
         found = part.apply(x)
         assert found.shape == wanted.shape, f"{part.describe()}: apply() gives shape {list(found.shape)}"

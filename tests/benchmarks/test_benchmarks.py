@@ -28,7 +28,7 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("width", [2, 4, 8])
 def test_rounding_is_to_the_nearest_level_of_its_group(state: dict[str, torch.Tensor], width: int) -> None:
-    rounding = script("rounding")
+    rounding = script("opponents.rounding")
     back = rounding.rounded(state, width)
     largest = torch.stack([g.abs().max() for g in state["weight"].flatten().split(64)]).repeat_interleave(64)[:600]
     step = largest / (2 ** (width - 1) - 1)
@@ -42,11 +42,11 @@ def test_rounding_is_to_the_nearest_level_of_its_group(state: dict[str, torch.Te
 
 def test_bytes_of_rounding(state: dict[str, torch.Tensor]) -> None:
     codes, scales, bias, steps = 600 * 3 // 8, 2 * 10, 2 * 20, 8
-    assert script("rounding").size(state, 3) == codes + scales + bias + steps
+    assert script("opponents.rounding").size(state, 3) == codes + scales + bias + steps
 
 
 def test_rounding_keeps_a_group_of_zeros() -> None:
-    assert torch.equal(script("rounding").rounded({"w": torch.zeros(4, 64)}, 4)["w"], torch.zeros(4, 64))
+    assert torch.equal(script("opponents.rounding").rounded({"w": torch.zeros(4, 64)}, 4)["w"], torch.zeros(4, 64))
 
 
 def test_a_result_passes_through_its_file(state: dict[str, torch.Tensor]) -> None:
@@ -59,14 +59,14 @@ def test_a_result_passes_through_its_file(state: dict[str, torch.Tensor]) -> Non
 
 
 def test_the_breakdown_sums_to_the_file(state: dict[str, torch.Tensor]) -> None:
-    compressed = script("data_free").waterfill.compress(state, "Quantize()", bits=12.0)
-    rows = script("data_free_tables").breakdown_table(compressed).rows
+    compressed = script("data_free").waterfill.compress(state, spec="Quantize()", bits=12.0)
+    rows = script("lib.data_free_tables").breakdown_table(compressed).rows
     assert sum(row[1] for row in rows if not row[0].startswith("of these")) == compressed.size
     assert all(row[1] >= 0 for row in rows)
 
 
 def test_tables_of_a_toy_run() -> None:
-    data_free, tables = script("data_free"), script("data_free_tables")
+    data_free, tables = script("data_free"), script("lib.data_free_tables")
     original = tables.Run("toy", "float32", None, None, quality=90.0, divergence=0.0, metric="accuracy, %")
     plain = [
         tables.Run(
@@ -93,14 +93,14 @@ def test_tables_of_a_toy_run() -> None:
     [(91.0, 0.9, "better"), (90.05, 0.1, "better"), (90.0, 0.9, "equal"), (89.95, 0.1, "equal"), (89.95, 0.9, "WORSE")],
 )
 def test_who_is_better_at_equal_bytes(quality: float, divergence: float, word: str) -> None:
-    tables = script("data_free_tables")
+    tables = script("lib.data_free_tables")
     plain = tables.Run("toy", "", None, 3, quality=90.0, divergence=0.5, resolution=0.1)
     ours = tables.Run("toy", "Quantize()", None, 3, quality=quality, divergence=divergence, resolution=0.1)
     assert tables.verdict(ours, plain) == word
 
 
 def test_every_measurement_is_planned_once() -> None:
-    data_free, networks = script("data_free"), script("networks").networks()
+    data_free, networks = script("data_free"), script("lib.networks").networks()
     jobs = data_free.plan(list(networks), list(data_free.RATES), list(data_free.RECIPES), False)
     assert len(set(jobs)) == len(jobs)
     assert {job.network for job in jobs if job.bits == 2.6} == {"ResNet-20"}
@@ -109,7 +109,7 @@ def test_every_measurement_is_planned_once() -> None:
 def test_coding_weights_at_toy_size() -> None:
     pytest.importorskip("zstandard", reason="the benchmarks' peers are installed by the extra `bench` only")
     state = {"conv": torch.randn(8, 4, 3, 3), "norm": torch.randn(8)}
-    name, step, entropy, _, _, bits, *_, over = script("coding_weights").code_network("toy", state, 0.5, None)
+    name, step, entropy, _, _, bits, *_, over = script("lib.coding_weights").code_network("toy", state, 0.5, None)
     assert (name, step) == ("toy", 0.5)
     assert 2.5 < entropy < 3.2
     assert entropy - 0.5 < bits < entropy + 1.5
@@ -135,7 +135,7 @@ def test_reading_back_a_large_file(tmp_path: Path) -> None:
 
 
 def test_a_table_is_the_same_after_json_and_in_a_document(tmp_path: Path) -> None:
-    report, table = script("report"), script("common").Table
+    report, table = script("report"), script("lib.common").Table
     made = table("Toy", {"what": "", "found": ".1f", "met": ""}, [["a", 1.25, True], ["b", None, False]])
     (tmp_path / "toy.partial.json").write_text(json.dumps({"tables": {"one": vars(made)}}), "utf-8")
     marked = "before\n<!-- results: toy one -->\nold\n<!-- end -->\nafter\n"
@@ -149,8 +149,11 @@ def test_a_table_is_the_same_after_json_and_in_a_document(tmp_path: Path) -> Non
 
 def test_the_document_shows_the_results() -> None:
     report = script("report")
-    document = report.DOCUMENT.read_text("utf-8")
-    assert report.render(document, report.RESULTS) == document, "run python benchmarks/report.py"
+    pages = sorted(report.PAGES.glob("*.md"))
+    assert len(pages) > 9
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert report.render(text, report.RESULTS) == text, f"{page.name}: run python benchmarks/report.py"
 
 
 def test_decisions_are_undone_and_only_there() -> None:

@@ -12,10 +12,10 @@ from waterfill import Importance
 @pytest.fixture
 def gptq(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    import gptq as module
+    from opponents import gptq as module
 
     yield module
-    sys.modules.pop("gptq", None)
+    sys.modules.pop("opponents.gptq", None)
 
 
 def inputs_gram(cols: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ def script(name: str) -> ModuleType:
 def test_bits_at_which_a_quality_is_reached(goal: float, bits: float | None) -> None:
     """Between measurements by interpolation; a dip in the curve does not count against it."""
     curve = [(4.0, 92.0), (1.0, 80.0), (2.0, 90.0), (3.0, 88.0)]
-    found = script("post_training_tables").reach(curve, goal)
+    found = script("lib.post_training_tables").reach(curve, goal)
     assert found == (None if bits is None else pytest.approx(bits))
 
 
@@ -50,7 +50,7 @@ def results(tables: ModuleType) -> list:
 
 @pytest.fixture
 def made() -> dict:
-    tables = script("post_training_tables")
+    tables = script("lib.post_training_tables")
     shown = tables.Shown("Quantize(states=8)", {"ResNet-20": {1.6: 0.5, 2.0: 0.05}})
     return {name: table.rows for name, table in tables.tables(results(tables), shown).items()}
 
@@ -97,7 +97,7 @@ def test_an_unknown_network_is_named(capsys: pytest.CaptureFixture) -> None:
 )  # a file the data folder's reader left open
 @pytest.mark.parametrize("name", ["LeNet-300-100", "Llama 260K", "LSTM 2x128"])
 def test_networks_take_their_calibration_inputs(data_file: Callable[[str], Path], name: str) -> None:
-    networks, inputs = script("networks"), script("calibration_data")
+    networks, inputs = script("lib.networks"), script("lib.calibration_data")
     network = networks.networks()[name]
     folder = data_file(network.file).parent
     state = network.state(folder)
@@ -114,7 +114,7 @@ def test_networks_take_their_calibration_inputs(data_file: Callable[[str], Path]
 
 @pytest.mark.slow
 def test_images_are_either_for_calibration_or_for_measuring(data_file: Callable[[str], Path]) -> None:
-    inputs, common = script("calibration_data"), script("common")
+    inputs, common = script("lib.calibration_data"), script("lib.common")
     folder = data_file("imagenet_sample_250.npz").parent
     pixels = common.data_module(folder, "imgpack").load(folder / "imagenet_sample_250.npz")[0]
     batches = inputs.calibration_batches("MobileNetV1 0.25", folder, 1000)
@@ -143,7 +143,7 @@ def test_the_choice_is_compared_in_bits_at_equal_distortion() -> None:
     ],
 )
 def test_a_few_samples_are_compared_one_by_one(ours: str, others: str, divergence: float, word: str) -> None:
-    tables = script("post_training_tables")
+    tables = script("lib.post_training_tables")
     base = tables.Result("SqueezeNet 1.1", "ours", 4.0, better=1, resolution=0.4, metric="accuracy, %")
 
     def result(right: str, divergence: float) -> object:
@@ -154,7 +154,7 @@ def test_a_few_samples_are_compared_one_by_one(ours: str, others: str, divergenc
 
 
 def test_opponents_that_are_ahead_are_counted_whatever_the_verdict() -> None:
-    tables = script("post_training_tables")
+    tables = script("lib.post_training_tables")
     known = [
         replace(run, quality=91.05) if (run.method, run.bits) == (tables.GPTQ, 4) else run for run in results(tables)
     ]
@@ -166,7 +166,7 @@ def test_opponents_that_are_ahead_are_counted_whatever_the_verdict() -> None:
 
 def test_the_table_of_pairs_says_how_likely_chance_is(made: dict) -> None:
     assert made["paired"] == []
-    tables = script("post_training_tables")
+    tables = script("lib.post_training_tables")
     base = results(tables)
     told = [replace(run, right="0f" if run.method == tables.GPTQ else "fe") for run in base]
     shown = tables.Shown("Quantize(states=8)", {})

@@ -26,7 +26,7 @@ def script(name: str) -> ModuleType:
 def laplace() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        module = script("laplace")
+        module = script("opponents.laplace")
         patch.setattr(module, "ITERATIONS", 400)  # lines below R(D) whatever their number
         patch.setattr(module, "STEP", 0.06)
         module.tangents.cache_clear()

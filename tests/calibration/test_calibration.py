@@ -8,7 +8,7 @@ from tests.support.calibrated import images, net
 from torch import nn
 
 import waterfill
-from waterfill import BadInput, PlanMismatch
+from waterfill.errors import BadInput, PlanMismatch
 from waterfill.importance import UNTESTED, Importance
 
 

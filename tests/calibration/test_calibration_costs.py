@@ -158,7 +158,7 @@ def test_compression_with_it_loses_less_than_without():
     errors = []
     for importance in (None, found):
         small = copy.deepcopy(model)
-        small.load_state_dict(waterfill.compress(model, "Quantize()", bits=4, importance=importance).state_dict())
+        small.load_state_dict(waterfill.compress(model, spec="Quantize()", bits=4, importance=importance).state_dict())
         with torch.no_grad():
             errors.append(float((small(inputs[200:]) - model(inputs[200:])).square().mean()))
     assert errors[1] < 0.5 * errors[0]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import waterfill
-from waterfill import PlanMismatch, compress_with_data
 from waterfill.compression.options import Steps
 from waterfill.compression.task import Compression
+from waterfill.errors import PlanMismatch
 
 WIDE = """
 import sys, torch, waterfill
@@ -68,10 +68,10 @@ def test_killed_in_a_pass_it_goes_on_with_that_pass(tmp_path) -> None:
 
 
 def test_compression_from_disk_is_the_same_as_from_memory(tmp_path) -> None:
-    model, quick = layers(), partial(Steps, stages=0, repair=False)
-    kept = compress_with_data(model, BATCHES, "Quantize()", price=1e-3, steps=quick())
-    for steps in (quick(memory=ONE), quick(memory=ONE, cache=tmp_path / "kept")):
-        streamed = compress_with_data(model, BATCHES, "Quantize()", price=1e-3, steps=steps)
+    model, quick = layers(), partial(waterfill.Options, steps=Steps(stages=0, repair=False))
+    kept = waterfill.compress(model, BATCHES, spec="Quantize()", price=1e-3, options=quick())
+    for options in (quick(memory=ONE), quick(memory=ONE, cache=tmp_path / "kept")):
+        streamed = waterfill.compress(model, BATCHES, spec="Quantize()", price=1e-3, options=options)
         assert {n: e.blob for n, e in streamed.entries.items()} == {n: e.blob for n, e in kept.entries.items()}
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 12
 
@@ -85,7 +85,7 @@ def test_a_cache_of_other_inputs_is_refused(tmp_path) -> None:
 
 def test_matrices_on_disk_are_not_kept_by_the_weights(tmp_path) -> None:
     found = waterfill.calibrate(layers(), BATCHES, cache=tmp_path)
-    work = Compression.of(layers(), "Quantize()", found, None)
+    work = Compression.of(layers(), "Quantize()", found, waterfill.Options())
     first = next(weight for weight in work.weights if weight.name == "0.weight")
     first.fit(1e-4)
     assert first.curve.at(1e-4).bits > 0 and first.level is not None
@@ -94,6 +94,8 @@ def test_matrices_on_disk_are_not_kept_by_the_weights(tmp_path) -> None:
 
 
 def test_a_matrix_that_memory_cannot_hold_is_named_in_the_table() -> None:
-    made = compress_with_data(layers(), BATCHES, price=1e-3, steps=Steps(memory=ONE - 1, stages=0, repair=False))
+    made = waterfill.compress(
+        layers(), BATCHES, price=1e-3, options=waterfill.Options(memory=ONE - 1, steps=Steps(stages=0, repair=False))
+    )
     warned = {row["name"]: row["warning"] for row in made.table()}
     assert "memory" in warned["0.weight"] and not warned["0.bias"]

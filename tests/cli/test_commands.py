@@ -134,8 +134,8 @@ def test_the_version_is_that_of_the_package(run):
 
 def test_hostile_names_and_notes_reach_the_terminal_as_escapes(run, tmp_path):
     path, name = tmp_path / "hostile.wf", "w\u202eight\u200b"
-    columns = {key: [[value], []] for key, value in {"shapes": "2", "dtypes": "\x1b[2J", "words": "a\rb"}.items()}
-    manifest = {"tensors": columns | {"reasons": [["\x07"], []]}, "notes": {"recipe": "x\n\x1b]0;y"}}
+    columns: dict = {key: [[value], []] for key, value in {"shapes": "2", "dtypes": "\x1b[2J", "words": "a\rb"}.items()}
+    manifest = {"tensors": columns | {"roles": "v", "reasons": [["\x07"], []]}, "notes": {"recipe": "x\n\x1b]0;y"}}
     with FileWriter(path) as out:
         out.add(name, b"")
         out.finish(manifest)

@@ -66,7 +66,15 @@ def test_a_budget_in_quality(loaders, capsys) -> None:
     trace = json.loads(capsys.readouterr().out)["trace"]
     met = [trial for trial in trace["trials"] if trial["quality"] >= trace["original"] - 0.05 - 1e-9]
     assert met and len(met) < len(trace["trials"]) + 1
-    assert waterfill.load("model.wf").size == min(trial["size"] for trial in met)
+    assert waterfill.load("model.wf").size == min(trial["size"] for trial in met) == trace["chosen"]["size"]
+    assert trace["chosen"]["inputs"] > 1 and 0.5 <= trace["chosen"]["sure"] <= 1
+
+
+@pytest.mark.parametrize("arguments", [("--max-drop", "abc"), ("--max-drop", "5%", "--sure", "12%"), ("--sure", "95%")])
+def test_a_drop_without_meaning_is_a_usage_error(loaders, capsys, arguments) -> None:
+    held_out = ["--held-out", "no:where"] if "--max-drop" in arguments else []
+    assert main(["compress", "model.safetensors", "--data", "no:where", *held_out, *arguments]) == 2
+    assert arguments[-2] in capsys.readouterr().err
 
 
 def test_an_array_of_inputs(loaders, capsys) -> None:

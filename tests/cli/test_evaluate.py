@@ -98,7 +98,11 @@ def test_another_networks_weights_are_a_mismatch(run, place) -> None:
     name, _ = place
     save_file({"other.weight": torch.zeros(3, 3)}, "other.safetensors")
     ran = run("evaluate", "other.safetensors", "--network", f"{name}:net", "--data", f"{name}:labelled")
-    assert ran.code == 4 and "other.safetensors does not fit" in ran.err
+    assert ran.code == 4 and "other.safetensors does not fit" in ran.err and "the file lacks: " in ran.err
+    assert len(ran.err) < 500 and ran.err.count("\n") == 1
+    save_file({f"layers.{i}.weight": torch.zeros(2, 2) for i in range(99)}, "other.safetensors")
+    ran = run("evaluate", "other.safetensors", "--network", f"{name}:net", "--data", f"{name}:labelled")
+    assert "layers.0.weight" in ran.err and "and 94 more" in ran.err and len(ran.err) < 500
 
 
 def test_bits_a_byte_and_targets_in_an_archive(run, place) -> None:

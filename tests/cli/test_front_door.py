@@ -11,12 +11,29 @@ import waterfill.errors
 
 @pytest.mark.parametrize("name", waterfill.__all__)
 def test_every_public_name_is_there(name):
-    assert getattr(waterfill, name) is not None and name in dir(waterfill)
+    value = getattr(waterfill, name)
+    assert value.__name__ == name and value.__module__ == f"waterfill.{waterfill._HOME[name]}"
+    assert name in dir(waterfill)
 
 
-def test_every_error_is_public():
-    raised = {name for name, value in vars(waterfill.errors).items() if isinstance(value, type)}
-    assert raised <= set(waterfill.__all__)
+def test_the_names_listed_are_the_names_there_are():
+    assert set(waterfill.__all__) == set(waterfill._HOME) and len(waterfill.__all__) == 24
+
+
+def test_every_error_is_a_waterfill_error():
+    kinds = [value for value in vars(waterfill.errors).values() if isinstance(value, type)]
+    assert len(kinds) >= 10 and all(issubclass(kind, waterfill.WaterfillError) for kind in kinds)
+
+
+def test_a_recipe_where_inputs_belong_is_refused():
+    with pytest.raises(waterfill.errors.BadRecipe, match="by keyword"):
+        waterfill.compress({}, "Quantize()")
+
+
+@pytest.mark.parametrize("given", [{"lossless": True}, {"importance": {}}])
+def test_inputs_exclude_what_takes_their_place(given):
+    with pytest.raises(waterfill.errors.BadRecipe, match="leave the batches out"):
+        waterfill.compress({}, [1], **given)
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -30,5 +47,5 @@ def test_a_file_can_be_loaded_by_a_program_that_names_no_part(compressed):
 
 
 def test_the_import_alone_loads_neither_torch_nor_numpy():
-    program = "import waterfill, sys; waterfill.BadRecipe; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    program = "import waterfill, sys; waterfill.WaterfillError; assert not {'torch', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True)

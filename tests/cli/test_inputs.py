@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from waterfill import BadInput
 from waterfill.cli.inputs import load_inputs, load_model
+from waterfill.errors import BadInput
 
 MODULE = """
 import torch

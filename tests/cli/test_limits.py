@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import waterfill
 from waterfill.cli import main
 from waterfill.importance import without_data
+from waterfill.network.batch_norm import fold_batch_norm
 from waterfill.theory import NetworkLimit, Spectrum
 
 MODULE = """
@@ -117,7 +118,7 @@ def test_with_data_the_importance_is_measured(run, place) -> None:
 def test_norms_folded_into_weights_change_no_bound(run, place) -> None:
     name, space = place
     network, batches = space["net"](), list(space["inputs"]())
-    folded = waterfill.fold_batch_norm(network, batches[0])
+    folded = fold_batch_norm(network, batches[0])
     model = waterfill.compress(folded, bits=4.0, importance=waterfill.calibrate(folded, batches, probes=2))
     model.notes["folded"] = True
     model.save("folded.wf")

@@ -14,6 +14,7 @@ from waterfill.report.text import (
     count_text,
     parse_size,
     printable,
+    screen,
     seconds_text,
     shortened,
     table,
@@ -66,10 +67,35 @@ def test_what_is_shortened_fits_and_keeps_both_ends(text, width):
 
 @given(st.lists(st.tuples(st.text(max_size=120), st.integers(0, 10**9).map(str), st.text(max_size=90)), max_size=5))
 def test_a_table_fits_the_screen_and_shows_its_numbers_whole(rows):
-    text = table([Column("name", text=True), Column("bytes"), Column("part", text=True)], rows)
-    lines = text.split("\n")
-    assert len(lines) == 2 + len(rows) and max(map(len, lines)) <= WIDTH
+    columns = [Column("name", text=True), Column("bytes"), Column("part", text=True)]
+    lines, whole = (table(columns, rows, width).split("\n") for width in (WIDTH, None))
+    assert len(lines) == 2 + len(rows)
     assert all(number in line for line, (_, number, _) in zip(lines[2:], rows, strict=True))
+    if len(rows) < 2:  # else texts that differ in the middle keep it
+        assert max(map(len, lines)) <= WIDTH
+    for line, (name, number, part) in zip(whole[2:], rows, strict=True):
+        assert printable(name).strip() in line and number in line and printable(part).strip() in line
+
+
+def test_texts_that_differ_in_the_middle_only_stay_different():
+    names = [f"{'blocks.' * 9}{i}.{'attention.' * 9}weight" for i in range(12)]
+    parts = [f"quantized{' + sparse' * i} of {'quantized, ' * 6}quantized" for i in range(12)]
+    columns = [Column("tensor", text=True, least=32), Column("part", text=True), Column("bytes")]
+    rows = list(zip(names, parts, ["1"] * 12, strict=True))
+    lines = table(columns, rows, WIDTH).split("\n")[2:]
+    assert len({line.split()[0] for line in lines}) == 12
+    assert len({line.split(maxsplit=1)[1] for line in lines}) == 12
+    assert max(map(len, lines)) < max(len(name) + len(part) for name, part in zip(names, parts, strict=True))
+    assert table(columns, rows[:1], WIDTH).split("\n")[2].count("..") == 2  # one alone may be cut
+
+
+@pytest.mark.parametrize(("terminal", "columns", "width"), [(True, 180, 180), (True, 40, WIDTH), (False, 180, None)])
+def test_a_table_is_as_wide_as_the_terminal_and_uncut_without_one(monkeypatch, terminal, columns, width):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    assert screen() == width
+    monkeypatch.setattr("sys.stdout", None)
+    assert screen() is None
 
 
 def test_a_column_without_entries_is_left_out():

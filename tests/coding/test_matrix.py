@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.support import codes as made
 
 from waterfill.coding.codes import matrix, plain
-from waterfill.coding.codes.matrix import Modeled, Repeated
+from waterfill.coding.codes.matrix import Repeated
+from waterfill.coding.codes.modeled import Modeled
 from waterfill.coding.codes.plain import Constant, Histogram, Packed
 from waterfill.errors import BadInput, CorruptFile
 

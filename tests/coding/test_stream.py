@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import codes as made
 
+from waterfill.coding.codes import matrix
 from waterfill.coding.stream import FREE, PER_BYTE, Reader, Tally, Writer
 from waterfill.errors import BadInput, CorruptFile
 
@@ -16,20 +17,20 @@ VERBS = st.one_of(
     st.tuples(st.just("float32"), FLOATS),
     st.tuples(st.just("raw"), st.binary(max_size=9)),
     st.tuples(st.just("ints"), INTS),
-    st.tuples(st.just("codes"), st.sampled_from(["plain density", "kernels", "packed", "no rows"])),
+    st.tuples(st.just("put"), st.sampled_from(["plain density", "kernels", "packed", "no rows"])),
 )
 
 
 def put(out, verb, value):
     """Say one verb to a Tally or Writer."""
-    getattr(out, verb)(made.written(*made.EXAMPLES[value])[0] if verb == "codes" else value)
+    getattr(out, verb)(made.written(*made.EXAMPLES[value])[0] if verb == "put" else value)
 
 
 def take(src, verb, value):
     """Take the same back, and compare."""
-    if verb == "codes":
+    if verb == "put":
         codes, kernel = made.EXAMPLES[value]
-        assert (src.codes(*codes.shape, kernel) == codes).all()
+        assert (matrix.read(src, *codes.shape, kernel) == codes).all()
     elif verb == "ints":
         assert src.ints(len(value)).tolist() == value
     elif verb == "raw":
@@ -49,7 +50,7 @@ def test_what_was_written_is_read_and_was_tallied(said):
     for verb, value in said:
         take(src, verb, value)
     src.end()
-    assert abs(tally.bits - 8 * len(data)) <= 0.01 * tally.bits + 8 * 64 * sum(v == "codes" for v, _ in said)
+    assert abs(tally.bits - 8 * len(data)) <= 0.01 * tally.bits + 8 * 64 * sum(v == "put" for v, _ in said)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_huge_repeated_rows_earn_theirs_too():
     assert (made.read(data, codes.shape) == codes).all()
 
 
-@given(st.binary(max_size=80), st.lists(st.sampled_from(["uint", "float32", "raw", "ints", "codes"]), max_size=5))
+@given(st.binary(max_size=80), st.lists(st.sampled_from(["uint", "float32", "raw", "ints", "put"]), max_size=5))
 def test_random_bytes_are_values_or_refused(data, verbs):
     src = Reader(data)
     ask = {
@@ -132,7 +133,7 @@ def test_random_bytes_are_values_or_refused(data, verbs):
         "float32": src.float32,
         "raw": lambda: src.raw(3),
         "ints": lambda: src.ints(1 << 21),
-        "codes": lambda: src.codes(1 << 10, 1 << 10, (2, 2)),
+        "put": lambda: matrix.read(src, 1 << 10, 1 << 10, (2, 2)),
     }
     try:
         for verb in verbs:

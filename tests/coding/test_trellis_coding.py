@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import codes as made
 
-from waterfill.coding import density, native, rans, trellis
-from waterfill.coding.codes import matrix, plain
+from waterfill.coding import chunking, density, native, rans, trellis
+from waterfill.coding.codes import matrix
 from waterfill.coding.codes.plain import Constant
-from waterfill.coding.model import fitting
+from waterfill.coding.model import fitting, path_means
 from waterfill.coding.model.density_model import center
 from waterfill.errors import CorruptFile
 
@@ -71,7 +71,7 @@ def test_paths_divide_the_channels_and_cost_little(rows, channels, positions):
     lanes = trellis.lanes(rows, channels, positions)
     assert lanes in (1, 2, 4, 8, 16, 32, 64)
     assert channels % lanes == 0
-    entries = min(rows, plain.rows_per_chunk(channels * positions)) * channels * positions
+    entries = min(rows, chunking.rows_per_chunk(channels * positions)) * channels * positions
     assert lanes == 1 or 2 * lanes <= 0.003 * entries / 4  # bytes, at two bits a code
 
 
@@ -87,30 +87,27 @@ def test_the_order_of_the_paths():
 
 @given(st.integers(-(10**6), 10**6))
 def test_phases_of_the_two_parities_mirror_each_other(mean):
-    even, odd = trellis.half_mean(np.array(mean)), trellis.half_mean(np.array(mean)) - 4
+    even, odd = path_means.half_mean(np.array(mean)), path_means.half_mean(np.array(mean)) - 4
     assert abs(center(even)[1]) == 4 - abs(center(odd)[1])
 
 
 def test_residuals_without_taps_are_halves():
     codes = np.arange(-6, 7).reshape(1, -1, 1)
-    residual, phases = trellis.residuals(codes, (), None)
+    residual, phases = path_means.residuals(codes, (), None)
     assert residual.ravel().tolist() == [-3, 3, -2, 2, -1, 1, 0, 0, 1, -1, 2, -2, 3]
     assert phases.ravel().tolist() == [0, 4] * 6 + [0]
 
 
 @pytest.mark.parametrize("name", made.TRELLISES)
-def test_a_walk_accepts_the_codes_and_no_other_parity(name):
+def test_the_codes_of_a_path_and_no_other_parity_are_accepted(name):
     codes, kernel, states = made.TRELLISES[name]
     cube = codes.reshape(len(codes), -1, int(np.prod(kernel)))
-    residual, phases = trellis.walk(cube, kernel, None, states)
-    expected = trellis.residuals(cube, kernel, None)
-    assert (residual == expected[0]).all()
-    assert (phases == expected[1]).all()
+    trellis.check(cube, states)
     for at in np.random.default_rng(0).integers(0, codes.size, 5):
         wrong = cube.copy()
         wrong.flat[at] ^= 1
         with pytest.raises(ValueError, match=f"leave the {states}-state trellis"):
-            trellis.walk(wrong, kernel, None, states)
+            trellis.check(wrong, states)
         with pytest.raises(ValueError, match="leave the"):
             matrix.plan(wrong.reshape(codes.shape), kernel, states)
 
@@ -119,7 +116,7 @@ def test_predicted_halves_are_small():
     cube = made.trellised(30, 16, 20.0, 8, (3, 3)).reshape(30, 16, 9)
     taps = fitting.fit(cube, (3, 3), 8).taps
     assert taps is not None
-    assert np.abs(trellis.residuals(cube, (3, 3), taps)[0]).mean() < 0.7 * np.abs(cube // 2).mean()
+    assert np.abs(path_means.residuals(cube, (3, 3), taps)[0]).mean() < 0.7 * np.abs(cube // 2).mean()
 
 
 # Round trips
@@ -143,7 +140,9 @@ def test_examples_come_back_at_the_planned_size(name):
     assert abs(made.tallied(plan) - 8 * len(data)) <= 0.01 * 8 * len(data) + 8 * 16
 
 
-@pytest.mark.parametrize("extreme", [126, 127, 128, 252, -253, 254, 255, -256, 40000, plain.LIMIT - 1, 1 - plain.LIMIT])
+@pytest.mark.parametrize(
+    "extreme", [126, 127, 128, 252, -253, 254, 255, -256, 40000, chunking.LIMIT - 1, 1 - chunking.LIMIT]
+)
 def test_extreme_codes(extreme):
     code, state, codes = trellis.trellis(4), 0, []
     for i in range(40):  # the outlier comes once, where the parity is its own
@@ -219,7 +218,7 @@ def test_truncations_and_flipped_bits_are_refused_or_give_other_codes(name):
         with contextlib.suppress(CorruptFile):
             found = made.read(bytes(damaged), codes.shape, kernel)
             assert found.shape == codes.shape
-            assert np.abs(found.astype(np.int64)).max() < plain.LIMIT
+            assert np.abs(found.astype(np.int64)).max() < chunking.LIMIT
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.sampled_from(KERNELS), st.integers(0, 6), st.binary(max_size=60))

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import waterfill
-from waterfill import compress_with_data
 from waterfill.compression import post_training
 from waterfill.compression.options import Steps
 from waterfill.compression.post_training import DEFAULT_SPEC
@@ -29,7 +28,7 @@ BATCHES = list(torch.randn(256, 24, generator=torch.Generator().manual_seed(1)).
 
 
 def test_each_weight_takes_what_suits_it():
-    made = compress_with_data(network(), BATCHES, bits=4, steps=QUICK)
+    made = waterfill.compress(network(), BATCHES, bits=4, options=waterfill.Options(steps=QUICK))
     words = {name: entry.words for name, entry in made.entries.items()}
     assert words["2.weight"].startswith("rank 2")
     assert "rank" not in words["0.weight"] and "rank" not in words["4.weight"]
@@ -40,7 +39,7 @@ def test_a_choice_is_no_worse_than_its_first_term_at_the_same_bytes():
     held = torch.randn(400, 24, generator=torch.Generator().manual_seed(2))
 
     def error(spec: str) -> float:
-        made = compress_with_data(network(), BATCHES, spec, bits=4, steps=QUICK)
+        made = waterfill.compress(network(), BATCHES, spec=spec, bits=4, options=waterfill.Options(steps=QUICK))
         with torch.no_grad():
             return float((made.install(network())(held) - network()(held)).norm())
 
@@ -54,9 +53,9 @@ def test_a_refit_that_makes_outputs_worse_is_not_kept(monkeypatch):
         for i in range(len(work.weights)):
             ledger.bits[i] = work.fit(i, 1e6 * ledger.prices[i])
 
-    plain = compress_with_data(model, BATCHES, bits=4, steps=QUICK)
+    plain = waterfill.compress(model, BATCHES, bits=4, options=waterfill.Options(steps=QUICK))
     monkeypatch.setattr(post_training, "refit_in_order", ruin)
-    made = compress_with_data(model, BATCHES, bits=4, steps=Steps(repair=False))
+    made = waterfill.compress(model, BATCHES, bits=4, options=waterfill.Options(steps=Steps(repair=False)))
     assert {name: entry.blob for name, entry in made.entries.items()} == {n: e.blob for n, e in plain.entries.items()}
 
 

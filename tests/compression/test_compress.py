@@ -6,7 +6,8 @@ from tests.support.networks import mixed, relative, same, state
 from torch import nn
 
 import waterfill
-from waterfill import BadInput, BadRecipe, BudgetError, Importance
+from waterfill import Importance
+from waterfill.errors import BadInput, BadRecipe, BudgetError
 
 
 def count(tensors) -> int:
@@ -79,13 +80,13 @@ def test_bits_per_weight_are_those_of_the_file(bits, tmp_path):
 @pytest.mark.parametrize("size", [1500, 3000])
 def test_size_in_bytes_for_every_kind(recipe, size, tmp_path):
     tensors = {name: t for name, t in state().items() if name.startswith("a")}
-    found = waterfill.compress(tensors, recipe, size=size).save(tmp_path / "m.wf")
+    found = waterfill.compress(tensors, spec=recipe, size=size).save(tmp_path / "m.wf")
     assert (0.95 if "Codebook" in recipe else 0.98) * size <= found <= size  # levels are added one by one
 
 
 def test_a_sum_meets_its_budget(tmp_path):
     tensors = {name: t for name, t in state().items() if name.startswith("a")}
-    found = waterfill.compress(tensors, "Quantize() + LowRank()", size=2500).save(tmp_path / "m.wf")
+    found = waterfill.compress(tensors, spec="Quantize() + LowRank()", size=2500).save(tmp_path / "m.wf")
     assert 0.98 * 2500 <= found <= 2500
 
 
@@ -107,7 +108,7 @@ def test_a_dearer_price_buys_fewer_bytes_and_more_error():
 
 def test_without_a_budget_four_bits_or_the_rate_of_the_recipe():
     assert waterfill.compress(state()).bits == pytest.approx(4, rel=0.02)
-    fixed = waterfill.compress(state(), "Quantize(bits=4, group=32)")
+    fixed = waterfill.compress(state(), spec="Quantize(bits=4, group=32)")
     assert fixed.entries["a.weight"].parts[0].describe() == "quantized, groups of 32"
 
 
@@ -182,7 +183,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 
 def test_progress_ends_with_everything_done():
     told = []
-    waterfill.compress(state(), bits=4, progress=told.append)
+    waterfill.compress(state(), bits=4, options=waterfill.Options(progress=told.append))
     last = told[-1]
     assert last.stage == "fitting"
     assert (last.done, last.entries_done) == (last.total, last.entries) == (6, sum(t.numel() for t in state().values()))

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from tests.support.networks import relative, same, state
 
 import waterfill
-from waterfill import BadInput, BudgetError, Options, OutputExists, PlanMismatch
+from waterfill import Options
 from waterfill.compression.allocation.weight import Weight
+from waterfill.errors import BadInput, BudgetError, OutputExists, PlanMismatch
 
 
 @pytest.fixture
@@ -188,11 +189,15 @@ def test_numbers_of_four_bits_are_kept(target, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_file_and_a_way_to_go_on(source, target, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    replace = os.replace
+
+    def full(before: Path, after: Path) -> None:
+        if Path(after) == target:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(before, after)
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+        patch.setattr("os.replace", full)
         with pytest.raises(OSError, match="No space left"):
             waterfill.compress_file(source, target, price=1e-4)
     assert os.listdir(target.parent) == ["m.wf.work"]

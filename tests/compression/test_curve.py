@@ -1,40 +1,12 @@
-"""Rate-distortion points: the lower hull against brute force, and the curve through them."""
+"""Rate-distortion points, the curve through them, and the water level by the formula of Gaussian sources."""
 
 import math
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
 
-from waterfill.compression.allocation.curve import Curve, Point, hull
-
-number = st.integers(0, 12).map(float)
-
-
-def chosen_by_some_price(points: list[Point]) -> set[tuple[float, float]]:
-    """Every point that is cheapest at one of many prices: what the hull must hold, by brute force."""
-    slopes = [
-        (a.distortion - b.distortion) / (b.bits - a.bits)
-        for a in points
-        for b in points
-        if b.bits > a.bits and a.distortion > b.distortion
-    ]
-    marks = sorted({0.0, *slopes, 1e9})
-    prices = [(a + b) / 2 for a, b in pairwise(marks)]
-    found = set()
-    for price in prices:
-        best = min(points, key=lambda p: (p.distortion + price * p.bits, p.bits))
-        found.add((best.bits, best.distortion))
-    return found
-
-
-@given(st.lists(st.builds(Point, number, number), min_size=1, max_size=12))
-def test_the_hull_is_what_some_price_would_choose(points):
-    kept = [(p.bits, p.distortion) for p in hull(points)]
-    assert kept == sorted(kept)
-    assert all(a[1] > b[1] for a, b in pairwise(kept))
-    assert chosen_by_some_price(points) == set(kept)
+from waterfill import Importance
+from waterfill.compression.allocation.curve import Curve, Point, water_level
 
 
 def gaussian(price: float) -> Point:
@@ -62,3 +34,27 @@ def test_between_grid_prices_a_gaussian_source_is_met_exactly(k):
 def test_a_distortion_of_zero_stays_finite():
     point = Curve(lambda price: Point(10.0, 0.0)).at(0.3)
     assert point.bits == 10 and point.distortion == pytest.approx(0, abs=1e-200)
+
+
+@pytest.mark.parametrize("bits", [0.5, 2.0, 7.0])
+def test_entries_of_one_variance_take_a_bit_for_every_factor_of_four_in_the_level(bits):
+    level = water_level(torch.full((6, 8), 4.0), Importance(torch.tensor(3.0), torch.full((8,), 0.5)), bits)
+    assert level == pytest.approx(math.log2(16 * 3 * 0.5) - 2 * bits)
+
+
+def test_rows_below_the_water_take_no_bits():
+    """Cover and Thomas, theorem 10.3.3: half of the entries spend all of the bits."""
+    target = torch.cat([torch.full((5, 4), 1.0), torch.full((5, 4), 1e-3)])
+    assert water_level(target, Importance(), 1.0) == pytest.approx(-4)
+    assert water_level(target, Importance(), 20.0) == pytest.approx(math.log2(1e-3) - 40, rel=1e-6)
+
+
+def test_a_gram_matrix_counts_by_its_triangular_factor():
+    gram = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
+    alike = water_level(torch.ones(3, 6), Importance(gram=gram, kernel=(2,), damping=0.0), 3.0)
+    assert alike == pytest.approx(0.5 * math.log2(1 - 0.8**2) - 6)
+
+
+def test_entries_of_a_vector_have_a_variance_each():
+    found = water_level(torch.tensor([[1.0, 4.0]]), Importance(torch.tensor(2.0), torch.tensor([1.0, 0.25])), 5.0)
+    assert found == pytest.approx(0.5 * (math.log2(2) + math.log2(8)) - 10)

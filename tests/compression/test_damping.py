@@ -38,7 +38,7 @@ def weight(cols: int) -> Tensor:
 
 
 def one_weight(target: Tensor, importance: Importance) -> Weight:
-    return Weight("w", layout_of(tuple(target.shape), target.dtype), CODES, lambda: target, importance)
+    return Weight("w", layout_of(tuple(target.shape), target.dtype), CODES, lambda: target, lambda: importance)
 
 
 def factor(found: Importance) -> float:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import waterfill
-from waterfill import BudgetError, Importance
+from waterfill import Importance
+from waterfill.errors import BadInput, BudgetError
 
 INFINITE = float("inf")
 
@@ -39,7 +40,7 @@ class Masked(nn.Module):
 def test_buffers_are_exact_and_the_table_says_why(with_data):
     network = Masked().eval()
     batches = list(torch.randint(0, 60, (16, 16)).split(4))
-    made = waterfill.compress_with_data(network, batches, bits=6) if with_data else waterfill.compress(network, bits=6)
+    made = waterfill.compress(network, batches, bits=6) if with_data else waterfill.compress(network, bits=6)
     found = made.state_dict()
     assert all(same(found[name], network.state_dict()[name]) for name in ("mask", "inv_freq", "table"))
     reasons = {name: row["reason"] for name, row in rows(made).items()}
@@ -89,7 +90,7 @@ def output_error(network: nn.Module, made: waterfill.CompressedModel, own: nn.Mo
 def test_what_a_mask_hides_costs_nothing(with_data, tmp_path):
     network, x, test = Pruned().eval(), torch.randn(256, 64), torch.randn(64, 64)
     if with_data:
-        made = waterfill.compress_with_data(network, list(x.split(64)), size=6000)
+        made = waterfill.compress(network, list(x.split(64)), size=6000)
     else:
         made = waterfill.compress(network, size=6000)
     assert output_error(network, made, Pruned(), test) < 0.006  # 0.05 and 0.1 where hidden entries were coded too
@@ -110,13 +111,13 @@ def test_hidden_rows_and_columns_leave_the_rest_its_gram_matrix():
     network.a.weight_mask.fill_(1)
     network.a.weight_mask[:40] = 0
     network.a.weight_mask[:, 5:20] = 0
-    made = waterfill.compress_with_data(network, list(x.split(64)), size=6000)
+    made = waterfill.compress(network, list(x.split(64)), size=6000)
     with torch.no_grad():
         plain = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
         state = [network.a.weight_orig * network.a.weight_mask, network.a.bias, network.b.weight, network.b.bias]
         for parameter, value in zip(plain.parameters(), state, strict=True):
             parameter.copy_(value)
-    permanent = waterfill.compress_with_data(plain, list(x.split(64)), size=6000)
+    permanent = waterfill.compress(plain, list(x.split(64)), size=6000)
     error = output_error(network, made, Pruned(), x)
     assert rows(made)["a.weight_mask"]["bytes"] < 80  # two rows that repeat
     assert error < 1.25 * output_error(plain, permanent, nn.Sequential(*map(type_of, plain)), x)
@@ -174,5 +175,5 @@ def test_a_budget_that_goes_to_what_is_kept_is_told():
 def test_types_that_no_file_can_hold_are_named(name):
     odd = torch.zeros(4, 4, dtype=torch.uint8).view(getattr(torch, name))
     for arguments in ({"lossless": True}, {"bits": 4}):
-        with pytest.raises(waterfill.BadInput, match=rf"'odd' is torch.{name}, which no file can hold"):
+        with pytest.raises(BadInput, match=rf"'odd' is torch.{name}, which no file can hold"):
             waterfill.compress({**state(), "odd": odd}, **arguments)

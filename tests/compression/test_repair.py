@@ -10,7 +10,9 @@ from tests.support.small_networks import Normed, Tokens, cifar, disturbed, image
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import BadInput, evaluate, repair
+from waterfill import evaluate
+from waterfill.compression.steps.repair import repair
+from waterfill.errors import BadInput
 
 
 def network() -> nn.Module:

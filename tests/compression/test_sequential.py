@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import calibrate
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.curve import Curve, Point
 from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.options import Options, Steps
 from waterfill.compression.steps.sequential import _late, _Pace, _stages, refit_in_order
 from waterfill.compression.task import Compression
+from waterfill.network.inputs import Inputs
 
 BITS = st.lists(st.floats(1, 1e6), min_size=1, max_size=30)
 
@@ -120,11 +122,11 @@ def net() -> nn.Module:
 def refitted(net: nn.Module, stages: int, budget: bool = True) -> tuple[Compression, Compression, int]:
     """The same compression before and after, and its limit in bytes."""
     batches = list(inputs(192, 1).split(64))
-    work = Compression.of(net, "Quantize()", calibrate(net, batches), None)
-    target = Target(4, None, None, None) if budget else Target(None, None, None, 1e-5)
+    work = Compression.of(net, "Quantize()", calibrate(net, batches), Options(steps=Steps(stages=stages)))
+    target = Budget(bits=4) if budget else Budget(price=1e-5)
     ledger = work.run.meet(target, work.original)
     before = replace(work, entries=dict(work.entries), weights=list(work.weights))
-    refit_in_order(work, ledger, net, batches, size=work.allowed(target), stages=stages)
+    refit_in_order(work, ledger, net, Inputs(batches), work.allowed(target))
     assert ledger.bits == {i: 8.0 * len(entry.blob) for i, entry in work.entries.items()}
     return before, work, work.allowed(target)
 

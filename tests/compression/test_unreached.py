@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import compress_with_data
 from waterfill.calibration.calibrate import calibrate
 from waterfill.cli import main
 from waterfill.compression.options import Steps
@@ -49,7 +48,7 @@ def test_a_weight_out_of_reach_gets_the_bits_of_its_neighbors(net, scale, bits) 
     with torch.no_grad():
         model.head.weight *= scale  # the unit that errors are measured in
         model.head.bias *= scale
-    made = compress_with_data(model, BATCHES, "Quantize()", bits=bits, steps=QUICK)
+    made = waterfill.compress(model, BATCHES, spec="Quantize()", bits=bits, options=waterfill.Options(steps=QUICK))
     spent = {row["name"]: row["bits"] for row in made.table()}
     typical = float(np.median([spent[f"layers.{i}.weight"] for i in range(5)]))
     assert typical - 0.8 < spent["spare.weight"] < typical + 0.8
@@ -75,7 +74,7 @@ def test_importance_of_the_users_own_changes_no_other_weight(net) -> None:
 
 
 def test_the_table_warns_and_the_warning_travels_with_the_file(net, tmp_path, capsys) -> None:
-    made = compress_with_data(net, BATCHES, bits=4, steps=Steps(stages=2))
+    made = waterfill.compress(net, BATCHES, bits=4, options=waterfill.Options(steps=Steps(stages=2)))
     warned = {row["name"]: row["warning"] for row in made.table() if row["warning"]}
     assert set(warned) == {"spare.weight", "spare.bias"} and "no batch reaches it" in warned["spare.weight"]
     assert {row["reason"] for row in made.table()} == {"", "one-dimensional"}

@@ -8,8 +8,8 @@ from tests.support.small_networks import Normed, Tokens, images, lively, paramet
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import BadInput, BudgetError, compress_with_data
 from waterfill.compression.options import Steps
+from waterfill.errors import BadInput, BudgetError
 
 
 class Deep(nn.Module):
@@ -61,8 +61,10 @@ HELD_OUT = smooth(64, 8)
 def test_data_and_order_lower_the_error_of_outputs_at_equal_bytes(deep) -> None:
     blind = waterfill.compress(deep, bits=2.5)
     steps = Steps(stages=0, repair=False)
-    at_once = compress_with_data(deep, BATCHES, "Quantize()", bits=2.5, steps=steps)
-    in_order = compress_with_data(deep, BATCHES, "Quantize()", bits=2.5, steps=Steps(repair=False))
+    at_once = waterfill.compress(deep, BATCHES, spec="Quantize()", bits=2.5, options=waterfill.Options(steps=steps))
+    in_order = waterfill.compress(
+        deep, BATCHES, spec="Quantize()", bits=2.5, options=waterfill.Options(steps=Steps(repair=False))
+    )
     errors = [output_error(deep, model, HELD_OUT) for model in (blind, at_once, in_order)]
     assert errors[1] < 0.8 * errors[0]
     assert errors[2] < 0.9 * errors[1]
@@ -73,18 +75,18 @@ def test_data_and_order_lower_the_error_of_outputs_at_equal_bytes(deep) -> None:
 def test_the_model_and_its_modes_stay_as_they_were(shallow) -> None:
     model = copy.deepcopy(shallow).train()
     before = parameters(model)
-    compress_with_data(model, BATCHES[:1], bits=3)
+    waterfill.compress(model, BATCHES[:1], bits=3)
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_file_with_folded_norms_loads_into_the_users_own_class(tmp_path) -> None:
     model = lively(Normed, images(64))
-    made = compress_with_data(model, [images(48, 2), images(48, 3)], bits=11)
+    made = waterfill.compress(model, [images(48, 2), images(48, 3)], bits=11)
     assert made.notes["folded"] and made.notes["samples"] == 96
     made.save(tmp_path / "normed.wf")
     again = waterfill.load(tmp_path / "normed.wf")
     assert output_error(model, again, images(32, 4)) < 0.2
-    kept = compress_with_data(model, [images(48, 2)], bits=12, steps=Steps(fold=False))
+    kept = waterfill.compress(model, [images(48, 2)], bits=12, options=waterfill.Options(steps=Steps(fold=False)))
     assert not kept.notes["folded"]
 
 
@@ -93,7 +95,7 @@ def test_recurrent_layers_and_embeddings_take_part() -> None:
         torch.manual_seed(0)
         model = Tokens().eval()
     tokens = torch.randint(0, 20, (24, 12), generator=torch.Generator().manual_seed(1))
-    made = compress_with_data(model, list(tokens.split(8)), bits=5)
+    made = waterfill.compress(model, list(tokens.split(8)), bits=5)
     assert made.notes["unreached"] == []
     with torch.no_grad():
         wanted, found = model(tokens)[0], made.install(copy.deepcopy(model))(tokens)[0]
@@ -103,23 +105,23 @@ def test_recurrent_layers_and_embeddings_take_part() -> None:
 def test_a_weight_that_no_batch_reaches_is_named(shallow) -> None:
     model = copy.deepcopy(shallow)
     model.unused = nn.Linear(24, 24)
-    made = compress_with_data(model, BATCHES[:1], bits=4)
+    made = waterfill.compress(model, BATCHES[:1], bits=4)
     assert made.notes["unreached"] == ["unused.weight"]
     assert made.entries["unused.weight"].error < 1
 
 
 def test_every_kind_of_budget_is_kept(shallow) -> None:
     weights = sum(p.numel() for p in shallow.parameters())
-    assert compress_with_data(shallow, BATCHES[:1], size=weights // 2).size <= weights // 2
-    assert compress_with_data(shallow, BATCHES[:1], ratio=10).size <= 4 * weights // 10
-    cheap, dear = (compress_with_data(shallow, BATCHES[:1], price=p).size for p in (1e-6, 1e-3))
+    assert waterfill.compress(shallow, BATCHES[:1], size=weights // 2).size <= weights // 2
+    assert waterfill.compress(shallow, BATCHES[:1], ratio=10).size <= 4 * weights // 10
+    cheap, dear = (waterfill.compress(shallow, BATCHES[:1], price=p).size for p in (1e-6, 1e-3))
     assert dear < cheap
     with pytest.raises(BudgetError):
-        compress_with_data(shallow, BATCHES[:1], size=100)
+        waterfill.compress(shallow, BATCHES[:1], size=100)
 
 
 def test_one_sample_is_enough(shallow) -> None:
-    assert output_error(shallow, compress_with_data(shallow, [BATCHES[0][:1]], bits=4), HELD_OUT) < 0.3
+    assert output_error(shallow, waterfill.compress(shallow, [BATCHES[0][:1]], bits=4), HELD_OUT) < 0.3
 
 
 def test_dead_inputs_do_no_harm(shallow) -> None:
@@ -127,7 +129,7 @@ def test_dead_inputs_do_no_harm(shallow) -> None:
     with torch.no_grad():
         model.first.weight[:8] = 0
         model.first.bias[:8] = -1  # channels that are never positive: zero columns in the next Gram matrix
-    made = compress_with_data(model, BATCHES, bits=4)
+    made = waterfill.compress(model, BATCHES, bits=4)
     assert output_error(model, made, HELD_OUT) < 0.2
 
 
@@ -143,7 +145,7 @@ def test_dead_inputs_do_no_harm(shallow) -> None:
 )
 def test_batches_that_cannot_work_are_refused(shallow, batches, said) -> None:
     with pytest.raises(BadInput, match=said):
-        compress_with_data(shallow, batches, bits=3)
+        waterfill.compress(shallow, batches, bits=3)
 
 
 def test_what_was_found_first_is_kept_where_no_second_way_meets_the_budget() -> None:
@@ -151,4 +153,4 @@ def test_what_was_found_first_is_kept_where_no_second_way_meets_the_budget() -> 
     layers = [nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4)]
     model, batches = nn.Sequential(*layers), torch.randn(64, 16).split(16)
     for size in (388, 390):
-        assert compress_with_data(model, batches, size=size).size <= size
+        assert waterfill.compress(model, batches, size=size).size <= size

@@ -10,7 +10,8 @@ from tests.support.small_networks import Normed, Tokens, cifar, disturbed, image
 from torch import nn
 
 import waterfill
-from waterfill import BadInput, evaluate
+from waterfill import evaluate
+from waterfill.errors import BadInput
 
 
 class Table(nn.Module):

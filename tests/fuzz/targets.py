@@ -40,7 +40,7 @@ def read_blob(data: bytes) -> None:
     """These bytes as the blob of one tensor, past all checksums; the first byte says in what layout."""
     layout = LAYOUTS[data[0] % len(LAYOUTS)] if data else LAYOUTS[0]
     with contextlib.suppress(CorruptFile, NewerFormat):
-        Entry("w", layout, decode(data[1:], layout, "w")).tensor()
+        Entry("w", layout, decode(data[1:], layout, "w"), data[1:]).tensor()
 
 
 def seeds() -> dict[str, bytes]:

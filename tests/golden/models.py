@@ -69,7 +69,7 @@ def models() -> dict[str, waterfill.CompressedModel]:
         "sampled": "Sampled(seed=5)",
         "plain numbers": "Dense(format='bfloat16')",
     }
-    found = {name: waterfill.compress(net, recipe, price=1e-3) for name, recipe in recipes.items()}
+    found = {name: waterfill.compress(net, spec=recipe, price=1e-3) for name, recipe in recipes.items()}
     return found | {
         "lossless": waterfill.compress(mixed_types(), lossless=True),
         "budget": waterfill.compress(net, bits=6),

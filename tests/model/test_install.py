@@ -7,7 +7,7 @@ from tests.support.networks import same
 from torch import nn
 
 import waterfill
-from waterfill import BadInput, Mismatch
+from waterfill.errors import BadInput, Mismatch
 
 
 class Tied(nn.Module):

@@ -6,9 +6,7 @@ from tests.support.networks import mixed, same, state
 from torch import nn
 
 import waterfill
-from waterfill import BadInput, Mismatch, OutputExists
-from waterfill.errors import CorruptFile
-from waterfill.network.layout import MATRIX, Layout
+from waterfill.errors import BadInput, CorruptFile, Mismatch, OutputExists
 from waterfill.storage import FileWriter, manifest
 
 
@@ -136,7 +134,7 @@ def test_an_empty_model_has_a_file(tmp_path):
 def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
     """A hundred constant matrices whose blobs lack the padding that earns their memory."""
     shape, part = (1024, 1024), b"\x02\x00\x00"  # dense, float32, the constant zero
-    rows = [manifest.Row(Layout(shape, torch.float32, MATRIX), "constant 0", "")] * 100
+    rows = [manifest.Row(shape, "float32", manifest.MATRIX, "constant 0", "")] * 100
     packed = {"tensors": manifest.pack(rows), "aliases": {}, "notes": {}}
     padding = (1 << 20) - (1 << 14) - 3 * 4096
     for earned, padded in ((False, part), (True, part + bytes(-(-padding // 4096)))):
@@ -157,3 +155,16 @@ def test_a_model_of_constant_matrices_is_kept(tmp_path):
     waterfill.compress(tensors, lossless=True).save(tmp_path / "m.wf")
     assert (tmp_path / "m.wf").stat().st_size < 4 * 200
     assert all(same(t, tensors[name]) for name, t in waterfill.load(tmp_path / "m.wf").state_dict().items())
+
+
+def test_what_is_shown_is_a_line_without_tensors(small):
+    assert repr(small) == f"CompressedModel({len(small.entries)} tensors, {small.weights} weights, recipe 'Quantize()')"
+    parts = [part for entry in small.entries.values() for part in entry.parts]
+    assert f"QuantizedPart({list(parts[0].shape)}, {parts[0].describe()})" in map(repr, parts)
+    gram = waterfill.Importance(torch.ones(4), torch.ones(9), torch.eye(9), (3, 3))
+    assert repr(gram) == "Importance(rows [4], diagonal [9], gram [9, 9], kernel (3, 3))"
+    assert repr(waterfill.Importance()) == "Importance(uniform)"
+    spec = waterfill.parse("Quantize() + Prune(keep=0.1) | LowRank() | Codebook(levels=4) | Sampled() | Dense()")
+    for term in spec.terms:
+        part = term.fit(torch.randn(32, 32), waterfill.Importance(), 1e-3)
+        assert "tensor(" not in repr(part) and len(repr(part)) < 120

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import BadInput, BudgetError, calibrate, compress_with_data
+from waterfill import calibrate
 from waterfill.compression.options import Steps
+from waterfill.errors import BadInput, BudgetError
 
 X = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
 BATCHES = list(X.split(8))
@@ -61,7 +62,6 @@ class Logarithm(nn.Module):
 @pytest.mark.parametrize(
     ("model", "batches", "words"),
     [
-        (net(), None, "NoneType"),
         (net(), 5, "int"),
         (net(), lambda: BATCHES, "function"),
         (net().state_dict(), BATCHES, "OrderedDict.*torch.nn.Module"),
@@ -78,7 +78,7 @@ class Logarithm(nn.Module):
     ],
 )
 def test_what_cannot_work_is_refused(model, batches, words) -> None:
-    for attempt in (calibrate, lambda *given: compress_with_data(*given, bits=4)):
+    for attempt in (calibrate, lambda *given: waterfill.compress(*given, bits=4)):
         with pytest.raises(BadInput, match=words):
             attempt(model, batches)
 
@@ -93,7 +93,7 @@ def test_a_loss_that_fails_a_cache_that_is_a_file_and_logits_that_are_none(tmp_p
         calibrate(net(), BATCHES, importance="fisher", forward=lambda model, batch: model(batch).sum())
     for bits, words in (("3", "a str"), (float("nan"), "positive")):
         with pytest.raises(BudgetError, match=words):
-            compress_with_data(net(), BATCHES, bits=bits)
+            waterfill.compress(net(), BATCHES, bits=bits)
     with pytest.raises(BudgetError, match="no weights"):
         waterfill.compress(nn.ReLU(), bits=3)
 
@@ -152,7 +152,7 @@ def test_the_outputs_are_found_in_what_a_model_returns(wrap) -> None:
 )
 def test_what_is_unusual_works(model, batches) -> None:
     training = model.training
-    made = compress_with_data(model, batches, "Quantize()", bits=6, steps=QUICK)
+    made = waterfill.compress(model, batches, spec="Quantize()", bits=6, options=waterfill.Options(steps=QUICK))
     assert made.bits <= 6 and model.training == training
     after = made.install(net().to(model[0].weight.dtype)).eval()
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_inputs_that_the_model_writes_into_stay_as_they_were() -> None:
             return self.net(x.mul_(2))
 
     batches = [b.clone() for b in BATCHES]
-    compress_with_data(Writes(), batches, "Quantize()", bits=6, steps=QUICK)
+    waterfill.compress(Writes(), batches, spec="Quantize()", bits=6, options=waterfill.Options(steps=QUICK))
     assert all(torch.equal(a, b) for a, b in zip(batches, BATCHES, strict=True))
     with torch.inference_mode():
         made = [b.clone() for b in BATCHES]
@@ -187,7 +187,7 @@ def test_a_network_of_buffers_alone_is_compressed() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.matrix + self.shift
 
-    made = compress_with_data(Buffers(), BATCHES, bits=8, steps=QUICK)
+    made = waterfill.compress(Buffers(), BATCHES, bits=8, options=waterfill.Options(steps=QUICK))
     assert made.notes["unreached"] == [] and made.entries["matrix"].error < 0.2
 
 
@@ -199,8 +199,8 @@ def test_few_samples_do_no_harm(count) -> None:
         wanted = model(X)
         errors = []
         for made in (
-            compress_with_data(model, [X[:count]], "Quantize()", bits=8, steps=QUICK),
-            waterfill.compress(model, "Quantize()", bits=8),
+            waterfill.compress(model, [X[:count]], spec="Quantize()", bits=8, options=waterfill.Options(steps=QUICK)),
+            waterfill.compress(model, spec="Quantize()", bits=8),
         ):
             errors.append(float((made.install(net().eval())(X) - wanted).norm() / wanted.norm()))
     assert errors[0] < 1.5 * errors[1]

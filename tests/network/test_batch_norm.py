@@ -6,7 +6,8 @@ from tests.support.small_networks import Normed, cifar, data_module, images, liv
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import BadInput, fold_batch_norm
+from waterfill.errors import BadInput
+from waterfill.network.batch_norm import fold_batch_norm
 
 
 def idle(norm: nn.Module) -> bool:

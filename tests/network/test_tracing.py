@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from waterfill.calibration.per_sample import moments, row_weights
-from waterfill.calibration.recorder import Uses
+from waterfill.calibration.recorder import MomentRecorder, Wanted
 from waterfill.network.layout import layout_of
 from waterfill.network.tracing import recurrent
 from waterfill.network.tracing.im2col import all_windows, geometry_of, pick, windows
-from waterfill.network.tracing.tracer import Capture
-from waterfill.network.tracing.views import Plan
+from waterfill.network.tracing.tracer import Tracer
+from waterfill.network.tracing.views import WeightViews
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 GEOMETRIES = [
@@ -23,11 +23,12 @@ GEOMETRIES = [
 ]
 
 
-def capture_of(module: nn.Module) -> Capture:
-    """A capture of all matrices of a module."""
+def traced(module: nn.Module) -> tuple[Tracer, MomentRecorder]:
+    """A tracer of all matrices of a module, and what it tells."""
     weights = {name: value.detach() for name, value in module.named_parameters() if value.ndim > 1}
     layouts = {name: layout_of(tuple(value.shape), value.dtype) for name, value in weights.items()}
-    return Capture(Uses(weights, Plan(layouts, dict.fromkeys(weights, True)), torch.Generator().manual_seed(0)))
+    recorder = MomentRecorder(layouts, Wanted(dict.fromkeys(weights, True)), torch.Generator().manual_seed(0))
+    return Tracer(WeightViews(weights, layouts), recorder), recorder
 
 
 @pytest.mark.parametrize(("kernel", "options"), GEOMETRIES)
@@ -92,33 +93,33 @@ def test_unrolled_layers_say_what_the_layers_say(mode, options, packed):
         layer.batch_first = False
         x = nn.utils.rnn.pack_padded_sequence(x, [6, 4, 1])
     wanted, finals = layer(x)
-    capture = capture_of(layer)
-    with capture:
+    tracer, recorder = traced(layer)
+    with tracer:
         found, states = layer(x)
     if packed:
         wanted, found = wanted.data, found.data
     assert torch.allclose(found, wanted, atol=1e-5)
     for a, b in zip(states if mode == "LSTM" else [states], finals if mode == "LSTM" else [finals], strict=True):
         assert torch.allclose(a, b, atol=1e-5)
-    assert set(capture.uses.terms) == {name for name, value in layer.named_parameters() if value.ndim > 1}
+    assert set(recorder.terms) == {name for name, value in layer.named_parameters() if value.ndim > 1}
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_projected_states_and_single_cells_are_unrolled_too():
     x = torch.randn(6, 3, 5)
     layer = nn.LSTM(5, 4, proj_size=2)
-    capture = capture_of(layer)
-    with capture:
+    tracer, recorder = traced(layer)
+    with tracer:
         found = layer(x)[0]
-    assert torch.allclose(found, layer(x)[0], atol=1e-5) and "weight_hr_l0" in capture.uses.terms
+    assert torch.allclose(found, layer(x)[0], atol=1e-5) and "weight_hr_l0" in recorder.terms
     for cell in (nn.LSTMCell(5, 4), nn.GRUCell(5, 4), nn.RNNCell(5, 4, nonlinearity="relu")):
-        capture = capture_of(cell)
-        with capture:
+        tracer, recorder = traced(cell)
+        with tracer:
             found = cell(x[0])
         wanted = cell(x[0])
         pairs = zip(found, wanted, strict=True) if isinstance(cell, nn.LSTMCell) else [(found, wanted)]
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
-        assert set(capture.uses.terms) == {"weight_ih", "weight_hh"}
+        assert set(recorder.terms) == {"weight_ih", "weight_hh"}
 
 
 def test_step_is_the_textbook_gru():
@@ -132,17 +133,17 @@ def test_outputs_under_the_eye_are_the_outputs():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x = torch.randn(3, 5, 8)
-    capture = capture_of(layer)
-    with capture:
+    tracer, recorder = traced(layer)
+    with tracer:
         found = layer(x)
     assert torch.allclose(found, layer(x), atol=1e-5)
-    rows = {key[1:3] for key in capture.uses.terms["self_attn.in_proj_weight"]}
-    assert rows in ({(0, 24)}, {(0, 8), (8, 16), (16, 24)}) and len(capture.uses.terms) == 4
+    rows = {key[1:3] for key in recorder.terms["self_attn.in_proj_weight"]}
+    assert rows in ({(0, 24)}, {(0, 8), (8, 16), (16, 24)}) and len(recorder.terms) == 4
 
 
 def test_a_tensor_is_located_in_its_weight():
     layer = nn.Linear(6, 8)
-    uses = capture_of(layer).uses
+    views = traced(layer)[0].views
     w = layer.weight
     located = {
         "whole": (w, (0, 8), False),
@@ -153,27 +154,27 @@ def test_a_tensor_is_located_in_its_weight():
         "as a kernel": (w[:, :, None, None], (0, 8), False),
     }
     for what, (tensor, rows, transposed) in located.items():
-        use = uses.locate(tensor)
-        assert use is not None and (use.rows, use.transposed) == (rows, transposed), what
+        view = views.locate(tensor)
+        assert view is not None and (view.rows, view.transposed) == (rows, transposed), what
     for tensor in (w[:, 1:3], w.flatten()[3:9], torch.randn(8, 6), w.clone(), None):
-        assert uses.locate(tensor) is None
+        assert views.locate(tensor) is None
 
 
 def test_copies_count_as_the_weight_for_one_batch():
     layer = nn.Linear(6, 8)
-    capture = capture_of(layer)
+    tracer, recorder = traced(layer)
     x = torch.randn(4, 6)
-    with capture:
+    with tracer:
         F.linear(x.double(), layer.weight.double())
-    assert capture.uses.terms["weight"] and not capture.others
+    assert recorder.terms["weight"] and not tracer.others
     copy = layer.weight.clone()
-    capture.uses.forget()
-    assert capture.uses.locate(copy) is None
+    tracer.views.forget()
+    assert tracer.views.locate(copy) is None
 
 
 def test_calls_without_a_rule_are_named():
     layer = nn.Linear(6, 8)
-    capture = capture_of(layer)
-    with capture:
+    tracer, recorder = traced(layer)
+    with tracer:
         F.linear(torch.randn(4, 6), layer.weight.relu())
-    assert capture.others == {"weight": {"relu"}} and not capture.uses.terms
+    assert tracer.others == {"weight": {"relu"}} and not recorder.terms

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from tests.support.feedback_cases import entries, searches
 
-from waterfill import BadInput, Quantize
+from waterfill import Quantize
 from waterfill.coding.model.density_model import Product
+from waterfill.errors import BadInput
 from waterfill.importance import Importance
 from waterfill.parts.quantizer import candidates, feedback_torch
 from waterfill.parts.quantizer.candidates import Way, drafted
@@ -45,7 +46,7 @@ def test_a_draft_costs_what_one_by_the_compiled_core_does(states, kernel, monkey
 
 
 def test_many_chunks_and_lanes_of_a_trellis(monkeypatch):
-    monkeypatch.setattr("waterfill.coding.codes.plain.CHUNK", 1 << 10)
+    monkeypatch.setattr("waterfill.coding.chunking.CHUNK", 1 << 10)
     random = np.random.default_rng(0)
     rows, channels, positions = 50, 8, 9
     model = Product(2, 50, random.integers(-6, 7, rows), None, np.zeros(positions, int), None)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from waterfill import Importance, Quantize
+from waterfill.coding.codes import matrix
 from waterfill.coding.density_tables import OCTAVE
 from waterfill.coding.stream import Reader
 from waterfill.importance import smooth_gram
@@ -23,7 +24,7 @@ def quantized(src: Reader) -> np.ndarray:
     step = np.float32(src.float32())
     counts = (ROWS, COLS // positions, positions)
     row, channel, position = (octaves(src.ints(n)) if head >> i & 1 else np.ones(n) for i, n in enumerate(counts))
-    codes = src.codes(ROWS, COLS, (positions,) if axes else ())
+    codes = matrix.read(src, ROWS, COLS, (positions,) if axes else ())
     left = codes * (step * row.astype(np.float32))[:, None]
     return left * np.outer(channel, position).ravel().astype(np.float32)
 
@@ -34,7 +35,7 @@ def grouped(src: Reader) -> np.ndarray:
     scales = np.frombuffer(src.raw(2 * ROWS * groups), "<f2").reshape(ROWS, groups).astype(np.float32)
     zeros = src.ints(ROWS * groups).reshape(ROWS, groups) if has_zeros else np.zeros((ROWS, groups), int)
     own = np.arange(COLS) // group
-    return (src.codes(ROWS, COLS) - zeros[:, own]).astype(np.float32) * scales[:, own]
+    return (matrix.read(src, ROWS, COLS) - zeros[:, own]).astype(np.float32) * scales[:, own]
 
 
 def spread(size: int) -> torch.Tensor:

@@ -100,20 +100,20 @@ def written(codes, kernel=(), states=0):
     """The plan of codes and their bytes."""
     plan = matrix.plan(codes, kernel, states)
     out = Writer()
-    out.codes(plan)
+    out.put(plan)
     return plan, out.finish()
 
 
 def tallied(plan):
     """Bits of a plan."""
     tally = Tally()
-    tally.codes(plan)
+    tally.put(plan)
     return tally.bits
 
 
 def read(data, shape, kernel=()):
     """Codes [rows, cols] from bytes that hold nothing else."""
     src = Reader(data)
-    codes = src.codes(*shape, kernel)
+    codes = matrix.read(src, *shape, kernel)
     src.end()
     return codes

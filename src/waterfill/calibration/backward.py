@@ -1,4 +1,4 @@
-"""Passes over the batches: forward under the eye of `Capture`, backward from a probe of the outputs."""
+"""Passes over the batches: forward traced, backward from a probe of the outputs."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ from waterfill.calibration.cache import Found
 from waterfill.calibration.combine import merge
 from waterfill.calibration.moments import Slope
 from waterfill.calibration.probes import signs, softened
-from waterfill.calibration.recorder import Uses
+from waterfill.calibration.recorder import MomentRecorder, Wanted
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
-from waterfill.network.batches import each_tensor, shapes, tensor_in, tensors_in
+from waterfill.network.batches import count_of, each_tensor, samples_in, shapes, tensors_in
 from waterfill.network.forward import Forward, as_deployed, call
-from waterfill.network.layout import VECTOR
-from waterfill.network.tracing.tracer import Capture
-from waterfill.network.tracing.views import Plan
+from waterfill.network.layout import VECTOR, Layout
+from waterfill.network.tracing.tracer import Tracer
+from waterfill.network.tracing.views import WeightViews
 from waterfill.progress import Progress
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -67,22 +67,24 @@ class Run:
     done: int = 0
     rows: int = field(default=0)
 
-    def gather(self, weights: Mapping[str, Tensor], plan: Plan) -> Iterator[tuple[str, Found]]:
+    def gather(
+        self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], wanted: Wanted
+    ) -> Iterator[tuple[str, Found]]:
         """One pass: what was found of each wanted weight."""
-        matrices = {name: value for name, value in weights.items() if plan.layouts[name].role != VECTOR}
-        uses = Uses(matrices, plan, torch.Generator().manual_seed(self.seed + 1))
-        capture = Capture(uses)
-        generator = torch.Generator().manual_seed(self.seed)
+        matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
+        recorder = MomentRecorder(layouts, wanted, torch.Generator("cpu").manual_seed(self.seed + 1))
+        tracer = Tracer(WeightViews(matrices, layouts), recorder)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         self.rows = 0
         count = 0
-        derived = {name: value for name, value in statistics(self.model).items() if name in plan.wanted}
-        asked = {*plan.wanted, *(value.source for value in derived.values())}
-        slopes = {name: Slope(layout, plan.probes) for name, layout in plan.layouts.items() if name in plan.wanted}
+        derived = {name: value for name, value in statistics(self.model).items() if name in wanted.full}
+        asked = {*wanted.full, *(value.source for value in derived.values())}
+        slopes = {name: Slope(layout, wanted.probes) for name, layout in layouts.items() if name in wanted.full}
         with as_deployed(self.model), _asked(self.model, asked) as parameters, torch.enable_grad():
             for batch in self.batches:
                 try:
                     for gradients in self._probe_all(
-                        each_tensor(batch, Tensor.detach), capture, list(parameters.values()), generator
+                        each_tensor(batch, Tensor.detach), (tracer, recorder), list(parameters.values()), generator
                     ):
                         by_name = dict(zip(parameters, gradients, strict=True))
                         for name, slope in slopes.items():
@@ -95,41 +97,45 @@ class Run:
                 self._report(count)
         if count == 0:
             raise BadInput("there are no batches to calibrate with; does the loader yield any, or was it used up?")
-        for name in plan.wanted:
-            yield name, self._found(name, capture, slopes[name])
+        for name in wanted.full:
+            yield name, self._found(name, (tracer, recorder), slopes[name])
 
-    def _found(self, name: str, capture: Capture, slope: Slope) -> Found:
+    def _found(self, name: str, seen: tuple[Tracer, MomentRecorder], slope: Slope) -> Found:
         """The importance of a weight at the end of a pass, or why it has none."""
-        uses, about = capture.uses, {"samples": str(self.rows)}
-        terms = list(uses.terms.pop(name, {}).values())
+        (tracer, recorder), about = seen, {"samples": str(self.rows)}
+        terms = list(recorder.terms.pop(name, {}).values())
         exact = slope.count > 0 and not callable(self.importance)
-        found = merge(terms, uses.plan.layouts[name], self.rows, slope if exact else None)
-        calls = ", ".join(sorted(capture.others.get(name, ())))
+        found = merge(terms, recorder.layouts[name], self.rows, slope if exact else None)
+        calls = ", ".join(sorted(tracer.others.get(name, ())))
         if found is not None:
-            full = uses.plan.wanted[name]
+            full = recorder.wanted.full[name]
             about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
             return Found(found, about)
         found = slope.importance(self.rows)
-        if found is not None and uses.plan.layouts[name].role == VECTOR:
+        if found is not None and recorder.layouts[name].role == VECTOR:
             return Found(found, about)
         if found is not None:
             return Found(found, about | {"note": f"diagonal only, of its gradient: used by {calls or 'other code'}"})
         if calls:
             return Found(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
-        reached = name in capture.reached
+        reached = name in tracer.reached
         return Found(None, about | {"reason": "the outputs do not depend on it" if reached else "no batch reaches it"})
 
     def _probe_all(
-        self, batch: Any, capture: Capture, parameters: Sequence[Tensor], generator: torch.Generator
+        self,
+        batch: Any,
+        seen: tuple[Tracer, MomentRecorder],
+        parameters: Sequence[Tensor],
+        generator: torch.Generator,
     ) -> Iterator[Sequence[Tensor | None]]:
         """Run a batch forward and, for every probe, backward: the gradients of the parameters."""
-        uses = capture.uses
-        uses.samples = _samples(batch)
-        if any(found.numel() == 0 for found in tensors_in(batch)) and uses.samples == 0:
+        (tracer, recorder), samples = seen, samples_in(batch)
+        recorder.begin(samples)
+        if any(found.numel() == 0 for found in tensors_in(batch)) and samples == 0:
             raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
-        with capture:
+        with tracer:
             outputs = call(self.model, batch, self.forward)
-        uses.forget()
+        tracer.views.forget()
         if not outputs.requires_grad:
             raise BadInput(
                 "the outputs carry no gradient: the model runs without one (no_grad, inference_mode, a compiled or "
@@ -137,11 +143,11 @@ class Run:
             )
         rows = outputs.numel() // outputs.shape[-1] if outputs.ndim > 1 else outputs.numel()
         self.rows += rows
-        for probe in range(uses.plan.probes):
-            last = probe == uses.plan.probes - 1
+        for probe in range(recorder.wanted.probes):
+            last = probe == recorder.wanted.probes - 1
             what, at = self._probe(outputs, batch, rows, generator)
             if what.requires_grad:
-                asked = [*parameters, uses.anchor]
+                asked = [*parameters, recorder.anchor]
                 yield torch.autograd.grad(what, asked, at, retain_graph=not last, allow_unused=True)[:-1]
 
     def _probe(self, outputs: Tensor, batch: Any, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -173,12 +179,5 @@ class Run:
     def _report(self, count: int) -> None:
         self.done += 1
         if self.progress is not None:
-            length = getattr(self.batches, "__len__", None)
-            total = max(self.done, length() * self.passes if length is not None else 0)
+            total = max(self.done, (count_of(self.batches) or 0) * self.passes)
             self.progress(Progress("calibrating", self.done, total, self.done, total))
-
-
-def _samples(batch: Any) -> int:
-    """Inputs in a batch: the first dimension of its first tensor; 0 if there is none."""
-    found = tensor_in(batch)
-    return len(found) if found is not None and found.ndim else 0

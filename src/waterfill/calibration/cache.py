@@ -1,6 +1,5 @@
 """Where finished importance is kept: in memory, or one file a weight in a folder, from which a later run goes on."""
 
-import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from torch import Tensor
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
+from waterfill.network.batches import count_of
+from waterfill.storage.atomic import AtomicFile
 from waterfill.storage.work_directory import Journal
 
 _SAMPLED = 1 << 12  # entries of a tensor that its fingerprint is taken from
@@ -72,9 +73,9 @@ class Shelf:
             values |= {} if value.halves is None else dict(zip(("first", "second"), value.halves, strict=True))
             about |= {"damping": repr(value.damping), "kernel": " ".join(map(str, value.kernel))}
         path = self._path(name)
-        beside = path.with_suffix(".tmp")
-        save_file({key: value.contiguous() for key, value in values.items()}, beside, about)
-        os.replace(beside, path)
+        with AtomicFile(path, force=True, shared=True) as out:
+            save_file({key: value.contiguous() for key, value in values.items()}, out.temporary, about)
+            out.finish()
         self._kept[name] = Found(None, about)
 
     def get(self, name: str) -> Importance:
@@ -104,11 +105,11 @@ def fingerprint(weights: Mapping[str, Tensor], options: Mapping[str, Any], batch
     Of a list of batches the first counts; a loader, which may shuffle, is known by its length alone.
     """
     marks = [f"{name} {list(value.shape)} {value.dtype} {_mark(value)}" for name, value in weights.items()]
-    length = getattr(batches, "__len__", None)
+    count = count_of(batches)
     first = batches[0] if isinstance(batches, list | tuple) and batches else None
     return {
         "weights": zlib.crc32("\n".join(marks).encode()),
-        "batches": None if length is None else f"{length()}, {_marks(first)}",
+        "batches": None if count is None else f"{count}, {_marks(first)}",
         **options,
     }
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Run
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import Shelf, fingerprint
 from waterfill.calibration.moments import bytes_of
+from waterfill.calibration.recorder import Wanted
 from waterfill.errors import BadInput
 from waterfill.importance import Importance, Measured
 from waterfill.network.batches import check_batches
@@ -21,7 +23,6 @@ from waterfill.network.forward import Forward
 from waterfill.network.kept import why_kept
 from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
 from waterfill.network.tensors import tensors_of
-from waterfill.network.tracing.views import Plan
 from waterfill.progress import Progress
 
 MEMORY = 1 << 30
@@ -63,6 +64,7 @@ class Calibration(Measured):
         return f"Calibration({len(self)} weights, {len(self.unreached)} unreached, {self.samples} samples)"
 
 
+@by_own_arithmetic
 def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and where the results go
     model: nn.Module,
     batches: Iterable[Any],
@@ -108,7 +110,7 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
         )
     run = Run(model, batches, importance, forward, seed, progress, len(passes))
     for wanted in passes:
-        for name, found in run.gather(weights, Plan(layouts, wanted, probes)):
+        for name, found in run.gather(weights, layouts, Wanted(wanted, probes)):
             shelf.put(name, found)
     return Calibration(shelf, {name for name, layout in layouts.items() if layout.role == VECTOR})
 

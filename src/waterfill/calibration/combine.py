@@ -34,7 +34,7 @@ def merge(terms: Sequence[Moments], layout: Layout, outputs: int, slope: Slope |
     outputs: output rows that the sums of squares are spread over. slope: of the whole gradient;
     its total counts where a sample was not seen whole, as in the steps of a recurrent layer.
     """
-    total = _Sum(torch.zeros(layout.matrix[0], dtype=torch.float64), [])
+    total = _Sum(torch.zeros(layout.matrix[0], dtype=torch.float64, device="cpu"), [])
     for term in terms:
         _add(total, term, outputs)
     if not total.energy > 0:
@@ -96,7 +96,7 @@ def _spread(shape: Tensor, seen: int) -> Tensor:
     """
     if seen >= len(shape):
         return shape
-    eye = torch.eye(len(shape), dtype=shape.dtype)
+    eye = torch.eye(len(shape), dtype=shape.dtype, device=shape.device)
     return (seen * shape + shape.diagonal().mean() * eye) / (seen + 1)
 
 

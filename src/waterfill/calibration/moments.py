@@ -10,6 +10,7 @@ rows_i = sum over positions of E[x_i^2]. Both take x and g for independent, as K
 import torch
 from torch import Tensor
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.calibration import per_sample
 from waterfill.importance import Importance
 from waterfill.network.layout import Layout
@@ -86,6 +87,7 @@ class Moments:
         self.aligned = True
         self._full = full
 
+    @by_own_arithmetic  # it runs in the midst of the network
     def add_columns(self, columns: Tensor) -> bool:
         """Add positions, [groups, cols, positions] in order of the samples. False if they are not finite."""
         cut = self.near.cut(columns.shape[2])
@@ -144,8 +146,8 @@ class Slope:
         self.layout = layout
         self.probes = probes
         self.count = 0
-        self.rows = torch.zeros(layout.matrix[0], dtype=torch.float64)
-        self.cols = torch.zeros(layout.matrix[1], dtype=torch.float64)
+        self.rows = torch.zeros(layout.matrix[0], dtype=torch.float64, device="cpu")
+        self.cols = torch.zeros(layout.matrix[1], dtype=torch.float64, device="cpu")
 
     def add(self, gradient: Tensor) -> None:
         """Add the gradient of a probe, in the shape of the weight."""

@@ -14,7 +14,7 @@ _SHIFT = 0.1  # of the mean over classes
 
 def signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """H = I, the squared error: random signs in the shape of the outputs."""
-    return torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+    return torch.randint(0, 2, outputs.shape, dtype=torch.int64, device="cpu", generator=generator).to(outputs) * 2 - 1
 
 
 def softened(outputs: Tensor, generator: torch.Generator) -> Tensor:

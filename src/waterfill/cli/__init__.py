@@ -6,14 +6,18 @@ run, so that help, `info` and `verify` answer at once.
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
+from types import FrameType
 
 from waterfill.cli.commands import compress, decompress, demo, evaluate, info, limits, plan, verify
-from waterfill.cli.exit_codes import Exit, code_of, message_of
-from waterfill.report.text import complain
+from waterfill.cli.exit_codes import Ended, Exit, code_of, message_of
+from waterfill.report.text import ReaderGone, complain, said
 
 _COMMANDS = {
     "compress": (compress, "write a model as a .wf file of a given size"),
@@ -26,7 +30,7 @@ _COMMANDS = {
     "demo": (demo, "train a small network, compress it, and measure what is lost"),
 }
 _EXIT_CODES = """exit codes: 0 ok, 1 unexpected, 2 usage, 3 output exists, 4 corrupt input, 5 verify failed,
-6 disk full, 7 out of memory, 8 budget not met, 9 plan mismatch"""
+6 disk full, 7 out of memory, 8 budget not met, 9 plan mismatch; 128 and its number for a signal"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser().parse_args(arguments)
     except SystemExit as leave:  # argparse has printed help, the version or the usage error
         return int(leave.code or 0)
+    _fill_streams()
     try:
-        args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output (head, less) has seen enough
+        with _signals():
+            args.run(args)
+            said()
+    except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         if args.debug:
@@ -72,3 +78,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"waterfill: error: {message_of(error)}")
         return code_of(error)
     return Exit.OK
+
+
+def _fill_streams() -> None:
+    """Open what of standard input, output and error was closed: else the next file opened would take its place, and get
+    what libraries write to it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """A block that SIGTERM and SIGHUP end as Ctrl-C does; what was to be ignored (nohup) is."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names if threading.current_thread() is threading.main_thread()]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in ours:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

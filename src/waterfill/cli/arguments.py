@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from waterfill.cli.exit_codes import UsageError
+from waterfill.errors import BadInput
 from waterfill.report.text import parse_size
+from waterfill.storage.paths import check_target
 
 DEFAULT_RECIPE = "Quantize()"
 
@@ -47,6 +50,14 @@ def existing(path: str) -> str:
     return path
 
 
+def writable(path: str, force: bool) -> None:
+    """Say what is in the way of an output before the work begins. Raises OutputExists, UsageError, OSError."""
+    try:
+        check_target(path, force)
+    except BadInput as error:
+        raise UsageError(str(error)) from error
+
+
 def default_output(model: str) -> str:
     """MODEL.wf beside the model: for a folder or the index in it, beside the folder."""
     path = Path(model)
@@ -72,6 +83,17 @@ def size_of(text: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive size")
     return size
+
+
+def share_of(text: str) -> float:
+    """A share of at least a half, such as 95% or 0.95. Raises ArgumentTypeError."""
+    try:
+        share = float(text.rstrip().removesuffix("%")) / (100 if "%" in text else 1)
+    except ValueError:
+        share = 0.0
+    if not 0.5 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 50% to below 100%")
+    return share
 
 
 def _threads(text: str) -> int:

@@ -1,6 +1,7 @@
 """Exit codes, and how an exception becomes one with a message of a line or two."""
 
 import errno
+import signal
 from enum import IntEnum
 
 from waterfill import errors
@@ -19,20 +20,26 @@ class Exit(IntEnum):
     OUT_OF_MEMORY = 7
     BUDGET_NOT_MET = 8
     PLAN_MISMATCH = 9
+    HUNG_UP = 129
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class UsageError(Exception):
     """Arguments that cannot be meant as they are."""
 
 
-class VerifyError(Exception):
-    """A file that is whole but not what it was compared with."""
+class Ended(KeyboardInterrupt):
+    """A signal has ended the process: as Ctrl-C does, so that temporary files and folders go."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.code = Exit(128 + number)
 
 
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (UsageError, Exit.USAGE),
-    (VerifyError, Exit.VERIFY_FAILED),
+    (errors.VerifyError, Exit.VERIFY_FAILED),
     (errors.OutputExists, Exit.OUTPUT_EXISTS),
     (errors.CorruptFile, Exit.CORRUPT_INPUT),
     (errors.NewerFormat, Exit.CORRUPT_INPUT),
@@ -44,16 +51,21 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.CannotExport, Exit.USAGE),
     (MemoryError, Exit.OUT_OF_MEMORY),
     (FileNotFoundError, Exit.USAGE),
+    (IsADirectoryError, Exit.USAGE),
+    (NotADirectoryError, Exit.USAGE),
     (KeyboardInterrupt, Exit.INTERRUPTED),
 )
+_NO_MEMORY = ("allocate memory", "out of memory")  # how torch says it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def code_of(error: BaseException) -> Exit:
     """The exit code of an exception."""
+    if isinstance(error, Ended):
+        return error.code
     if isinstance(error, OSError) and error.errno in _FULL:
         return Exit.DISK_FULL
-    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # how torch says it
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
         return Exit.OUT_OF_MEMORY
     return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.UNEXPECTED)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
+from waterfill.storage.paths import check_source
 
 BATCH = 32
 """Samples in a batch of an array."""
@@ -65,6 +66,7 @@ def load_model(text: str) -> nn.Module:
 
 def array_batches(path: Path, targets: bool = False) -> list[Any]:
     """The samples of an array file in batches of 32, with their targets if these are wanted. Raises BadInput."""
+    check_source(path)
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)

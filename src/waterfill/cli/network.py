@@ -4,9 +4,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.exit_codes import UsageError
+from waterfill.errors import Mismatch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_LONGEST = 600  # characters of a message
 
 
 def network_and_batches(network: str | None, data: str, *, targets: bool = False) -> "tuple[nn.Module, Iterable[Any]]":
@@ -30,4 +33,14 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
         return waterfill.load(path).install(module)
     checkpoint = open_checkpoint(path)
     state: dict[str, Tensor] = {name: stored.load() for name, stored in checkpoint.tensors.items()}
-    return install(module, state | {alias: state[name] for alias, name in checkpoint.aliases.items()}, path)
+    state |= {alias: state[name] for alias, name in checkpoint.aliases.items()}
+    try:
+        return install(module, state)
+    except (Mismatch, RuntimeError) as error:
+        raise Mismatch(f"{path} does not fit the network of --network: {_start(str(error))}") from error
+
+
+def _start(said: str) -> str:
+    """The beginning of what PyTorch says, which names every tensor of a network."""
+    line = " ".join(said.split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."

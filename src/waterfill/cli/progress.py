@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from waterfill.report.text import seconds_text
+from waterfill.report.text import seconds_text, show
 
 if TYPE_CHECKING:
     from waterfill import Progress
@@ -19,14 +19,13 @@ class Meter:
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._moving = sys.stderr.isatty()
+        self._moving = sys.stderr is not None and sys.stderr.isatty()
         self._stage = ""
         self._began = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._moving and not self._quiet:
-            sys.stderr.write("reading and measuring ...")
-            sys.stderr.flush()
+            show("reading and measuring ...")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -41,13 +40,11 @@ class Meter:
             return
         self._shown = now
         line = line_of(step, now - self._began)
-        sys.stderr.write(f"\r\x1b[K{line}" if self._moving else f"{line}\n")
-        sys.stderr.flush()
+        show(f"\r\x1b[K{line}" if self._moving else f"{line}\n")
 
     def _clear(self) -> None:
         if self._moving and not self._quiet:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            show("\r\x1b[K")
 
 
 def line_of(step: "Progress", elapsed: float) -> str:

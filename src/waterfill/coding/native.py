@@ -1,12 +1,18 @@
-"""The compiled core if it was built, else None; whoever uses it has a NumPy form beside it."""
+"""The compiled core if it was built, else None; whoever uses it has a NumPy form beside it.
+
+With `WATERFILL_PURE_PYTHON=1` in the environment it is left alone though it is there: to see that both agree.
+"""
 
 import importlib
+import os
 import warnings
 from functools import cache
 from types import ModuleType
 
 
 def _load() -> ModuleType | None:
+    if os.environ.get("WATERFILL_PURE_PYTHON", "") not in ("", "0"):
+        return None
     try:
         return importlib.import_module("waterfill._native")
     except ImportError:

@@ -8,15 +8,30 @@ expands to `(FREE + PER_BYTE) * n` entries at most, however many blobs it holds.
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from waterfill.coding import rice
-from waterfill.coding.codes import matrix
 from waterfill.errors import CorruptFile
 
 FREE = 1 << 14
 PER_BYTE = 4096
+
+
+class Planned(Protocol):
+    """A matrix of numbers whose bytes are decided: how many entries, in how many bits, before a byte is written."""
+
+    @property
+    def entries(self) -> int:
+        """Entries that reading back allocates."""
+
+    @property
+    def bits(self) -> float:
+        """What `write` is going to take, ideal for what is entropy coded."""
+
+    def write(self, out: "Sink") -> None:
+        """Write everything that reading back needs, but what the reader is told from outside."""
 
 
 class Sink(ABC):
@@ -34,8 +49,8 @@ class Sink(ABC):
         """Bytes as they are."""
 
     @abstractmethod
-    def codes(self, plan: "matrix.Plan") -> None:
-        """A matrix of codes under its planned densities."""
+    def put(self, plan: Planned) -> None:
+        """What a plan says, such as that of `waterfill.coding.codes.matrix` for a matrix of codes."""
 
     def uint(self, value: int) -> None:
         """A non-negative integer, 7 bits a byte, low bits first."""
@@ -76,7 +91,7 @@ class Tally(Sink):
     def raw(self, data: bytes) -> None:
         self.bits += 8 * len(data)
 
-    def codes(self, plan: "matrix.Plan") -> None:
+    def put(self, plan: Planned) -> None:
         self.claim(plan.entries)
         self.bits += plan.bits
 
@@ -91,9 +106,9 @@ class Writer(Sink):
     def raw(self, data: bytes) -> None:
         self._data += data
 
-    def codes(self, plan: "matrix.Plan") -> None:
+    def put(self, plan: Planned) -> None:
         self.claim(plan.entries)
-        matrix.write(plan, self)
+        plan.write(self)
 
     def finish(self) -> bytes:
         """The blob, padded with zeros in the rare case that it would expand to more than it has earned."""
@@ -164,13 +179,6 @@ class Reader:
         values, used = rice.unpack(np.frombuffer(self._data, dtype=np.uint8)[self._at :], count, k)
         self._at += used
         return rice.unzigzag(values) + center
-
-    def codes(self, rows: int, cols: int, kernel: tuple[int, ...] = ()) -> np.ndarray:
-        """A matrix of codes [rows, cols], of the smallest of int8, int16 and int32 that holds them."""
-        if rows < 0 or cols < 0:
-            raise self.fail(f"a matrix of {rows} rows and {cols} columns")
-        self.claim(rows * cols)
-        return matrix.read(self, rows, cols, kernel)
 
     def end(self) -> None:
         """Prove that nothing is left but the padding that the writer would have put there."""

@@ -1,38 +1,84 @@
-"""From tensors to parts at one price: what `compress` and `compress_file` share, and `compress` itself."""
+"""compress(): a network or a state dict to a budget, with inputs or without."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.budget import Target
-from waterfill.compression.task import Compression, resolve
+from waterfill.arithmetic import AsSet, own_arithmetic
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.options import Options
+from waterfill.compression.post_training import compress_with_inputs
+from waterfill.compression.task import LOSSLESS, Compression, resolve, with_remark
+from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
+from waterfill.network.forward import Forward
+from waterfill.network.inputs import Inputs
 from waterfill.part import Spec
-from waterfill.progress import Progress
+from waterfill.recipe import DEFAULT_RECIPE
 
 
 def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     model: "nn.Module | Mapping[str, Tensor]",
-    spec: "Spec | str" = "Quantize()",
+    batches: Iterable[Any] | None = None,
     *,
+    spec: "Spec | str | None" = None,
     bits: float | None = None,
     size: int | None = None,
     ratio: float | None = None,
     price: float | None = None,
-    importance: Mapping[str, Importance] | None = None,
     lossless: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    forward: Forward | None = None,
+    importance: Mapping[str, Importance] | None = None,
+    options: Options = Options(),
 ) -> CompressedModel:
-    """Compress a module or a state dict to a budget: bits per weight of the whole file, its bytes, a ratio, or a price.
+    """Compress a network to a budget. A few hundred unlabelled inputs help a lot; none are needed.
 
-    importance: by tensor name, what errors cost; without it a relative error costs the same everywhere. That of
-    `calibrate` says what errors in all other weights cost too, as in a typical weight of their size. Weights that
-    count are all floating-point entries but the running statistics of norms. Without a budget the file gets 4 bits per
-    weight, unless the recipe is of fixed rate. lossless: every tensor bit for bit, without a budget.
-    Raises BadInput (NaN, shapes), BadRecipe, BudgetError.
+    Args:
+        model: a module, which is not changed, or without inputs a state dict.
+        batches: inputs of the module, gone through several times: a list or a loader of tensors, of tuples of
+            arguments, of dicts of them by keyword, or of anything that `forward` takes.
+        spec: what to look for, a spec or its text. Without it "Quantize()", or, with inputs, the choice among codes,
+            fewer columns and two thin factors, weight by weight.
+        bits: per weight of the whole file; 4 where no budget is given and the recipe has no rate of its own. Weights
+            are all floating-point entries but running statistics of norms.
+        size: bytes of the file.
+        ratio: bytes of the original tensors over bytes of the file.
+        price: the water level itself, nats per bit.
+        lossless: every tensor bit for bit, without a budget.
+        forward: (model, batch) -> outputs, where a batch is not simply the arguments.
+        importance: by tensor name, what errors cost, as `calibrate` returns it; instead of inputs.
+        options: progress, threads, memory, and which steps are taken.
+
+    Returns:
+        The network in compressed form. With inputs and `options.steps.fold` its norms hold constants and its
+        convolutions what they held; it loads into the same class.
+
+    Raises:
+        BadInput: NaN, batches that the model cannot take or that can be read only once.
+        BadRecipe: a spec that has no meaning, or arguments that exclude one another.
+        BudgetError: a budget below the smallest file, whose bytes it names.
+
+    Example:
+        >>> small = waterfill.compress(model, inputs.split(32), bits=2)
+        >>> small.save("net.wf")
     """
-    target = resolve(Target(bits, size, ratio, price), spec, lossless)
-    work = Compression.of(model, "lossless" if lossless else spec, importance, progress)
-    work.run.meet(target, work.original)
-    return work.model()
+    budget = Budget(bits, size, ratio, price)
+    if isinstance(batches, Spec | str):
+        raise BadRecipe(f"{batches!r} stands where inputs belong; a recipe is given by keyword: spec={batches!r}")
+    if batches is None:
+        if forward is not None:
+            raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
+        recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
+        with own_arithmetic():
+            work = Compression.of(model, recipe, importance, options)
+            resolved = resolve(budget, recipe)
+            work.run.meet(resolved, work.original)
+            return with_remark(work.model(), work.allowed(resolved))
+    if lossless or importance is not None:
+        given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
+        raise BadRecipe(f"{given}: leave the batches out")
+    inputs = Inputs(batches, AsSet.now(forward))
+    with own_arithmetic():
+        return compress_with_inputs(model, inputs, spec, budget, options)

@@ -3,30 +3,37 @@
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from waterfill import recipe
-from waterfill.compression.allocation.budget import Target
-from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
-from waterfill.compression.allocation.weight import SAMPLE, Weight
+from waterfill.arithmetic import by_own_arithmetic
+from waterfill.compression.allocation.budget import Budget, unused
+from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
+from waterfill.compression.allocation.sample import SAMPLED_ENTRIES
+from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.options import Options
-from waterfill.compression.task import resolve
+from waterfill.compression.task import LOSSLESS, resolve
 from waterfill.dtypes import octets
-from waterfill.errors import BadInput, BudgetError, OutputExists, PlanMismatch
+from waterfill.errors import BadInput, BudgetError, PlanMismatch
 from waterfill.model.compressed import count_weights, table_row
+from waterfill.model.entry import row_of
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
 from waterfill.network.kept import BINARY, why_kept
 from waterfill.network.layout import RAW, layout_of
 from waterfill.network.pruned import hidden_in
 from waterfill.network.stored import IMPLIED
 from waterfill.part import Spec
-from waterfill.storage import FileWriter, manifest, size_of
+from waterfill.parts import Dense
+from waterfill.recipe import DEFAULT_RECIPE, as_spec
+from waterfill.storage import FileWriter, size_of
+from waterfill.storage.atomic import claimed
+from waterfill.storage.manifest import Manifest
+from waterfill.storage.paths import check_target
 from waterfill.storage.work_directory import Journal
 
 
@@ -55,23 +62,23 @@ class Summary:
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint, what is to be done to it, and its weights in order."""
+    """A checkpoint, what is to be done to it, and its weights in order. remarks: what the notes of the file add."""
 
     checkpoint: Checkpoint
     spec: Spec
-    target: Target
+    budget: Budget
     lossless: bool
-    weights: Sequence[Weight]
+    weights: list[Weight]
+    remarks: dict[str, str]
 
     @classmethod
-    def of(cls, source: "str | Path", spec: "Spec | str", target: Target, lossless: bool) -> "Job":
+    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget, lossless: bool) -> "Job":
         """Read the headers and lay out every tensor. Raises BadInput, CorruptFile, BadRecipe, BudgetError."""
         checkpoint = open_checkpoint(source)
         if not checkpoint.tensors:
             raise BadInput(f"{source} holds no tensors; there is nothing to compress")
-        parsed = recipe.parse('Dense(format="lossless")' if lossless else spec) if isinstance(spec, str) else spec
-        load = {name: stored.load for name, stored in checkpoint.tensors.items()}
-        masks = {} if lossless else hidden_in(load)
+        parsed = Dense(format="lossless") if lossless else as_spec(spec)
+        masks = {} if lossless else hidden_in({name: stored.load for name, stored in checkpoint.tensors.items()})
         weights = []
         for name, stored in checkpoint.tensors.items():
             kept = "" if lossless else why_kept(name, stored.load())
@@ -79,15 +86,20 @@ class Job:
             mask = None if kept else masks.get(name)
             weights.append(Weight(name, layout, parsed, stored.load, kept=kept, mask=mask))
             weights[-1].check()
-        return cls(checkpoint, parsed, resolve(target, parsed, lossless), lossless, weights)
+        return cls(checkpoint, parsed, resolve(budget, LOSSLESS if lossless else parsed), lossless, weights, {})
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the file says of how it was made."""
-        recipe = "lossless" if self.lossless else repr(self.spec)
+        text = LOSSLESS if self.lossless else repr(self.spec)
         metadata = {key: text for key, text in self.checkpoint.metadata.items() if (key, text) not in IMPLIED}
         told = {"metadata": metadata} if metadata else {}
-        return {"recipe": recipe, "original": self.checkpoint.original_bytes} | told
+        return {"recipe": text, "original": self.checkpoint.original_bytes, **told, **self.remarks}
+
+    @property
+    def size(self) -> int | None:
+        """The bytes that the file may have; None where a price decides."""
+        return self.budget.file_bytes(self.count, self.checkpoint.original_bytes)
 
     @property
     def count(self) -> int:
@@ -103,29 +115,42 @@ class Job:
         return {
             "input": digest.hexdigest(),
             "recipe": self.notes["recipe"],
-            "budget": {k: v for k, v in vars(self.target).items() if v is not None},
+            "budget": self.budget.given,
             "version": metadata.version("waterfill"),
         }
 
     def manifest(self, words: Sequence[str]) -> dict[str, Any]:
         """The manifest of the file, given what every tensor became."""
-        rows = [manifest.Row(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
-        return {"tensors": manifest.pack(rows), "aliases": self.checkpoint.aliases, "notes": self.notes}
+        rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
+        return Manifest(rows, self.checkpoint.aliases, self.notes).pack()
 
-    def run(self, fit: Callable[[int, float], float], words: Callable[[], Sequence[str]], options: Options) -> Run:
-        """The run that will meet the target, with `words` for what is known so far of every tensor's parts."""
+    def file_bytes(self, words: Sequence[str], lengths: Sequence[int]) -> int:
+        """Exact bytes of the file of blobs of these lengths."""
         names = [w.name for w in self.weights]
+        return size_of(self.manifest(words), dict(zip(names, lengths, strict=True)))
+
+    def run(self, records: "Records", options: Options) -> Fitter:
+        """What will meet the budget."""
 
         def overhead(lengths: Sequence[int]) -> int:
-            return size_of(self.manifest(words()), dict(zip(names, lengths, strict=True))) - sum(lengths)
+            return self.file_bytes(records.words(), lengths) - sum(lengths)
 
-        return Run(self.weights, fit, overhead, options.progress, options.workers)
+        return Fitter(self.weights, records.fit, overhead, options.progress, options.workers)
+
+    def with_remark(self, words: Sequence[str], lengths: Sequence[int]) -> "Job":
+        """The job; where the file leaves much of its budget, its notes say so, if that fits."""
+        remark = None if self.size is None else unused(self.size, self.file_bytes(words, lengths))
+        if self.size is None or remark is None:
+            return self
+        remarked = replace(self, remarks={"budget": remark})
+        return remarked if remarked.file_bytes(words, lengths) <= self.size else self
 
 
+@by_own_arithmetic
 def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
-    spec: "Spec | str" = "Quantize()",
+    spec: "Spec | str" = DEFAULT_RECIPE,
     *,
     bits: float | None = None,
     size: int | None = None,
@@ -141,56 +166,62 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     """
     began = time.monotonic()
     path = Path(target)
-    if path.exists() and not options.force:
-        raise OutputExists(f"{path} exists; choose another name or allow it to be replaced (force=True, --force)")
-    job = Job.of(source, spec, Target(bits, size, ratio, price), lossless)
-    journal = Journal.begin(options.work or path.with_name(path.name + ".work"), job.fingerprint())
+    check_target(target, options.force)
+    job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
+    work = options.work or path.with_name(path.name + ".work")
+    with claimed(path), Journal.claim(work):
+        records, written = _run(job, Journal.begin(work, job.fingerprint()), path, options)
+    seconds = time.monotonic() - began
+    original = job.checkpoint.original_bytes
+    return Summary(path, records.rows(), written, original, job.count, seconds, job.checkpoint.aliases)
+
+
+def _run(job: Job, journal: Journal, path: Path, options: Options) -> tuple["Records", int]:
+    """Do the job and write the file; what is known of each weight, and the bytes of the file."""
     records = Records(job, journal)
     try:
-        job.run(records.fit, records.words, options).meet(job.target, job.checkpoint.original_bytes)
+        ledger = job.run(records, options).meet(job.budget, job.checkpoint.original_bytes)
     except (BudgetError, BadInput):
         journal.remove()  # going on with the same job would end the same way
         raise
     with FileWriter(path, force=options.force) as out:
         for i, weight in enumerate(job.weights):
             out.add(weight.name, journal.blob(i))
-        written = out.finish(job.manifest(records.words()))
+        words = records.words()
+        written = out.finish(job.with_remark(words, ledger.lengths).manifest(words))
     journal.remove()
-    seconds = time.monotonic() - began
-    original = job.checkpoint.original_bytes
-    return Summary(path, records.rows(), written, original, job.count, seconds, job.checkpoint.aliases)
+    return records, written
 
 
 class Records:
-    """What is known of each weight's blob in the journal while a job runs.
+    """What is known of each weight's blob in the journal while a job runs. Without a journal no blob is kept.
 
     Raises PlanMismatch for a blob of other values than the checkpoint has now.
     """
 
-    def __init__(self, job: Job, journal: Journal) -> None:
+    def __init__(self, job: Job, journal: Journal | None) -> None:
         self._job = job
         self._journal = journal
-        self._notes = journal.finished(len(job.weights))
-        self._resumed = set(self._notes)
+        self._notes = {} if journal is None else journal.finished(len(job.weights))
         for i, note in self._notes.items():
             if note.get("input") != _digest(job.weights[i].load()):
                 raise PlanMismatch(
-                    f"{journal.folder} belongs to another job: tensor {job.weights[i].name!r} has other values now. "
+                    f"the work directory belongs to another job: tensor {job.weights[i].name!r} has other values now. "
                     "Put the checkpoint back, or delete the folder to begin anew"
                 )
 
     def fit(self, i: int, price: float) -> float:
-        """Fit weight i and keep its blob; real bits. What an earlier run finished is taken as it is, once."""
-        if i in self._resumed:
-            self._resumed.discard(i)
-            return 8.0 * self._notes[i]["bytes"]
-        weight = self._job.weights[i]
-        read = _digest(weight.load())
-        fitted = weight.fit(price)
-        note = {"words": fitted.words, "error": fitted.error, "bytes": len(fitted.blob), "input": read}
-        self._journal.put(i, fitted.blob, note)
-        self._notes[i] = note
-        return 8.0 * len(fitted.blob)
+        """Fit weight i and keep its blob; real bits. What was last found at the same price, by an earlier run perhaps,
+        is taken as it is."""
+        if self._notes.get(i, {}).get("price") != price:
+            weight = self._job.weights[i]
+            read = _digest(weight.load())
+            entry = weight.fit(price)
+            note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price, "input": read}
+            if self._journal is not None:
+                self._journal.put(i, entry.blob, note)
+            self._notes[i] = note
+        return 8.0 * self._notes[i]["bytes"]
 
     def words(self) -> list[str]:
         """What each tensor became, as far as is known."""
@@ -225,9 +256,10 @@ class Plan:
     seconds: float
 
 
+@by_own_arithmetic
 def plan_file(  # noqa: PLR0913 - as compress_file
     source: "str | Path",
-    spec: "Spec | str" = "Quantize()",
+    spec: "Spec | str" = DEFAULT_RECIPE,
     *,
     bits: float | None = None,
     size: int | None = None,
@@ -237,15 +269,12 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     options: Options = Options(),
 ) -> Plan:
     """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written."""
-    job = Job.of(source, spec, Target(bits, size, ratio, price), lossless)
+    job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
     began = time.monotonic()
-    run = job.run(lambda i, at: 0.0, lambda: ["quantized"] * len(job.weights), options)
-    wanted = job.target.file_bytes(job.count, job.checkpoint.original_bytes)
-    at = job.target.price or FIXED_RATE_PRICE
-    if wanted is not None:
-        at = run.price_for(wanted)
+    run = job.run(Records(job, None), options)
+    at = (job.budget.price or FIXED_RATE_PRICE) if job.size is None else run.price_for(job.size)
     points = [w.curve.at(at) for w in job.weights]
-    measured = sum(min(w.layout.entries, SAMPLE) * max(1, len(w.curve.points)) for w in job.weights)
+    measured = sum(min(w.layout.entries, SAMPLED_ENTRIES) * max(1, len(w.curve.points)) for w in job.weights)
     pace = (time.monotonic() - began) / max(1, measured)
     lengths = [int(p.bits / 8) for p in points]
     rows = [

@@ -1,4 +1,4 @@
-"""What is asked of a compression beside its budget."""
+"""What is asked of a compression beside its budget and its recipe."""
 
 import os
 from collections.abc import Callable
@@ -16,13 +16,11 @@ STAGES = 64
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done beside the quantization itself.
+    """What is done with inputs beside the quantization itself.
 
     fold: batch norms into the layers that feed them. stages: passes in which weights are fitted to the inputs that the
     compressed layers before them give, which is kept if outputs come closer; 0 for none. repair: corrections of small
-    tensors, each kept only if outputs on inputs held out come closer. importance, probes, memory: as of `calibrate`.
-    cache: a folder for what calibration finds, from which a later run goes on; where all matrices take more than
-    `memory` bytes, there is one anyway, for as long as the run lasts.
+    tensors, each kept only if outputs on inputs held out come closer. importance, probes: as of `calibrate`.
     """
 
     fold: bool = True
@@ -30,19 +28,25 @@ class Steps:
     repair: bool = True
     importance: "str | Loss" = AUTO
     probes: int = 2
-    cache: Path | None = None
-    memory: int = MEMORY
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a job runs. force: an existing target may be replaced. threads: weights at a time, or None for one a core, at
-    most four. work: the work directory, or None for one beside the target."""
+    """How the work is done; the result depends on `steps` alone.
 
-    force: bool = False
-    threads: int | None = None
-    work: Path | None = None
+    progress: called now and then. threads: weights at a time; None for one a core, at most four. memory: bytes for
+    what is measured at a time; where all of it takes more, it goes through a folder. cache: that folder, kept, so that
+    a later run goes on from it. work: the work directory of a file under way; None for one beside the target. force: an
+    existing target may be replaced. steps: what is done with inputs.
+    """
+
     progress: Callable[[Progress], None] | None = None
+    threads: int | None = None
+    memory: int = MEMORY
+    cache: Path | None = None
+    work: Path | None = None
+    force: bool = False
+    steps: Steps = Steps()
 
     @property
     def workers(self) -> int:

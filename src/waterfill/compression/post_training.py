@@ -4,31 +4,34 @@ Fold norms, measure what errors cost, share out the bits at one price, fit the w
 and repair what small tensors can. Each step is a module of its own; this one only puts them in a row.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from waterfill import recipe
-from waterfill.calibration.calibrate import bytes_in_all, calibrate
-from waterfill.compression.allocation.budget import Target
+from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
+from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.spend import Ledger
-from waterfill.compression.options import Steps
+from waterfill.compression.options import Options
 from waterfill.compression.steps.choice import settle_choices
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
-from waterfill.compression.task import Compression, resolve
-from waterfill.errors import BadInput, BudgetError
+from waterfill.compression.task import Compression, resolve, with_remark
+from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batch_norm import fold_batch_norm
-from waterfill.network.batches import check_batches, split
-from waterfill.network.forward import Forward, as_deployed, call, copy_of
+from waterfill.network.batch_norm import fold_batch_norm, folds_between
+from waterfill.network.forward import as_deployed, copy_of
+from waterfill.network.inputs import Inputs
+from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
-from waterfill.progress import Progress
+from waterfill.recipe import as_spec
+from waterfill.storage.folds import pack
+from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
     "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
@@ -39,118 +42,142 @@ AUTOMATIC = "automatic"
 """What a file says of its recipe if it was that one: in a small network its text would be dear."""
 
 
-def compress_with_data(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
-    model: nn.Module,
-    batches: Iterable[Any],
-    spec: "Spec | str" = DEFAULT_SPEC,
-    *,
-    bits: float | None = None,
-    size: int | None = None,
-    ratio: float | None = None,
-    price: float | None = None,
-    forward: Forward | None = None,
-    steps: Steps = Steps(),
-    progress: Callable[[Progress], None] | None = None,
+def compress_with_inputs(
+    model: "nn.Module | Mapping[str, Tensor]",
+    inputs: Inputs,
+    spec: "Spec | str | None",
+    budget: Budget,
+    options: Options,
 ) -> CompressedModel:
-    """Compress a module with a few hundred unlabelled inputs to a budget; budgets as of `compress`.
+    """`compress` with inputs; spec: None for `DEFAULT_SPEC`.
 
-    batches: inputs, each a tensor, a tuple of arguments or a dict of them by keyword, or anything that
-    `forward(model, batch)` takes; they are gone through several times. The model is not changed. The file loads into
-    the model's own class; with `steps.fold` its norms hold constants and its convolutions what they held. Weights that
-    the batches never reach get the bits of typical ones of their size, and a warning in the table.
-    Raises BadInput (no batches, batches that can be read only once, NaN), BadRecipe, BudgetError.
+    Weights that no batch reaches get the bits of typical ones of their size, and a warning in the table.
+    Raises BadInput, BadRecipe, BudgetError.
     """
-    check_batches(model, batches)
-    if isinstance(batches, Iterator):
-        raise BadInput("batches are gone through several times: give a list or a loader, such as inputs.split(32)")
-    target = resolve(Target(bits, size, ratio, price), spec, lossless=False)
-    wanted = recipe.parse(spec) if isinstance(spec, str) else spec
-    specs = terms_of(Choice, wanted)
-    work, folded = _folded(model, batches, forward, steps.fold)
-    with _room(work, steps) as cache:
-        calibration = calibrate(
-            work,
-            batches,
-            importance=steps.importance,
-            probes=steps.probes,
-            cache=cache,
-            forward=forward,
-            progress=progress,
-            memory=steps.memory,
-        )
-        compression = Compression.of(work, specs[0], calibration, progress)
-        compression.notes.update(
-            recipe=AUTOMATIC if spec == DEFAULT_SPEC else repr(wanted),
-            samples=calibration.samples,
-            folded=folded,
-            unreached=sorted(calibration.unreached),
-        )
-        settle_choices(compression, specs, target)
-        ledger = compression.run.meet(target, compression.original)
-        made = _refitted(compression, ledger, work, batches, target, forward=forward, steps=steps)
-    return _repaired(made, work, batches, forward, compression.allowed(target)) if steps.repair else made
-
-
-def _refitted(  # noqa: PLR0913 - what was found so far, and how the network is run
-    compression: Compression,
-    ledger: Ledger,
-    work: nn.Module,
-    batches: Iterable[Any],
-    target: Target,
-    *,
-    forward: Forward | None,
-    steps: Steps,
-) -> CompressedModel:
-    """The model with its weights fitted again in order, or as it was where its outputs were closer."""
-    before = compression.model()
-    if not steps.stages:
-        return before
-    size, stages, memory = compression.allowed(target), steps.stages, steps.memory
-    try:
-        refit_in_order(compression, ledger, work, batches, size=size, forward=forward, stages=stages, memory=memory)
-    except BudgetError:  # of a few bytes there may be no second way to meet them
-        return before
-    judge = Judge(work, batches, forward)
-    return min(compression.model(), before, key=judge.error)
+    target = resolve(budget, DEFAULT_SPEC if spec is None else spec)
+    with calibrated(model, inputs, spec, options) as measured:
+        return measured.to(target)
 
 
 @contextmanager
-def _room(model: nn.Module, steps: Steps) -> Iterator[Path | None]:
-    """The folder for what calibration finds; None where memory holds all of it."""
-    if steps.cache is not None or bytes_in_all(model) <= steps.memory:
-        yield steps.cache
-        return
-    with TemporaryDirectory(prefix="waterfill-") as folder:
-        yield Path(folder)
+def calibrated(
+    model: "nn.Module | Mapping[str, Tensor]",
+    inputs: Inputs,
+    spec: "Spec | str | None" = None,
+    options: Options = Options(),
+) -> Iterator["Calibrated"]:
+    """A model measured once, to be compressed to any number of budgets within the block, each as `compress` would.
+
+    Raises BadInput, BadRecipe.
+    """
+    inputs.check(model)
+    assert isinstance(model, nn.Module)
+    wanted, steps = as_spec(DEFAULT_SPEC if spec is None else spec), options.steps
+    inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
+    with ExitStack() as stack:
+        with own_arithmetic():
+            work, folded = _folded(model, inputs, steps.fold)
+            calibration = calibrate(
+                work,
+                inputs.batches,
+                importance=steps.importance,
+                probes=steps.probes,
+                cache=stack.enter_context(_room(work, options)),
+                forward=inputs.forward,
+                progress=options.progress,
+                memory=options.memory,
+            )
+        notes = {
+            "recipe": AUTOMATIC if spec is None else repr(wanted),
+            "samples": calibration.samples,
+            "folded": _fold_notes(model, work) if folded else False,
+            "unreached": sorted(calibration.unreached),
+        }
+        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
 
 
-def _folded(model: nn.Module, batches: Iterable[Any], forward: Forward | None, wanted: bool) -> tuple[nn.Module, bool]:
-    """The model with its batch norms folded, and whether there were any."""
-    batch = next(iter(batches), None)
-    if batch is None:
-        raise BadInput("there are no batches to calibrate with; does the loader yield any, or was it used up?")
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    return (fold_batch_norm(model, batch, forward=forward), True) if wanted and norms else (model, False)
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model, its norms folded, and what errors in its weights cost. notes: what its files say of how it was done."""
+
+    model: nn.Module
+    inputs: Inputs
+    specs: tuple[Spec, ...]
+    calibration: Calibration
+    options: Options
+    notes: dict[str, Any]
+
+    def __call__(self, bits: float) -> CompressedModel:
+        """The model in a file of so many bits per weight. Raises BudgetError."""
+        return self.to(Budget(bits=bits))
+
+    @by_own_arithmetic
+    def to(self, budget: Budget) -> CompressedModel:
+        """The model compressed to a budget. Raises BudgetError."""
+        compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
+        compression.notes.update(self.notes)
+        size = compression.allowed(budget)
+        settle_choices(compression, self.specs, budget)
+        ledger = compression.run.meet(budget, compression.original)
+        made = _refitted(compression, ledger, self.model, self.inputs, size)
+        if self.options.steps.repair:
+            made = _repaired(made, self.model, self.inputs, size)
+        return with_remark(made, size)
 
 
-def _repaired(
-    made: CompressedModel, work: nn.Module, batches: Iterable[Any], forward: Forward | None, allowed: int | None
+def _refitted(
+    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, size: int | None
 ) -> CompressedModel:
+    """The model with its weights fitted again in order, or as it was where its outputs were closer."""
+    before, options = compression.model(), compression.options
+    if not options.steps.stages:
+        return before
+    refit_in_order(compression, ledger, work, inputs, size)
+    after = compression.model()
+    if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
+        return before
+    judge = Judge(work, inputs.batches, inputs.forward)
+    return min(after, before, key=judge.error)
+
+
+@contextmanager
+def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
+    """The folder for what calibration finds; None where memory holds all of it."""
+    if options.cache is not None or bytes_in_all(model) <= options.memory:
+        yield options.cache
+        return
+    with temporary_folder() as folder:
+        yield folder
+
+
+def _folded(model: nn.Module, inputs: Inputs, wanted: bool) -> tuple[nn.Module, bool]:
+    """The model with its batch norms folded, and whether there were any."""
+    batch = inputs.first
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return (fold_batch_norm(model, batch, forward=inputs.forward), True) if wanted and norms else (model, False)
+
+
+def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
+    """What a file says of the norms that were folded."""
+    tensors, aliases, _ = tensors_of(work)
+    return pack(folds_between(model, work), [*tensors, *aliases])
+
+
+def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: int | None) -> CompressedModel:
     """The model with the repairs that help and, where there is a limit, fit."""
-    if not _can_hold_out(work, batches, forward):
+    if not _can_hold_out(work, inputs):
         return made
-    found = repair(made, copy_of(work), batches, forward=forward).model
+    found = repair(made, copy_of(work), inputs.batches, forward=inputs.forward).model
     assert isinstance(found, CompressedModel)
     return found if allowed is None or found.size <= allowed else made
 
 
-def _can_hold_out(work: nn.Module, batches: Iterable[Any], forward: Forward | None) -> bool:
+def _can_hold_out(work: nn.Module, inputs: Inputs) -> bool:
     """Whether there is more than one input, so that some can decide on what was fitted to the others."""
     try:
-        parts = split(batches, 0.25)
         with as_deployed(work):
-            for part in parts:
-                call(work, part[0], forward)  # what was cut in two may have been a single input
+            for part in inputs.hold_out(0.25):
+                next(part.outputs(work))  # what was cut in two may have been a single input
     except BadInput:
         return False
     return True

@@ -1,18 +1,18 @@
 """One compression under way."""
 
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from waterfill import recipe
-from waterfill.compression.allocation.budget import Target
-from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Run
+from waterfill.compression.allocation.budget import Budget, unused
+from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.options import Options
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, Measured
 from waterfill.model.compressed import CompressedModel, count_weights
@@ -22,8 +22,11 @@ from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.network.pruned import hidden_in
 from waterfill.network.tensors import constants_of, foreign_names, tensors_of
 from waterfill.part import Spec
-from waterfill.progress import Progress
+from waterfill.parts import Dense
+from waterfill.recipe import as_spec
 
+LOSSLESS = "lossless"
+"""What stands for a recipe where every bit is kept."""
 _FOREIGN = "an extra state that is no tensor: not in the file; a module that this is loaded into keeps its own"
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
@@ -44,24 +47,22 @@ def plan_weights(
     unknown = sorted(set(importance) - set(tensors))
     if unknown:
         raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
+    streamed = isinstance(importance, Measured) and importance.streamed
     load = {name: partial(_on_cpu, value) for name, value in tensors.items()}
     masks = hidden_in(load)
     weights = []
     for name, value in tensors.items():
         kept = why_kept(name, value, constant=name in constants, measured=name in importance)
         layout = layout_of(tuple(value.shape), value.dtype, RAW if kept not in ("", BINARY) else roles.get(name))
-        given = None if kept else _given(importance, name)
-        weights.append(Weight(name, layout, spec, load[name], given, kept=kept, mask=None if kept else masks.get(name)))
-        weights[-1].check()
+        weight = Weight(name, layout, spec, load[name], _reader(importance, name), streamed)
+        weight.check()
+        weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
     return at_common_price(weights) if isinstance(importance, Measured) else weights
 
 
-def _given(importance: Mapping[str, Importance], name: str) -> Importance | Callable[[], Importance] | None:
-    """The importance of a tensor, or what reads it where it lies on disk."""
-    if name not in importance:
-        return None
-    streamed = isinstance(importance, Measured) and importance.streamed
-    return partial(importance.__getitem__, name) if streamed else importance[name]
+def _reader(importance: Mapping[str, Importance], name: str) -> Callable[[], Importance] | None:
+    """What reads the importance of a tensor, in memory or where it lies on disk; None where there is none."""
+    return partial(importance.__getitem__, name) if name in importance else None
 
 
 def _on_cpu(value: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def _on_cpu(value: Tensor) -> Tensor:
 
 def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
     """Every tensor as it is, bit for bit. Raises BadInput for what no file can hold."""
-    exact = recipe.parse('Dense(format="lossless")')
+    exact = Dense(format="lossless")
     weights = [
         Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
         for name, value in tensors.items()
@@ -91,7 +92,7 @@ class Compression:
     entries: dict[int, Entry]
     aliases: dict[str, str]
     notes: dict[str, Any]
-    progress: Callable[[Progress], None] | None
+    options: Options
 
     @classmethod
     def of(
@@ -99,25 +100,25 @@ class Compression:
         model: "nn.Module | Mapping[str, Tensor]",
         spec: "Spec | str",
         importance: Mapping[str, Importance] | None,
-        progress: Callable[[Progress], None] | None,
+        options: Options,
     ) -> "Compression":
-        """Nothing fitted yet; the spec "lossless" keeps every bit. Raises BadInput, BadRecipe."""
+        """Nothing fitted yet; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
         notes: dict[str, Any] = {"original": sum(t.numel() * t.element_size() for t in tensors.values())}
         module = model if isinstance(model, nn.Module) else None
         warnings = dict.fromkeys(foreign_names(module) if module is not None else (), _FOREIGN)
-        if spec == "lossless":
+        if spec == LOSSLESS:
             weights = lossless_weights(tensors)
             notes["recipe"] = spec
         else:
-            parsed = recipe.parse(spec) if isinstance(spec, str) else spec
+            parsed = as_spec(spec)
             constants = constants_of(module) if module is not None else ()
             weights = plan_weights(tensors, parsed, roles, importance, constants)
             notes["recipe"] = repr(parsed)
             kept = {weight.name for weight in weights if weight.kept}
             told = importance.warnings if isinstance(importance, Measured) else {}
             warnings |= {name: text for name, text in told.items() if name not in kept}
-        return cls(weights, {}, aliases, notes | ({"warnings": warnings} if warnings else {}), progress)
+        return cls(weights, {}, aliases, notes | ({"warnings": warnings} if warnings else {}), options)
 
     @property
     def original(self) -> int:
@@ -126,35 +127,42 @@ class Compression:
 
     def fit(self, i: int, price: float) -> float:
         """Fit weight i at a price and keep its entry; real bits."""
-        weight, fitted = self.weights[i], self.weights[i].fit(price)
-        self.entries[i] = Entry(weight.name, weight.layout, fitted.parts, weight.reason, fitted.error)
-        vars(self.entries[i])["blob"] = fitted.blob
-        return 8.0 * len(fitted.blob)
+        self.entries[i] = self.weights[i].fit(price)
+        return 8.0 * len(self.entries[i].blob)
 
     def model(self) -> CompressedModel:
         """What there is so far, with empty entries for weights that are not fitted yet."""
-        filled = [self.entries.get(i) or Entry(w.name, w.layout, (), w.reason) for i, w in enumerate(self.weights)]
+        filled = [self.entries.get(i) or Entry(w.name, w.layout, (), b"", w.reason) for i, w in enumerate(self.weights)]
         return CompressedModel({entry.name: entry for entry in filled}, self.aliases, self.notes)
 
-    def allowed(self, target: Target) -> int | None:
+    def allowed(self, budget: Budget) -> int | None:
         """The size that the file may have; None where a price decides."""
-        return target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
+        return budget.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
 
     @cached_property
-    def run(self) -> "Run":
-        """What fits the weights to a target."""
-        workers = min(2, torch.get_num_threads())
-        return Run(self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.progress, workers)
+    def run(self) -> Fitter:
+        """What fits the weights to a budget."""
+        threads = self.options.threads or min(2, torch.get_num_threads())
+        return Fitter(
+            self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.options.progress, threads
+        )
 
 
-def resolve(target: Target, spec: "Spec | str", lossless: bool) -> Target:
+def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
+    """The model; where it leaves much of the `size` bytes that it may have, its notes say so, if that fits."""
+    remark = None if size is None else unused(size, model.size)
+    if size is None or remark is None:
+        return model
+    remarked = replace(model, notes=model.notes | {"budget": remark})
+    return remarked if remarked.size <= size else model
+
+
+def resolve(budget: Budget, spec: "Spec | str") -> Budget:
     """The budget to work to: the default where none was given. Raises BadRecipe for a budget that makes no sense."""
-    given = any(v is not None for v in vars(target).values())
-    if lossless:
-        if given:
+    if spec == LOSSLESS:
+        if budget.given:
             raise BadRecipe("lossless takes what it takes: give no budget with it")
-        return Target(price=FIXED_RATE_PRICE)
-    if given:
-        return target
-    parsed = recipe.parse(spec) if isinstance(spec, str) else spec
-    return Target(price=FIXED_RATE_PRICE) if parsed.fixed_rate else Target(bits=DEFAULT_BITS)
+        return Budget(price=FIXED_RATE_PRICE)
+    if budget.given:
+        return budget
+    return Budget(price=FIXED_RATE_PRICE) if as_spec(spec).fixed_rate else Budget(bits=DEFAULT_BITS)

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from torch import nn
 
 from waterfill.compression.compress import compress
+from waterfill.compression.quality_trace import Trace, Trial, smoothed
 from waterfill.errors import BadInput, BudgetError
-from waterfill.evaluation.quality import Drop
+from waterfill.evaluation.paired import Difference, Scores, difference
+from waterfill.evaluation.quality import Drop, Measure
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.forward import as_deployed, copy_of
 
@@ -17,167 +19,181 @@ Compressor = Callable[[float], CompressedModel]
 """Bits per weight -> the model compressed to them."""
 
 _STEP = 1.6  # factor between bits per weight while a file that meets the drop, and one that does not, are looked for
+_CLEAR = 2.0  # standard errors beyond what is allowed, from which a loss is no matter of chance
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A file that was tried: bits per weight asked for, its bytes, the quality of its network, what was lost, and
-    whether that is allowed. Bytes are None where no file can be so small; then nothing was measured."""
+class Search:
+    """How far to look. bits: the range of bits per weight, from `start`. tolerance: relative, to which bits are found.
+    evaluations: of compressed models, at most. sure: the chance that a file has to have of losing no more than is
+    allowed, where the measure gives scores; 0.5 takes what was measured as it is."""
 
-    bits: float
-    size: int | None
-    quality: float
-    lost: float
-    met: bool
+    bits: tuple[float, float] = (0.5, 8.0)
+    start: float = 3.0
+    tolerance: float = 0.02
+    evaluations: int = 10
+    sure: float = 0.5
 
-
-@dataclass(frozen=True)
-class Trace:
-    """original: quality before compression. allowed: loss, in its unit. trials: in the order they were made."""
-
-    original: float
-    allowed: float
-    trials: tuple[Trial, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """For JSON; numbers that are not finite are null."""
-        rows = [{key: _plain(value) for key, value in vars(trial).items()} for trial in self.trials]
-        return {"original": self.original, "allowed": self.allowed, "trials": rows}
-
-    def text(self) -> str:
-        """A line for every trial."""
-        lines = [f"original {self.original:.6g}, may lose {self.allowed:.6g}"]
-        for t in self.trials:
-            size = "no file so small" if t.size is None else f"{t.size} bytes, {t.quality:.6g}, lost {t.lost:.6g}"
-            lines.append(f"  {t.bits:.3f} bits per weight: {size}{', met' if t.met else ''}")
-        return "\n".join(lines)
+    def __post_init__(self) -> None:
+        low, high = self.bits
+        fine = 0 < low <= high < math.inf and self.evaluations >= 1 and 0 < self.tolerance < 1 and 0.5 <= self.sure < 1
+        if not fine:
+            raise BadInput(f"{self!r}: give bits from low to high, an evaluation or more, and be half sure or more")
 
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def compress_to_quality(  # noqa: PLR0913 - the goal, what searches for it, and how far
+def compress_to_quality(
     model: nn.Module,
-    measure: Callable[[nn.Module], float],
-    max_drop: "float | Drop",
+    measure: "Measure | Callable[[nn.Module], float]",
+    drop: "Drop | float",
     *,
-    relative: bool = False,
-    better: int = 1,
-    bits: tuple[float, float] = (0.5, 8.0),
-    start: float = 3.0,
-    tolerance: float = 0.02,
-    evaluations: int = 8,
     compressor: Compressor | None = None,
-    **options: Any,
+    search: Search = Search(),
 ) -> tuple[CompressedModel, Trace]:
-    """The smallest file whose network loses at most `max_drop`, and every file that was tried.
+    """The smallest file found whose network loses at most `drop`, and every file that was tried.
 
-    measure: (module with the compressed weights in it, in evaluation mode) -> quality, on inputs that calibration has
-    not seen. better: 1 if more of it is better, -1 if less (perplexity, divergence). max_drop: in the unit of the
-    measure; with relative=True, or a `Drop` that says so, as a share of the original's value. bits: the range of bits
-    per weight to search, from `start`. The search ends when bits are known to the relative `tolerance`, or after so
-    many `evaluations` of compressed models, the original not counted. It takes quality to rise with bits; where chance
-    makes it otherwise, the smallest file that was seen to meet the drop is returned all the same. compressor: (bits per
-    weight) -> compressed model; by default `waterfill.compress` with the `options` (spec, importance ...). The model
-    itself is not changed.
+    measure: of a module with the compressed weights in it, in evaluation mode, on inputs that calibration has not seen;
+    a bare function counts as one of which more is better. drop: in the unit of the measure; a `Drop` may be a share of
+    the original's value. compressor: (bits per weight) -> compressed model; by default `waterfill.compress`, which
+    knows no data (see `calibrated` for one that does). The model itself is not changed.
+
+    Quality rises with bits. Where a measure gives scores, its loss on the same inputs has a standard error: a file that
+    loses too much by less than two of them is no end of the search, which goes on below it, and where fewer bits seem
+    to lose less, neighbors share their mean, so that no lucky file is taken. With numbers alone a file is taken as it
+    was measured.
     Raises BudgetError if even the most bits lose more, BadInput for arguments without meaning or an original that
-    measures NaN.
+    measures NaN or no better than what always gives the same answer.
     """
-    low, high = bits
-    if not 0 < low <= high < math.inf or better not in (1, -1) or evaluations < 1 or not 0 < tolerance < 1:
-        raise BadInput(f"bits={bits}, better={better}, evaluations={evaluations}, tolerance={tolerance}: see the docs")
-    if compressor is not None and options:
-        raise BadInput(f"{', '.join(options)}: options are for waterfill.compress; a compressor has its own")
-    drop = max_drop if isinstance(max_drop, Drop) else Drop(max_drop, relative)
+    measure = measure if isinstance(measure, Measure) else Measure(measure)
+    drop = drop if isinstance(drop, Drop) else Drop(drop)
     work = copy_of(model)
     original = _measured(measure, work)
-    if not math.isfinite(original):
-        raise BadInput(f"the model measures {original} before it is compressed; look at the measure and its inputs")
-    found = _Search(
-        compressor or (lambda asked: compress(model, bits=asked, **options)),
+    _check_original(original, measure)
+    allowed = drop.allowed(_value(original))
+    under_way = _Trials(
+        compressor or (lambda asked: compress(model, bits=asked)),
         lambda compressed: _measured(measure, compressed.install(work)),
-        (original, drop.allowed(original), better),
-        (low, high),
-        (tolerance, evaluations),
+        (original, allowed, measure),
+        search,
     )
-    return found.run(min(max(start, low), high)), found.trace
+    return under_way.run()
 
 
-def _measured(measure: Callable[[nn.Module], float], work: nn.Module) -> float:
+def _measured(measure: Measure, work: nn.Module) -> "float | Scores":
     with as_deployed(work):
-        return float(measure(work))
+        return measure.scores(work)
+
+
+def _value(found: "float | Scores") -> float:
+    return found.value if isinstance(found, Scores) else found
+
+
+def _check_original(original: "float | Scores", measure: Measure) -> None:
+    value = _value(original)
+    if not math.isfinite(value):
+        raise BadInput(f"the model measures {value} before it is compressed; look at the measure and its inputs")
+    if isinstance(original, Scores) and not original.beats_chance(measure.better):
+        raise BadInput(
+            f"the model measures {value:.4g} before it is compressed, and what always gives the same answer "
+            f"{original.chance:.4g}: any file would do as well. Are inputs and targets as the model was trained on, "
+            "its weights loaded, and enough of them?"
+        )
 
 
 @dataclass
-class _Search:
-    """A bracket of bits per weight, from the most that failed to the fewest that met the goal, and its halving.
+class _Trials:
+    """What was tried, and what to try next.
 
-    goal: quality of the original, loss that is allowed, sign. range: bits. limits: tolerance, evaluations.
+    goal: the original's quality or scores, the loss that is allowed, the measure. models: of the trials whose files may
+    still be chosen.
     """
 
     compressor: Compressor
-    quality: Callable[[CompressedModel], float]
-    goal: tuple[float, float, int]
-    range: tuple[float, float]
-    limits: tuple[float, int]
+    quality: "Callable[[CompressedModel], float | Scores]"
+    goal: "tuple[float | Scores, float, Measure]"
+    search: Search
     trials: list[Trial] = field(default_factory=list)
-    best: CompressedModel | None = None
+    models: dict[float, CompressedModel] = field(default_factory=dict)
 
-    @property
-    def trace(self) -> Trace:
-        return Trace(self.goal[0], self.goal[1], tuple(self.trials))
-
-    def run(self, start: float) -> CompressedModel:
-        """Bracket from `start`, then halve. Raises BudgetError."""
-        low, high = self.range
-        failed, met = 0.0, math.inf
-        at = start
-        while len(self.trials) < self.limits[1]:
-            if self._meets(at):
-                met = at
-            else:
-                failed = at
-            if failed >= high or met <= low or (failed > 0 and met <= failed * (1 + self.limits[0])):
-                break
-            last = len(self.trials) == self.limits[1] - 1
-            at = self._next(failed, met, last)
-        if self.best is None:
+    def run(self) -> tuple[CompressedModel, Trace]:
+        """Try until bits are known well enough. Raises BudgetError."""
+        low, high = self.search.bits
+        at: float | None = min(max(self.search.start, low), high)
+        while at is not None:
+            self._try(at)
+            at = self._next() if len(self.trials) < self.search.evaluations else None
+        met = [trial for trial in self.trials if trial.met]
+        original, allowed, measure = self.goal
+        if not met:
             raise BudgetError(self._never())
-        return self.best
+        chosen = min(met, key=lambda trial: trial.size or 0)
+        trace = Trace(_value(original), allowed, tuple(self.trials), measure.points, chosen)
+        return self.models[chosen.bits], trace
 
-    def _next(self, failed: float, met: float, last: bool) -> float:
-        low, high = self.range
-        if met == math.inf:
-            return high if last else min(high, failed * _STEP)
-        return max(low, met / _STEP) if failed == 0 else math.sqrt(failed * met)
+    def _next(self) -> float | None:
+        """The bits to try next; None where nothing is left to try."""
+        low, high = self.search.bits
+        tried = sorted(trial.bits for trial in self.trials)
+        met = min((trial.bits for trial in self.trials if trial.met), default=None)
+        if met is None:
+            last = len(self.trials) == self.search.evaluations - 1
+            return None if tried[-1] >= high else high if last else min(high, tried[-1] * _STEP)
+        failed = max((t.bits for t in self.trials if t.bits < met and self._clearly_fails(t)), default=None)
+        if failed is None:
+            return None if tried[0] <= low else max(low, tried[0] / _STEP)
+        between = [bits for bits in tried if failed <= bits <= met]
+        left, right = max(pairwise(between), key=lambda pair: pair[1] / pair[0])
+        return math.sqrt(left * right) if right > left * (1 + self.search.tolerance) else None
 
-    def _meets(self, bits: float) -> bool:
-        """Compress, measure, and remember the file if it is the smallest that meets the goal."""
-        original, allowed, better = self.goal
+    def _try(self, bits: float) -> None:
+        """Compress, measure, and say anew of every trial whether it meets the goal."""
+        original, _, measure = self.goal
         try:
             compressed = self.compressor(bits)
         except BudgetError:
-            self.trials.append(Trial(bits, None, math.nan, math.nan, False))
-            return False
+            self.trials.append(Trial(bits, None, math.nan, Difference(math.nan)))
+            return
         try:
             quality = self.quality(compressed)
         except BadInput:  # outputs that are NaN or infinite
             quality = math.nan
-        lost = better * (original - quality)
-        met = lost <= allowed + 1e-12 * abs(original)
-        self.trials.append(Trial(bits, compressed.size, quality, lost, met))
-        if met and (self.best is None or compressed.size < self.best.size):
-            self.best = compressed
-        return met
+        if isinstance(quality, Scores) and isinstance(original, Scores):
+            found = difference(original, quality, measure.better)
+        else:
+            found = Difference(measure.better * (_value(original) - _value(quality)))
+        self.trials.append(Trial(bits, compressed.size, _value(quality), found))
+        self.models[bits] = compressed
+        self.trials = [replace(trial, met=self._meets(trial)) for trial in smoothed(self.trials)]
+        for trial in self.trials:
+            if self._clearly_fails(trial):
+                self.models.pop(trial.bits, None)
+
+    def _meets(self, trial: Trial) -> bool:
+        sure = trial.sure(self._most)
+        return trial.lost <= self._most and (sure is None or sure >= self.search.sure)
+
+    @property
+    def _most(self) -> float:
+        """What may be lost, and rounding with it."""
+        return self.goal[1] + 1e-12 * abs(_value(self.goal[0]))
+
+    def _clearly_fails(self, trial: Trial) -> bool:
+        """Whether a trial loses too much, and not by chance as far as is known."""
+        margin = 0.0 if math.isnan(trial.difference.error) else _CLEAR * trial.difference.error
+        return not trial.met and not trial.lost - self.goal[1] <= margin
 
     def _never(self) -> str:
+        original, allowed, measure = self.goal
         measured = [trial for trial in self.trials if not math.isnan(trial.lost)]
-        wanted = f"a loss of at most {self.goal[1]:.6g} from {self.goal[0]:.6g} was not met"
+        wanted = f"a loss of at most {allowed:.6g} from {_value(original):.6g} was not met"
+        low, high = self.search.bits
         if not measured:
-            return f"{wanted}: no file of {self.range[0]:g} to {self.range[1]:g} bits per weight could be measured"
+            return f"{wanted}: no file of {low:g} to {high:g} bits per weight could be measured"
         least = min(measured, key=lambda trial: trial.lost)
-        return (
+        said = (
             f"{wanted}: at {least.bits:.3g} bits per weight ({least.size} bytes) {least.lost:.6g} is lost; "
             "allow more, or give it more bits or a finer recipe"
         )
+        if least.lost > self._most:
+            return said
+        trace = Trace(_value(original), allowed, tuple(self.trials), measure.points)
+        return f"{wanted} with the certainty asked for: {trace.verdict(least)}"

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import Distance, Score, relative
+from waterfill.evaluation.paired import Scores
+from waterfill.evaluation.targets import Reader, Targets
 from waterfill.network.batches import tensor_in
-from waterfill.network.forward import Forward, as_deployed, call, hooked, layers_of
+from waterfill.network.forward import Forward, as_deployed, hooked, layers_of
 
-Targets = str | None | Callable[[Any], Tensor | None]
 Metric = Callable[[Tensor, Tensor | None], Tensor]
-_NAMED = ("targets", "labels")
 _TITLES = {
     "accuracy": ("correct (top 1)", "%"),
     "top5": ("among the best 5", "%"),
@@ -41,7 +42,7 @@ class Evaluation:
     rows. output_error: norm of the difference of all outputs relative to that of the reference's. metrics: the
     caller's own, mean of what they return. layers: by name in order of execution, norm of the difference of the
     layer's outputs relative to the reference's, each network run whole on the same inputs, so that errors of the
-    layers before are in it.
+    layers before are in it. scores: by the name of the metric, input by input.
     """
 
     batches: int
@@ -57,10 +58,11 @@ class Evaluation:
     output_error: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     layers: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """What was measured, for JSON; a number that is not finite is null."""
-        plain = {name: _jsonable(value) for name, value in vars(self).items() if value is not None}
+        plain = {name: _jsonable(value) for name, value in vars(self).items() if value is not None and name != "scores"}
         return {name: value for name, value in plain.items() if value != {}}
 
     def text(self) -> str:
@@ -84,6 +86,7 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@by_own_arithmetic
 def evaluate(  # noqa: PLR0913 - what is measured, and three ways in which users' batches differ
     model: nn.Module,
     batches: Iterable[Any],
@@ -100,17 +103,20 @@ def evaluate(  # noqa: PLR0913 - what is measured, and three ways in which users
 
     reference: the original, for divergence, agreement and output error. targets: "last" takes the last item of a tuple
     of two or more, or the item "targets" or "labels" of a dict, away from the inputs; None: everything is input; a
-    function: (batch) -> class numbers, and everything is input. Outputs are logits [batch, classes] or
-    [batch, time, classes], targets class numbers of the shape before the classes; -100 does not count. metrics: more
-    of them by name, (outputs, targets or None) -> a value for each row. forward: (model, inputs) -> outputs, where a
+    function: (batch) -> class numbers, and everything is input. A model that returns a loss for the labels of a dict is
+    given them, and its loss says whether an output stands for its own label or, shifted, for the one after it.
+    Outputs are logits [batch, classes] or [batch, time, classes], targets class numbers of the shape before the
+    classes; -100 does not count. metrics: more of them by name, (outputs, targets or None) -> a value for each row,
+    shifted where targets are. forward: (model, inputs) -> outputs, where a
     tensor is not the argument and a tuple not the arguments. data_bytes: of all the data that the targets stand for,
     or (batch) -> those of a batch. logits=False: outputs are no logits, and have neither accuracy nor divergence.
     layers: the output error of every layer too; needs the reference.
-    Raises BadInput: no batches, outputs that are NaN or infinite, shapes that do not fit.
+    Raises BadInput: no batches, outputs that are NaN or infinite, shapes that do not fit, targets that are the inputs
+    themselves or disagree with the model's own loss.
     """
     if layers and reference is None:
         raise BadInput("layers=True compares the layers with those of a reference; give reference=")
-    task = _Task(targets, forward, data_bytes, logits, dict(metrics or {}))
+    task = _Task(Reader(targets, forward), data_bytes, logits, dict(metrics or {}))
     models = [model] if reference is None else [model, reference]
     with as_deployed(*models):
         for batch in batches:
@@ -158,8 +164,7 @@ class _Layers:
 class _Task:
     """The sums of one evaluation, and how its batches are to be read."""
 
-    targets: Targets
-    forward: Forward | None
+    reader: Reader
     data_bytes: "int | Callable[[Any], int] | None"
     logits: bool
     metrics: dict[str, Metric]
@@ -172,21 +177,21 @@ class _Task:
     layers: _Layers = field(default_factory=_Layers)
 
     def measure(self, batch: Any, model: nn.Module, reference: nn.Module | None, layers: bool) -> None:
-        inputs, targets = self._split(batch)
         with ExitStack() as hooks:
             if reference is not None:
                 if layers:
                     hooks.enter_context(hooked(layers_of(reference), self.layers.remember))
                     hooks.enter_context(hooked(layers_of(model), self.layers.compare))
-                wanted = self._run(reference, inputs, "reference")
-            outputs = self._run(model, inputs, "model")
+                wanted, _ = self._run(reference, batch, "reference")
+            outputs, loss = self._run(model, batch, "model")
         self.layers.forget()
         if reference is not None:
             self.distance.add(outputs, wanted, self.logits)
+        kept, targets = self._aligned(batch, outputs, loss)
         if targets is not None and self.logits:
-            self.score.add(outputs, targets)
+            self.score.add(kept, targets)
         for name, metric in self.metrics.items():
-            value = torch.as_tensor(metric(outputs, targets)).double()
+            value = torch.as_tensor(metric(kept, targets), dtype=torch.float64, device="cpu")
             total, count = self.means.get(name, (0.0, 0))
             self.means[name] = total + float(value.sum()), count + value.numel()
         self.batches += 1
@@ -194,27 +199,18 @@ class _Task:
         if self.data_bytes is not None:
             self.bytes = self.data_bytes if isinstance(self.data_bytes, int) else self.bytes + self.data_bytes(batch)
 
-    def _run(self, model: nn.Module, inputs: Any, which: str) -> Tensor:
+    def _run(self, model: nn.Module, batch: Any, which: str) -> tuple[Tensor, float | None]:
         try:
-            return call(model, inputs, self.forward)
+            return self.reader.run(model, batch)
         except BadInput as error:
             raise BadInput(f"batch {self.batches} of the evaluation, {which}: {error}") from error
 
-    def _split(self, batch: Any) -> tuple[Any, Tensor | None]:
-        """The inputs of a batch, and its targets if there are any."""
-        if callable(self.targets):
-            return batch, self.targets(batch)
-        if self.targets not in ("last", None):
-            raise BadInput(f'targets={self.targets!r}; it is "last", None, or a function of the batch')
-        if self.targets is None or isinstance(batch, Tensor):
-            return batch, None
-        if isinstance(batch, Mapping):
-            name = next((name for name in _NAMED if name in batch), None)
-            rest = {key: value for key, value in batch.items() if key != name}
-            return rest, None if name is None else batch[name]
-        if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[-1], Tensor):
-            return batch[0] if len(batch) == 2 else tuple(batch[:-1]), batch[-1]
-        return batch, None
+    def _aligned(self, batch: Any, outputs: Tensor, loss: float | None) -> tuple[Tensor, Tensor | None]:
+        """The outputs and targets that are compared: where outputs are no logits, targets are the caller's own."""
+        try:
+            return self.reader.aligned(batch, outputs, loss if self.logits else None, self.logits)
+        except BadInput as error:
+            raise BadInput(f"batch {self.batches} of the evaluation: {error}") from error
 
     def result(self, compared: bool) -> Evaluation:
         if self.batches == 0:
@@ -232,4 +228,5 @@ class _Task:
                 found["divergence"] = distance.divergence
                 found["agreement"] = distance.agreeing / max(1, distance.rows)
         means = {name: total / max(1, count) for name, (total, count) in self.means.items()}
-        return Evaluation(self.batches, self.rows, metrics=means, layers=self.layers.errors, **found)
+        scores = score.scores() | distance.scores()
+        return Evaluation(self.batches, self.rows, metrics=means, layers=self.layers.errors, scores=scores, **found)

@@ -4,12 +4,14 @@ An output row is one distribution: outputs [rows, classes] or [batch, time, clas
 """
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from waterfill.errors import BadInput
+from waterfill.evaluation.paired import Scores
 
 IGNORED = -100
 """The target that does not count, as in torch.nn.functional.cross_entropy."""
@@ -19,16 +21,24 @@ _FIVE = 10  # classes from which being among the best five says something
 
 @dataclass
 class Score:
-    """How well logits predict targets: rows counted, of these first and among the first five, and their nats."""
+    """How well logits predict targets: rows counted, of these first and among the first five, and their nats.
+
+    inputs: the same sums input by input, [4, inputs of a batch] for every batch: rows, first, five, nats. seen: how
+    often each class was a target.
+    """
 
     rows: int = 0
     first: int = 0
     five: int | None = 0
     nats: float = 0.0
+    classes: int = 0
+    inputs: list[Tensor] = field(default_factory=list)
+    seen: Counter[int] = field(default_factory=Counter)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Count outputs [..., classes] against class numbers [...]. Raises BadInput."""
+        """Count outputs [inputs, ..., classes] against class numbers [inputs, ...]. Raises BadInput."""
         _check(outputs, targets)
+        self.classes = outputs.shape[-1]
         kept = targets.reshape(-1) != IGNORED
         flat, wanted = outputs.reshape(-1, outputs.shape[-1])[kept], targets.reshape(-1)[kept].long()
         if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < flat.shape[1]:
@@ -36,36 +46,72 @@ class Score:
                 f"targets run from {wanted.min()} to {wanted.max()}, the outputs have {flat.shape[1]} classes"
             )
         self.five = None if flat.shape[1] < _FIVE else self.five
-        for logits, classes in zip(*_pieces(flat, wanted), strict=True):
-            own = logits.gather(1, classes[:, None])
-            self.nats += float((logits.double().logsumexp(1) - own[:, 0].double()).sum())
-            self.first += int((logits.argmax(1) == classes).sum())
-            if self.five is not None:
-                best = logits.topk(5, 1).indices
-                self.five += int((best == classes[:, None]).sum())
+        pieces = zip(*_pieces(flat, wanted), strict=True)
+        rows = torch.cat([self._rows(logits, classes) for logits, classes in pieces], 1)
         self.rows += len(wanted)
+        self.first += int(rows[1].sum())
+        self.five = None if self.five is None else self.five + int(rows[2].sum())
+        self.nats += float(rows[3].sum())
+        own = torch.nonzero(kept).reshape(-1).cpu() // max(1, targets[0].numel() if len(targets) else 1)
+        sums = torch.zeros(4, len(targets), dtype=torch.float64, device=rows.device)
+        self.inputs.append(sums.index_add_(1, own, rows))
+        self.seen.update(wanted.tolist())
+
+    def _rows(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """One, whether right, whether among the five, and nats, of every row: [4, rows], float64."""
+        own = logits.gather(1, classes[:, None])
+        nats = logits.double().logsumexp(1) - own[:, 0].double()
+        right = logits.argmax(1) == classes
+        five = (logits.topk(5, 1).indices == classes[:, None]).any(1) if self.five is not None else right
+        return torch.stack([torch.ones_like(nats), right.double(), five.double(), nats]).cpu()
+
+    def scores(self) -> dict[str, Scores]:
+        """Input by input, by the name of the metric; nothing where no target counted."""
+        if not self.rows:
+            return {}
+        rows, first, five, nats = torch.cat(self.inputs, 1)
+        often = sorted(self.seen.values(), reverse=True)
+        found = {
+            "accuracy": Scores(first, rows, chance=often[0] / self.rows, step=1.0),
+            "nats": Scores(nats, rows, chance=math.log(self.classes)),
+            "perplexity": Scores(nats, rows, exponential=True, chance=float(self.classes)),
+        }
+        if self.five is not None:
+            found["top5"] = Scores(five, rows, chance=sum(often[:5]) / self.rows, step=1.0)
+        return found
 
 
 @dataclass
 class Distance:
     """How far outputs are from those of a reference: rows, nats of KL(reference || outputs), rows that agree on the
-    best class, squared error and squared reference."""
+    best class, squared error and squared reference. inputs: rows, nats and agreeing rows input by input."""
 
     rows: int = 0
     nats: float = 0.0
     agreeing: int = 0
     error: float = 0.0
     energy: float = 0.0
+    inputs: list[Tensor] = field(default_factory=list)
 
     def add(self, outputs: Tensor, reference: Tensor, logits: bool = True) -> None:
-        """Count outputs [..., classes] of both. Raises BadInput if their shapes differ."""
+        """Count outputs [inputs, ..., classes] of both. Raises BadInput if their shapes differ."""
         found, wanted = rows_of(outputs, reference)
         self.error += float(squared_errors(found, wanted).sum())
         self.energy += float(squared_errors(torch.zeros_like(wanted), wanted).sum())
         if logits and found.shape[1] > 1:
-            self.nats += float(divergences(found, wanted).sum())
-            self.agreeing += int((found.argmax(1) == wanted.argmax(1)).sum())
+            nats, same = divergences(found, wanted), found.argmax(1) == wanted.argmax(1)
+            self.nats += float(nats.sum())
+            self.agreeing += int(same.sum())
+            values = torch.stack([torch.ones_like(nats), nats, same.double()]).cpu()
+            self.inputs.append(values.reshape(3, len(outputs), -1).sum(2))
         self.rows += len(found)
+
+    def scores(self) -> dict[str, Scores]:
+        """Input by input, by the name of the metric; nothing where the outputs are no logits."""
+        if not self.inputs:
+            return {}
+        rows, nats, same = torch.cat(self.inputs, 1)
+        return {"divergence": Scores(nats, rows), "agreement": Scores(same, rows, step=1.0)}
 
     @property
     def divergence(self) -> float:

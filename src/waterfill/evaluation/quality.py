@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.evaluation.evaluate import Evaluation, evaluate
+from waterfill.evaluation.paired import Scores
 from waterfill.network.forward import Forward, copy_of
 
 METRICS = {"accuracy": 1, "top5": 1, "agreement": 1, "perplexity": -1, "nats": -1, "divergence": -1}
@@ -16,6 +18,7 @@ METRICS = {"accuracy": 1, "top5": 1, "agreement": 1, "perplexity": -1, "nats": -
 
 
 _AGAINST = ("agreement", "divergence")
+_SHARES = ("accuracy", "top5", "agreement")
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,41 @@ def parse_drop(text: str, metric: str = "accuracy") -> Drop:
     return Drop(value / 100, relative=METRICS.get(metric, -1) < 0)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Quality, and which way it counts.
+
+    fn: (module) -> quality: a number; or the scores of the inputs, a tensor [inputs] whose mean it is, or `Scores`.
+    With scores two networks are compared input by input, and how sure the difference is can be said. better: 1 if more
+    of it is better, -1 if less (perplexity, divergence). points: whether it is a share, shown in percentage points.
+    """
+
+    fn: "Callable[[nn.Module], float | Tensor | Scores]"
+    better: int = 1
+    points: bool = False
+
+    def __post_init__(self) -> None:
+        if self.better not in (1, -1):
+            raise BadInput(f"better={self.better}: give 1 if more of the quality is better, -1 if less")
+
+    def __call__(self, model: nn.Module) -> float:
+        """The quality of a model."""
+        found = self.scores(model)
+        return found.value if isinstance(found, Scores) else found
+
+    def scores(self, model: nn.Module) -> "float | Scores":
+        """What `fn` says, a tensor as the scores that it stands for."""
+        found = self.fn(model)
+        if isinstance(found, Tensor) and found.ndim == 1 and len(found) > 1:
+            values = found.detach().double().cpu()
+            return Scores(values, torch.ones_like(values), step=float(bool((values == values.round()).all())))
+        return found if isinstance(found, Scores) else float(found)
+
+
 def measure_of(
     metric: str, batches: Iterable[Any], reference: nn.Module, *, targets: Any = "last", forward: Forward | None = None
-) -> Callable[[nn.Module], float]:
-    """A function that measures a model on batches by one of METRICS; see `evaluate` for what batches and targets are.
+) -> Measure:
+    """What measures a model on batches by one of METRICS; see `evaluate` for what batches and targets are.
 
     The batches are kept: they are run once for every measurement. Raises BadInput, then or when it is called, for a
     metric that the batches do not allow, such as accuracy without targets.
@@ -71,11 +105,10 @@ def measure_of(
     kept = list(batches)
     original = copy_of(reference) if metric in _AGAINST else None
 
-    def measure(model: nn.Module) -> float:
+    def measure(model: nn.Module) -> Scores:
         found: Evaluation = evaluate(model, kept, reference=original, targets=targets, forward=forward)
-        value = getattr(found, metric)
-        if value is None:
+        if metric not in found.scores:
             raise BadInput(f"the batches do not tell {metric}: it needs targets (and top5 ten classes or more)")
-        return float(value)
+        return found.scores[metric]
 
-    return measure
+    return Measure(measure, METRICS[metric], points=metric in _SHARES)

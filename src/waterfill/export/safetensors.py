@@ -1,20 +1,18 @@
 """Tensors of a .wf file one at a time, and a .safetensors file written that way."""
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from waterfill.dtypes import octets
-from waterfill.errors import BadInput, OutputExists
+from waterfill.errors import BadInput
+from waterfill.model.lazy import CompressedTensors
 from waterfill.network.stored import DTYPES, IMPLIED, METADATA, PACKED
+from waterfill.storage.atomic import AtomicFile
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -34,53 +32,47 @@ class Slot:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
+def slots_of(tensors: CompressedTensors, dtype: torch.dtype | None = None) -> list[Slot]:
+    """A slot for every tensor of a file, those with the largest entries first; floating-point ones as `dtype`, if that
+    is given."""
+    sources = {name: name for name in tensors.layouts} | dict(tensors.aliases)
+    slots = []
+    for name, source in sources.items():
+        layout = tensors.layouts[source]
+        kept = layout.dtype if dtype is None or not layout.dtype.is_floating_point else dtype
+        slots.append(Slot(name, layout.shape, kept, source))
+    return sorted(slots, key=lambda slot: (-slot.dtype.itemsize, slot.name))
+
+
 class SafetensorsWriter:
     """Writes a .safetensors file tensor by tensor, beside its target, which it replaces when it is whole.
 
     Use it in a `with` block: leaving the block before `finish` has returned leaves no file behind. Raises OutputExists
-    if `path` is taken (without `force`), BadInput for a type or a name that the format lacks; a full disk passes
-    through. metadata: texts for its header.
+    if `path` is taken (without `force`) or no regular file, BadInput for a type or a name that the format
+    lacks; a full disk passes through. metadata: texts for its header.
     """
 
     def __init__(
         self, path: str, slots: list[Slot], force: bool = False, metadata: Mapping[str, str] | None = None
     ) -> None:
-        self._path, self._force = Path(os.path.realpath(path)), force
-        self._temporary = self._path.with_name(f".waterfill-{secrets.token_hex(8)}.tmp")
+        self._out = AtomicFile(path, force=force)
         self._header = _header(slots, metadata or {})
-        self._refuse_taken()
-        if not self._path.parent.is_dir():
-            raise BadInput(f"the folder {self._path.parent} does not exist; create it or choose another output")
 
     def __enter__(self) -> Self:
-        self._file = open(self._temporary, "xb")
-        self._file.write(self._header)
+        self._out.__enter__()
+        self._out.file.write(self._header)
         return self
 
     def add(self, tensor: Tensor) -> None:
         """Append the data of the next slot."""
-        self._file.write(octets(tensor).numpy().data)
+        self._out.file.write(octets(tensor).numpy().data)
 
     def finish(self) -> int:
         """Put the file in its place and return its size in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = self._file.tell()
-        self._file.close()
-        self._refuse_taken()
-        os.replace(self._temporary, self._path)
-        return size
+        return self._out.finish()
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # on a full disk closing fails once more; the first error is the one to show
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def _refuse_taken(self) -> None:
-        if self._path.is_dir():
-            raise OutputExists(f"{self._path} is a folder; name a file in it with -o")
-        if self._path.exists() and not self._force:
-            raise OutputExists(f"{self._path} exists; choose another output with -o, or overwrite it with --force")
+        self._out.__exit__()
 
 
 def _header(slots: list[Slot], metadata: Mapping[str, str]) -> bytes:

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.model.entry import Entry, decode
+from waterfill.model.entry import Entry, row_of
 from waterfill.model.install import install
-from waterfill.model.lazy import read_manifest
+from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
-from waterfill.storage import FileReader, FileWriter, manifest, size_of
+from waterfill.storage import FileReader, FileWriter, size_of
+from waterfill.storage.manifest import Manifest
 
 _UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -25,11 +26,15 @@ class CompressedModel:
     aliases: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        recipe = f", recipe {self.notes['recipe']!r}" if "recipe" in self.notes else ""
+        return f"CompressedModel({len(self.entries)} tensors, {self.weights} weights{recipe})"
+
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the file says beside the blobs."""
-        rows = [manifest.Row(e.layout, e.words, e.reason) for e in self.entries.values()]
-        return {"tensors": manifest.pack(rows), "aliases": self.aliases, "notes": self.notes}
+        rows = [row_of(e.layout, e.words, e.reason) for e in self.entries.values()]
+        return Manifest(rows, self.aliases, self.notes).pack()
 
     @cached_property
     def size(self) -> int:
@@ -42,7 +47,7 @@ class CompressedModel:
 
     @property
     def weights(self) -> int:
-        """Numbers that count as weights: all reals, two for a complex one, but a norm's running statistics."""
+        """Entries that count as weights: all floating-point ones but a norm's running statistics."""
         return count_weights((e.name, e.layout) for e in self.entries.values())
 
     @property
@@ -87,12 +92,9 @@ class CompressedModel:
     def load(cls, path: "str | Path") -> "CompressedModel":
         """Read a file, every checksum proved. Raises CorruptFile, NewerFormat."""
         with FileReader(path) as src:
-            names, rows, aliases = read_manifest(src)
-            entries = {
-                name: Entry(name, row.layout, decode(src.blob(name), row.layout, name), row.reason)
-                for name, row in zip(names, rows, strict=True)
-            }
-            return cls(entries, aliases, dict(src.manifest.get("notes", {})))
+            tensors = CompressedTensors(src)
+            entries = {name: tensors.entry(name) for name in src.names}
+            return cls(entries, dict(tensors.aliases), dict(tensors.manifest.notes))
 
 
 def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error: float | None) -> dict[str, Any]:
@@ -116,4 +118,14 @@ def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
     return sum(layout.numbers for layout in counted if layout.dtype.is_floating_point or layout.dtype.is_complex)
 
 
-load = CompressedModel.load
+def load(path: "str | Path") -> CompressedModel:
+    """Read a file, every checksum proved.
+
+    Raises:
+        CorruptFile: for damage, saying where.
+        NewerFormat: for what a newer release wrote.
+
+    Example:
+        >>> net = waterfill.load("net.wf").install(Net())
+    """
+    return CompressedModel.load(path)

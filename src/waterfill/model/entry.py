@@ -1,58 +1,48 @@
 """One tensor of a compressed model: its parts and their bytes."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
 import waterfill.parts  # noqa: F401 - registers the kinds that a file may hold
+from waterfill.arithmetic import own_arithmetic
 from waterfill.coding.stream import Reader, Writer
+from waterfill.dtypes import dtype_name, dtype_of
+from waterfill.errors import NewerFormat
 from waterfill.network.layout import Layout
 from waterfill.part import Part, read_part, write_part
+from waterfill.storage.manifest import Row
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A tensor as parts, one for each of its matrices; error relative to its norm where it was just compressed."""
+    """A tensor as parts, one for each of its matrices, and as `blob`, the bytes of these parts in a file.
+
+    reason: why it was not compressed by the recipe, if it was not. error: norm of the error relative to that of the
+    tensor, where it was just compressed.
+    """
 
     name: str
     layout: Layout
     parts: tuple[Part, ...]
+    blob: bytes
     reason: str = ""
     error: float | None = None
 
-    @cached_property
-    def blob(self) -> bytes:
-        """The bytes of this tensor in a file."""
-        return encode(self.parts)
-
     @property
     def words(self) -> str:
-        """What the tensor became, in a few words."""
-        return describe(self.parts)
+        """What the tensor became, in a few words: the different ones of its parts."""
+        return " / ".join(dict.fromkeys(part.describe() for part in self.parts)) or "empty"
 
     def tensor(self) -> Tensor:
         """The tensor, in its own shape and dtype."""
-        return self.layout.join([part.dense() for part in self.parts])
+        return restored(self.parts, self.layout)
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """parts: one for each matrix. blob: their bytes. error: norm of the error relative to that of the tensor."""
-
-    parts: tuple[Part, ...]
-    blob: bytes
-    error: float
-
-    @property
-    def words(self) -> str:
-        """What the tensor became, in a few words."""
-        return describe(self.parts)
-
-
-def describe(parts: tuple[Part, ...]) -> str:
-    """What a tensor became: the different words of its parts."""
-    return " / ".join(dict.fromkeys(part.describe() for part in parts)) or "empty"
+def restored(parts: tuple[Part, ...], layout: Layout) -> Tensor:
+    """The tensor of these parts, whatever PyTorch is set to. Raises CorruptFile if a part has another type."""
+    with own_arithmetic():
+        return layout.join([part.dense() for part in parts])
 
 
 def encode(parts: tuple[Part, ...]) -> bytes:
@@ -69,3 +59,16 @@ def decode(blob: bytes, layout: Layout, name: str) -> tuple[Part, ...]:
     parts = tuple(read_part(src, layout.matrix) for _ in range(layout.count))
     src.end()
     return parts
+
+
+def row_of(layout: Layout, words: str, reason: str) -> Row:
+    """What a manifest says of a tensor."""
+    return Row(layout.shape, dtype_name(layout.dtype), layout.role, words, reason)
+
+
+def layout_in(row: Row) -> Layout:
+    """The layout that a manifest gives to a tensor. Raises NewerFormat for a dtype that PyTorch does not know here."""
+    try:
+        return Layout(row.shape, dtype_of(row.dtype), row.role)
+    except KeyError:
+        raise NewerFormat(f"dtype {row.dtype[:40]!r} is not known to this release of PyTorch and waterfill") from None

@@ -31,6 +31,7 @@ def install(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the
     _warn_narrower(wanted, tensors)
     _materialize(module)
     module.load_state_dict(fitting, strict=True)
+    torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
     left = [name for name, value in _all(module) if value.is_meta]
     if left:
         warnings.warn(

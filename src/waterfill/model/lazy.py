@@ -1,79 +1,76 @@
-"""Tensors of a file one at a time."""
+"""The tensors of a file, one at a time: the primitive that every way of reading a file is made of."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from waterfill.errors import CorruptFile
-from waterfill.export.safetensors import Slot
-from waterfill.model.entry import Entry, decode
-from waterfill.part import Part
-from waterfill.storage import FileReader, manifest
-
-
-def read_manifest(src: FileReader) -> tuple[list[str], list[manifest.Row], dict[str, str]]:
-    """Names, what the manifest says of each, and aliases. Raises CorruptFile."""
-    names = list(src.names)
-    rows = manifest.unpack(src.manifest.get("tensors"), len(names))
-    aliases, notes = src.manifest.get("aliases", {}), src.manifest.get("notes", {})
-    if not isinstance(aliases, dict) or not isinstance(notes, dict):
-        raise CorruptFile("the manifest's aliases and notes are not what a writer would have written; it is damaged")
-    known = dict.fromkeys(names)
-    if not all(isinstance(own, str) and own in known and alias not in known for alias, own in aliases.items()):
-        raise CorruptFile("an alias names a tensor that the file does not hold; it is damaged")
-    return names, rows, aliases
-
-
-def read_metadata(src: FileReader) -> dict[str, str]:
-    """The texts that the header of the original `.safetensors` file held. Raises CorruptFile."""
-    notes = src.manifest.get("notes", {})
-    found = notes.get("metadata", {}) if isinstance(notes, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise CorruptFile("the manifest's metadata are not what a writer would have written; it is damaged")
-    return found
-
-
-def load_tensor(path: "str | Path", name: str) -> Tensor:
-    """One tensor of a file, the others unread. Raises CorruptFile, BadInput for a name it does not hold."""
-    with FileReader(path) as src:
-        names, rows, aliases = read_manifest(src)
-        own = aliases.get(name, name)
-        blob = src.blob(own)
-        layout = rows[names.index(own)].layout
-        return Entry(own, layout, decode(blob, layout, own)).tensor()
+from waterfill.model.entry import Entry, decode, layout_in
+from waterfill.network.layout import Layout
+from waterfill.storage import FileReader
+from waterfill.storage.manifest import Manifest
 
 
 class CompressedTensors(Mapping[str, Tensor]):
-    """The tensors of an open .wf file by name, tied ones included; each is decoded when it is asked for."""
+    """The tensors of an open .wf file by name, tied ones included; each is decoded when it is asked for.
+
+    Raises CorruptFile, NewerFormat: at once for the manifest, and for a blob when it is read.
+    """
 
     def __init__(self, src: FileReader) -> None:
         self._src = src
-        names, rows, self._aliases = read_manifest(src)
-        self._layouts = {name: row.layout for name, row in zip(names, rows, strict=True)}
+        self.manifest = Manifest.unpack(src.manifest, src.names)
 
-    def slots(self, dtype: torch.dtype | None = None) -> list[Slot]:
-        """Every tensor, those with the largest entries first; floating-point ones as `dtype`, if that is given."""
-        sources = {name: name for name in self._layouts} | self._aliases
-        slots = []
-        for name, source in sources.items():
-            layout = self._layouts[source]
-            kept = layout.dtype if dtype is None or not layout.dtype.is_floating_point else dtype
-            slots.append(Slot(name, layout.shape, kept, source))
-        return sorted(slots, key=lambda slot: (-slot.dtype.itemsize, slot.name))
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied names, and the one that holds the data."""
+        return self.manifest.aliases
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """How each tensor is laid out, by name in file order, tied names excluded."""
+        return {name: layout_in(row) for name, row in zip(self._src.names, self.manifest.rows, strict=True)}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts that the header of the original `.safetensors` file held. Raises CorruptFile."""
+        found = self.manifest.notes.get("metadata", {})
+        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+            raise CorruptFile("the manifest's metadata are not what a writer would have written; the file is damaged")
+        return found
+
+    def entry(self, name: str) -> Entry:
+        """One tensor as parts; for a tied name, that of the name that holds the data."""
+        own = self.aliases.get(name, name)
+        blob = self._src.blob(own)
+        return Entry(own, self.layouts[own], decode(blob, self.layouts[own], own), blob, self._reasons[own])
 
     def __getitem__(self, name: str) -> Tensor:
-        own = self._aliases.get(name, name)
-        return self._layouts[own].join([part.dense() for part in self.parts(own)])
-
-    def parts(self, name: str) -> tuple[Part, ...]:
-        """The parts of one tensor, tied names excluded. Raises CorruptFile, NewerFormat."""
-        return decode(self._src.blob(name), self._layouts[name], name)
+        return self.entry(name).tensor()
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._layouts
-        yield from self._aliases
+        yield from self._src.names
+        yield from self.aliases
 
     def __len__(self) -> int:
-        return len(self._layouts) + len(self._aliases)
+        return len(self._src.names) + len(self.aliases)
+
+    @cached_property
+    def _reasons(self) -> dict[str, str]:
+        return {name: row.reason for name, row in zip(self._src.names, self.manifest.rows, strict=True)}
+
+
+def load_tensor(path: "str | Path", name: str) -> Tensor:
+    """One tensor of a file, the others unread.
+
+    Raises:
+        BadInput: for a name that the file does not hold.
+        CorruptFile, NewerFormat: for a file that cannot be read.
+
+    Example:
+        >>> weight = waterfill.load_tensor("net.wf", "conv.weight")
+    """
+    with FileReader(path) as src:
+        return CompressedTensors(src)[name]

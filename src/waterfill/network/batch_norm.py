@@ -1,17 +1,20 @@
 """Batch normalization folded into the layer that feeds it: the same function, with three of four vectors constant.
 
-w' = w * s and b' = beta + (b - mean) * s with s = gamma / sqrt(var + eps), per output channel.
+Which norm follows which layer is found by running the network; what folding does to tensors is in `folds`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.network.batches import tensor_in
+from waterfill.network.folds import TENSORS, folded_tensors, touched
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
+from waterfill.storage.folds import Fold
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,6 +24,7 @@ LAYERS = (nn.Linear, *_CONV, *_TRANSPOSED)
 _CLOSE = 1e-4  # relative; rounding stays far below, a pair that must not be folded far above
 
 
+@by_own_arithmetic
 def fold_batch_norm(module: nn.Module, batch: Any, *, forward: Forward | None = None) -> nn.Module:
     """A copy of the module in which every batch norm fed by a linear layer or convolution is folded into it.
 
@@ -86,6 +90,41 @@ def along(values: Tensor, axis: int, ndim: int) -> Tensor:
     return values.reshape(shape)
 
 
+def folds_between(before: nn.Module, after: nn.Module) -> list[Fold]:
+    """Which norms of a module were folded into which of its layers to make another, told by their tensors."""
+    was, now = (
+        {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+        for module in (before, after)
+    )
+    changed = [name for name, value in was.items() if not torch.equal(value, now[name])]
+    modules = {name: before.get_submodule(name) for name in dict.fromkeys(n.rpartition(".")[0] for n in changed)}
+    left = [name for name, module in modules.items() if isinstance(module, LAYERS) and f"{name}.weight" in was]
+    found = []
+    for norm, module in modules.items():
+        if isinstance(module, BATCH_NORM):
+            folds = (Fold(norm, layer, module.eps, output_axis(modules[layer]) == 1) for layer in left)
+            fold = next((fold for fold in folds if _explains(fold, was, now)), None)
+            if fold is not None:
+                left.remove(fold.layer)
+                found.append(fold)
+    return found
+
+
+def _explains(fold: Fold, was: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
+    """Whether a fold gives exactly what is there afterwards."""
+    weight = was[f"{fold.layer}.weight"]
+    if weight.shape[fold.transposed] != was[f"{fold.norm}.running_var"].numel():
+        return False
+    vectors = {name: was[name] for name in touched(fold)[1:] if name in was}
+    rows, wanted = (v.movedim(int(fold.transposed), 0).flatten(1) for v in (weight, now[f"{fold.layer}.weight"]))
+    for columns in (slice(0, 1), slice(None)):  # most pairs are told apart by one column
+        own, other = rows[:, columns], wanted[:, columns]
+        after = folded_tensors({**vectors, f"{fold.layer}.weight": own}, replace(fold, transposed=False))
+        if not torch.equal(after.pop(f"{fold.layer}.weight"), other):
+            return False
+    return all(torch.equal(value, now[name]) for name, value in after.items())
+
+
 @dataclass(frozen=True)
 class _Undo:
     """Tensors and what was in them."""
@@ -104,22 +143,12 @@ def _fold(model: nn.Module, norm_name: str, layer_name: str) -> _Undo:
     layer: Any = model.get_submodule(layer_name)
     touched = [layer.weight, layer.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
     undo = _Undo([(tensor, tensor.detach().clone()) for tensor in touched if tensor is not None])
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    bias = 0.0 if layer.bias is None else layer.bias.double()
-    shift = (bias - norm.running_mean.double()) * scale + (0.0 if norm.bias is None else norm.bias.double())
-    layer.weight.copy_(layer.weight.double() * along(scale, output_axis(layer), layer.weight.ndim))
-    norm.running_var.fill_(1 - norm.eps)
-    norm.running_mean.zero_()
-    for vector, constant in ((norm.weight, 1.0), (norm.bias, 0.0)):
-        if vector is not None:
-            vector.fill_(constant)
-    if layer.bias is not None:
-        layer.bias.copy_(shift)
-    elif norm.bias is not None:
-        norm.bias.copy_(shift)
-    else:
-        norm.running_mean.copy_(-shift)
+    fold = Fold(norm_name, layer_name, norm.eps, output_axis(layer) == 1)
+    named = ((norm_name, norm), (layer_name, layer))
+    own = {f"{name}.{key}": getattr(module, key, None) for name, module in named for key in TENSORS}
+    given = {name: value for name, value in own.items() if value is not None}
+    for name, value in folded_tensors(given, fold).items():
+        given[name].copy_(value)
     return undo
 
 

@@ -7,17 +7,55 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from waterfill.errors import BadInput
 
 
 def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with every tensor in it changed; tuples, lists and dicts are looked into, all else stays."""
+    """A batch with every tensor in it changed; tuples, lists and dicts are looked into, all else stays.
+
+    Of a packed sequence only its values are changed: the rest says where they belong.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
         return {key: each_tensor(item, change) for key, item in value.items()}
-    return type(value)(each_tensor(item, change) for item in value) if type(value) in (tuple, list) else value
+    if isinstance(value, PackedSequence):
+        return PackedSequence(change(value.data), *value[1:])
+    plain = type(value) in (tuple, list) or hasattr(value, "_make")
+    return like(value, [each_tensor(item, change) for item in value]) if plain else value
+
+
+def like(value: Any, items: Sequence[Any]) -> Any:
+    """A tuple (a named one too) or a list as `value` is one, of other items."""
+    return type(value)._make(items) if hasattr(value, "_make") else type(value)(items)
+
+
+def are_arguments(batch: Any) -> bool:
+    """Whether a batch is several arguments, by position: a packed sequence is a tuple too, but one argument."""
+    return isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence)
+
+
+def count_of(batches: Any) -> int | None:
+    """How many batches there are; None where that is not known: a loader of streamed data has a length that raises."""
+    try:
+        return len(batches)
+    except (TypeError, NotImplementedError, AttributeError):
+        return None
+
+
+def samples_in(batch: Any) -> int:
+    """Inputs in a batch: the first dimension of its first tensor, or the sequences packed in it; 0 if it has none."""
+    packed = next((item for item in (batch, *_items(batch)) if isinstance(item, PackedSequence | Tensor)), None)
+    if isinstance(packed, PackedSequence):
+        return int(packed.batch_sizes[0])
+    found = tensor_in(batch)
+    return found.shape[0] if found is not None and found.ndim else 0
+
+
+def _items(batch: Any) -> Sequence[Any]:
+    return list(batch.values()) if isinstance(batch, Mapping) else batch if are_arguments(batch) else ()
 
 
 def output_of(result: Any) -> Tensor:
@@ -71,6 +109,8 @@ def shapes(batch: Any) -> str:
         return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
     if isinstance(batch, Mapping):
         return ", ".join(f"{key}: {shapes(value)}" for key, value in batch.items()) or "nothing"
+    if isinstance(batch, PackedSequence):
+        return f"{samples_in(batch)} packed sequences"
     if isinstance(batch, tuple | list):
         return " and ".join(map(shapes, batch)) or "nothing"
     return type(batch).__name__
@@ -90,9 +130,17 @@ def check_batches(model: Any, batches: Any) -> None:
 
 
 def spread(batches: Iterable[Any], most: int) -> Iterator[Any]:
-    """At most about so many of the batches, evenly from first to last; all where their number is not known."""
-    length = getattr(batches, "__len__", None)
-    return islice(batches, 0, None, max(1, length() // most) if length is not None else 1)
+    """At most about so many of the batches, evenly from first to last; twice as many where their number is unknown."""
+    count = count_of(batches)
+    if count is not None:
+        return islice(batches, 0, None, max(1, count // most))
+    kept, step = list[Any](), 1
+    for number, batch in enumerate(batches):
+        if number % step == 0:
+            kept.append(batch)
+        if len(kept) > 2 * most:
+            kept, step = kept[::2], 2 * step
+    return iter(kept)
 
 
 def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[list[Any], list[Any]]:
@@ -110,7 +158,7 @@ def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[lis
         held = [batch for batch, mark in zip(fitting, marks, strict=True) if mark]
         fitting = [batch for batch, mark in zip(fitting, marks, strict=True) if not mark]
     else:
-        sizes = [_rows(batch) for batch in fitting]
+        sizes = [1 if _whole(batch) else samples_in(batch) or 1 for batch in fitting]
         cuts = [max(1, min(size - 1, round(size * (1 - holdout)))) for size in sizes]
         pairs = list(zip(fitting, sizes, cuts, strict=True))
         held = [_slice(batch, slice(cut, None), size) for batch, size, cut in pairs if cut < size]
@@ -122,10 +170,9 @@ def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[lis
     return fitting, held
 
 
-def _rows(batch: Any) -> int:
-    """Inputs in a batch: the first dimension of its first tensor."""
-    found = batch if isinstance(batch, Tensor) else tensor_in(batch)
-    return found.shape[0] if found is not None and found.ndim else 1
+def _whole(batch: Any) -> bool:
+    """Whether a batch cannot be cut into rows: packed sequences are not."""
+    return any(isinstance(item, PackedSequence) for item in (batch, *_items(batch)))
 
 
 def _slice(batch: Any, rows: slice, size: int) -> Any:
@@ -134,6 +181,4 @@ def _slice(batch: Any, rows: slice, size: int) -> Any:
         return batch[rows] if batch.ndim and batch.shape[0] == size else batch
     if isinstance(batch, Mapping):
         return {key: _slice(value, rows, size) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(_slice(value, rows, size) for value in batch)
-    return batch
+    return like(batch, [_slice(value, rows, size) for value in batch]) if are_arguments(batch) else batch

@@ -11,6 +11,7 @@ import torch
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput, CorruptFile
 from waterfill.network.stored import Stored, read_header
+from waterfill.storage.paths import check_source
 
 INDEX = ".safetensors.index.json"
 """How the name of an index of shards ends."""
@@ -43,10 +44,12 @@ def open_checkpoint(source: "str | Path") -> Checkpoint:
         path = _in_folder(path)
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a .safetensors file, an index of shards, or the folder of one")
+    check_source(path)
     files, expected = _shards(path) if path.suffix == ".json" else ([path], None)
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for file in files:
+        check_source(file)
         found, said = read_header(file)
         metadata = said | metadata
         for stored in found:

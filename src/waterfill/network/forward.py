@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.arithmetic import AsSet, own_arithmetic
 from waterfill.errors import BadInput
-from waterfill.network.batches import _finite, each_tensor, output_of, shapes, tensor_in, tensors_in
+from waterfill.network.batches import _finite, are_arguments, each_tensor, output_of, shapes, tensor_in, tensors_in
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) -> what the model says, where a batch is not simply its arguments."""
@@ -30,12 +31,7 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor
     """
     own = each_tensor(batch, Tensor.clone)
     try:
-        if forward is not None:
-            result = forward(model, own)
-        elif isinstance(own, Mapping):
-            result = model(**own)
-        else:
-            result = model(*own) if isinstance(own, tuple | list) else model(own)
+        result = _run(model, own, forward)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         if isinstance(error, BadInput) or "allocate memory" in str(error) or "out of memory" in str(error):
             raise
@@ -49,13 +45,25 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor
     return _finite(output_of(result))
 
 
+def _run(model: nn.Module, own: Any, forward: Forward | None) -> Any:
+    """What the model says, under the settings that `forward` brings with it."""
+    if isinstance(forward, AsSet):
+        with forward.block():
+            return _run(model, own, forward.function)
+    if forward is not None:
+        return forward(model, own)
+    if isinstance(own, Mapping):
+        return model(**own)
+    return model(*own) if are_arguments(own) else model(own)
+
+
 def _advice(batch: Any, model: nn.Module, said: str) -> str:
     """What may have been meant instead of a batch that the model cannot take, in words."""
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     given = {t.dtype for t in tensors_in(batch) if t.is_floating_point()}
     if own is not None and ((given and given != {own}) or (not given and "dtype" in said)):
         return f"; the model computes in {own}: convert one of them, such as batch.to({own})"
-    if isinstance(batch, tuple | list) and len(batch) > 1:
+    if are_arguments(batch) and len(batch) > 1:
         return "; a tuple is all arguments of the model: take labels away, or say forward=lambda model, b: model(b[0])"
     found = tensor_in(batch)
     return "" if found is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"
@@ -107,7 +115,8 @@ def hooked(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
         for name, layer in layers.items():
 
             def after(module: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> Any:
-                return hook(name, module, inputs, output)
+                with own_arithmetic():
+                    return hook(name, module, inputs, output)
 
             stack.callback(layer.register_forward_hook(after).remove)
         yield

@@ -105,11 +105,11 @@ def is_progression(vector: Tensor) -> bool:
     if vector.is_complex() or not _FEWEST <= vector.numel() <= _PIECE:
         return False
     eps = max(torch.finfo(vector.dtype).eps, torch.finfo(torch.float32).eps)  # wider ones were narrower when computed
-    values = vector.detach().double()
+    values = vector.detach().double().cpu()
     steps = values.diff()
     if not (bool((steps > 0).all()) or bool((steps < 0).all())):
         return False
-    first, last, at = float(values[0]), float(values[-1]), torch.arange(len(values), dtype=torch.float64)
+    first, last, at = float(values[0]), float(values[-1]), torch.arange(len(values), dtype=torch.float64, device="cpu")
     even = first + (last - first) / (len(values) - 1) * at
     if bool(((values - even).abs() <= eps * values.abs().max()).all()):
         return bool(steps.abs().min() > 4 * eps * values.abs().max())  # nearly constant numbers lie on any line

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from waterfill.errors import CorruptFile
+from waterfill.storage.manifest import KERNEL, MATRIX, RAW, STACK, VECTOR
 
-VECTOR, MATRIX, KERNEL, STACK, RAW = "v", "m", "k", "s", "r"
-ROLES = (VECTOR, MATRIX, KERNEL, STACK, RAW)
 _LONGEST_KERNEL = 31  # a third dimension up to this size is a kernel in a state dict that does not say
 _ROUNDED = (
     *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
@@ -90,7 +89,7 @@ class Layout:
     def join(self, matrices: Sequence[Tensor]) -> Tensor:
         """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile if a part has another."""
         if not matrices:
-            return torch.empty(self.shape, dtype=self.dtype)
+            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
         stored = self.dtype if self.role == RAW else torch.float32
         wrong = next((m.dtype for m in matrices if m.dtype != stored), None)
         if wrong is not None:

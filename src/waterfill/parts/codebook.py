@@ -18,7 +18,6 @@ from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
 from waterfill.parts.clustering import closed_forms, kmeans
-from waterfill.parts.metric import entry_weights
 
 MOST_LEVELS = 256
 MOST_AXES = 3
@@ -57,7 +56,7 @@ class CodebookPart(Part):
         out.uint(len(self.kernel))
         for size in self.kernel:
             out.uint(size)
-        out.codes(self._plan)
+        out.put(self._plan)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
@@ -68,7 +67,7 @@ class CodebookPart(Part):
         kernel = tuple(src.uint(1 << 20) for _ in range(src.uint(MOST_AXES)))
         if 0 in kernel or shape[1] % math.prod(kernel):
             raise src.fail(f"a kernel {kernel} that does not divide {shape[1]} columns")
-        codes = src.codes(*shape, kernel)
+        codes = matrix.read(src, *shape, kernel)
         zero = _zero(book)
         if codes.size and (int(codes.min()) < -zero or int(codes.max()) >= len(book) - zero):
             raise src.fail(f"a code outside a codebook of {len(book)} levels")
@@ -131,7 +130,7 @@ class Codebook(Spec):
     def fit(self, target: Tensor, importance: Importance, price: float, start: Part | None = None) -> Part:
         rows, cols = target.shape
         x = target.detach().float().numpy().reshape(-1)
-        w = entry_weights(importance, rows, cols).numpy().reshape(-1)
+        w = importance.entry_weights(rows, cols).numpy().reshape(-1)
         # Only a book whose size was left open lets bits decide; a given one is for kernels, and nearest is best.
         bit_price = price if self.levels is None and self.values in (None, "powers") else 0.0
         book = self._book(x, w, price)

@@ -190,7 +190,7 @@ def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
 def _center(target: Tensor, importance: Importance) -> Tensor:
     """The weighted mean, scalar: the best constant as far as the diagonal tells."""
     if not target.numel():
-        return torch.zeros((), dtype=torch.float32, device=target.device)
+        return torch.zeros((), dtype=torch.float32, device="cpu")
     rows = importance.rows.double().expand(target.shape[0])
     cols = _diagonal(importance, target.shape[1]).double().expand(target.shape[1])
     total = float(rows.sum() * cols.sum())

@@ -15,7 +15,6 @@ from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.importance import Importance
 from waterfill.part import Part
-from waterfill.parts.metric import column_weights
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 _LARGEST = float(torch.finfo(torch.float16).max)
@@ -40,7 +39,7 @@ class GroupedPart(Part):
         return matrix.plan(self.codes.numpy())
 
     def dense(self) -> Tensor:
-        spread = torch.arange(self.shape[1]) // self.group
+        spread = torch.arange(self.shape[1], dtype=torch.int64, device="cpu") // self.group
         codes = self.codes.float()
         if self.zeros is not None:
             codes -= self.zeros.float()[:, spread]
@@ -52,7 +51,7 @@ class GroupedPart(Part):
         out.raw(self.scales.numpy().astype("<f2").tobytes())
         if self.zeros is not None:
             out.ints(self.zeros.numpy())
-        out.codes(self.plan)
+        out.put(self.plan)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
@@ -68,7 +67,7 @@ class GroupedPart(Part):
         zeros = src.ints(rows * groups) if offset else None
         if zeros is not None and len(zeros) and not -128 <= zeros.min() <= zeros.max() <= 127:
             raise src.fail("a zero point out of range")
-        codes = src.codes(rows, cols)
+        codes = matrix.read(src, rows, cols)
         if codes.dtype != np.int8:
             raise src.fail("fixed-rate codes of more than eight bits")
         points = None if zeros is None else torch.from_numpy(zeros.astype(np.int16)).reshape(rows, groups)
@@ -106,9 +105,10 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
     rows, cols = target.shape
     group = max(1, min(rate.group, cols))
     groups = -(-cols // group)
-    padded, weight = torch.zeros(rows, groups * group), torch.zeros(groups * group)
+    padded = torch.zeros(rows, groups * group, dtype=torch.float32, device="cpu")
+    weight = torch.zeros(groups * group, dtype=torch.float32, device="cpu")
     padded[:, :cols] = target
-    weight[:cols] = column_weights(importance, cols)
+    weight[:cols] = importance.column_weights(cols)
     blocks = padded.view(rows, groups, group)
     scale, zero, codes = rate.round(blocks, _CLIPS[0])
     least = _lost(blocks, (scale, zero, codes), weight)

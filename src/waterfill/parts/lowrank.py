@@ -8,12 +8,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from waterfill.coding.exact_product import exact_product
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
-from waterfill.parts.metric import row_weights, times_gram
 
 _EXACT_BELOW = 1024
 _FIRST_GUESS = 64
@@ -36,9 +36,9 @@ class LowRankPart(Part):
 
     def dense(self) -> Tensor:
         if self.factors is None:
-            return torch.zeros(self.shape)
-        left, right = self.factors
-        return left.dense().float() @ right.dense().float()
+            return torch.zeros(self.shape, dtype=torch.float32, device="cpu")
+        left, right = (factor.dense().float().numpy() for factor in self.factors)
+        return torch.from_numpy(exact_product(left, right))
 
     def apply(self, x: Tensor) -> Tensor:
         if self.factors is None:
@@ -132,9 +132,9 @@ class Whitening:
     @classmethod
     def of(cls, importance: Importance, target: Tensor) -> Self:
         """That of an importance; what costs nothing counts a billionth of the mean, so that the way back exists."""
-        rows = _positive(row_weights(importance, target.shape[0]).double()).sqrt()
+        rows = _positive(importance.row_weights(target.shape[0]).double()).sqrt()
         if importance.gram is not None:
-            return cls(rows, torch.ones(()), importance.root)
+            return cls(rows, torch.ones((), dtype=torch.float32, device="cpu"), importance.root)
         return cls(rows, _positive(importance.diagonal.double().expand(target.shape[1])).sqrt(), None)
 
     def forward(self, matrix: Tensor) -> Tensor:
@@ -184,7 +184,8 @@ def _right_vectors(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int
     matrix = matrix.float()
     size = min(_FIRST_GUESS, most) + _SPARE
     while 8 * size < smaller:
-        random = torch.randn(matrix.shape[1], size, generator=torch.Generator().manual_seed(size))
+        seeded = torch.Generator("cpu").manual_seed(size)
+        random = torch.randn(matrix.shape[1], size, dtype=torch.float32, device="cpu", generator=seeded)
         Q = torch.linalg.qr(matrix @ random).Q
         for _ in range(_POWER_STEPS):
             Q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ Q).Q).Q
@@ -214,7 +215,7 @@ def _fitted(target: Tensor, ideal: tuple[Tensor, Tensor], importance: Importance
     inner = replace(importance, rows=sigma.float())
     right_part = factors.fit(right.float().contiguous(), inner, price)
     V = right_part.dense().double()
-    image = times_gram(importance, V)
+    image = importance.times_gram(V)
     gram = image @ V.T
     outer = Importance(importance.rows, gram=(gram + gram.T) / 2)
     assert outer.root is not None  # it has a Gram matrix

@@ -71,7 +71,7 @@ class QuantizedPart(Part):
         for vector in vectors:
             if vector is not None:
                 out.ints(vector)
-        out.codes(self.plan)
+        out.put(self.plan)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
@@ -92,7 +92,7 @@ class QuantizedPart(Part):
         with np.errstate(over="ignore"):
             if grid.rows is not None and not np.isfinite(grid.row_scales(shape[0])).all():
                 raise src.fail("a scale that overflows")
-        return cls(shape, torch.from_numpy(src.codes(*shape, kernel)), grid, kernel, states)
+        return cls(shape, torch.from_numpy(matrix.read(src, *shape, kernel)), grid, kernel, states)
 
     def describe(self) -> str:
         vectors = {"row": self.grid.rows, "channel": self.grid.channels, "position": self.grid.places}

@@ -16,7 +16,6 @@ from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
-from waterfill.parts.metric import correlates, entry_weights, row_weights
 from waterfill.parts.pruning.criteria import ACTIVATION, AUTO, CRITERIA, HESSIAN, Surgeon, static, within_rows
 from waterfill.parts.pruning.gradual import Thinning, thin_groups
 from waterfill.parts.pruning.patterns import MOST_CHOICES, Blocks, Groups, Pattern, largest, read_pattern
@@ -40,7 +39,7 @@ class SparsePart(Part):
 
     def dense(self) -> Tensor:
         if self.values is None:
-            return torch.zeros(self.shape)
+            return torch.zeros(self.shape, dtype=torch.float32, device="cpu")
         return self.pattern.scatter(self.values.dense().float(), self.mask, self.shape)
 
     @cached_property
@@ -127,7 +126,7 @@ class Prune(Spec):
         """The mask of an N:M pattern, or two of which the better one is taken."""
         if self.criterion == HESSIAN:
             return [Surgeon(target, importance).groups(groups)]
-        if self.criterion == AUTO and correlates(importance, target.shape[1]):
+        if self.criterion == AUTO and importance.correlates(target.shape[1]):
             return [thin_groups(target, importance, groups), Surgeon(target, importance).groups(groups)]
         return [groups.select(static(target, importance, self.criterion))]
 
@@ -136,7 +135,7 @@ class Prune(Spec):
         gain = blocks.folded(static(target, importance, self.criterion)).sum((2, 3))
         worth = partial(_threshold, size=blocks.size, price=price)
         count = None if self.keep is None else round(self.keep * gain.numel())
-        correlated = correlates(importance, target.shape[1])
+        correlated = importance.correlates(target.shape[1])
         if self.criterion == HESSIAN or (self.criterion == AUTO and correlated):
             if blocks == Blocks(target.shape[0], 1) != Blocks(1, 1):
                 gain = Surgeon(target, importance).columns()[None]
@@ -220,7 +219,8 @@ def _fitted(
     if not math.prod(inner):
         return SparsePart(shape, pattern, mask, None)
     if importance.gram is not None:
-        target = refit(target, pattern.scatter(torch.ones(inner), mask, shape) > 0, importance)
+        ones = torch.ones(inner, dtype=torch.float32, device="cpu")
+        target = refit(target, pattern.scatter(ones, mask, shape) > 0, importance)
     kept = pattern.gather(target, mask).contiguous()
     return SparsePart(shape, pattern, mask, values.fit(kept, _inner(support, importance, shape), price))
 
@@ -230,11 +230,11 @@ def _inner(support: tuple[Pattern, Tensor], importance: Importance, shape: tuple
     pattern, mask = support
     gram = importance.gram
     if gram is not None and pattern == Blocks(1, shape[1]) and shape[1] > 1:
-        return replace(importance, rows=row_weights(importance, shape[0])[mask[:, 0]])
+        return replace(importance, rows=importance.row_weights(shape[0])[mask[:, 0]])
     if gram is not None and pattern == Blocks(shape[0], 1) and len(gram) == shape[1]:
         share = float(gram.diagonal().mean()) / float(gram.diagonal()[mask[0]].mean().clamp_min(_SMALLEST))
         damping = min(1.0, importance.damping * share)  # as much for each column as before
-        return Importance(row_weights(importance, shape[0]), gram=gram[mask[0]][:, mask[0]], damping=damping)
-    weights = pattern.gather(entry_weights(importance, *shape), mask)
+        return Importance(importance.row_weights(shape[0]), gram=gram[mask[0]][:, mask[0]], damping=damping)
+    weights = pattern.gather(importance.entry_weights(*shape), mask)
     rows = weights.mean(1)
     return Importance(rows, (weights / rows.clamp_min(torch.finfo(rows.dtype).tiny)[:, None]).mean(0))

@@ -7,55 +7,81 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from waterfill.cli.exit_codes import VerifyError
 from waterfill.dtypes import octets
+from waterfill.errors import BadInput, VerifyError
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.checkpoint import Stored, open_checkpoint
 from waterfill.network.kept import KEPT, pieces
 from waterfill.network.layout import can_be_rounded
 from waterfill.network.pruned import hidden_in, visible
-from waterfill.report.listing import Item, Listing, overview
+from waterfill.report.folded import as_folded
+from waterfill.report.listing import RUNNING, Item, Listing, overview
+
+_FAR = 1.2  # of the norm; two models are about sqrt(2) apart, the fewest bits about 1
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """items: the tensors, with their errors relative to the originals' norms. error: that of all of them together."""
+    """items: the tensors, with their errors relative to the originals' norms. error: that of all weights together;
+    statistics: that of the running statistics of norms, which may be of another size altogether. folds: norms that were
+    folded in the original too before it was compared."""
 
     items: tuple[Item, ...]
     error: float
+    statistics: float
+    folds: int
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"error": self.error, "errors": {item.name: item.error for item in self.items}}
+        errors = {item.name: item.error for item in self.items}
+        return {"error": self.error, "statistics_error": self.statistics, "folded": self.folds, "errors": errors}
 
     def text(self, everything: bool) -> str:
         """A table, or a line where there is nothing to tell."""
         if not any(item.error for item in self.items):
             return "every tensor is the original's, bit for bit"
-        return f"{overview(self.items, everything)}\n\nrelative error of all tensors: {100 * self.error:.3f} %\n"
+        lines = [overview(self.items, everything), ""]
+        if self.folds:
+            lines.append(f"{self.folds} norms are folded into the layers before them; so were the original's here")
+        lines.append(f"relative error of all weights: {100 * self.error:.3f} %")
+        if self.statistics:
+            lines.append(f"relative error of the running statistics of norms: {100 * self.statistics:.3f} %")
+        return "\n".join([*lines, ""])
 
 
 def compare(tensors: CompressedTensors, listing: Listing, model: str) -> Comparison:
-    """Every tensor of a file beside that of `model`, a pair in memory at a time.
+    """Every tensor of a file beside that of `model`, norms folded as in the file, a pair in memory at a time.
 
-    Raises VerifyError where names, shapes or types differ, or bits that were to be kept; BadInput, CorruptFile for
-    `model`.
+    Raises VerifyError where names, shapes or types differ, or bits that were to be kept, or all weights by more
+    than weights of zero would; BadInput, CorruptFile for `model`, BadInput for a file that does not say what was
+    folded.
     """
     checkpoint = open_checkpoint(model)
     originals = checkpoint.tensors | {alias: checkpoint.tensors[name] for alias, name in checkpoint.aliases.items()}
     _check_names(tensors, originals, model)
+    folds = listing.folds
+    if folds is None:
+        raise BadInput("the file holds norms folded into weights and does not say which: compress the model anew")
+    originals = as_folded(originals, folds)
     exact = listing.recipe == "lossless"
     masks = {} if exact else hidden_in({name: stored.load for name, stored in originals.items()})
-    items, lost, whole = [], 0.0, 0.0
+    items, sums = [], {False: (0.0, 0.0), True: (0.0, 0.0)}
     for item in listing.items:
         kept = exact or item.reason.endswith(KEPT)
         error, energy = _distance(tensors[item.name], originals[item.name], kept, masks.get(item.name))
-        lost, whole = lost + error, whole + energy
+        running = item.name.endswith(RUNNING)
+        sums[running] = sums[running][0] + error, sums[running][1] + energy
         items.append(replace(item, error=(error / energy) ** 0.5 if energy else 0.0))
     for alias, name in listing.aliases.items():
         if not _same_bits(originals[alias].load(), originals[name].load()):
             raise VerifyError(f"{alias!r} is stored as tied to {name!r}, but in {model} they differ")
-    return Comparison(tuple(items), (lost / whole) ** 0.5 if whole else 0.0)
+    weights, statistics = ((lost / whole) ** 0.5 if whole else 0.0 for lost, whole in sums.values())
+    if weights > _FAR:
+        raise VerifyError(
+            f"the weights differ from those of {model} by {100 * weights:.0f} % of their norm, as those of two models "
+            "do (zeros would by 100 %)"
+        )
+    return Comparison(tuple(items), weights, statistics, len(folds))
 
 
 def _check_names(tensors: CompressedTensors, originals: dict[str, Stored], model: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from waterfill.errors import BadInput
 from waterfill.report.listing import SHORT
-from waterfill.report.text import Column, count_text, table
+from waterfill.report.text import Column, count_text, screen, table
 from waterfill.storage import FileReader
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Limits:
         lines = [
             f"bound of {self.model}, {size}; norms and biases apart",
             "",
-            table([Column(t) for t in titles], curve),
+            table([Column(t) for t in titles], curve, screen()),
         ]
         lines += ["", "bits per entry that each tensor gets there", "", self._layers_text(everything)]
         lines += [f"not covered: {name}: {why}" for name, why in self.left_out.items()]
@@ -163,7 +163,7 @@ class Limits:
             for name in names
         ]
         rest = len(self.layers) - len(names)
-        return table(columns, rows) + (f"\n... and {rest} smaller tensors; --all shows each" if rest else "")
+        return table(columns, rows, screen()) + (f"\n... and {rest} smaller tensors; --all shows each" if rest else "")
 
 
 def _point(limit: "Limit") -> dict[str, float]:
@@ -182,4 +182,4 @@ def _files_text(files: Sequence[OfFile]) -> str:
     for file in files:
         bound = ("", "") if file.bound is None or file.above is None else (f"{file.bound:.3f}", f"{file.above:+.3f}")
         rows.append([file.path, f"{file.nats:.4g}", f"{file.bits:.3f}", *bound, f"{file.whole:.3f}"])
-    return table(columns, rows)
+    return table(columns, rows, screen())

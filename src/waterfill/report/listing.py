@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from waterfill.errors import CorruptFile
-from waterfill.report.text import Column, bytes_text, count_text, table
+from waterfill.report.text import Column, bytes_text, count_text, screen, table
 from waterfill.storage import FileReader
+from waterfill.storage.folds import Fold, unpack
+from waterfill.storage.manifest import Manifest
 
 SHORT = 40
 """Rows of a table up to which every tensor has its own."""
-_RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
 _MOST_BYTES = 1 << 60
 _NOTHING = 1e-30  # nats
 _COLUMNS = (
@@ -56,7 +57,7 @@ class Item:
     @property
     def weights(self) -> int:
         """Numbers that count as weights: reals, two for a complex one, but a norm's running statistics."""
-        if self.name.endswith(_RUNNING) or not self.dtype.startswith(("float", "bfloat", "complex")):
+        if self.name.endswith(RUNNING) or not self.dtype.startswith(("float", "bfloat", "complex")):
             return 0
         return self.entries * (2 if self.dtype.startswith("complex") else 1)
 
@@ -107,7 +108,7 @@ class Listing:
         if not self.aliases:
             return shown
         columns = Column("tied tensor", text=True), Column("is the same as", text=True)
-        return f"{shown}\n\n{table(columns, self.aliases.items())}"
+        return f"{shown}\n\n{table(columns, self.aliases.items(), screen())}"
 
     def as_json(self) -> dict[str, Any]:
         """Totals and rows for `--json`."""
@@ -118,9 +119,24 @@ class Listing:
             "weights": self.weights,
             "bits_per_weight": self.bits,
             "recipe": self.recipe,
+            "folded": None if self.folds is None else {fold.norm: fold.layer for fold in self.folds},
             "aliases": dict(self.aliases),
             "tensors": [item.as_json() for item in self.items],
         }
+
+    @property
+    def folds(self) -> list[Fold] | None:
+        """Norms that were folded into layers before they were compressed; None if it is not said which. Raises
+        CorruptFile."""
+        return unpack(self.notes.get("folded"), [*(item.name for item in self.items), *self.aliases])
+
+    @property
+    def folded(self) -> str:
+        """The same in words, or nothing. Raises CorruptFile."""
+        folds = self.folds
+        if folds is None:
+            return "norms are folded into the layers before them; it is not said which"
+        return f"{len(folds)} norms are folded into the layers before them, and hold constants" if folds else ""
 
     @property
     def recipe(self) -> str:
@@ -135,37 +151,15 @@ def items_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Item, ...]:
 
 
 def read_listing(src: FileReader) -> Listing:
-    """The listing of an open file. Raises CorruptFile for a manifest that is not as a writer would have written it."""
-    packed, aliases, notes = (src.manifest.get(key, {}) for key in ("tensors", "aliases", "notes"))
-    known = src.lengths
-    if not all(isinstance(value, dict) for value in (packed, aliases, notes)):
-        raise CorruptFile("the manifest does not describe the tensors of this file; it is damaged")
-    if not all(isinstance(name, str) and name in known and alias not in known for alias, name in aliases.items()):
-        raise CorruptFile("an alias names a tensor that the file does not hold; it is damaged")
-    columns = [_column(packed.get(key), len(known)) for key in ("shapes", "dtypes", "words", "reasons")]
-    warned = notes.get("warnings")
+    """The listing of an open file. Raises CorruptFile, NewerFormat."""
+    said = Manifest.unpack(src.manifest, src.names)
+    warned = said.notes.get("warnings")
     warnings = warned if isinstance(warned, dict) else {}
     items = [
-        Item(name, _shape(shape), dtype, words, size, reason=reason, warning=str(warnings.get(name, "")))
-        for (name, size), shape, dtype, words, reason in zip(known.items(), *columns, strict=True)
+        Item(name, row.shape, row.dtype, row.words, size, reason=row.reason, warning=str(warnings.get(name, "")))
+        for (name, size), row in zip(src.lengths.items(), said.rows, strict=True)
     ]
-    return Listing(tuple(items), aliases, notes, src.size)
-
-
-def _column(stored: Any, count: int) -> list[str]:
-    """A column of the manifest: its distinct texts, and which of them each tensor has (none: all have the only one)."""
-    match stored:
-        case [list(values), list(places)] if all(isinstance(value, str) for value in values):
-            places = places or [0] * count
-            if len(places) == count and all(type(i) is int and 0 <= i < len(values) for i in places):
-                return [values[i] for i in places]
-    raise CorruptFile("a column of the manifest is not what a writer would have written; the file is damaged")
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"([0-9]{1,13}(,[0-9]{1,13}){0,15})?", text):
-        raise CorruptFile(f"the manifest gives the shape {text[:80]!r}; the file is damaged")
-    return tuple(int(size) for size in text.split(",")) if text else ()
+    return Listing(tuple(items), said.aliases, said.notes, src.size)
 
 
 def overview(items: Sequence[Item], everything: bool = False) -> str:
@@ -213,7 +207,9 @@ def _table(items: Sequence[Item]) -> str:
         _cells(item, " ".join(marks[pair] for pair in own if pair in marks))
         for item, own in zip(items, pairs, strict=True)
     ]
-    return "\n".join([table(_COLUMNS, rows), *(f"{mark} {what}: {why}" for (what, why), mark in marks.items())])
+    return "\n".join(
+        [table(_COLUMNS, rows, screen()), *(f"{mark} {what}: {why}" for (what, why), mark in marks.items())]
+    )
 
 
 def _cells(item: Item, mark: str) -> list[str]:

@@ -1,30 +1,61 @@
 """Text for people: names made safe to print, sizes in bytes, tables that fit a screen."""
 
+import contextlib
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 WIDTH = 100
-"""Columns of a terminal that a table may take."""
-
+"""Columns that a table may take on any terminal, however narrow."""
+_LONGEST = 2048  # characters of a cell, where nothing else cuts it: names are shorter
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
+class ReaderGone(Exception):
+    """Whoever read standard output (head, less) has seen enough."""
+
+
 def say(text: str = "") -> None:
-    """One line of data on standard output; whatever a terminal would obey or cannot show is escaped."""
-    sys.stdout.write(_writable(text, sys.stdout.encoding) + "\n")
+    """One line of data on standard output; whatever a terminal would obey or cannot show is escaped. Raises
+    ReaderGone."""
+    if sys.stdout is not None:  # it was closed: nobody listens
+        _to_reader(lambda out: out.write(_writable(text, out.encoding) + "\n"))
+
+
+def say_json(value: Any) -> None:
+    """A value as JSON on standard output, plain ASCII. Raises ReaderGone."""
+    if sys.stdout is not None:
+        _to_reader(lambda out: out.write(json.dumps(value, indent=2, allow_nan=False) + "\n"))
+
+
+def said() -> None:
+    """Bring what was said to its reader. Raises ReaderGone."""
+    if sys.stdout is not None:
+        _to_reader(lambda out: out.flush())
+
+
+def _to_reader(act: Callable[[TextIO], Any]) -> None:
+    try:
+        act(sys.stdout)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def complain(text: str) -> None:
     """One message on standard error, its control characters escaped."""
-    sys.stderr.write(_writable(text, sys.stderr.encoding) + "\n")
+    if sys.stderr is not None:
+        show(_writable(text, sys.stderr.encoding) + "\n")
 
 
-def say_json(value: Any) -> None:
-    """A value as JSON on standard output, plain ASCII."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+def show(text: str) -> None:
+    """Text on standard error as it is; if that is closed or nobody reads it, the work goes on without."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def printable(text: str) -> str:
@@ -75,6 +106,13 @@ def _decimals(value: float) -> int:
     return 0 if value >= 999.5 else 1 if value >= 99.95 else 2
 
 
+def screen() -> int | None:
+    """Columns that a table may take on standard output; None where that is no terminal, so that nothing is cut."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return max(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table: its title, whether it holds text (left aligned, cut when too long) or numbers, and the
@@ -85,34 +123,38 @@ class Column:
     least: int = 16
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
-    """A table of at most WIDTH columns where that can be: the text columns give way, the one with most to spare first.
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
+    """A table of at most `width` columns where that can be: the text columns give way, the one with most to spare
+    first, but never so far that two texts would look the same. None: nothing is cut.
 
     A column that is empty in every row is left out.
     """
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[printable(shortened(cell, _LONGEST)) for cell in row] for row in rows]
     shown = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
     columns, cells = [columns[i] for i in shown], [[row[i] for i in shown] for row in cells]
-    widths = _widths(columns, cells)
+    widths = _widths(columns, cells, width)
     lines = [_line(columns, widths, [column.title for column in columns])]
     lines.append("  ".join("-" * width for width in widths))
     return "\n".join(lines + [_line(columns, widths, row) for row in cells])
 
 
-def _widths(columns: Sequence[Column], cells: list[list[str]]) -> list[int]:
+def _widths(columns: Sequence[Column], cells: list[list[str]], most: int | None) -> list[int]:
     widths = []
     for i, column in enumerate(columns):
         widths.append(max([len(column.title), *(len(row[i]) for row in cells)]))
-    for i, column in enumerate(columns):
-        if column.text:  # no text is left more than a whole line, however long one is
-            widths[i] = min(widths[i], max(column.least, len(column.title)) + WIDTH)
+    if most is None:
+        return widths
     spare = {i: widths[i] - max(column.least, len(column.title)) for i, column in enumerate(columns) if column.text}
-    for _ in range(sum(widths) + 2 * (len(widths) - 1) - WIDTH):
+    for _ in range(sum(widths) + 2 * (len(widths) - 1) - most):
         longest = max(spare, key=lambda i: spare[i], default=None)
         if longest is None or spare[longest] <= 0:
             break
         widths[longest] -= 1
         spare[longest] -= 1
+    for i in spare:
+        texts = {row[i] for row in cells}
+        while len({shortened(text, widths[i]) for text in texts}) < len(texts):
+            widths[i] += 1
     return widths
 
 

@@ -1,94 +1,130 @@
-"""What a file says about its tensors: shapes, dtypes and roles in a few short strings, and what was done to them."""
+"""What a file says about its tensors: shapes, dtypes and roles in a few short strings, and how they were made.
 
-from collections.abc import Mapping, Sequence
+Text and numbers only, no tensors, so that a file is listed without torch. What was read is proved here and nowhere
+else.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from waterfill.dtypes import dtype_name, dtype_of
 from waterfill.errors import CorruptFile, NewerFormat
-from waterfill.network.layout import KERNEL, RAW, ROLES, STACK, VECTOR, Layout
 
-_MOST_DIMENSIONS = 16
-_LONGEST = 1 << 40
+VECTOR, MATRIX, KERNEL, STACK, RAW = "v", "m", "k", "s", "r"
+ROLES = (VECTOR, MATRIX, KERNEL, STACK, RAW)
+"""How a tensor is seen as matrices: see `waterfill.network.layout`."""
+MOST_DIMENSIONS = 16
+MOST_ENTRIES = 1 << 40
+_LEAST_DIMENSIONS = {MATRIX: 2, KERNEL: 3, STACK: 3}
+_SHAPE = re.compile(r"([0-9]{1,13}(,[0-9]{1,13})*)?")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor: how it is laid out, what it became (a few words), and why it was not compressed (or nothing)."""
+    """One tensor: its shape, dtype and role, what it became (a few words), and why it was not compressed (or "")."""
 
-    layout: Layout
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
     words: str
     reason: str
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """All that a file says.
+
+    rows: a tensor each, in file order. aliases: by tied name, the one that holds the data. notes: how they were made.
+    """
+
+    rows: Sequence[Row]
+    aliases: Mapping[str, str]
+    notes: Mapping[str, Any]
+
+    def pack(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {"tensors": pack(self.rows), "aliases": dict(self.aliases), "notes": dict(self.notes)}
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Any], names: Iterable[str]) -> "Manifest":
+        """The inverse of `pack`, for the tensors of these names.
+
+        Raises:
+            CorruptFile: for what no writer would have written.
+            NewerFormat: for a role that is not known here.
+        """
+        known = dict.fromkeys(names)
+        aliases, notes = packed.get("aliases", {}), packed.get("notes", {})
+        if not isinstance(aliases, dict) or not isinstance(notes, dict):
+            raise CorruptFile(
+                "the manifest's aliases and notes are not what a writer would have written; the file is damaged"
+            )
+        if not all(isinstance(own, str) and own in known and alias not in known for alias, own in aliases.items()):
+            raise CorruptFile("an alias names a tensor that the file does not hold; it is damaged")
+        return cls(unpack(packed.get("tensors"), len(known)), aliases, notes)
+
+
 def shape_problem(shape: tuple[int, ...]) -> str | None:
     """Why a file cannot hold a tensor of this shape, or None; for a message that names it."""
-    if len(shape) > _MOST_DIMENSIONS:
-        return f"has {len(shape)} dimensions, a file holds at most {_MOST_DIMENSIONS}; reshape it"
-    if _spanned(shape) > _LONGEST:
-        return f"has the shape {list(shape)}, and sizes of a file multiply to at most 2^40; reshape it"
-    return None
-
-
-def _spanned(sizes: Sequence[int]) -> int:
-    """Entries; even an empty tensor's other sizes must multiply to a number that PyTorch can hold."""
+    if len(shape) > MOST_DIMENSIONS:
+        return f"has {len(shape)} dimensions, a file holds at most {MOST_DIMENSIONS}; reshape it"
     entries = 1
-    for size in sizes:
-        entries *= max(size, 1)
-    return entries
+    for size in shape:
+        entries *= max(size, 1)  # even an empty tensor's other sizes multiply to a number that PyTorch can hold
+    return (
+        None if entries <= MOST_ENTRIES else f"has the shape {list(shape)}, and sizes may multiply to 2^40; reshape it"
+    )
 
 
 def pack(rows: Sequence[Row]) -> dict[str, Any]:
     """Columns as compact strings: a table of values, and one index for each tensor."""
     columns: dict[str, list[str]] = {
-        "dtypes": [dtype_name(row.layout.dtype) for row in rows],
+        "dtypes": [row.dtype for row in rows],
         "words": [row.words for row in rows],
         "reasons": [row.reason for row in rows],
-        "shapes": [",".join(map(str, row.layout.shape)) for row in rows],
+        "shapes": [",".join(map(str, row.shape)) for row in rows],
     }
-    packed: dict[str, Any] = {"roles": "".join(row.layout.role for row in rows)}
+    packed: dict[str, Any] = {"roles": "".join(row.role for row in rows)}
     for name, column in columns.items():
-        values = list(dict.fromkeys(column))
-        place = {value: i for i, value in enumerate(values)}
-        packed[name] = [values, [place[v] for v in column] if len(values) > 1 else []]
+        places = {value: i for i, value in enumerate(dict.fromkeys(column))}
+        packed[name] = [list(places), [places[value] for value in column] if len(places) > 1 else []]
     return packed
 
 
 def unpack(packed: Any, count: int) -> list[Row]:
-    """The rows of `pack`. Raises CorruptFile where it is anything else, NewerFormat for an unknown role or dtype."""
+    """The rows of `pack`. Raises CorruptFile where it is anything else, NewerFormat for an unknown role."""
     if not isinstance(packed, Mapping) or not isinstance(packed.get("roles"), str) or len(packed["roles"]) != count:
         raise CorruptFile("the manifest does not describe the tensors of this file; it is damaged")
-    columns = {name: _column(packed.get(name), count) for name in ("dtypes", "words", "reasons", "shapes")}
-    rows = []
-    for i, role in enumerate(packed["roles"]):
-        layout = _layout(columns["shapes"][i], columns["dtypes"][i], role)
-        rows.append(Row(layout, columns["words"][i], columns["reasons"][i]))
-    return rows
+    shapes, dtypes, words, reasons = (
+        _column(packed.get(key), count) for key in ("shapes", "dtypes", "words", "reasons")
+    )
+    sizes = {shape: _sizes(shape) for shape in dict.fromkeys(shapes)}
+    for shape, role in dict.fromkeys(zip(shapes, packed["roles"], strict=True)):
+        _check_role(role, sizes[shape])
+    shaped = [sizes[shape] for shape in shapes]
+    return [Row(*row) for row in zip(shaped, dtypes, packed["roles"], words, reasons, strict=True)]
 
 
 def _column(stored: Any, count: int) -> list[str]:
-    if isinstance(stored, list) and len(stored) == 2 and all(isinstance(s, list) for s in stored):
-        values, index = stored
-        index = index or [0] * count
-        strings = all(isinstance(v, str) for v in values)
-        if strings and len(index) == count and all(isinstance(i, int) and 0 <= i < len(values) for i in index):
-            return [values[i] for i in index]
+    """A column: its distinct texts, and which of them each tensor has (none: all have the only one)."""
+    match stored:
+        case [list(values), list(places)] if all(isinstance(value, str) for value in values):
+            places = places or [0] * count
+            if len(places) == count and all(type(i) is int and 0 <= i < len(values) for i in places):
+                return [values[i] for i in places]
     raise CorruptFile("a column of the manifest is not what a writer would have written; the file is damaged")
 
 
-def _layout(shape: str, dtype: str, role: str) -> Layout:
-    try:
-        sizes = tuple(int(s) for s in shape.split(",")) if shape else ()
-    except ValueError:
-        raise CorruptFile(f"the manifest gives the shape {shape[:80]!r}; the file is damaged") from None
+def _sizes(shape: str) -> tuple[int, ...]:
+    sizes = tuple(map(int, filter(None, shape.split(",")))) if _SHAPE.fullmatch(shape) else None
+    if sizes is not None and shape_problem(sizes) is None:
+        return sizes
+    raise CorruptFile(f"the manifest gives the shape [{shape[:80]}]; the file is damaged")
+
+
+def _check_role(role: str, sizes: tuple[int, ...]) -> None:
     if role not in ROLES:
         raise NewerFormat(f"tensor role {role!r} is not known to this release; a newer waterfill wrote this file")
-    layout_dims = {KERNEL: 3, STACK: 3}.get(role, 0)
-    bad = len(sizes) > _MOST_DIMENSIONS or any(s < 0 for s in sizes) or _spanned(sizes) > _LONGEST
-    bad = bad or len(sizes) < layout_dims
-    if bad or (role not in (RAW, VECTOR) and len(sizes) < 2):
-        raise CorruptFile(f"the manifest gives the shape [{shape[:80]}] to a tensor of role {role!r}; it is damaged")
-    try:
-        return Layout(sizes, dtype_of(dtype), role)
-    except KeyError:
-        raise NewerFormat(f"dtype {dtype[:40]!r} is not known to this release of PyTorch and waterfill") from None
+    if len(sizes) < _LEAST_DIMENSIONS.get(role, 0):
+        raise CorruptFile(f"the manifest gives the shape {list(sizes)} to a tensor of role {role!r}; it is damaged")

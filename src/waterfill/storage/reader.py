@@ -9,6 +9,7 @@ from zlib import crc32
 
 from waterfill.errors import BadInput, CorruptFile, NewerFormat
 from waterfill.storage.index import FEATURES, HEAD, MAGIC, MAX_BYTES, TAIL, VERSION, Index, chunk_numbers, tail_of
+from waterfill.storage.paths import check_source
 
 
 class FileReader:
@@ -18,6 +19,7 @@ class FileReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_source(path)
         self._path = path
         self._lock = threading.Lock()
         self._file = open(path, "rb")  # noqa: SIM115  (`__exit__` closes it: the reader is the context manager)

@@ -4,21 +4,25 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from waterfill.errors import PlanMismatch
+from waterfill.storage.atomic import OWN, claimed, held, remove_leftovers, write_whole
 
 _PLAN = "plan.json"
+_OWNER = "owner"
 _OWN = re.compile(r"(plan\.json|\d+\.blob|\d+\.json)(\.tmp)?")
 
 
 @dataclass(frozen=True)
 class Journal:
-    """A folder with a plan and the blobs finished under it. Only one process may write to it at a time."""
+    """A folder with a plan and the blobs finished under it; whoever works on it holds `claim`."""
 
     folder: Path
 
@@ -26,6 +30,7 @@ class Journal:
     def begin(cls, folder: Path, plan: Mapping[str, Any]) -> "Journal":
         """Open or go on with a work directory. Raises PlanMismatch, naming the difference, if it is another job's."""
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         journal = cls(folder)
         stored = journal._read(_PLAN)
         if stored is None:
@@ -40,6 +45,14 @@ class Journal:
                     f"now it is {_short(wanted.get(key))}. Finish that job, or delete the folder to begin anew"
                 )
         return journal
+
+    @staticmethod
+    @contextlib.contextmanager
+    def claim(folder: Path) -> Iterator[None]:
+        """A block in which no other process works in a folder. Raises OutputExists if one does."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with claimed(folder / _PLAN):
+            yield
 
     def finished(self, count: int) -> dict[int, dict[str, Any]]:
         """Notes of the blobs, of `count` possible ones, that are there and whole."""
@@ -65,7 +78,7 @@ class Journal:
     def remove(self) -> None:
         """Delete what belongs to the job, and the folder unless something else is in it: the job is done."""
         for file in self.folder.iterdir():
-            if _OWN.fullmatch(file.name):
+            if _OWN.fullmatch(file.name) or OWN.fullmatch(file.name):
                 file.unlink()
         with contextlib.suppress(OSError):
             self.folder.rmdir()
@@ -77,9 +90,30 @@ class Journal:
             return None
 
     def _write(self, name: str, data: bytes) -> None:
-        beside = self.folder / f"{name}.tmp"
-        beside.write_bytes(data)
-        os.replace(beside, self.folder / name)
+        write_whole(self.folder / name, data)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for the length of a block. Those that killed processes have left behind are removed first."""
+    for left in Path(tempfile.gettempdir()).glob("waterfill-*"):
+        _remove_if_left(left)
+    with tempfile.TemporaryDirectory(prefix="waterfill-") as name, claimed(Path(name) / _OWNER):
+        yield Path(name)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a temporary folder of this user if it holds a lock that no process has."""
+    with contextlib.suppress(OSError):
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            return
+        locks = [file for file in folder.iterdir() if OWN.fullmatch(file.name) and file.suffix == ".lock"]
+        found = [held(lock) for lock in locks]
+        if found and None not in found:
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in found:
+            if file is not None:
+                file.close()
 
 
 def _object(text: bytes) -> dict[str, Any]:

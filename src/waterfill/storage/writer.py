@@ -1,20 +1,17 @@
 """Writing a file: blob by blob into a temporary file beside the target, which it replaces only when it is whole."""
 
-import contextlib
 import os
-import secrets
-from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
 
-from waterfill.errors import BadInput, CorruptFile, OutputExists
+from waterfill.errors import BadInput, CorruptFile
+from waterfill.storage.atomic import AtomicFile
 from waterfill.storage.index import (
     FEATURES,
     HEAD,
     MAGIC,
     MAX_BYTES,
     NO_CHUNK,
-    TAIL,
     VERSION,
     Index,
     name_problem,
@@ -27,25 +24,20 @@ class FileWriter:
     """Writes one file; memory holds names, lengths and checksums, never the blobs.
 
     Use it in a `with` block: leaving the block before `finish` has returned removes the temporary file and leaves
-    `path` as it was. Raises OutputExists if `path` is taken (without `force`), BadInput if its folder is missing;
-    what the system says (a full disk) passes through as OSError.
+    `path` as it was. Raises OutputExists if `path` is taken (without `force`), no regular file or being written by
+    another process, BadInput if its folder is missing; what the system says (a full disk) passes through as OSError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        self._path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
-        self._force = force
-        self._temporary = self._path.with_name(f".waterfill-{secrets.token_hex(8)}.tmp")
+        self._out = AtomicFile(path, force=force)
         self._head = HEAD.pack(MAGIC, VERSION, FEATURES)
         self._lengths: dict[str, int] = {}
         self._checksums: list[int] = []
         self._filled = NO_CHUNK
-        self._refuse_taken()
-        if not self._path.parent.is_dir():
-            raise BadInput(f"the folder {self._path.parent} does not exist; create it or choose another output")
 
     def __enter__(self) -> Self:
-        self._file = open(self._temporary, "xb")
-        self._file.write(self._head)
+        self._out.__enter__()
+        self._out.file.write(self._head)
         return self
 
     def add(self, name: str, data: bytes) -> None:
@@ -53,7 +45,7 @@ class FileWriter:
         problem = "is taken" if name in self._lengths else name_problem(name)
         if problem:
             raise BadInput(f"the name {name[:80]!r} {problem}; rename the weight")
-        self._file.write(data)
+        self._out.file.write(data)
         if starts_chunk(self._filled, len(data)):
             self._checksums.append(0)
             self._filled = 0
@@ -68,20 +60,11 @@ class FileWriter:
         a manifest beyond what a reader accepts.
         """
         index = self._index(manifest)
-        self._file.write(index + tail_of(self._head, index))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        size = HEAD.size + sum(self._lengths.values()) + len(index) + TAIL.size
-        self._refuse_taken()
-        os.replace(self._temporary, self._path)
-        _sync_folder(self._path.parent)
-        return size
+        self._out.file.write(index + tail_of(self._head, index))
+        return self._out.finish()
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # on a full disk closing fails once more; the first error is the one to show
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._out.__exit__()
 
     def _index(self, manifest: dict[str, Any]) -> bytes:
         index = Index(manifest, self._lengths, tuple(self._checksums)).pack()
@@ -92,19 +75,3 @@ class FileWriter:
         if len(index) > MAX_BYTES:
             raise BadInput(f"the index would have {len(index)} bytes, at most {MAX_BYTES} are allowed")
         return index
-
-    def _refuse_taken(self) -> None:
-        if self._path.is_dir():
-            raise OutputExists(f"{self._path} is a folder; name a file in it")
-        if self._path.exists() and not self._force:
-            raise OutputExists(f"{self._path} exists; choose another output or ask to overwrite it (force)")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut where the system can; the file is whole and in its place either way."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,17 +1,34 @@
 """`waterfill compress`: a .wf file that meets a budget."""
 
 import argparse
-import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing, size_of
+from waterfill.cli.arguments import (
+    DEFAULT_RECIPE,
+    add_common,
+    budget_of,
+    default_output,
+    existing,
+    share_of,
+    size_of,
+    writable,
+)
 from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.network import network_and_batches, with_weights
-from waterfill.errors import OutputExists
+from waterfill.errors import BadInput
 from waterfill.report.listing import Listing, items_of
 from waterfill.report.text import say, say_json, seconds_text
+from waterfill.storage.atomic import claimed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from waterfill.compression.post_training import Calibrated
+    from waterfill.compression.to_quality import Search
+    from waterfill.evaluation.quality import Drop
+    from waterfill.model.compressed import CompressedModel
 
 EXAMPLES = """examples:
   waterfill compress model.safetensors --bits 3
@@ -23,7 +40,7 @@ EXAMPLES = """examples:
 
 With --data, a few hundred inputs without labels, errors are put where they cost least: always worth it. Interrupted or
 killed, the same command without --data goes on where it was."""
-_WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache")
+_WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache", "sure")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +61,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="accuracy",
         help="what --max-drop counts (default: accuracy; agreement and divergence need no targets)",
     )
+    data.add_argument(
+        "--sure", type=share_of, metavar="P", help="how sure the drop has to be, such as 95%% (default: as measured)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress_with_data` raise."""
+    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress` raise."""
     output = args.output or default_output(existing(args.model))
-    if os.path.exists(output) and not args.force:  # said before torch is imported and the checkpoint read
-        raise OutputExists(f"{output} exists; choose another output with -o, or overwrite it with --force")
+    writable(output, args.force)  # said before torch is imported and the checkpoint read
     for name in _WITH_DATA:
         if getattr(args, name) and not args.data:
             raise UsageError(f"--{name.replace('_', '-')} goes with --data: name some inputs of the network")
@@ -58,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--lossless keeps every bit and needs no --data")
     if bool(args.max_drop) != bool(args.held_out):
         raise UsageError("--max-drop is measured on --held-out inputs: give both")
+    if args.sure and not args.max_drop:
+        raise UsageError("--sure goes with --max-drop")
     began = time.monotonic()
     listing, said = _with_data(args, output) if args.data else _without(args, output)
     seconds = time.monotonic() - began
@@ -86,39 +107,57 @@ def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, 
     return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
 
 
+def _goal(args: argparse.Namespace) -> "tuple[Drop, Search] | None":
+    """What --max-drop and --sure ask for, before anything is loaded. Raises UsageError."""
+    from waterfill.compression.to_quality import Search
+    from waterfill.evaluation.quality import parse_drop
+
+    if not args.max_drop:
+        return None
+    try:
+        drop = parse_drop(args.max_drop, args.metric)
+    except BadInput as error:
+        raise UsageError(f"--max-drop: {error}") from error
+    return drop, Search() if args.sure is None else Search(sure=args.sure)
+
+
+def _to_quality(
+    args: argparse.Namespace, network: "nn.Module", measured: "Calibrated", goal: "tuple[Drop, Search]"
+) -> "tuple[CompressedModel, dict[str, Any]]":
+    """The smallest file that loses no more than is allowed, and what was tried for it."""
+    from waterfill.compression.to_quality import compress_to_quality
+    from waterfill.evaluation.quality import measure_of
+
+    held_out = network_and_batches(args.network, args.held_out, targets=True)[1]
+    measure = measure_of(args.metric, held_out, network)
+    made, trace = compress_to_quality(network, measure, goal[0], compressor=measured, search=goal[1])
+    return made, {"lines": [trace.text()], "json": {"trace": trace.as_json()}}
+
+
 def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
     """Compress the network that the checkpoint's weights make, as its inputs say."""
-    from functools import partial
-
+    from waterfill.calibration.calibrate import MEMORY
     from waterfill.cli.progress import Meter
-    from waterfill.compression.options import Steps
-    from waterfill.compression.post_training import DEFAULT_SPEC, compress_with_data
-    from waterfill.compression.to_quality import compress_to_quality
-    from waterfill.evaluation.quality import METRICS, measure_of, parse_drop
+    from waterfill.compression.allocation.budget import Budget
+    from waterfill.compression.options import Options
+    from waterfill.compression.post_training import DEFAULT_SPEC, calibrated
+    from waterfill.compression.task import resolve
+    from waterfill.network.inputs import Inputs
 
+    goal = _goal(args)
     network, batches = network_and_batches(args.network, args.data)
     network = with_weights(network, existing(args.model))
-    batches = list(batches)
     said: dict[str, Any] = {}
-    with Meter(args.quiet) as meter:
-        cache = Path(args.cache) if args.cache else None
-        steps = Steps(cache=cache) if args.memory is None else Steps(cache=cache, memory=args.memory)
-        recipe = args.recipe or DEFAULT_SPEC
-        compress = partial(compress_with_data, network, batches, recipe, steps=steps, progress=meter)
-        if args.max_drop:
-            held_out = network_and_batches(args.network, args.held_out, targets=True)[1]
-            measure = measure_of(args.metric, held_out, network)
-            made, trace = compress_to_quality(
-                network,
-                measure,
-                parse_drop(args.max_drop, args.metric),
-                better=METRICS[args.metric],
-                compressor=lambda bits: compress(bits=bits),
-            )
-            said = {"lines": [trace.text()], "json": {"trace": trace.as_json()}}
-        else:
-            given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
-            made = compress(**given)
+    with claimed(output), Meter(args.quiet) as meter:
+        cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
+        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory)
+        given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
+        budget = resolve(Budget(**given), args.recipe or DEFAULT_SPEC)
+        with calibrated(network, Inputs(list(batches)), args.recipe, options) as measured:
+            if goal is None:
+                made = measured.to(budget)
+            else:
+                made, said = _to_quality(args, network, measured, goal)
     made.save(output, force=args.force)
     unreached = made.notes.get("unreached", [])
     if unreached:

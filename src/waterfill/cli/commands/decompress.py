@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from waterfill.cli.arguments import existing, writable
 from waterfill.report.text import bytes_text, say, say_json
 from waterfill.storage import FileReader
 
@@ -22,20 +23,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write OUT. Raises CorruptFile, NewerFormat, OutputExists, Mismatch for values that --dtype cannot hold."""
+    """Write OUT. Raises CorruptFile, NewerFormat, OutputExists."""
     import torch
 
     from waterfill import Progress
     from waterfill.cli.progress import Meter
-    from waterfill.export.safetensors import SafetensorsWriter
+    from waterfill.export.safetensors import SafetensorsWriter, slots_of
     from waterfill.model.install import converted
-    from waterfill.model.lazy import CompressedTensors, read_metadata
+    from waterfill.model.lazy import CompressedTensors
 
+    source = existing(args.file)
     output = args.output or str(Path(args.file).with_suffix(".safetensors"))
-    with FileReader(args.file) as src:
+    writable(output, args.force)
+    with FileReader(source) as src:
         tensors = CompressedTensors(src)
-        slots = tensors.slots(getattr(torch, args.dtype) if args.dtype else None)
-        with SafetensorsWriter(output, slots, args.force, read_metadata(src)) as out, Meter(args.quiet) as meter:
+        slots = slots_of(tensors, getattr(torch, args.dtype) if args.dtype else None)
+        with SafetensorsWriter(output, slots, args.force, tensors.metadata) as out, Meter(args.quiet) as meter:
             done, entries = 0, sum(slot.bytes for slot in slots)
             for number, slot in enumerate(slots, 1):
                 out.add(converted(slot.source, tensors[slot.source], slot.dtype))

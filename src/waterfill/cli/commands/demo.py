@@ -1,13 +1,13 @@
 """`waterfill demo`: a network trained, compressed to several sizes, written, read back, and measured."""
 
 import argparse
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from waterfill.report.text import Column, complain, count_text, say, say_json, seconds_text, table
+from waterfill.report.text import Column, complain, count_text, say, say_json, screen, seconds_text, table
+from waterfill.storage.work_directory import temporary_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> None:
     began = time.monotonic()
     bench = _bench(args.quiet)
     rows = [bench.measure("float32", bench.original, bench.model.state_dict())]
-    with tempfile.TemporaryDirectory(prefix="waterfill-demo-") as folder:
+    with temporary_folder() as folder:
         for bits in args.bits:
-            rows += _compressed(bench, bits, Path(folder) / f"digits-{bits:g}.wf")
+            rows += _compressed(bench, bits, folder / f"digits-{bits:g}.wf")
     if args.json:
         say_json({"weights": bench.weights, "rows": [asdict(row) for row in rows]})
         return
@@ -119,7 +119,7 @@ def _compressed(bench: Bench, bits: float, path: Path) -> list[Row]:
 
 def _text(rows: list[Row]) -> str:
     titles = (Column("network", text=True), *map(Column, ("bytes", "bits/weight", "smaller", "correct", "logits off")))
-    return table(titles, map(_cells, rows))
+    return table(titles, map(_cells, rows), screen())
 
 
 def _cells(row: Row) -> list[str]:

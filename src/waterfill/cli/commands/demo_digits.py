@@ -55,7 +55,7 @@ def trained(digits: Digits, seed: int = 0) -> nn.Sequential:
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
         for _ in range(_EPOCHS):
-            for batch in torch.randperm(len(labels)).split(_BATCH):
+            for batch in torch.randperm(len(labels), dtype=torch.int64, device="cpu").split(_BATCH):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
                 optimizer.step()

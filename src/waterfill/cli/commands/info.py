@@ -3,7 +3,7 @@
 import argparse
 
 from waterfill.report.listing import read_listing
-from waterfill.report.text import printable, say, say_json, shortened
+from waterfill.report.text import printable, say, say_json
 from waterfill.storage import FileReader
 
 EXAMPLES = """example:
@@ -24,9 +24,11 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         say_json({"file": args.file, "format": version} | listing.as_json())
         return
-    recipe = shortened(printable(listing.recipe), 60)
+    recipe = printable(listing.recipe)
     say(f"{args.file}: waterfill format {version}" + (f", recipe {recipe}" if recipe else ""))
     say(listing.totals())
+    if listing.folded:
+        say(listing.folded)
     say()
     say(listing.text(args.all))
     outside = listing.size - sum(item.bytes for item in listing.items)

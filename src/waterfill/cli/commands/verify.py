@@ -4,8 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from waterfill.cli.arguments import existing
-from waterfill.cli.exit_codes import VerifyError
-from waterfill.errors import CorruptFile
+from waterfill.errors import CorruptFile, VerifyError
 from waterfill.report.listing import Listing, read_listing
 from waterfill.report.text import say, say_json
 from waterfill.storage import FileReader
@@ -57,5 +56,5 @@ def _decoded(args: argparse.Namespace, src: FileReader, listing: Listing) -> "Co
     if args.against:
         return compare(tensors, listing, existing(args.against))
     for name in src.names:
-        tensors.parts(name)
+        tensors.entry(name)
     return None

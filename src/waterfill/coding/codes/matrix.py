@@ -5,28 +5,24 @@ bits; or which rows repeat earlier ones, and then the distinct rows in one of th
 the bit.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from waterfill.coding import density, rans, rice, trellis
-from waterfill.coding.chunking import chunk_overhead, narrow, row_chunks, stream_overhead
-from waterfill.coding.codes import modeled, trellised
+from waterfill.coding import rans, rice
+from waterfill.coding.chunking import narrow
+from waterfill.coding.codes.modeled import Modeled
 from waterfill.coding.codes.plain import Constant, Histogram, Packed
 from waterfill.coding.codes.plan import Frame, Plan
-from waterfill.coding.model import fitting
-from waterfill.coding.model.density_model import MOST_SCALE, MOST_TAPS, Product, neighbors, spatial
+from waterfill.coding.codes.trellised import Trellised
+from waterfill.coding.model.density_model import spatial
+from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput
 
-if TYPE_CHECKING:
-    from waterfill.coding.stream import Reader, Sink
-
-__all__ = ["Plan", "narrow", "plan", "read", "spatial", "write"]
+__all__ = ["Plan", "narrow", "plan", "read", "spatial"]
 
 _LARGE = 1 << 21  # beyond this many codes the histogram is tried only where the density model does poorly
-_FARTHEST = 255
 
 
 def plan(codes: np.ndarray, kernel: tuple[int, ...] = (), states: int = 0) -> Plan:
@@ -51,21 +47,21 @@ def plan(codes: np.ndarray, kernel: tuple[int, ...] = (), states: int = 0) -> Pl
     return min(repeated, _shortest(codes, kernel), key=lambda p: p.bits)
 
 
-def write(plan: Plan, out: "Sink") -> None:
-    """Write the planned codes; the reader is told rows, columns and kernel by the part that holds them."""
-    out.uint(plan.mode | (plan.lanes.bit_length() - 1) << 3)
-    plan.write(out)
+def read(src: Reader, rows: int, cols: int, kernel: tuple[int, ...] = ()) -> np.ndarray:
+    """Codes [rows, cols] that the plan of `plan` wrote, of the smallest of int8, int16 and int32 that holds them.
 
-
-def read(src: "Reader", rows: int, cols: int, kernel: tuple[int, ...]) -> np.ndarray:
-    """Codes [rows, cols] that `write` wrote. Raises CorruptFile; the caller has claimed the entries."""
+    Raises CorruptFile.
+    """
+    if rows < 0 or cols < 0:
+        raise src.fail(f"a matrix of {rows} rows and {cols} columns")
+    src.claim(rows * cols)
     mode, lanes = _read_mode(src)
     if rows * cols == 0 and mode is not Constant:
         raise src.fail("codes of an empty matrix")
     return mode.read(src, Frame(rows, cols, spatial(cols, kernel), lanes))
 
 
-def _read_mode(src: "Reader") -> tuple[type[Plan], int]:
+def _read_mode(src: Reader) -> tuple[type[Plan], int]:
     number = src.uint(127)
     mode, lanes = number & 7, 1 << (number >> 3)
     if mode >= len(_MODES) or lanes > rans.MAX_LANES:
@@ -82,117 +78,6 @@ def _shortest(codes: np.ndarray, kernel: tuple[int, ...]) -> Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Modeled(Plan):
-    """Codes under the product-scale densities of a model; kernel: as `spatial` returns it."""
-
-    model: Product
-    kernel: tuple[int, ...]
-    mode: ClassVar[int] = 1
-
-    @classmethod
-    def plan(cls, codes: np.ndarray, kernel: tuple[int, ...]) -> "Modeled":
-        """For codes that are not all equal."""
-        cube = codes.reshape(codes.shape[0], -1, int(np.prod(kernel)))
-        model = fitting.fit(cube, kernel)
-        bits = fitting.total_bits(cube, kernel, model)
-        lanes, overhead = stream_overhead(codes.shape, bits)
-        return cls(codes, bits + fitting.side_bits(model) + overhead + 16, lanes, model, kernel)
-
-    def write(self, out: "Sink") -> None:
-        _write_model(self.model, out)
-        rows, cols = self.codes.shape
-        cube = self.codes.reshape(rows, -1, len(self.model.positions))
-        tables = modeled.Tables(self.model, rows, cube.shape[1], self.kernel)
-        for part in row_chunks(rows, cols):
-            modeled.write(cube[part], tables, part, self.lanes, out)
-
-    @staticmethod
-    def read(src: "Reader", frame: Frame) -> np.ndarray:
-        positions = int(np.prod(frame.kernel))
-        channels = frame.cols // positions
-        model = _read_model(src, (frame.rows, channels, positions), frame.kernel)
-        tables = modeled.Tables(model, frame.rows, channels, frame.kernel)
-        return _together(frame, lambda part: modeled.read(src, tables, part, (channels, positions), frame.lanes))
-
-
-@dataclass(frozen=True, eq=False)
-class Trellised(Modeled):
-    """Codes under the densities of a model that also run along the trellis of so many states."""
-
-    states: int
-    mode: ClassVar[int] = 5
-
-    @classmethod
-    def along(cls, codes: np.ndarray, kernel: tuple[int, ...], states: int) -> "Trellised":
-        """For codes that are not all equal. Raises ValueError if they leave the trellis."""
-        cube = codes.reshape(codes.shape[0], -1, int(np.prod(kernel)))
-        trellis.check(cube, states)
-        model = fitting.fit(cube, kernel, states)
-        lanes = trellis.lanes(*cube.shape)
-        bits = fitting.total_bits(cube, kernel, model, states) + fitting.side_bits(model)
-        return cls(codes, bits + chunk_overhead(codes.shape, lanes) + 24, lanes, model, kernel, states)
-
-    def write(self, out: "Sink") -> None:
-        out.uint(self.states.bit_length() - 1)
-        _write_model(self.model, out)
-        rows, cols = self.codes.shape
-        cube = self.codes.reshape(rows, -1, len(self.model.positions))
-        tables = trellised.Paths(self.model, cube.shape[:2], self.kernel, self.states, self.lanes)
-        for part in row_chunks(rows, cols):
-            trellised.write(cube[part], tables, part, out)
-
-    @staticmethod
-    def read(src: "Reader", frame: Frame) -> np.ndarray:
-        positions = int(np.prod(frame.kernel))
-        channels = frame.cols // positions
-        states = 1 << src.uint(8)
-        if states not in trellis.STATES or channels % frame.lanes:
-            raise src.fail(f"a trellis of {states} states over {channels} channels in {frame.lanes} lanes")
-        model = _read_model(src, (frame.rows, channels, positions), frame.kernel)
-        tables = trellised.Paths(model, (frame.rows, channels), frame.kernel, states, frame.lanes)
-        return _together(frame, lambda part: trellised.read(src, tables, part, (channels, positions)))
-
-
-def _together(frame: Frame, read_rows: Callable[[slice], np.ndarray]) -> np.ndarray:
-    """Codes [rows, cols] of the smallest dtype, from a function that reads the codes of a chunk's rows."""
-    codes = np.empty((frame.rows, frame.cols), dtype=np.int8)
-    for part in row_chunks(frame.rows, frame.cols):
-        piece = read_rows(part)
-        piece = piece if piece.dtype == np.int8 else narrow(piece)
-        codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
-        codes[part] = piece.reshape(-1, frame.cols)
-    return codes
-
-
-def _write_model(model: Product, out: "Sink") -> None:
-    vectors = (model.rows, model.channels, model.taps)
-    out.uint(model.shape | sum((v is not None) << (4 + i) for i, v in enumerate(vectors)))
-    out.uint(model.base)
-    for vector in (*vectors, model.positions if len(model.positions) > 1 else None):
-        if vector is not None:
-            out.ints(vector)
-
-
-def _read_model(src: "Reader", size: tuple[int, int, int], kernel: tuple[int, ...]) -> Product:
-    flags = src.uint(127)
-    near = neighbors(kernel) if kernel else ()
-    shape, lengths = flags & 15, (size[0], size[1], sum(map(len, near)))
-    if shape >= len(density.SHAPES) or (flags >> 6 and not kernel):
-        raise src.fail(f"a density model with flags {flags}")
-    base = src.uint(MOST_SCALE)
-    rows, channels, taps = (src.ints(n) if flags >> (4 + i) & 1 else None for i, n in enumerate(lengths))
-    places = src.ints(size[2]) if kernel else np.zeros(1, dtype=np.int64)
-    if any(v is not None and np.abs(v).max(initial=0) > _FARTHEST for v in (rows, channels, places, taps)):
-        raise src.fail("a factor or tap of the density model is out of range")
-    if taps is not None and any(np.abs(t).sum() > MOST_TAPS for t in np.split(taps, np.cumsum([*map(len, near)]))):
-        raise src.fail("the taps of the density model are too large")
-    model = Product(shape, base, rows, channels, places, taps)
-    if model.extent(size[0], size[1])[1] > MOST_SCALE:
-        raise src.fail("a scale of the density model is out of range")
-    return model
-
-
-@dataclass(frozen=True, eq=False)
 class Repeated(Plan):
     """Which of its distinct rows each row is: inner holds them [distinct, cols], which [rows] names one for each."""
 
@@ -200,14 +85,14 @@ class Repeated(Plan):
     which: np.ndarray
     mode: ClassVar[int] = 4
 
-    def write(self, out: "Sink") -> None:
+    def content(self, out: Sink) -> None:
         out.uint(len(self.inner.codes))
         out.ints(_steps_back(self.which))
         out.claim(self.inner.entries)
-        write(self.inner, out)
+        self.inner.write(out)
 
     @staticmethod
-    def read(src: "Reader", frame: Frame) -> np.ndarray:
+    def read(src: Reader, frame: Frame) -> np.ndarray:
         distinct = src.uint(frame.rows)
         steps = src.ints(frame.rows)
         which = np.where(steps == 0, np.cumsum(steps == 0), steps) - 1

@@ -5,18 +5,26 @@ bits (their byte count first); the rANS stream (its byte count first); a CRC-32 
 segment of the stream, decoded for all kernels of the chunk at once.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from waterfill.coding import density, rans
-from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, rows_per_chunk
-from waterfill.coding.model.density_model import Product, center, half, neighbors, predict, shifts
-
-if TYPE_CHECKING:
-    from waterfill.coding.stream import Reader, Sink
-
-__all__ = ["Tables", "read", "rows_per_chunk", "write"]
+from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, narrow, row_chunks, stream_overhead
+from waterfill.coding.codes.plan import Frame, Plan
+from waterfill.coding.model import fitting
+from waterfill.coding.model.density_model import (
+    Product,
+    center,
+    half,
+    neighbors,
+    predict,
+    shifts,
+)
+from waterfill.coding.model.serialized import read_model, write_model
+from waterfill.coding.stream import Reader, Sink
 
 _FARTHEST = 1 << 28  # from a mean of 24-bit codes to a code
 
@@ -70,7 +78,7 @@ class Tables:
         return far[(np.abs(beyond) > 127) | (self.freq[select[far], beyond & 255] == 0)]
 
 
-def write(codes: np.ndarray, tables: Tables, rows: slice, lanes: int, out: "Sink") -> None:
+def write_chunk(codes: np.ndarray, tables: Tables, rows: slice, lanes: int, out: Sink) -> None:
     """Write the codes [rows, channels, positions] of a chunk."""
     segments, escapes, low = [], [], [np.zeros(0, np.uint8)]
     planes: list[np.ndarray] = []
@@ -102,7 +110,7 @@ def write(codes: np.ndarray, tables: Tables, rows: slice, lanes: int, out: "Sink
     out.raw(checksum(codes))
 
 
-def read(src: "Reader", tables: Tables, rows: slice, size: tuple[int, int], lanes: int) -> np.ndarray:
+def read_chunk(src: Reader, tables: Tables, rows: slice, size: tuple[int, int], lanes: int) -> np.ndarray:
     """The codes [rows, channels, positions] of a chunk, of a dtype that holds them; `size` is the last two."""
     channels, positions = size
     source = _Source(src, tables, (rows.stop - rows.start) * channels * positions, lanes)
@@ -123,7 +131,7 @@ def _low_bits(values: np.ndarray, shift: np.ndarray) -> np.ndarray:
 class _Source:
     """The side data of a chunk, taken up pass by pass while the stream is decoded."""
 
-    def __init__(self, src: "Reader", tables: Tables, entries: int, lanes: int) -> None:
+    def __init__(self, src: Reader, tables: Tables, entries: int, lanes: int) -> None:
         self._tables = tables
         self._src = src
         self._escapes = src.ints(src.uint(entries))
@@ -168,3 +176,48 @@ class _Source:
             raise self._src.fail("side data of a chunk is left over")
         if codes.max() >= LIMIT or codes.min() <= -LIMIT or self._src.raw(4) != checksum(codes):
             raise self._src.fail("the checksum of decoded codes is wrong")
+
+
+@dataclass(frozen=True, eq=False)
+class Modeled(Plan):
+    """Codes under the product-scale densities of a model; kernel: as `spatial` returns it."""
+
+    model: Product
+    kernel: tuple[int, ...]
+    mode: ClassVar[int] = 1
+
+    @classmethod
+    def plan(cls, codes: np.ndarray, kernel: tuple[int, ...]) -> "Modeled":
+        """For codes that are not all equal."""
+        cube = codes.reshape(codes.shape[0], -1, int(np.prod(kernel)))
+        model = fitting.fit(cube, kernel)
+        bits = fitting.total_bits(cube, kernel, model)
+        lanes, overhead = stream_overhead(codes.shape, bits)
+        return cls(codes, bits + fitting.side_bits(model) + overhead + 16, lanes, model, kernel)
+
+    def content(self, out: Sink) -> None:
+        write_model(self.model, out)
+        rows, cols = self.codes.shape
+        cube = self.codes.reshape(rows, -1, len(self.model.positions))
+        tables = Tables(self.model, rows, cube.shape[1], self.kernel)
+        for part in row_chunks(rows, cols):
+            write_chunk(cube[part], tables, part, self.lanes, out)
+
+    @staticmethod
+    def read(src: Reader, frame: Frame) -> np.ndarray:
+        positions = int(np.prod(frame.kernel))
+        channels = frame.cols // positions
+        model = read_model(src, (frame.rows, channels, positions), frame.kernel)
+        tables = Tables(model, frame.rows, channels, frame.kernel)
+        return by_chunks(frame, lambda part: read_chunk(src, tables, part, (channels, positions), frame.lanes))
+
+
+def by_chunks(frame: Frame, read_rows: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Codes [rows, cols] of the smallest dtype, from a function that reads the codes of a chunk's rows."""
+    codes = np.empty((frame.rows, frame.cols), dtype=np.int8)
+    for part in row_chunks(frame.rows, frame.cols):
+        piece = read_rows(part)
+        piece = piece if piece.dtype == np.int8 else narrow(piece)
+        codes = codes.astype(np.promote_types(codes.dtype, piece.dtype), copy=False)
+        codes[part] = piece.reshape(-1, frame.cols)
+    return codes

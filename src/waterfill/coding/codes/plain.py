@@ -1,23 +1,21 @@
 """Ways to write a matrix of codes: what all of them share, and those that need no model.
 
-A plan knows how many bits it takes before a byte is written; tally and writer share it. `waterfill.coding.matrix`
+A plan knows how many bits it takes before a byte is written; tally and writer share it. `matrix`
 chooses among plans, `docs/format.md` has their bytes to the bit.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from waterfill.coding import density, rans, rice
 from waterfill.coding.chunking import CHUNK, LIMIT, MOST_BYTES, checksum, narrow, row_chunks, stream_overhead
 from waterfill.coding.codes.plan import Frame, Plan
-
-if TYPE_CHECKING:
-    from waterfill.coding.stream import Reader, Sink
+from waterfill.coding.stream import Reader, Sink
 
 
-def read_signed(src: "Reader") -> int:
+def read_signed(src: Reader) -> int:
     """A code by itself, zigzag as a varint."""
     return rice.unfold(src.uint(2 * LIMIT - 2))
 
@@ -28,11 +26,11 @@ class Constant(Plan):
 
     mode: ClassVar[int] = 0
 
-    def write(self, out: "Sink") -> None:
+    def content(self, out: Sink) -> None:
         out.uint(rice.fold(int(self.codes.flat[0])) if self.codes.size else 0)
 
     @staticmethod
-    def read(src: "Reader", frame: Frame) -> np.ndarray:
+    def read(src: Reader, frame: Frame) -> np.ndarray:
         return np.broadcast_to(narrow(np.array(read_signed(src))), (frame.rows, frame.cols)).copy()
 
 
@@ -56,7 +54,7 @@ class Histogram(Plan):
         lanes, overhead = stream_overhead(codes.shape, bits)
         return cls(codes, bits + table + 48 + overhead, lanes, freq[None])
 
-    def write(self, out: "Sink") -> None:
+    def content(self, out: Sink) -> None:
         low, high = int(self.codes.min()), int(self.codes.max())
         out.uint(rice.fold(low))
         out.uint(high - low)
@@ -69,7 +67,7 @@ class Histogram(Plan):
             out.raw(stream + checksum(codes))
 
     @staticmethod
-    def read(src: "Reader", frame: Frame) -> np.ndarray:
+    def read(src: Reader, frame: Frame) -> np.ndarray:
         low, span = read_signed(src), src.uint(254)
         counts = src.ints(span + 1)
         if counts.min() < 0 or counts.max() > 4096 or counts.sum() != 4096:
@@ -102,7 +100,7 @@ class Packed(Plan):
         width = (int(codes.max()) - int(codes.min())).bit_length()
         return cls(codes, 40.0 + 8 * -(-width * codes.size // 8), 1)
 
-    def write(self, out: "Sink") -> None:
+    def content(self, out: Sink) -> None:
         low = int(self.codes.min())
         width = (int(self.codes.max()) - low).bit_length()
         out.uint(rice.fold(low))
@@ -116,7 +114,7 @@ class Packed(Plan):
             out.raw(np.packbits(digits).tobytes())
 
     @staticmethod
-    def read(src: "Reader", frame: Frame) -> np.ndarray:
+    def read(src: Reader, frame: Frame) -> np.ndarray:
         low, width = read_signed(src), src.uint(25)
         count = frame.rows * frame.cols
         codes = np.empty(count, dtype=np.int32)

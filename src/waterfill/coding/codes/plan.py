@@ -2,12 +2,11 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, final
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from waterfill.coding.stream import Reader, Sink
+from waterfill.coding.stream import Reader, Sink
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,17 @@ class Plan(ABC):
         """How many codes there are."""
         return self.codes.size
 
+    @final
+    def write(self, out: Sink) -> None:
+        """Mode and lanes, then `content`; rows, columns and kernel the reader knows from the part that holds them."""
+        out.uint(self.mode | (self.lanes.bit_length() - 1) << 3)
+        self.content(out)
+
     @abstractmethod
-    def write(self, out: "Sink") -> None:
-        """Everything but mode and lanes."""
+    def content(self, out: Sink) -> None:
+        """Write everything but mode and lanes."""
 
     @staticmethod
     @abstractmethod
-    def read(src: "Reader", frame: Frame) -> np.ndarray:
-        """The codes [rows, cols] that `write` wrote, at least one of them. Raises CorruptFile."""
+    def read(src: Reader, frame: Frame) -> np.ndarray:
+        """The codes [rows, cols] that `content` wrote, at least one of them. Raises CorruptFile."""

@@ -1,23 +1,24 @@
-"""One chunk of rows of codes that run along a trellis as a stream: like `waterfill.coding.chunks`, but every entry's
+"""One chunk of rows of codes that run along a trellis as a stream: like those of `modeled`, but every entry's
 table also depends on the state of its path, which the coder's lane machine follows while it decodes.
 
 A chunk is: the number of escapes and their values (Rice); the rANS stream (its byte count first); a CRC-32 of the
 codes.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from waterfill.coding import density, rans
-from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum
+from waterfill.coding import density, rans, trellis
+from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, chunk_overhead, row_chunks
+from waterfill.coding.codes.modeled import by_chunks
+from waterfill.coding.codes.plan import Frame, Plan
+from waterfill.coding.model import fitting
 from waterfill.coding.model.density_model import Product, center
-from waterfill.coding.trellis import across, along, half_means, parities, trellis
-
-if TYPE_CHECKING:
-    from waterfill.coding.stream import Reader, Sink
-
-__all__ = ["Paths", "read", "write"]
+from waterfill.coding.model.path_means import half_means
+from waterfill.coding.model.serialized import read_model, write_model
+from waterfill.coding.stream import Reader, Sink
 
 _ODD = 127  # what stands for an odd symbol that its table cannot code; `density.ESCAPE` is even
 _REACH = 126
@@ -38,8 +39,8 @@ class Paths:
         halves = [[_moved(model.shape, low, high, m - 4 * b) for m in range(self._means)] for b in (0, 1)]
         self.freq = np.concatenate([np.stack(half, axis=1).reshape(-1, 256) for half in halves])
         self.half = len(self.freq) // 2
-        code = trellis(states)
-        self.machine = rans.Machine(code.transition, code.parity * np.uint16(self.half))
+        code = trellis.trellis(states)
+        self.machine = rans.Machine(code.transition, code.parity.astype(np.uint16) * np.uint16(self.half))
 
     def place(self, rows: slice, position: int, mean: np.ndarray) -> np.ndarray:
         """The table of every entry of a pass where its parity is 0: uint16 [n], in the order of the paths."""
@@ -67,9 +68,9 @@ def _moved(shape: int, low: int, high: int, mean: int) -> np.ndarray:
     return moved
 
 
-def write(codes: np.ndarray, paths: Paths, rows: slice, out: "Sink") -> None:
+def write_chunk(codes: np.ndarray, paths: Paths, rows: slice, out: Sink) -> None:
     """Write the codes [rows, channels, positions] of a chunk. Raises ValueError if they leave the trellis."""
-    planes = [plane.astype(np.int32) for plane in along(codes, paths.lanes)]
+    planes = [plane.astype(np.int32) for plane in trellis.along(codes, paths.lanes)]
     segments, escapes = [], []
     for p, mean in enumerate(half_means(planes, paths.kernel, paths.taps)):
         select = paths.place(rows, p, mean)
@@ -78,7 +79,7 @@ def write(codes: np.ndarray, paths: Paths, rows: slice, out: "Sink") -> None:
         table = select + parity.astype(np.uint16) * np.uint16(paths.half)
         far = (np.abs(value) > _REACH) | (paths.freq[table, value & 255] == 0)
         symbol = np.where(far, np.where(value & 1, _ODD, density.ESCAPE), value).astype(np.int8)
-        if (parities(symbol, paths.lanes, paths.states) != parity).any():
+        if (trellis.parities(symbol, paths.lanes, paths.states) != parity).any():
             raise ValueError(f"the codes of rows {rows.start} on leave the trellis of {paths.states} states")
         escapes.append(value[far] >> 1)
         segments.append((symbol, select))
@@ -91,7 +92,7 @@ def write(codes: np.ndarray, paths: Paths, rows: slice, out: "Sink") -> None:
     out.raw(checksum(codes))
 
 
-def read(src: "Reader", paths: Paths, rows: slice, size: tuple[int, int]) -> np.ndarray:
+def read_chunk(src: Reader, paths: Paths, rows: slice, size: tuple[int, int]) -> np.ndarray:
     """The codes [rows, channels, positions] of a chunk, of a dtype that holds them; `size` is the last two."""
     entries = (rows.stop - rows.start) * size[0]
     escapes = src.ints(src.uint(entries * size[1]))
@@ -102,12 +103,12 @@ def read(src: "Reader", paths: Paths, rows: slice, size: tuple[int, int]) -> np.
     for p, mean in enumerate(half_means(planes, paths.kernel, paths.taps)):
         symbol = decoder.decode(paths.place(rows, p, mean))
         value, escapes = _values(src, symbol, escapes, size[1] == 1)
-        odd = parities(symbol, paths.lanes, paths.states)
+        odd = trellis.parities(symbol, paths.lanes, paths.states)
         if mean.any():
             value = value + 2 * (mean >> 4)
         planes.append(2 * value + odd.view(np.int8))
     decoder.finish()
-    codes = across(np.stack(planes), rows.stop - rows.start, paths.lanes)
+    codes = trellis.across(np.stack(planes), rows.stop - rows.start, paths.lanes)
     if len(escapes):
         raise src.fail("escaped codes of a chunk are left over")
     if codes.max() >= LIMIT or codes.min() <= -LIMIT or src.raw(4) != checksum(codes):
@@ -115,7 +116,7 @@ def read(src: "Reader", paths: Paths, rows: slice, size: tuple[int, int]) -> np.
     return codes
 
 
-def _values(src: "Reader", symbol: np.ndarray, escapes: np.ndarray, alone: bool) -> tuple[np.ndarray, np.ndarray]:
+def _values(src: Reader, symbol: np.ndarray, escapes: np.ndarray, alone: bool) -> tuple[np.ndarray, np.ndarray]:
     """Symbols as numbers with escapes put in, and the escapes that are left.
 
     The numbers are int32, or where there is but one pass the smallest dtype that holds the codes.
@@ -129,3 +130,46 @@ def _values(src: "Reader", symbol: np.ndarray, escapes: np.ndarray, alone: bool)
     value = symbol.astype(next(fitting, np.int32))
     value[where] = found
     return value, escapes[len(where) :]
+
+
+@dataclass(frozen=True, eq=False)
+class Trellised(Plan):
+    """Codes under the densities of a model that also run along the trellis of so many states.
+
+    kernel: as `spatial` returns it.
+    """
+
+    model: Product
+    kernel: tuple[int, ...]
+    states: int
+    mode: ClassVar[int] = 5
+
+    @classmethod
+    def along(cls, codes: np.ndarray, kernel: tuple[int, ...], states: int) -> "Trellised":
+        """For codes that are not all equal. Raises ValueError if they leave the trellis."""
+        cube = codes.reshape(codes.shape[0], -1, int(np.prod(kernel)))
+        trellis.check(cube, states)
+        model = fitting.fit(cube, kernel, states)
+        lanes = trellis.lanes(*cube.shape)
+        bits = fitting.total_bits(cube, kernel, model, states) + fitting.side_bits(model)
+        return cls(codes, bits + chunk_overhead(codes.shape, lanes) + 24, lanes, model, kernel, states)
+
+    def content(self, out: Sink) -> None:
+        out.uint(self.states.bit_length() - 1)
+        write_model(self.model, out)
+        rows, cols = self.codes.shape
+        cube = self.codes.reshape(rows, -1, len(self.model.positions))
+        tables = Paths(self.model, cube.shape[:2], self.kernel, self.states, self.lanes)
+        for part in row_chunks(rows, cols):
+            write_chunk(cube[part], tables, part, out)
+
+    @staticmethod
+    def read(src: Reader, frame: Frame) -> np.ndarray:
+        positions = int(np.prod(frame.kernel))
+        channels = frame.cols // positions
+        states = 1 << src.uint(8)
+        if states not in trellis.STATES or channels % frame.lanes:
+            raise src.fail(f"a trellis of {states} states over {channels} channels in {frame.lanes} lanes")
+        model = read_model(src, (frame.rows, channels, positions), frame.kernel)
+        tables = Paths(model, (frame.rows, channels), frame.kernel, states, frame.lanes)
+        return by_chunks(frame, lambda part: read_chunk(src, tables, part, (channels, positions)))

@@ -115,26 +115,31 @@ class Short(Plan):
 
     @staticmethod
     def read(src: Reader, shape: tuple[int, int], form: Form) -> tuple[np.ndarray, int]:
-        layout, values = form.fields, src.ints(shape[0] * shape[1])
-        if not 0 <= values.min(initial=0) <= values.max(initial=0) < 1 << (layout.exponent + layout.mantissa):
-            raise src.fail("a number wider than its type")
-        return (values << layout.dropped).astype(form.dtype).reshape(shape), 1
+        return _magnitudes(src, shape, form), 1
 
 
-class Signed(Short):
+class Signed(Plan):
     """The same, and the signs as bits."""
 
     method: ClassVar[int] = 5
 
     def write(self, out: Sink) -> None:
-        super().write(out)
+        out.ints(self.form.fields.magnitude(self.words))
         out.raw(np.packbits(self.words >> (self.form.fields.bits - 1)).tobytes())
 
     @staticmethod
     def read(src: Reader, shape: tuple[int, int], form: Form) -> tuple[np.ndarray, int]:
-        words, _ = Short.read(src, shape, form)
+        words = _magnitudes(src, shape, form)
         signs = np.unpackbits(np.frombuffer(src.raw((words.size + 7) // 8), np.uint8), count=words.size)
         return words | signs.astype(form.dtype).reshape(shape) << (form.fields.bits - 1), 1
+
+
+def _magnitudes(src: Reader, shape: tuple[int, int], form: Form) -> np.ndarray:
+    """Words without signs [rows, cols] whose magnitudes were written as Rice codes. Raises CorruptFile."""
+    layout, values = form.fields, src.ints(shape[0] * shape[1])
+    if not 0 <= values.min(initial=0) <= values.max(initial=0) < 1 << (layout.exponent + layout.mantissa):
+        raise src.fail("a number wider than its type")
+    return (values << layout.dropped).astype(form.dtype).reshape(shape)
 
 
 class Scaled(Plan):
@@ -242,7 +247,7 @@ class Masked(Plan):
         return words, 1
 
 
-_KINDS: dict[int, type[Constant | Planes | Short | Scaled | Masked]] = {
+_KINDS: dict[int, type[Constant | Planes | Short | Signed | Scaled | Masked]] = {
     kind.method: kind for kind in (Constant, Planes, Short, Scaled, Masked, Signed)
 }
 

@@ -1,4 +1,4 @@
-"""What the decoder knows of every code before it reads it (DESIGN 6.1): the scale and the mean of its density.
+"""What the decoder knows of every code before it reads it (docs/theory.md): the scale and the mean of its density.
 
 Codes z [rows, channels, positions] follow a generalized Gaussian whose scale is a product of a row's, a channel's and a
 position's factor, and whose mean, for spatial kernels, is predicted from the positions already decoded. All of it is a

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from waterfill.coding import rice, trellis
+from waterfill.coding import rice
+from waterfill.coding.model import path_means
 from waterfill.coding.model.costs import COST_UNIT, Coded, axis_costs, price_tables
 from waterfill.coding.model.density_model import (
     MOST_SCALE,
@@ -119,7 +120,7 @@ def _thin(codes: np.ndarray, seen: int) -> np.ndarray:
 
 def _coded(codes: np.ndarray, kernel: tuple[int, ...], taps: np.ndarray | None, states: int) -> Coded:
     """What is coded of codes [rows, channels, positions], which may be some of the rows and channels of more."""
-    made = trellis.residuals if states else residuals
+    made = path_means.residuals if states else residuals
     return Coded(*made(codes, kernel, taps), halves=states > 0)
 
 

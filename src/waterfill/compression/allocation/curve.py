@@ -1,36 +1,26 @@
-"""Rate and distortion of one weight as functions of the price: points, and the curve through them."""
+"""Rate and distortion of one weight as functions of the price: the curve through measured points, and the formula."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from waterfill.part import Part
+import numpy as np
+import torch
+from torch import Tensor
+
+from waterfill.importance import Importance
+from waterfill.theory import reverse_water_filling
+
+_SMALLEST_VARIANCE = 1e-60
+_QUANTILES = 128  # that stand for the variances of all rows, or of all columns
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a weight costs at one price: bits, distortion in nats, and the part if it was kept."""
+    """What a weight costs at one price: bits, and distortion in nats."""
 
     bits: float
     distortion: float
-    part: Part | None = None
-
-
-def hull(points: list[Point]) -> list[Point]:
-    """The lower convex hull of (bits, distortion), by ascending bits: the points that some price would choose."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.bits, p.distortion)):
-        if best and point.distortion >= best[-1].distortion:
-            continue
-        while len(best) > 1 and _above(best[-2], best[-1], point):
-            best.pop()
-        best.append(point)
-    return best
-
-
-def _above(a: Point, b: Point, c: Point) -> bool:
-    """Whether b lies on or above the line from a to c."""
-    return (b.distortion - a.distortion) * (c.bits - a.bits) >= (c.distortion - a.distortion) * (b.bits - a.bits)
 
 
 @dataclass(frozen=True)
@@ -60,3 +50,28 @@ class Curve:
         bits = low.bits + share * (high.bits - low.bits)
         logs = [math.log(max(p.distortion, 1e-300)) for p in (low, high)]
         return Point(bits, math.exp(logs[0] + share * (logs[1] - logs[0])))
+
+
+def water_level(target: Tensor, importance: Importance, bits: float) -> float:
+    """The logarithm to base 2 of the water level at which the entries of a matrix [rows, cols] spend `bits` each.
+
+    An entry spends 1/2 log2 of its variance over the level, and none if that is negative. Its variance is the product
+    of a row's and a column's, each in the metric of the importance; a vector's entries have one each.
+    """
+    if importance.gram is None:
+        columns = importance.diagonal.double().expand(target.shape[1])
+    else:
+        assert importance.lower is not None
+        columns = torch.from_numpy(np.diag(importance.lower).astype(np.float64)).square()
+        columns = columns.repeat(target.shape[1] // len(columns))
+    rows = importance.rows.double() * target.double().square().mean(1)
+    if target.shape[0] == 1:
+        rows, columns = importance.rows.double().reshape(-1)[:1], columns * target[0].double().square()
+    variances = np.outer(_quantiles(rows), _quantiles(columns))
+    return math.log2(reverse_water_filling(variances, rate=bits * variances.size).level)
+
+
+def _quantiles(variances: Tensor) -> np.ndarray:
+    """Evenly spread quantiles of many variances."""
+    ordered = variances.clamp_min(_SMALLEST_VARIANCE).sort().values
+    return ordered[:: max(1, len(ordered) // _QUANTILES)].numpy()

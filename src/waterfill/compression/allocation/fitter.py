@@ -1,156 +1,208 @@
-"""A run: weights fitted to a target, whoever keeps what they become.
+"""Weights fitted to a budget, whoever keeps what they become.
 
 One price for all; the curves of the weights say which, and the last and largest are fitted until a size is met.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
-from waterfill.compression.allocation.budget import Target
-from waterfill.compression.allocation.search import Bracket, bracket, in_threads
-from waterfill.compression.allocation.spend import FILL, Ledger, settle, spend
+from waterfill.compression.allocation import search
+from waterfill.compression.allocation.budget import USED, Budget
+from waterfill.compression.allocation.exact import Exact
+from waterfill.compression.allocation.search import HIGHEST, Bracket
+from waterfill.compression.allocation.smallest import Trials, small_prices
+from waterfill.compression.allocation.spend import FILL, Ledger, refit_to_budget, spend
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.workers import Workers
 from waterfill.errors import BudgetError
 from waterfill.importance import SIZE_EXPONENT
 from waterfill.model.compressed import count_weights
-from waterfill.network.layout import RAW
 from waterfill.progress import Progress
 
-_MUCH = 0.5  # of a budget
-_NAMED = 3
 FIXED_RATE_PRICE = 4.0**-7
 """Nats per bit for the small tensors beside a recipe of fixed rate."""
-
-
-@dataclass(frozen=True)
-class Exact:
-    """The tensors that are kept bit for bit, whatever the budget: (name, bytes, reason), the largest first."""
-
-    tensors: Sequence[tuple[str, int, str]]
-
-    @classmethod
-    def among(cls, weights: Sequence[Weight]) -> "Exact":
-        """Those among some weights."""
-        raw = [weight for weight in weights if weight.layout.role == RAW and weight.layout.entries]
-        sizes = [(weight.name, math.ceil(weight.curve.at_grid(0).bits / 8), weight.reason) for weight in raw]
-        return cls(sorted(sizes, key=lambda size: -size[1]))
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all of them in the file, about."""
-        return sum(size for _, size, _ in self.tensors)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.tensors)
-
-    def text(self) -> str:
-        """How much they take, and the largest of them by name."""
-        told = [f"{name!r} ({size} bytes; {reason})" for name, size, reason in self.tensors[:_NAMED]]
-        more = f" and {self.count - _NAMED} more" if self.count > _NAMED else ""
-        return f"{self.bytes} bytes are taken by tensors that are kept bit for bit: {', '.join(told)}{more}"
+_ROUNDS = 6  # of refits, as the manifest grows and shrinks with what weights become
+_ROUNDS_IN_ORDER = 2  # of these, those that ask only the weights they were told to
+_MANIFEST_BITS = 64  # that it may grow by in a round
+_TIGHT_BYTES = 64  # a matrix: with fewer, a budget may be below the smallest file
+_HALVINGS = 3  # of a factor of 4 in the price
+_MUCH, _WORTH_A_WORD = 1 / 2, 1 / 16  # of a budget
 
 
 @dataclass
-class Run:
+class Fitter:
     """One compression under way.
 
     weights: what is to be fitted. fit: (index, price) -> real bits of the blob found there, which the callee keeps.
-    overhead: (blob lengths in order) -> bytes of the file beside the blobs. workers: threads.
+    overhead: (blob lengths in order) -> bytes of the file beside the blobs. threads: weights at a time.
     """
 
-    weights: Sequence[Weight]
+    weights: list[Weight]
     fit: Callable[[int, float], float]
     overhead: Callable[[Sequence[int]], int]
     progress: Callable[[Progress], None] | None = None
-    workers: int = 1
+    threads: int = 1
     _done: dict[str, set[int]] = field(default_factory=dict)
     _entries_done: dict[str, int] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
-    _last: int | None = None
+    _last_k: int | None = None
 
     @cached_property
     def entries(self) -> int:
         """Numbers of all weights."""
         return sum(w.layout.numbers for w in self.weights)
 
-    @property
-    def _threads(self) -> int:
-        """No more than there are weights."""
-        return min(self.workers, max(1, len(self.weights)))
+    @cached_property
+    def workers(self) -> Workers:
+        """What fits several weights at a time."""
+        return Workers(min(self.threads, max(1, len(self.weights))), [w.name for w in self.weights])
 
-    def meet(self, target: Target, original: int) -> Ledger:
-        """Fit every weight as the target asks; `original`: bytes of the tensors as they were."""
-        size = target.file_bytes(count_weights((w.name, w.layout) for w in self.weights), original)
-        return self.at_price(target.price or FIXED_RATE_PRICE) if size is None else self.to_size(size)
+    def meet(self, budget: Budget, original: int) -> Ledger:
+        """Fit every weight as the budget asks; `original`: bytes of the tensors as they were. Raises BudgetError."""
+        size = budget.file_bytes(count_weights((w.name, w.layout) for w in self.weights), original)
+        return self.at_price(budget.price or FIXED_RATE_PRICE) if size is None else self.to_size(size)
 
     def at_price(self, price: float) -> Ledger:
         """Fit every weight at one price."""
-        with in_threads(self._threads) as each:
-            bits = list(each(lambda i: self._fit(i, price), range(len(self.weights))))
+        bits = self.workers.map(lambda i: self._fit(i, price), range(len(self.weights)))
         return Ledger({i: price for i in range(len(bits))}, dict(enumerate(bits)))
 
     def to_size(self, size: int) -> Ledger:
         """Fit every weight so that the file has at most `size` bytes and, where the parts allow, nearly that.
 
-        Warns where most of it goes to tensors that are kept bit for bit. Raises BudgetError, naming such.
+        Warns where most of it goes to tensors that are kept bit for bit. Raises BudgetError where the smallest file has
+        more.
         """
-        found = self.bracket(size)
-        lengths = [int(found.bits(i, 0.5) / 8) for i in range(len(self.weights))]
-        allowed = 8.0 * (size - self.overhead(lengths) - 8)
+        bracket = self.bracket(size)
         exact = Exact.among(self.weights)
-        if exact.bytes > _MUCH * size and exact.count < len(self.weights):
+        if exact.bytes > _MUCH * size and len(exact.tensors) < len(self.weights):
             warnings.warn(f"of the {size} bytes allowed, {exact.text()}; little is left for the rest", stacklevel=2)
-        return self.settled(spend(found, allowed, self._fit, self._threads), found, size)
+        ledger = spend(bracket, 8.0 * (size - self._overhead_between(bracket) - 8), self._fit, self.workers)
+        self.fit_within(ledger, bracket, size)
+        return ledger
 
-    def settled(self, ledger: Ledger, found: Bracket, size: int, order: Sequence[int] | None = None) -> Ledger:
-        """The ledger once the file has at most `size` bytes.
+    def file_bytes(self, ledger: Ledger) -> int:
+        """Exact bytes of the file, as far as its weights are fitted."""
+        return sum(ledger.lengths) + self.overhead(ledger.lengths)
 
-        order: weights that may be fitted again for it, if possible these alone; then the file is filled too.
+    def fit_within(self, ledger: Ledger, bracket: Bracket, size: int) -> None:
+        """Fit weights again, the largest first, until the file has at most `size` bytes and uses most of them.
+
+        Raises BudgetError where the smallest file has more.
         """
-        fill = order is not None
-        for attempt in range(6):
-            lengths = [int(ledger.bits[i] / 8) for i in range(len(self.weights))]
-            exact = 8.0 * (size - self.overhead(lengths))
-            if ledger.total <= exact and (not fill or ledger.total >= FILL * exact or attempt == 5):
-                return ledger
-            with suppress(BudgetError) if order is not None else nullcontext():
-                settle(found, max(0.0, exact - 64), self._fit, ledger, order=order if attempt < 2 else None)
-        raise BudgetError(f"{size} bytes could not be met to the byte; allow a little more")
+        for _ in range(_ROUNDS):
+            if self.file_bytes(ledger) <= size:
+                break
+            self._refit(ledger, bracket, size, bracket.largest_first)
+        if self.file_bytes(ledger) > size:
+            self._fit_tightly(ledger, bracket.k, size)
+        self._spend_rest(ledger, size)
+
+    def fill_up(self, ledger: Ledger, bracket: Bracket, size: int, order: Sequence[int]) -> None:
+        """Fit weights again until the file has about `size` bytes, if possible those of `order` alone.
+
+        Where that does not succeed, the file may be larger.
+        """
+        for k in range(_ROUNDS):
+            room = self._room(ledger, size)
+            if ledger.total <= room and (ledger.total >= FILL * room or k == _ROUNDS - 1):
+                break
+            self._refit(ledger, bracket, size, order if k < _ROUNDS_IN_ORDER else bracket.largest_first)
+        self._spend_rest(ledger, size)
+
+    def _room(self, ledger: Ledger, size: int) -> float:
+        """Bits that a file of this size has for blobs."""
+        return 8.0 * (size - self.overhead(ledger.lengths))
+
+    def _refit(self, ledger: Ledger, bracket: Bracket, size: int, order: Sequence[int]) -> None:
+        refit_to_budget(bracket, max(0.0, self._room(ledger, size) - _MANIFEST_BITS), self._fit, ledger, order)
+
+    def _spend_rest(self, ledger: Ledger, size: int) -> None:
+        """Where much of a budget is left, give it to whoever can use it."""
+        if self.file_bytes(ledger) < USED * size:
+            Trials(self._fit, self.file_bytes, ledger).spend_rest(self.weights, size)
+
+    def _fit_tightly(self, ledger: Ledger, k: int, size: int) -> None:
+        """Fit every weight at the lowest price at which the file has at most `size` bytes, else as in the smallest.
+
+        k: the price 4^k is about the lowest that may do. Raises BudgetError where the smallest file has more.
+        """
+        self.check(size)
+        self.weights[:] = map(_widened, self.weights)
+        low, high = k - 3.0, float(HIGHEST)
+        best = None
+        while high - low > 2.0**-_HALVINGS:
+            middle = (low + high) / 2 if high - low <= 1 else float((low + high) // 2)
+            fits = self.file_bytes(self.at_price(4.0**middle)) <= size
+            low, high = (low, middle) if fits else (middle, high)
+            best = middle if fits else best
+        prices = self.smallest[1] if best is None else dict.fromkeys(ledger.prices, 4.0**best)
+        bits = self.workers.map(lambda i: self._fit(i, prices[i]), range(len(self.weights)))
+        ledger.prices.update(prices)
+        ledger.bits.update(enumerate(bits))
+
+    @cached_property
+    def smallest(self) -> tuple[int, dict[int, float]]:
+        """Bytes of the smallest file, whatever the budget, and the price of each of its weights."""
+        with self._with_all_choices():
+            trials = Trials(self._fit, self.file_bytes, self.at_price(4.0**HIGHEST))
+            trials.shrink(self.workers.map(lambda i: small_prices(self.weights[i]), range(len(self.weights))))
+        return self.file_bytes(trials.ledger), trials.ledger.prices
+
+    @contextmanager
+    def _with_all_choices(self) -> Iterator[None]:
+        """Every weight may become whatever it could have become."""
+        chosen = list(self.weights)
+        self.weights[:] = map(_widened, chosen)
+        try:
+            yield
+        finally:
+            self.weights[:] = chosen
+
+    def check(self, size: int) -> None:
+        """Raise BudgetError if the smallest file has more than `size` bytes."""
+        smallest = self.smallest[0]
+        if size < smallest:
+            exact = Exact.among(self.weights)
+            told = f"; {exact.text()}" if exact.bytes > _WORTH_A_WORD * size else ""
+            raise BudgetError(
+                f"a file of {size} bytes is asked for, and the smallest that this recipe can make has {smallest}; "
+                f"allow more, or use a recipe that can spend less{told}"
+            )
 
     def price_for(self, size: int) -> float:
-        """The price at which, by the curves, the file has `size` bytes."""
-        found = self.bracket(size)
-        lengths = [int(found.bits(i, 0.5) / 8) for i in range(len(self.weights))]
-        return found.price(found.share(8.0 * (size - self.overhead(lengths))))
+        """The price at which, by the curves, the file has `size` bytes. Raises BudgetError as `to_size`."""
+        bracket = self.bracket(size)
+        return bracket.price(bracket.share(8.0 * (size - self._overhead_between(bracket))))
+
+    def _overhead_between(self, bracket: Bracket) -> int:
+        """Bytes beside the blobs, were every weight halfway between the two prices."""
+        return self.overhead([int(bracket.bits(i, 0.5) / 8) for i in range(len(self.weights))])
 
     def bracket(self, size: int) -> Bracket:
-        """The grid prices between which a file of `size` bytes lies. Raises BudgetError where it cannot be so small."""
-        least = self.overhead([1] * len(self.weights))
-        if size <= least:
-            raise BudgetError(f"a budget of {size} bytes is less than the names and checksums alone take ({least})")
-        guess = self._guess(8 * (size - least) / max(1, self.entries)) if self._last is None else self._last
-        bits = 8.0 * (size - least)
-        try:
-            found = bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self._threads)
-        except BudgetError as error:
-            exact = Exact.among(self.weights)
-            raise (BudgetError(f"{error}; {exact.text()}") if 16 * exact.bytes > size else error) from None
-        self._last = found.k  # a weight or two may change before the next search
+        """The grid prices between which a file of `size` bytes lies. Raises BudgetError where the smallest has more."""
+        bits = 8.0 * (size - self.overhead([1] * len(self.weights)))
+        if bits < 8 * _TIGHT_BYTES * sum(w.layout.count for w in self.weights):
+            self.check(size)
+        guess = self._guess(bits / max(1, self.entries)) if self._last_k is None else self._last_k
+        found = search.bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self.workers)
+        if found.high.sum() > bits:
+            self.check(size)
+        self._last_k = found.k  # a weight or two may change before the next search
         return found
 
     def _guess(self, bits: float) -> int:
-        """The k at which price 4^k spends about so many bits an entry, by the high-rate formula."""
-        known = [(w.level, w.layout.numbers) for w in self.weights if w.level is not None]
+        """The k at which price 4^k spends about so many bits an entry, by the formula of Gaussian sources."""
+        levels = [(w.level(bits), w.layout.numbers) for w in self.weights]
+        known = [(level, entries) for level, entries in levels if level is not None]
         covered = sum(entries for _, entries in known)
         if covered > 0.5 * self.entries:
-            return round(sum(level * entries for level, entries in known) / covered - bits)
+            return round(sum(level * entries for level, entries in known) / covered)
         average = max(2.0, self.entries / len(self.weights))  # where a relative error has its cost
         return min(0, round(-bits - (1 - SIZE_EXPONENT) * math.log(average, 4)))
 
@@ -173,3 +225,8 @@ class Run:
                 done.add(i)
                 self._entries_done[stage] = self._entries_done.get(stage, 0) + self.weights[i].layout.numbers
             self.progress(Progress(stage, len(done), len(self.weights), self._entries_done[stage], self.entries))
+
+
+def _widened(weight: Weight) -> Weight:
+    """The weight as it was before one of several specs was chosen for it."""
+    return weight if weight.choice is None else weight.with_spec(weight.choice)

@@ -1,37 +1,18 @@
-"""One price for all weights: the price at which a budget of bits is spent, and how to spend it exactly.
+"""One price for all weights: the price at which a budget of bits is spent.
 
-Every weight's curve is measured on a sample; the sum of the curves gives the price. Weights are then fitted from the
-smallest to the largest, each at the price that the remaining budget and the remaining curves call for, so that what the
-samples got wrong is shared by those that follow; the last and largest are fitted until the budget is met.
+Every weight's curve is measured on a sample; the sum of the curves gives the price.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from waterfill.errors import BudgetError
+from waterfill.compression.workers import Workers
 
-DEAREST, CHEAPEST = 30, -30
+HIGHEST, LOWEST = 30, -30
 """Exponents of 4: beyond these prices nothing more is saved or bought."""
-_STILL = 4  # so many prices in a row without a change are a plateau
-_GROUP, _GROUPS = 4, 12
-
-
-@contextmanager
-def in_threads(workers: int) -> Iterator[Callable[..., Iterator[float]]]:
-    """`map`, in so many threads; with one it is the caller's own, whose memory is used again."""
-    if workers == 1:
-        yield map
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        yield pool.map
-
-
-Fit = Callable[[int, float], float]
-"""(index of a weight, price) -> the real bits of the part found there, which the callee keeps."""
+_PLATEAU = 4  # prices in a row at which the bits do not change
 
 
 @dataclass(frozen=True)
@@ -55,42 +36,45 @@ class Bracket:
         """Predicted bits of weight i."""
         return float(self.low[i] + share * (self.high[i] - self.low[i]))
 
+    def slope(self, i: int) -> float:
+        """Bits that weight i saves between the two prices."""
+        return float(self.low[i] - self.high[i])
 
-def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, guess: int, workers: int = 1) -> Bracket:
+    @property
+    def largest_first(self) -> list[int]:
+        """The weights by their bits."""
+        order: list[int] = np.argsort(-self.low - self.high, kind="stable").tolist()
+        return order
+
+
+def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, guess: int, workers: Workers) -> Bracket:
     """The grid prices between which the curves' bits sum to `bits`.
 
     measure_one: (index of one of `count` curves, k) -> its bits at price 4^k. guess: the k to begin with. Where even
-    the cheapest price spends less, the bracket lies there. Raises BudgetError where the dearest spends more.
+    the lowest price spends less, or the highest more, the bracket lies there.
     """
-    with in_threads(workers) as each:
 
-        def measure(k: int) -> np.ndarray:
-            return np.array(list(each(lambda i: measure_one(i, k), range(count))), dtype=np.float64)
+    def measure(k: int) -> np.ndarray:
+        return np.array(workers.map(lambda i: measure_one(i, k), range(count)), dtype=np.float64)
 
-        at = {guess: measure(guess)}
-        k, still = guess, 0
-        direction = 1 if at[k].sum() > bits else -1
+    at = {guess: measure(guess)}
+    k, unchanged = guess, 0
+    direction = 1 if at[k].sum() > bits else -1
 
-        def short(k: int) -> bool:
-            """Whether price 4^k lies on the same side of the budget as the first guess."""
-            if k not in at:
-                at[k] = measure(k)
-            return bool((at[k].sum() > bits) == (direction > 0))
+    def short(k: int) -> bool:
+        """Whether price 4^k lies on the same side of the budget as the first guess."""
+        if k not in at:
+            at[k] = measure(k)
+        return bool((at[k].sum() > bits) == (direction > 0))
 
-        while short(k) and still < _STILL and CHEAPEST < k < DEAREST:
-            k += direction
-            short(k)
-            still = still + 1 if abs(at[k].sum() - at[k - direction].sum()) <= 1e-4 * at[k].sum() + 8 else 0
-        if short(k):  # a plateau, where everything or nothing is bought: it may end further on
-            k = _crossing(short, k, DEAREST if direction > 0 else CHEAPEST)
-        if short(k) and direction > 0:
-            least = at[k].sum() / 8
-            raise BudgetError(
-                f"the budget allows {bits / 8:.0f} bytes for the weights, but this recipe needs at least {least:.0f}; "
-                "allow more, or use a recipe that can spend less"
-            )
-        low = k - 1 if direction > 0 else k
-        return Bracket(low, at[low], at[low + 1] if low + 1 in at else measure(low + 1))
+    while short(k) and unchanged < _PLATEAU and LOWEST < k < HIGHEST:
+        k += direction
+        short(k)
+        unchanged = unchanged + 1 if abs(at[k].sum() - at[k - direction].sum()) <= 1e-4 * at[k].sum() + 8 else 0
+    if short(k):  # a plateau, where everything or nothing is bought: it may end further on
+        k = _crossing(short, k, HIGHEST if direction > 0 else LOWEST)
+    low = k - 1 if direction > 0 else k
+    return Bracket(low, at[low] if low in at else measure(low), at[low + 1] if low + 1 in at else measure(low + 1))
 
 
 def _crossing(short: Callable[[int], bool], near: int, far: int) -> int:

@@ -5,42 +5,45 @@ close together, so it is enough to find out once what suits a weight, and to go 
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from waterfill.compression.allocation.budget import Target
+from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.task import Compression
-from waterfill.part import Spec, cost
+from waterfill.part import Choice, Spec, cost
 
 MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
 
 
-def settle_choices(work: Compression, specs: Sequence[Spec], target: Target) -> None:
-    """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at the target."""
+def settle_choices(work: Compression, specs: Sequence[Spec], budget: Budget) -> None:
+    """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at the budget.
+
+    Raises BudgetError where the smallest file is larger.
+    """
     if len(specs) == 1:
         return
-    price = _price(work, target)
+    choice = Choice(tuple(specs))
+    work.weights[:] = [replace(w, choice=choice) if w.layout.entries <= MOST else w for w in work.weights]
+    price = _price(work, budget)
 
-    def settled(weight: Weight) -> Weight:
-        if weight.reason or weight.layout.entries > MOST:
+    def chosen(weight: Weight) -> Weight:
+        if weight.reason or weight.choice is None:
             return weight
         totals = [_cost(weight, spec, price) for spec in specs]
         best = totals.index(min(totals))
-        return replace(weight, spec=specs[best]) if best else weight
+        return weight.with_spec(specs[best]) if best else weight
 
-    with ThreadPoolExecutor(work.run.workers) as pool:
-        work.weights[:] = pool.map(settled, work.weights)
+    work.weights[:] = work.run.workers.map(lambda i: chosen(work.weights[i]), range(len(work.weights)))
 
 
-def _price(work: Compression, target: Target) -> float:
-    """The price at which the target will be met, by the curves."""
-    allowed = work.allowed(target)
-    if allowed is not None:
-        return work.run.price_for(allowed)
-    assert target.price is not None  # a target is a price or a size
-    return target.price
+def _price(work: Compression, budget: Budget) -> float:
+    """The price at which the budget will be met, by the curves."""
+    size = work.allowed(budget)
+    if size is not None:
+        return work.run.price_for(size)
+    assert budget.price is not None  # a budget is a price or a size
+    return budget.price
 
 
 def _cost(weight: Weight, spec: Spec, price: float) -> float:

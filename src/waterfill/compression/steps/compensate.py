@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import MEMORY
-from waterfill.calibration.recorder import Uses
 from waterfill.network.batches import spread
 from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import KERNEL, MATRIX, Layout
 from waterfill.network.tracing.im2col import Geometry, vectors, windows
-from waterfill.network.tracing.tracer import Capture
-from waterfill.network.tracing.views import Plan, Use
+from waterfill.network.tracing.recorder import Recorder
+from waterfill.network.tracing.tracer import Tracer
+from waterfill.network.tracing.views import WeightView, WeightViews
 
 _BATCHES = 64  # run through the networks for each stage
 _DAMPING = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
@@ -40,7 +40,7 @@ class _Enough(Exception):
 class _Seen:
     """The inputs of one use of a weight: [..., cols], or, with the positions of its outputs, of a convolution."""
 
-    use: Use
+    view: WeightView
     x: Tensor
     geometry: Geometry | None = None
     positions: tuple[int, ...] = ()
@@ -48,7 +48,7 @@ class _Seen:
     @property
     def place(self) -> Place:
         """Which rows of the weight multiply them."""
-        return (*self.use.rows, 1 if self.geometry is None else self.geometry.groups)
+        return (*self.view.rows, 1 if self.geometry is None else self.geometry.groups)
 
     def columns(self, generator: torch.Generator) -> Tensor:
         """Some of them as [groups, cols, positions], float32."""
@@ -57,59 +57,66 @@ class _Seen:
         return windows(self.x, self.geometry, self.positions, generator)
 
 
-class _Inputs(Uses):
+class _InputRecorder(Recorder):
     """Keeps the inputs of weights that multiply them, and the order of the weights.
 
-    calls: of wanted weights, after which the rest of the network need not run; None for all.
+    names: of the weights whose inputs are wanted. calls: of these weights, after which the rest of the network need
+    not run; None for all.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], plan: Plan, calls: int | None) -> None:
-        super().__init__(weights, plan, torch.Generator())
+    def __init__(self, layouts: Mapping[str, Layout], names: Container[str], calls: int | None) -> None:
         self.seen: list[_Seen] = []
         self.order: dict[str, int] = {}
+        self._layouts = layouts
+        self._names = names
         self._left = calls
 
-    def scaled(self, use: Use, x: Tensor, y: Tensor) -> Tensor:
-        """y [..., rows] = x [..., cols] W^T: the inputs are kept."""
-        if self._wanted(use):
-            self.seen.append(_Seen(use, x.detach().clone()))
+    def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
+        """Inputs [..., cols] are kept."""
+        if self._wanted(view):
+            self.seen.append(_Seen(view, x.detach().clone()))
         return y
 
-    def convolved(self, use: Use, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
-        """A convolution: the same."""
-        if self._wanted(use):
+    def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
+        """The same."""
+        if self._wanted(view):
             positions = tuple(y.shape[-len(geometry.kernel) :])
-            self.seen.append(_Seen(use, x.detach().clone(), geometry, positions))
+            self.seen.append(_Seen(view, x.detach().clone(), geometry, positions))
         return y
 
-    def mixed(self, use: Use, energy: Tensor, y: Tensor, floor: float = 0.0) -> Tensor:
+    def mixture(self, view: WeightView, energy: Tensor, y: Tensor, floor: float = 0.0) -> Tensor:
         """Rows are mixed, not multiplied: only the order counts."""
-        self._wanted(use)
+        self._wanted(view)
         return y
 
-    def spread(self, use: Use, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
-        """A transposed convolution: the same."""
-        self._wanted(use)
+    def transposed_convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
+        """The same."""
+        self._wanted(view)
         return y
 
-    def _wanted(self, use: Use) -> bool:
+    def lookup(self, view: WeightView, tokens: Tensor, y: Tensor) -> Tensor:
+        """The same."""
+        self._wanted(view)
+        return y
+
+    def _wanted(self, view: WeightView) -> bool:
         """Count a use; whether its inputs are wanted."""
         if self._left == 0:
             raise _Enough
-        self.order[use.name] = self.order.get(use.name, 0) + 1
-        if use.name not in self.plan.wanted:
+        self.order[view.name] = self.order.get(view.name, 0) + 1
+        if view.name not in self._names:
             return False
         self._left = None if self._left is None else self._left - 1
-        return not use.moved and self.plan.layouts[use.name].role in (MATRIX, KERNEL)
+        return not view.moved and self._layouts[view.name].role in (MATRIX, KERNEL)
 
 
 def _columns(seen: Iterable[_Seen], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:
     """The columns of these weights by their place; of both networks at the same positions."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     found = defaultdict(list)
     for one in seen:
-        if one.use.name in names:
-            found[one.use.name, one.place].append(one.columns(generator))
+        if one.view.name in names:
+            found[one.view.name, one.place].append(one.columns(generator))
     return found
 
 
@@ -210,12 +217,12 @@ class Drift:
                 return None
         return kept
 
-    def _run(self, model: nn.Module, batch: Any, wanted: Iterable[str], calls: int | None) -> _Inputs:
+    def _run(self, model: nn.Module, batch: Any, names: Container[str], calls: int | None) -> _InputRecorder:
         weights = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in self.layouts}
-        uses = _Inputs(weights, Plan(self.layouts, dict.fromkeys(wanted, True)), calls)
-        with as_deployed(model), Capture(uses), suppress(_Enough):
+        recorder = _InputRecorder(self.layouts, names, calls)
+        with as_deployed(model), Tracer(WeightViews(weights, self.layouts), recorder), suppress(_Enough):
             call(model, batch, self.forward)
-        return uses
+        return recorder
 
 
 def _step(matrix: Tensor, place: Place, moments: _Moments) -> None:

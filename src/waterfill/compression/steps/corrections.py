@@ -123,7 +123,7 @@ class Statistics:
 
     def compressed(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         self._add(1, inputs[0])
-        mean, var = (value.to(output.dtype) for value in self._found(module))
+        mean, var = (value.to(module.running_mean.dtype) for value in self._found(module))  # autocast casts outputs
         return F.batch_norm(inputs[0], mean, var, module.weight, module.bias, False, 0.0, module.eps)
 
     def values(self, module: Any) -> dict[str, Tensor]:

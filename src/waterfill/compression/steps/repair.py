@@ -6,23 +6,24 @@ Bias correction and batch-norm re-estimation are known from data-free and post-t
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from waterfill import recipe
+from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
 from waterfill.importance import Importance, entrywise
 from waterfill.model.compressed import CompressedModel
-from waterfill.model.entry import Entry
+from waterfill.model.entry import Entry, encode
 from waterfill.network.batch_norm import LAYERS, fed_norms
 from waterfill.network.batches import split, tensor_in
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.network.layout import RAW
+from waterfill.parts import Dense
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
 _MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of the vectors that a file gets anew
@@ -80,6 +81,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@by_own_arithmetic
 def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to be read
     model: "nn.Module | CompressedModel",
     reference: nn.Module,
@@ -257,7 +259,7 @@ def _measured(guard: _Guard, work: nn.Module) -> _Measured:
     try:
         return guard.measure(work)
     except BadInput:
-        never = torch.full((1,), math.inf, dtype=torch.float64)
+        never = torch.full((1,), math.inf, dtype=torch.float64, device="cpu")
         return _Measured(math.inf, never, never)
 
 
@@ -270,8 +272,7 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
     base = 4.0 if guard.logits else 2.0
     work = model.install(copy_of(reference))
     steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors])
-    before, best = steps[0].before, model
-    after = before
+    best, before, after = model, steps[0].before, steps[0].before
     original = reference.state_dict()
     for mantissa in _MANTISSAS if changed else ():
         entries = dict(model.entries)
@@ -289,11 +290,12 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
 
 def _written(entry: Entry, value: Tensor, original: Tensor, mantissa: int) -> Entry:
     """The entry of a tensor with another value, rounded to so many mantissa bits."""
-    spec = recipe.parse('Dense(format="lossless")' if entry.layout.role == RAW else f"Dense(mantissa={mantissa})")
+    spec = Dense(format="lossless") if entry.layout.role == RAW else Dense(mantissa=mantissa)
     parts = []
     for matrix in entry.layout.split(value.cpu()):
         importance = Importance() if entry.layout.role == RAW else entrywise(matrix)
         parts.append(spec.fit(matrix, importance, 1.0))
     gap = entry.layout.join([part.dense() for part in parts]).double() - original.cpu().double()
     energy = float(original.double().norm())
-    return Entry(entry.name, entry.layout, tuple(parts), entry.reason, float(gap.norm()) / energy if energy else None)
+    error = float(gap.norm()) / energy if energy else None
+    return replace(entry, parts=tuple(parts), blob=encode(tuple(parts)), error=error)

@@ -3,66 +3,55 @@
 The first fit says what every weight costs at the price; this one keeps to the same budget, weight by weight.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from waterfill.calibration.calibrate import MEMORY
 from waterfill.compression.allocation.search import Bracket
 from waterfill.compression.allocation.spend import Ledger
-from waterfill.compression.options import STAGES
 from waterfill.compression.steps.compensate import Drift
 from waterfill.compression.task import Compression
 from waterfill.model.entry import Entry
-from waterfill.network.forward import Forward, copy_of
+from waterfill.network.forward import copy_of
+from waterfill.network.inputs import Inputs
 
 _LAST = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
 
-def refit_in_order(  # noqa: PLR0913 - what was found so far, and how the network is run
-    work: Compression,
-    ledger: Ledger,
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    size: int | None,
-    forward: Forward | None = None,
-    stages: int = STAGES,
-    memory: int = MEMORY,
-) -> None:
-    """Fit the weights of `work` again, in place; its file has at most `size` bytes then, if that is given.
+def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None) -> None:
+    """Fit the weights of `work` again, in place; its file has about `size` bytes then, if that is given.
 
-    ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed. memory: as
-    of `Drift`.
+    A little more only where the weights fitted again cannot be as small as those before.
+
+    ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed.
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
     compressed = work.model().install(copy_of(model))
     real = (weight for weight in work.weights if not weight.reason and not weight.layout.dtype.is_complex)
     layouts = {weight.name: weight.layout for weight in real}
-    drift = Drift(model, compressed, batches, layouts, forward, memory)
+    drift = Drift(model, compressed, inputs.batches, layouts, inputs.forward, work.options.memory)
     uses = drift.order()
     order = [positions[name] for name in uses]
     pace = _Pace(work, ledger, None if size is None else ledger.total, order)
     state = compressed.state_dict()
-    for stage in _stages(order, ledger, stages):
+    for stage in _stages(order, ledger, work.options.steps.stages):
         names = {work.weights[i].name: uses[work.weights[i].name] for i in stage}
         targets = drift.targets(names)
         for i in stage:
-            name = work.weights[i].name
-            if name in targets:
-                work.weights[i] = replace(work.weights[i], load=partial(_same, targets[name]))
+            original = work.weights[i]
+            if original.name in targets:
+                work.weights[i] = original.with_values(partial(_same, targets[original.name]))
             price = pace.price(i)
             ledger.prices[i], ledger.bits[i] = price, work.fit(i, price)
-            state[name].copy_(work.entries[i].tensor())
+            state[original.name].copy_(work.entries[i].tensor())
     if size is not None:
-        work.run.settled(ledger, pace.bracket, size, _late(order, ledger))
+        work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
-        original = work.weights[i].seen(model.state_dict()[work.weights[i].name])
-        work.entries[i] = _seen_from(original, work.entries[i])
+        seen = work.weights[i].seen(model.state_dict()[work.weights[i].name])
+        work.entries[i] = _seen_from(seen, work.entries[i])
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -123,6 +112,4 @@ def _seen_from(original: Tensor, entry: Entry) -> Entry:
     """The entry with its error measured from the original tensor."""
     error = (entry.tensor().double() - original.detach().cpu().double()).norm()
     norm = original.detach().double().norm()
-    seen = replace(entry, error=float(error / norm) if float(norm) > 0 else 0.0)
-    vars(seen)["blob"] = entry.blob
-    return seen
+    return replace(entry, error=float(error / norm) if float(norm) > 0 else 0.0)

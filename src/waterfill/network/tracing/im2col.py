@@ -52,7 +52,8 @@ def pick(positions: int, cols: int, generator: torch.Generator) -> Tensor | None
     wanted = max(_LEAST, _PER_COLUMN * cols)
     if positions <= wanted:
         return None
-    at = torch.arange(wanted, dtype=torch.float64) + torch.rand(wanted, dtype=torch.float64, generator=generator)
+    within = torch.rand(wanted, dtype=torch.float64, device="cpu", generator=generator)
+    at = torch.arange(wanted, dtype=torch.float64, device="cpu") + within
     return (at * (positions / wanted)).long().clamp_max(positions - 1)
 
 
@@ -74,7 +75,7 @@ def windows(x: Tensor, geometry: Geometry, positions: Sequence[int], generator: 
     cols = channels // geometry.groups * math.prod(geometry.kernel)
     each = math.prod(positions)
     chosen = pick(len(x) * each, cols, generator)
-    chosen = torch.arange(len(x) * each) if chosen is None else chosen
+    chosen = torch.arange(len(x) * each, dtype=torch.int64, device="cpu") if chosen is None else chosen
     starts = chosen // max(1, each) * math.prod(space) + _starts(geometry, space, positions)[chosen % max(1, each)]
     index = (_inside(geometry, space)[:, None] + starts).reshape(-1).to(x.device)
     flat = x.transpose(0, 1).reshape(channels, -1).float()
@@ -109,9 +110,9 @@ def _inside(geometry: Geometry, space: Sequence[int]) -> Tensor:
 
 def _places(counts: Sequence[int], steps: Sequence[int], space: Sequence[int]) -> Tensor:
     """Flattened places of a grid of `counts` points, `steps` apart, in a space; the last dimension fastest."""
-    found = torch.zeros(1, dtype=torch.long)
+    found = torch.zeros(1, dtype=torch.int64, device="cpu")
     for d, (count, step) in enumerate(zip(counts, steps, strict=True)):
-        along = torch.arange(count) * step * math.prod(space[d + 1 :])
+        along = torch.arange(count, dtype=torch.int64, device="cpu") * step * math.prod(space[d + 1 :])
         found = (found[:, None] + along).reshape(-1)
     return found
 

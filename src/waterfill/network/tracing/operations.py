@@ -10,110 +10,124 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from waterfill.calibration.recorder import Uses
 from waterfill.network.layout import MATRIX
 from waterfill.network.tracing import recurrent
 from waterfill.network.tracing.einsum import product_of
 from waterfill.network.tracing.im2col import geometry_of, squares
+from waterfill.network.tracing.recorder import Tracing
 
 _CELLS = {"lstm_cell": "lstm", "gru_cell": "gru", "rnn_tanh_cell": "rnn_tanh", "rnn_relu_cell": "rnn_relu"}
 _TOKENS = (torch.int64, torch.int32)
 
-Rule = Callable[[Uses, Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
+Rule = Callable[[Tracing, Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
 
 
 def _bind(names: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(names.split(), args, strict=False)) | dict(kwargs)
 
 
-def _linear(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _linear(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     given = _bind("input weight bias", args, kwargs)
-    use = uses.locate(given["weight"])
-    if use is None:
+    view = tracing.views.locate(given["weight"])
+    if view is None:
         return NotImplemented
     y = func(*args, **kwargs)
-    if use.transposed:
-        return uses.mixed(use, squares(given["input"], -1), y)
-    return uses.scaled(use, given["input"], y)
+    if view.transposed:
+        return tracing.recorder.mixture(view, squares(given["input"], -1), y)
+    return tracing.recorder.product(view, given["input"], y)
 
 
-def _product(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], at: int = 0) -> Any:
+def _product(
+    tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], at: int = 0
+) -> Any:
     """a @ b, either of them a weight; at: where they stand among the arguments."""
     if len(args) < at + 2:
         return NotImplemented
     a, b = args[at : at + 2]
-    use = uses.locate(b)
-    if use is not None and a.ndim >= 1:
+    view = tracing.views.locate(b)
+    if view is not None and a.ndim >= 1:
         y = func(*args, **kwargs)
-        return uses.scaled(use, a, y) if use.transposed else uses.mixed(use, squares(a, -1), y)
-    use = uses.locate(a)
-    if use is None:
+        return (
+            tracing.recorder.product(view, a, y)
+            if view.transposed
+            else tracing.recorder.mixture(view, squares(a, -1), y)
+        )
+    view = tracing.views.locate(a)
+    if view is None:
         return NotImplemented
     y = func(*args, **kwargs)
     if b.ndim == 1:
-        return uses.mixed(use, squares(b, -1), y) if use.transposed else uses.scaled(use, b, y)
+        return (
+            tracing.recorder.mixture(view, squares(b, -1), y)
+            if view.transposed
+            else tracing.recorder.product(view, b, y)
+        )
     seen = y.mT  # the gradient of a view of y would not be y's
-    turned = uses.mixed(use, squares(b, -2), seen) if use.transposed else uses.scaled(use, b.mT, seen)
+    turned = (
+        tracing.recorder.mixture(view, squares(b, -2), seen)
+        if view.transposed
+        else tracing.recorder.product(view, b.mT, seen)
+    )
     return turned.mT
 
 
-def _einsum(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _einsum(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     equation, *factors = args
     factors = list(factors[0]) if len(factors) == 1 and isinstance(factors[0], list | tuple) else factors
     for at, factor in enumerate(factors):
-        use = uses.locate(factor)
-        product = None if use is None else product_of(equation, [f.ndim for f in factors], at, use.transposed)
-        if use is None or product is None:
+        view = tracing.views.locate(factor)
+        product = None if view is None else product_of(equation, [f.ndim for f in factors], at, view.transposed)
+        if view is None or product is None:
             continue
         y = func(*args, **kwargs).permute(product.outputs)
         x = product.inputs_of(factors[1 - at], y.shape)
-        y = uses.mixed(use, squares(x, -1), y) if product.mixes else uses.scaled(use, x, y)
+        y = tracing.recorder.mixture(view, squares(x, -1), y) if product.mixes else tracing.recorder.product(view, x, y)
         return y.permute(product.back)
     return NotImplemented
 
 
-def _bilinear(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _bilinear(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     given = _bind("input1 input2 weight bias", args, kwargs)
-    use = uses.locate(given["weight"])
-    if use is None or uses.plan.layouts[use.name].role != MATRIX:
+    view = tracing.views.locate(given["weight"])
+    if view is None or tracing.views.layouts[view.name].role != MATRIX:
         return NotImplemented
     pairs = (given["input1"].unsqueeze(-1) * given["input2"].unsqueeze(-2)).flatten(-2)
-    return uses.scaled(use, pairs, func(*args, **kwargs))
+    return tracing.recorder.product(view, pairs, func(*args, **kwargs))
 
 
-def _conv(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _conv(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     given = _bind("input weight bias stride padding dilation groups", args, kwargs)
-    use = uses.locate(given["weight"])
-    if use is None:
+    view = tracing.views.locate(given["weight"])
+    if view is None:
         return NotImplemented
     geometry = geometry_of(given["weight"].shape[2:], given)
-    return uses.convolved(use, given["input"], func(*args, **kwargs), geometry)
+    return tracing.recorder.convolution(view, given["input"], func(*args, **kwargs), geometry)
 
 
-def _transposed(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _transposed(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     given = _bind("input weight bias stride padding output_padding groups dilation", args, kwargs)
-    use = uses.locate(given["weight"])
-    if use is None:
+    view = tracing.views.locate(given["weight"])
+    if view is None:
         return NotImplemented
     geometry = geometry_of(given["weight"].shape[2:], given)
-    return uses.spread(use, given["input"], func(*args, **kwargs), geometry)
+    return tracing.recorder.transposed_convolution(view, given["input"], func(*args, **kwargs), geometry)
 
 
-def _lookup(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    use = uses.locate(args[0])
+def _lookup(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    view = tracing.views.locate(args[0])
     tokens = args[1] if len(args) > 1 else kwargs.get("indices")
     if not isinstance(tokens, torch.Tensor) or tokens.dtype not in _TOKENS:
         return NotImplemented
-    if use is None or use.transposed or args[0].ndim != 2:
+    if view is None or view.transposed or args[0].ndim != 2:
         return NotImplemented
-    return uses.picked(use, tokens, func(*args, **kwargs))
+    return tracing.recorder.lookup(view, tokens, func(*args, **kwargs))
 
 
-def _bags(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _bags(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """torch.embedding_bag: each output is a mixture of the rows of its bag (for the largest, taken as their mean)."""
     given = _bind("weight indices offsets scale mode sparse per_sample_weights last", args, kwargs)
-    use, tokens, offsets = uses.locate(given["weight"]), given["indices"], given["offsets"]
-    if use is None or use.transposed or tokens.ndim != 1:
+    view, tokens, offsets = tracing.views.locate(given["weight"]), given["indices"], given["offsets"]
+    if view is None or view.transposed or tokens.ndim != 1:
         return NotImplemented
     ends = torch.cat([offsets[1:], offsets.new_tensor([len(tokens)])])
     sizes = (ends - offsets)[: len(offsets) - bool(given.get("last", False))]
@@ -122,25 +136,25 @@ def _bags(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Map
     squared = shares.repeat_interleave(sizes).square()
     if given.get("per_sample_weights") is not None:
         squared = squared * given["per_sample_weights"].detach().double().square()
-    rows = use.rows[1] - use.rows[0]
+    rows = view.rows[1] - view.rows[0]
     energy = torch.bincount(tokens, weights=squared, minlength=rows)
     y, *rest = func(*args, **kwargs)
-    return uses.mixed(use, energy, y, floor=0.5 * float(squared.mean()) if len(squared) else 0.0), *rest
+    return tracing.recorder.mixture(view, energy, y, floor=0.5 * float(squared.mean()) if len(squared) else 0.0), *rest
 
 
-def _cell(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _cell(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     x, state, w_ih, w_hh, b_ih, b_hh = (*args, None, None)[:6]
     states = recurrent.states_of(state)
-    with uses.seeing:
+    with tracing.seen:
         after = recurrent.step(_CELLS[func.__name__], F.linear(x, w_ih, b_ih), F.linear(states[0], w_hh, b_hh), states)
     return after if isinstance(state, tuple | list) else after[0]
 
 
-def _recurrent(uses: Uses, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _recurrent(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     call, unpacked = recurrent.call_of(func.__name__, args)
     with torch.no_grad():
         expected = func(*args, **kwargs)
-    with uses.seeing:
+    with tracing.seen:
         data, finals = recurrent.unroll(call)
     found = (unpacked(data), *finals)
     if not all(torch.allclose(a, b, 1e-2, 1e-3) for a, b in zip(found, expected, strict=True)):

@@ -14,20 +14,23 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from waterfill.calibration.recorder import Uses
 from waterfill.network.tracing.operations import RULES
+from waterfill.network.tracing.recorder import Recorder, Tracing
+from waterfill.network.tracing.views import WeightViews
 
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
-class Capture(TorchFunctionMode):
-    """Shows `uses` every call that takes a weight, while the block runs. others: by weight, calls
-    without a rule. reached: weights that took part in a call with one."""
+class Tracer(TorchFunctionMode):
+    """Tells `recorder` of every product with a weight, while the block runs.
 
-    def __init__(self, uses: Uses) -> None:
+    others: by weight, calls without a rule. reached: weights that took part in a call with one.
+    """
+
+    def __init__(self, views: WeightViews, recorder: Recorder) -> None:
         super().__init__()
-        self.uses = uses
-        self.uses.seeing = self
+        self.views = views
+        self._tracing = Tracing(views, recorder, self)
         self.others: dict[str, set[str]] = defaultdict(set)
         self.reached: set[str] = set()
 
@@ -37,20 +40,20 @@ class Capture(TorchFunctionMode):
         """Make the call, by its rule if it has one."""
         kwargs = kwargs or {}
         values = list(_tensors([*args, *kwargs.values()]))
-        names = [name for value in values for name in self.uses.names(value)]
+        names = [name for value in values for name in self.views.names(value)]
         if not names:
             return func(*args, **kwargs)
         if isinstance(func, types.FunctionType) and not func.__globals__.keys().isdisjoint(_GUARDS):
             with self:  # what it calls is seen
                 return _opened(func)(*args, **kwargs)
         called = getattr(func, "__name__", "")
-        found = RULES[called](self.uses, func, args, kwargs) if called in RULES else NotImplemented
+        found = RULES[called](self._tracing, func, args, kwargs) if called in RULES else NotImplemented
         if found is not NotImplemented:
             self.reached.update(names)
             return found
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.is_floating_point() and not any(self.uses.names(result)):
-            computed = any(self.uses.computed(value, result) for value in values)
+        if isinstance(result, Tensor) and result.is_floating_point() and not any(self.views.names(result)):
+            computed = any(self.views.computed(value, result) for value in values)
             for name in () if computed else names:
                 self.others[name].add(called.strip("_"))
         return result

@@ -1,15 +1,22 @@
-"""Which weight a tensor is a view of."""
+"""Which part of which weight a tensor is.
 
-from collections.abc import Mapping
+A weight is known by the memory it lies in, so that slices and transposes of it count as the weight; so does what is
+computed from a weight as a multiple of its rows: a copy, a cast, a weight made of a direction and a length.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from waterfill.network.layout import Layout
+from waterfill.network.layout import KERNEL, Layout
+from waterfill.network.tracing.derived import multiple_of_rows
 
 
 @dataclass(frozen=True)
-class Use:
+class WeightView:
     """Where a tensor lies in a weight: rows start to stop of it or of one matrix of a stack; transposed or not.
 
     factors: what these rows were multiplied by before they were used, [rows]; None for nothing. moved: whether each row
@@ -41,14 +48,80 @@ class _Held:
     moved: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to gather. layouts: of all weights. wanted: the names to gather now, and whether whole Gram matrices.
-    probes: how often the gradient comes back for each batch."""
+class WeightViews:
+    """All weights of a network, and where they lie.
 
-    layouts: Mapping[str, Layout]
-    wanted: Mapping[str, bool]
-    probes: int = 1
+    weights: by name, the tensors that the model computes with. layouts: of all of them.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> None:
+        self.layouts = layouts
+        self._held: dict[int, list[_Held]] = defaultdict(list)
+        self._computed: list[tuple[int, _Held]] = []
+        for name, value in weights.items():
+            self._held[_place(value)].append(_Held(name, value))
+
+    def names(self, value: Tensor) -> Iterator[str]:
+        """The weights in whose memory a tensor lies."""
+        for held in self._held.get(_place(value), ()):
+            offset = value.storage_offset() - held.value.storage_offset()
+            if 0 <= offset < max(1, held.value.numel()):
+                yield held.name
+
+    def computed(self, value: Tensor, result: Tensor) -> bool:
+        """Let multiples of the rows of a whole weight count as the weight until `forget`; False if they are none."""
+        view = self.locate(value)
+        if view is None or result.shape != value.shape or view.rows != (0, self.layouts[view.name].matrix[0]):
+            return False
+        if view.transposed:
+            value, result = value.mT, result.mT
+        found = multiple_of_rows(value, result, self.layouts[view.name].matrix)
+        if found is None:
+            return False
+        factors, moved = found
+        factors = factors if view.factors is None else factors * view.factors
+        held = _Held(view.name, result, factors, moved or view.moved)
+        self._held[_place(result)].append(held)
+        self._computed.append((_place(result), held))
+        return True
+
+    def forget(self) -> None:
+        """A batch is done: what was computed from weights on the way is gone."""
+        for place, held in self._computed:
+            self._held[place] = [kept for kept in self._held[place] if kept is not held]
+        self._computed.clear()
+
+    def locate(self, value: Any) -> WeightView | None:
+        """What part of which weight a tensor is; None if it is none, or a view that has no rows of it."""
+        if not isinstance(value, Tensor):
+            return None
+        for held in self._held.get(_place(value), ()):
+            found = self._rows_in(held, value)
+            if found is None:
+                continue
+            start, stop, transposed = found
+            factors = None if held.factors is None else held.factors[start:stop]
+            return WeightView(held.name, (start, stop), transposed, factors, held.moved)
+        return None
+
+    def _rows_in(self, held: _Held, value: Tensor) -> tuple[int, int, bool] | None:
+        """Which rows of a weight a tensor is, from and to, and whether transposed."""
+        weight, layout = held.value, self.layouts[held.name]
+        rows, cols = layout.matrix
+        offset = value.storage_offset() - weight.storage_offset()
+        if offset == 0 and value.shape == weight.shape and value.stride() == weight.stride():
+            return 0, rows, False
+        turned = value.mT if value.ndim >= 2 and layout.role != KERNEL else value
+        if offset == 0 and turned.shape == weight.shape and turned.stride() == weight.stride():
+            return 0, rows, True
+        if not weight.is_contiguous() or not 0 <= offset < weight.numel() or offset % cols:
+            return None
+        start = offset // cols % rows
+        if value.shape[1:].numel() == cols and value.is_contiguous():
+            return start, start + value.shape[0], False
+        if value.ndim == 2 and value.shape[0] == cols and value.mT.is_contiguous():
+            return start, start + value.shape[1], True
+        return None
 
 
 def _place(value: Tensor) -> int:

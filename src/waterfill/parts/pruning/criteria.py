@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.parts.metric import column_weights, entry_weights, row_weights
 from waterfill.parts.pruning.patterns import Blocks, Groups
 
 AUTO, MAGNITUDE, ACTIVATION, HESSIAN = CRITERIA = ("auto", "magnitude", "activation", "hessian")
@@ -30,8 +29,8 @@ def static(target: Tensor, importance: Importance, criterion: str) -> Tensor:
     """
     rows, cols = target.shape
     if criterion != MAGNITUDE:
-        return 0.5 * target.square() * entry_weights(importance, rows, cols)
-    mean = float(row_weights(importance, rows).mean()) * float(column_weights(importance, cols).mean())
+        return 0.5 * target.square() * importance.entry_weights(rows, cols)
+    mean = float(importance.row_weights(rows).mean()) * float(importance.column_weights(cols).mean())
     return 0.5 * mean * target.square()
 
 
@@ -54,22 +53,22 @@ class Surgeon:
         """U [cols, cols], upper triangular, with (A + damping)^-1 = U^T U (float32)."""
         lower, cols = self.importance.lower, self.target.shape[1]
         if lower is None:
-            weights = column_weights(self.importance, cols)
+            weights = self.importance.column_weights(cols)
             least = 1e-9 * float(weights.mean()) or 1.0
             return torch.diag(weights.clamp_min(least).rsqrt())
-        eye = torch.eye(len(lower), dtype=torch.float64)
+        eye = torch.eye(len(lower), dtype=torch.float64, device="cpu")
         inverse = torch.linalg.solve_triangular(torch.from_numpy(lower).double(), eye, upper=False)
         return torch.block_diag(*[inverse.T.float()] * (cols // len(lower)))
 
     @cached_property
     def rows(self) -> Tensor:
         """Half the output weights, [rows]."""
-        return 0.5 * row_weights(self.importance, self.target.shape[0])
+        return 0.5 * self.importance.row_weights(self.target.shape[0])
 
     def blocks(self, units: Blocks, threshold: float) -> tuple[Tensor, Tensor]:
         """The gains of all units as they are when the sweep comes to them, and which were above the threshold."""
         tall, wide = units.grid((self.target.shape[0], self.target.shape[1]))
-        gains = torch.zeros(tall, wide)
+        gains = torch.zeros(tall, wide, dtype=torch.float32, device="cpu")
         fill = tall * units.height - len(self.rows)
 
         def drop(start: int, errors: Tensor, _weights: Tensor) -> Tensor:
@@ -90,25 +89,25 @@ class Surgeon:
         H = (self.factor.T @ self.factor).double()
         W, rows = self.target.double(), self.rows.double()
         cols = W.shape[1]
-        alive, order, costs = torch.arange(cols), [], []
+        alive, order, costs = torch.arange(cols, dtype=torch.int64, device="cpu"), [], []
         step = max(1, cols // _STEPS)
         while len(alive):
             gain = (rows @ W.square()) / H.diagonal()
             going = gain.argsort()[:step]
-            staying = torch.ones(len(alive), dtype=torch.bool).index_fill_(0, going, False)
+            staying = torch.ones(len(alive), dtype=torch.bool, device="cpu").index_fill_(0, going, False)
             order.append(alive[going])
             costs.append(gain[going])
             made_up = torch.linalg.solve(H[going][:, going], H[going][:, staying])
             W = W[:, staying] - W[:, going] @ made_up
             H = H[staying][:, staying] - H[:, going][staying] @ made_up
             alive = alive[staying]
-        places = torch.linspace(0, 1e-6, cols, dtype=torch.float64)
+        places = torch.linspace(0, 1e-6, cols, dtype=torch.float64, device="cpu")
         found = torch.cat(costs).cummax(0).values * (1 + places)
-        return torch.empty(cols, dtype=torch.float64).index_copy_(0, torch.cat(order), found)
+        return torch.empty(cols, dtype=torch.float64, device="cpu").index_copy_(0, torch.cat(order), found)
 
     def groups(self, units: Groups) -> Tensor:
         """The mask of an N:M pattern; each group is decided when the sweep comes to its first column."""
-        mask = torch.zeros(self.target.shape, dtype=torch.bool)
+        mask = torch.zeros(self.target.shape, dtype=torch.bool, device="cpu")
         scale = self.factor.diagonal()
 
         def drop(start: int, errors: Tensor, weights: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ class Surgeon:
         cols, span = W.shape[1], max(lazy // width, 1) * width
         for first in range(0, cols, span):
             last = min(first + span, cols)
-            errors = torch.zeros(len(W), last - first)
+            errors = torch.zeros(len(W), last - first, dtype=W.dtype, device="cpu")
             for i in range(first, last, width):
                 j = min(i + width, last)
                 made = self._errors(W[:, i:j], U[i:j, i:j])

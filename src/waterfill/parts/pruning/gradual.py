@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.parts.metric import entry_weights, row_weights
 from waterfill.parts.pruning.patterns import Blocks, Groups, largest
 from waterfill.parts.pruning.refit import refit
 
@@ -26,7 +25,7 @@ class Thinning:
     def __init__(self, target: Tensor, importance: Importance, units: Blocks) -> None:
         self.target, self.importance, self.units = target, importance, units
         self.shape = (target.shape[0], target.shape[1])
-        self.mask = torch.ones(units.grid(self.shape), dtype=torch.bool)
+        self.mask = torch.ones(units.grid(self.shape), dtype=torch.bool, device="cpu")
         self._fitted = target
         self._corners = _corners(importance, units, self.shape[1])
 
@@ -36,7 +35,7 @@ class Thinning:
         folded = self.units.folded(self._fitted)
         image = torch.einsum("twhi,wij->twhj", folded, self._corners) * folded
         weights = torch.nn.functional.pad(
-            row_weights(self.importance, self.shape[0]), (0, -self.shape[0] % self.units.height)
+            self.importance.row_weights(self.shape[0]), (0, -self.shape[0] % self.units.height)
         )
         return 0.5 * (image.sum(3) * weights.reshape(-1, 1, self.units.height)).sum(2)
 
@@ -73,7 +72,7 @@ class Thinning:
     def _keep(self, count: int) -> None:
         """The `count` units of most gain."""
         self.mask = largest(self.gain.masked_fill(~self.mask, -1.0), count)
-        ones = torch.ones(self.units.values_shape(self.mask, self.shape))
+        ones = torch.ones(self.units.values_shape(self.mask, self.shape), dtype=torch.float32, device="cpu")
         support = self.units.scatter(ones, self.mask, self.shape) > 0
         self._fitted = refit(self.target, support, self.importance, self._fitted, _STEPS)
 
@@ -90,8 +89,8 @@ def _corners(importance: Importance, units: Blocks, cols: int) -> Tensor:
 
 def thin_groups(target: Tensor, importance: Importance, groups: Groups) -> Tensor:
     """The mask of an N:M pattern: one of each group goes at a time."""
-    weights = entry_weights(importance, target.shape[0], target.shape[1])
-    mask, fitted = torch.ones(target.shape, dtype=torch.bool), target
+    weights = importance.entry_weights(target.shape[0], target.shape[1])
+    mask, fitted = torch.ones(target.shape, dtype=torch.bool, device="cpu"), target
     for kept in range(groups.size - 1, groups.kept - 1, -1):
         gain = (weights * fitted.square()).masked_fill(~mask, -0.5)
         mask = Groups(kept, groups.size).select(gain)

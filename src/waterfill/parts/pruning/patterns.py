@@ -43,7 +43,7 @@ class Pattern(Protocol):
 def largest(gain: Tensor, count: int) -> Tensor:
     """The mask of the `count` largest of gain, the earlier of equal ones."""
     if count == 0:
-        return torch.zeros(gain.shape, dtype=torch.bool)
+        return torch.zeros(gain.shape, dtype=torch.bool, device="cpu")
     flat = gain.reshape(-1)
     threshold = torch.kthvalue(flat, len(flat) - count + 1).values
     mask = flat > threshold
@@ -85,7 +85,7 @@ class Blocks:
 
     def scatter(self, values: Tensor, mask: Tensor, shape: tuple[int, int]) -> Tensor:
         tall, wide = mask.shape
-        folded = torch.zeros(tall, wide, self.height, self.width, dtype=values.dtype)
+        folded = torch.zeros(tall, wide, self.height, self.width, dtype=values.dtype, device="cpu")
         folded[mask] = (values.T if self.width == 1 else values).reshape(-1, self.height, self.width)
         unfolded = folded.permute(0, 2, 1, 3).reshape(tall * self.height, wide * self.width)
         return unfolded[: shape[0], : shape[1]].contiguous()
@@ -108,7 +108,7 @@ class Blocks:
             out.claim(mask.numel())
         else:
             out.uint(0)
-            out.codes(plan)
+            out.put(plan)
 
     @classmethod
     def read(cls, src: Reader, height: int, shape: tuple[int, int]) -> tuple[Self, Tensor]:
@@ -119,7 +119,7 @@ class Blocks:
         tall, wide = blocks.grid(shape)
         head = src.uint(1 + MOST_GAPS)
         if head == 0:
-            return blocks, _as_mask(src, src.codes(tall, wide))
+            return blocks, _as_mask(src, coded.read(src, tall, wide))
         positions = src.ints(head - 1)
         units = src.claim(tall * wide)
         if len(positions) and (positions.min() < 0 or positions.max() >= units):
@@ -168,13 +168,14 @@ class Groups:
         rows, cols = gain.shape
         groups = F.pad(gain, (0, -cols % self.size), value=-1.0).reshape(rows, -1, self.size)
         order = groups.argsort(dim=2, descending=True, stable=True)[:, :, : self.kept]
-        return torch.zeros(groups.shape, dtype=torch.bool).scatter_(2, order, True).reshape(rows, -1)[:, :cols]
+        none = torch.zeros(groups.shape, dtype=torch.bool, device="cpu")
+        return none.scatter_(2, order, True).reshape(rows, -1)[:, :cols]
 
     def gather(self, matrix: Tensor, mask: Tensor) -> Tensor:
         return matrix[mask].reshape(self.values_shape(mask, (matrix.shape[0], matrix.shape[1])))
 
     def scatter(self, values: Tensor, mask: Tensor, shape: tuple[int, int]) -> Tensor:
-        return torch.zeros(shape, dtype=values.dtype).masked_scatter_(mask, values)
+        return torch.zeros(shape, dtype=values.dtype, device="cpu").masked_scatter_(mask, values)
 
     def values_shape(self, mask: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
         full, rest = divmod(shape[1], self.size)
@@ -196,7 +197,7 @@ class Groups:
         out.uint(0)
         out.uint(self.kept)
         out.uint(self.size)
-        out.codes(plan)
+        out.put(plan)
         out.claim(mask.numel())
 
     @classmethod
@@ -206,12 +207,12 @@ class Groups:
         if not (0 < groups.kept < groups.size and math.comb(groups.size, groups.kept) <= MOST_CHOICES):
             raise src.fail(f"a pattern of {groups.kept} in {groups.size}")
         choices = groups.choices
-        numbers = src.codes(shape[0], -(-shape[1] // groups.size)).astype(np.int64) + len(choices) // 2
+        numbers = coded.read(src, shape[0], -(-shape[1] // groups.size)).astype(np.int64) + len(choices) // 2
         src.claim(shape[0] * shape[1])
         if numbers.size and (numbers.min() < 0 or numbers.max() >= len(choices)):
             raise src.fail("the number of a combination is out of range")
         mask = choices[numbers].reshape(shape[0], -1)[:, : shape[1]]
-        if (mask.sum(1) != groups.values_shape(torch.empty(0), shape)[1]).any():
+        if (mask.sum(1) != groups.values_shape(torch.from_numpy(mask), shape)[1]).any():
             raise src.fail("a group keeps fewer entries than it has")
         return groups, torch.from_numpy(mask.copy())
 

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.parts.metric import column_weights, correlates, times_gram
 
 MOST_STEPS = 48
 _SMALL = 1 << 16  # entries; larger weights with a Gram matrix of data are refitted in float32
@@ -19,23 +18,23 @@ def refit(
     diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe. A support that all
     rows share takes one factorization instead.
     """
-    data = correlates(importance, target.shape[1])
+    data = importance.correlates(target.shape[1])
     wide = target.double() if target.numel() <= (_SMALL if data else 1 << 20) else target
     if data and len(support) and bool((support == support[0]).all()):
         solved = _solved(wide, support[0], importance)
         if solved is not None:
             return solved.to(target.dtype)
     near = 1e-6 if data and wide is target else 1e-10  # of the first error in the metric, which is enough
-    scale = column_weights(importance, target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = importance.column_weights(target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)
     fitted = (wide if start is None else start.to(wide)) * support
-    residual = times_gram(importance, wide - fitted) * support
+    residual = importance.times_gram(wide - fitted) * support
     direction = residual / scale
     energy = (residual * direction).sum(1)
     first = energy
     for _ in range(steps):
         if bool((energy <= near * first).all()):
             break
-        image = times_gram(importance, direction) * support
+        image = importance.times_gram(direction) * support
         length = _ratio(energy, (direction * image).sum(1))
         fitted = fitted + length[:, None] * direction
         residual = residual - length[:, None] * image
@@ -54,7 +53,7 @@ def _solved(target: Tensor, kept: Tensor, importance: Importance) -> Tensor | No
     factor, info = torch.linalg.cholesky_ex(inner)
     if int(info):
         return None
-    values = torch.cholesky_solve(times_gram(importance, target)[:, kept].T, factor).T
+    values = torch.cholesky_solve(importance.times_gram(target)[:, kept].T, factor).T
     return torch.zeros_like(target).index_copy_(1, kept, values)
 
 

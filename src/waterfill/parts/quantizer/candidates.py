@@ -1,7 +1,7 @@
 """How codes on a grid are found: round, fit the densities to that, choose by the true cost, and then once more.
 
-Scalar steps are those of high-rate theory, D = w Delta^2 / 24 per entry at a slope of price nats per bit (DESIGN 6.2);
-with codes chosen by their true cost they stay the best down to below one bit (docs/why.md).
+Scalar steps are those of high-rate theory, D = w Delta^2 / 24 per entry at a slope of price nats per bit
+(docs/theory.md); with codes chosen by their true cost they stay the best down to below one bit (docs/decisions.md).
 """
 
 from collections.abc import Callable
@@ -124,7 +124,7 @@ class _Trial:
 def drafted(target: Tensor, importance: Importance, price: float, way: Way) -> Draft:
     """The draft of least cost, of all grids and, where `way` has states, with codes along the trellis or without.
 
-    Target and importance lie on the CPU, whatever the device of the feedback.
+    Budget and importance lie on the CPU, whatever the device of the feedback.
     """
     cols = max(1, target.shape[1])
     least = max(_SAMPLE // cols, _LEAST if cols >= _LONG else _ENOUGH)

@@ -1,4 +1,4 @@
-"""Successive quantization with feedback (DESIGN 6.3): each column takes over the errors of the columns before it.
+"""Successive quantization with feedback (docs/theory.md): each column takes over the errors of the columns before it.
 
 With A = T^T T, T lower triangular, D(E) = 1/2 sum_o g_o sum_i T_ii^2 (E_oi + sum_{j<i} T_ij / T_ii E_oj)^2; so column
 i is quantized with the target w_i + sum_{j<i} T_ij / T_ii (w_j - w^_j) and the weight T_ii^2. Going from the first
@@ -52,7 +52,7 @@ class Feedback:
     def weights(self) -> Tensor:
         """T / unit [n, n], as blocks are multiplied by it."""
         quick = self.rough and quick_products()
-        made = torch.empty(self.lower.shape, dtype=torch.bfloat16 if quick else torch.float32)
+        made = torch.empty(self.lower.shape, dtype=torch.bfloat16 if quick else torch.float32, device="cpu")
         if self.unit == 1.0 and not quick:
             return torch.from_numpy(np.asarray(self.lower, np.float32))
         for start in range(0, len(made), BLOCK):  # what is above the diagonal is never read
@@ -80,7 +80,7 @@ def feed_back(x: np.ndarray, feedback: Feedback, rule: Rule) -> np.ndarray:
     n = len(x)
     codes, ends, entries = np.zeros(x.shape, np.int32), rule.beginning(), torch.from_numpy(x).reshape(n, -1)
     steps = torch.from_numpy(feedback.steps.astype(np.float32))[:, None]
-    past = torch.empty(entries.shape, dtype=feedback.weights.dtype) if n > BLOCK else None
+    past = torch.empty(entries.shape, dtype=feedback.weights.dtype, device="cpu") if n > BLOCK else None
     for start in range(0, n, BLOCK):
         now = slice(start, min(start + BLOCK, n))
         targets = x[now].copy()
@@ -96,7 +96,7 @@ def feed_back(x: np.ndarray, feedback: Feedback, rule: Rule) -> np.ndarray:
 def _block(
     block: tuple[np.ndarray, np.ndarray], ratio: np.ndarray, codes: np.ndarray, start: int, by: tuple[Rule, np.ndarray]
 ) -> None:
-    """Choose codes[start:] for the (targets, errors) of a block, which both change: see native/feedback.cpp."""
+    """Choose codes[start:] for the (targets, errors) of a block, which both change: see feedback.cpp."""
     (targets, errors), (rule, ends) = block, by
     near, taps = rule.near[start : start + len(targets)], rule.taps[start : start + len(targets)]
     if native.core is not None:

@@ -78,7 +78,7 @@ class _Tables:
     @classmethod
     def of(cls, rule: Rule, device: torch.device) -> "_Tables":
         arrays = rule.row_scale, rule.col_scale, rule.row_weight, rule.col_weight, rule.prices
-        return cls(rule, *(torch.tensor(array, device=device) for array in arrays))
+        return cls(rule, *(torch.from_numpy(array).to(device) for array in arrays))
 
     def choice(self, visit: int, codes: Tensor) -> _Choice:
         """For a visit, once those before it have their codes [visits, channels, rows]."""
@@ -128,11 +128,12 @@ def _along(choice: _Choice, target: Tensor, ends: Tensor, at: tuple[int, Rule]) 
     cost, best = (torch.nn.functional.pad(found, (0, fill)) for found in (cost, best))  # free steps at the end
     cost, best = (found.reshape(4, channels, chunks, chunk) for found in (cost, best))
     codes = torch.empty(cost.shape[1:], dtype=torch.int32, device=target.device)
-    last = torch.full((chunks,), chunk - 1, device=target.device)
+    last = torch.full((chunks,), chunk - 1, dtype=torch.int64, device=target.device)
     last[-1] -= fill
     for first in range(0, channels, lanes):
         some = slice(first, min(first + lanes, channels))
-        lane = (visit // positions + torch.arange(some.start, some.stop, device=target.device)) % lanes
+        channel = torch.arange(some.start, some.stop, dtype=torch.int64, device=target.device)
+        lane = (visit // positions + channel) % lanes
         begin = ends[:, visit % positions, lane].T.reshape(-1)
         count = some.stop - some.start
         found, end = _cheapest_paths(
@@ -152,7 +153,7 @@ def _cheapest_paths(cost: Tensor, best: Tensor, states: int, between: tuple[Tens
     (begin, last), (paths, rows) = between, cost.shape[1:]
     before, coset = (torch.from_numpy(array).to(cost.device) for array in steps(states))
     by_step = cost.permute(2, 1, 0)[:, :, coset]  # [rows, paths, states, 2]
-    path = torch.full((paths, states), float(FAR), device=cost.device)
+    path = torch.full((paths, states), float(FAR), dtype=torch.float32, device=cost.device)
     path.scatter_(1, begin[:, None], 0.0)
     moved = torch.empty((rows, paths, states), dtype=torch.bool, device=cost.device)
     ending = path
@@ -179,8 +180,8 @@ def _states_after(back: Tensor, end: Tensor, last: Tensor) -> Tensor:
     and so on: as many rounds as the logarithm of the rows.
     """
     rows, paths, states = back.shape
-    same = torch.arange(states, device=back.device).expand(1, paths, states)
-    beyond = torch.arange(rows, device=back.device)[:, None, None] > last[:, None]
+    same = torch.arange(states, dtype=torch.int64, device=back.device).expand(1, paths, states)
+    beyond = torch.arange(rows, dtype=torch.int64, device=back.device)[:, None, None] > last[:, None]
     back = torch.where(beyond, same, back)
     back = torch.cat([back[1:], same])  # from the state after the next row to the one after this
     reach = 1

@@ -88,7 +88,7 @@ def step_weights(shape: tuple[int, int], importance: Importance) -> tuple[np.nda
 
 
 def candidate_grids(target: Tensor, importance: Importance, price: float) -> list[Grid]:
-    """One step for all and, where the costs of errors differ, the water level's scales (DESIGN 6.2)."""
+    """One step for all and, where the costs of errors differ, the water level's scales (docs/theory.md)."""
     rows, cols = target.shape
     row, col = step_weights((rows, cols), importance)
     mean = float(row.mean() * col.mean())

@@ -3,14 +3,15 @@
 Trellis coded quantization with the entropy coder's prices (Fischer and Wang, IEEE Trans. Inf. Theory 38, 1992): an
 entry's codes fall into four cosets, z mod 4; the state gives the lowest bit of z and the path the next one. So each
 step of a path costs what the best code of one coset costs, and Viterbi's algorithm finds the cheapest path. The
-compiled form is native/feedback.cpp.
+compiled form is native/quantizer/feedback.cpp.
 """
 
 import numpy as np
 
 from waterfill.coding import density
 from waterfill.coding.model.fitting import center
-from waterfill.coding.trellis import half_mean, trellis
+from waterfill.coding.model.path_means import half_mean
+from waterfill.coding.trellis import trellis
 
 ESCAPED = np.float32(10)  # bits, about, of the value of an escaped code beyond what `prices` say
 SETTLE = 64
