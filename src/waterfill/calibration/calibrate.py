@@ -20,7 +20,8 @@ from waterfill.errors import BadInput
 from waterfill.importance import Importance, Measured
 from waterfill.network.batches import check_batches
 from waterfill.network.forward import Forward
-from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, check_finite, layout_of
+from waterfill.network.kept import why_kept
+from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
 from waterfill.network.tensors import tensors_of
 from waterfill.progress import Progress
 
@@ -99,8 +100,6 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
         )
     check_batches(model, batches)
     weights, layouts = weights_of(model)
-    for name, value in weights.items():
-        check_finite(name, value)
     options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed}
     shelf = Shelf.open(cache, list(layouts), fingerprint(weights, options, batches) if cache else {})
     passes = _passes(layouts, [name for name in layouts if name not in shelf], memory, cache is not None)
@@ -117,8 +116,10 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
 
 
 def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Layout]]:
-    """The weights of a model, its vectors of parameters and statistics, tied ones once, and their layouts."""
+    """The weights of a model, its vectors of parameters and statistics, tied ones once, and their layouts; not what is
+    kept bit for bit, whatever its errors would cost, nor complex ones. Raises BadInput for NaN."""
     tensors, _, roles = tensors_of(model)
+    tensors = {name: value for name, value in tensors.items() if not value.is_complex() and not why_kept(name, value)}
     layouts = {name: layout_of(tuple(t.shape), t.dtype, roles.get(name)) for name, t in tensors.items()}
     vectors = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(statistics(model))
     layouts = {

@@ -40,7 +40,7 @@ def _factor(weights: Sequence[Weight]) -> float | None:
     """The median of measured over assumed costs, by their water levels; None where there is nothing to compare."""
     ratios = []
     for weight in weights[:: max(1, len(weights) // _MOST_COMPARED)]:
-        target = weight.layout.split(weight.load())[0]
+        target = weight.layout.split(weight.tensor())[0]
         if bool(target.any()):
             assert weight.importance is not None
             given = replace(weight.importance())  # its factor is not kept

@@ -30,7 +30,8 @@ def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: 
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
     compressed = work.model().install(copy_of(model))
-    layouts = {weight.name: weight.layout for weight in work.weights if not weight.reason}
+    real = (weight for weight in work.weights if not weight.reason and not weight.layout.dtype.is_complex)
+    layouts = {weight.name: weight.layout for weight in real}
     drift = Drift(model, compressed, inputs.batches, layouts, inputs.forward, work.options.memory)
     uses = drift.order()
     order = [positions[name] for name in uses]
@@ -49,7 +50,8 @@ def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: 
     if size is not None:
         work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
-        work.entries[i] = _seen_from(model.state_dict()[work.weights[i].name], work.entries[i])
+        seen = work.weights[i].seen(model.state_dict()[work.weights[i].name])
+        work.entries[i] = _seen_from(seen, work.entries[i])
 
 
 def _same(tensor: Tensor) -> Tensor:

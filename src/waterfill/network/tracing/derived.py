@@ -15,6 +15,8 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
     None where the one is not so computed from the other.
     """
     rows, cols = matrix
+    if is_part(weight, result):
+        return weight.new_ones(rows, dtype=torch.float32), False
     w, r = (value.detach().reshape(-1, cols).float() for value in (weight, result))
     for moved in (False, True):
         if moved:
@@ -28,3 +30,9 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
         if cols < 3:  # any two numbers are a multiple of any others, moved
             return None
     return None
+
+
+def is_part(weight: Tensor, result: Tensor) -> bool:
+    """Whether some entries are those of a weight, to the bit, and all others are zero: hidden by a mask."""
+    seen = result != 0
+    return bool(seen.any()) and not bool(seen.all()) and torch.equal(result, torch.where(seen, weight, 0))
