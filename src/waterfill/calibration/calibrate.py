@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
@@ -34,7 +35,7 @@ class Calibration(Measured):
 
     unreached: why the other weights with two or more dimensions have none. samples: rows of outputs that were seen
     (images, or tokens). notes: remarks by name. warnings: what a table says of weights, and vectors, beside their
-    importance.
+    importance. unit: what a D of 1 is in squared outputs, or in nats, of one row.
     """
 
     def __init__(self, shelf: Shelf, vectors: Container[str]) -> None:
@@ -44,15 +45,18 @@ class Calibration(Measured):
         self.unreached = {name: reason for name, reason in missing.items() if name not in vectors}
         self.notes = {name: about["note"] for name, about in found.items() if about.get("note")}
         self.samples = max((int(about.get("samples", 0)) for about in found.values()), default=0)
+        self.unit = next((float(about["unit"]) for about in found.values() if "unit" in about), 1.0)
         self.warnings = {name: f"{reason}: what its errors cost is assumed" for name, reason in missing.items()}
-        self.warnings |= self.notes
+        for key in ("note", "unmet"):
+            for name in (name for name, about in found.items() if about.get(key)):
+                self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), found[name][key]])
         self.streamed = shelf.folder is not None
         self._names = [name for name in shelf.names if name not in missing]
 
     def __getitem__(self, name: str) -> Importance:
         if name not in self._names:
             raise KeyError(name)
-        return self._shelf.get(name)
+        return self._shelf.get(name).scaled(1 / float(self._shelf.about(name).get("unit", 1)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -65,6 +69,7 @@ class Calibration(Measured):
 
 
 @by_own_arithmetic
+@torch.inference_mode(False)
 def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and where the results go
     model: nn.Module,
     batches: Iterable[Any],
@@ -77,13 +82,13 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
     seed: int = 0,
     memory: int = MEMORY,
 ) -> Calibration:
-    """The importance of every weight, bias and other parameter that the batches reach; D is in squared outputs.
+    """The importance of every weight, bias and other parameter that the batches reach.
 
     A batch is a tensor, a tuple of arguments, or a dict of them by keyword; `forward(model, batch)` where it is none.
-    importance: "outputs", Gauss-Newton weights of the squared error of the outputs, by random signs at each of them;
-    "divergence", those of the divergence of softened chances, in nats, where outputs [rows, classes] or [rows, places,
-    classes] may be logits, else the same as "outputs" (`waterfill.probes`); "auto", "divergence" where every place of a
-    sequence has outputs of its own, else "outputs";
+    importance: "outputs", Gauss-Newton weights of the squared error of the outputs, by random signs at each of them, D
+    relative to half their energy; "divergence", those of the divergence of softened chances, in nats, where outputs
+    [rows, classes] or [rows, places, classes] may be logits, else signs; "auto", the probes of "divergence" where every
+    place of a sequence has outputs of its own, else signs, D relative to what losing all outputs would cost;
     "fisher", the gradient of the log likelihood of labels drawn from the model's own softmax over the last dimension;
     or a loss (outputs, batch) -> scalar, the mean over the rows of the outputs. D counts per output row (image, token).
     probes: backward passes a batch. cache: a folder to keep the results in and to go on from. memory: bytes of Gram
@@ -100,7 +105,7 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
         )
     check_batches(model, batches)
     weights, layouts = weights_of(model)
-    options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed}
+    options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed, "unit": 2}
     shelf = Shelf.open(cache, list(layouts), fingerprint(weights, options, batches) if cache else {})
     passes = _passes(layouts, [name for name in layouts if name not in shelf], memory, cache is not None)
     if len(passes) > 1 and iter(batches) is batches:

@@ -4,17 +4,21 @@ With probes v of E[v v^T] = H the mean of (v^T J E)^2 is the quadratic form E^T 
 is a matter of choice.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from waterfill.evaluation.divergence import _temperature
+from waterfill.network.batches import never
 
 _SHIFT = 0.1  # of the mean over classes
 
 
 def signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """H = I, the squared error: random signs in the shape of the outputs."""
-    return torch.randint(0, 2, outputs.shape, dtype=torch.int64, device="cpu", generator=generator).to(outputs) * 2 - 1
+    """H = I, the squared error: random signs in the shape of the outputs, and 0 where these say never."""
+    drawn = torch.randint(0, 2, outputs.shape, dtype=torch.int64, device="cpu", generator=generator)
+    return (drawn.to(outputs) * 2 - 1).masked_fill(never(outputs), 0.0)
 
 
 def softened(outputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -25,11 +29,13 @@ def softened(outputs: Tensor, generator: torch.Generator) -> Tensor:
     large as few bits make would still change it: so p = softmax(logits / T) with an entropy of `ENTROPY` at the least.
     Outputs need not be logits: a shift of all, which chances do not show, costs a tenth of what others do.
     """
-    logits = outputs.detach().float()
+    hidden = never(outputs)
+    logits = outputs.detach().float().masked_fill(hidden, -math.inf)
+    logits = logits.masked_fill(hidden.all(-1, keepdim=True), 0.0)
     chances = (logits / _temperature(logits)).softmax(-1)
     root = chances.sqrt()
     v = signs(logits, generator)
     probe = root * v - chances * (root * v).sum(-1, keepdim=True)
     energy = 1 - chances.square().sum(-1, keepdim=True)
     probe += (_SHIFT * energy).sqrt() / logits.shape[-1] * signs(energy, generator)
-    return probe.to(outputs)
+    return probe.to(outputs).masked_fill(hidden, 0.0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
+from waterfill.compression.allocation.few import leaning
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
@@ -59,7 +60,7 @@ def plan_weights(
         weight.check()
         weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
     weights = informed(weights)
-    return at_common_price(weights) if isinstance(importance, Measured) else weights
+    return at_common_price(leaning(weights, importance.samples)) if isinstance(importance, Measured) else weights
 
 
 def _reader(importance: Mapping[str, Importance], name: str) -> Callable[[], Importance] | None:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from waterfill.evaluation.metrics import divergences
+from waterfill.evaluation.metrics import divergences, rows_of, squared_errors
 
 ENTROPY = 2.0  # nats
 
@@ -29,16 +29,21 @@ def distance(outputs: Tensor, reference: Tensor) -> float:
 
     Where outputs cannot be logits, their mean squared error.
     """
+    found, wanted = rows_of(outputs, reference)
     if not are_logits(reference):
-        return float((outputs.double() - reference.double()).square().mean())
-    wanted, found = (rows.reshape(-1, reference.shape[-1]).float() for rows in (reference, outputs))
+        return float(squared_errors(found, wanted).sum()) / max(1, found.numel())
+    wanted, found = wanted.float(), found.float()
     heat = _temperature(wanted)
     return float(divergences(found / heat, wanted / heat).mean())
 
 
 def _temperature(logits: Tensor) -> Tensor:
-    """The least T [..., 1], 1 or more, at which softmax(logits / T) has the entropy wanted."""
-    wanted = min(ENTROPY, _SHARE * math.log(logits.shape[-1]))
+    """The least T [..., 1], 1 or more, at which softmax(logits / T) has the entropy wanted.
+
+    Classes that can never be, of logits minus infinity, are none.
+    """
+    possible = logits.isfinite().sum(-1, keepdim=True).clamp_min(1)
+    wanted = (_SHARE * possible.to(logits).log()).clamp_max(ENTROPY)
     low = torch.zeros_like(logits[..., :1])  # logarithms of T
     high = torch.full_like(low, math.log(_HOTTEST))
     for _ in range(_HALVINGS):
@@ -50,5 +55,4 @@ def _temperature(logits: Tensor) -> Tensor:
 
 def _entropy(logits: Tensor) -> Tensor:
     """Nats of softmax(logits), [..., 1]."""
-    logs = logits.log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1, keepdim=True)
+    return torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True)

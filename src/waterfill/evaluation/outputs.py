@@ -32,7 +32,8 @@ class Judge:
             found = self._outputs()
         except BadInput:
             return math.inf
-        return sum(map(distance, found, self._wanted)) / len(found)
+        total = sum(map(distance, found, self._wanted)) / len(found)
+        return math.inf if math.isnan(total) else total
 
     def _outputs(self) -> list[Tensor]:
         with as_deployed(self._model), torch.no_grad():

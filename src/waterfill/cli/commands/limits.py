@@ -86,7 +86,7 @@ def _with_data(args: argparse.Namespace, folded: bool) -> tuple[dict[str, Layer]
     network, given = network_and_batches(args.network, args.data)
     network, batches = with_weights(network, existing(args.model)), list(given)
     if folded and batches:
-        network = fold_batch_norm(network, batches[0])
+        network = fold_batch_norm(network, *batches)
     calibration = calibrate(network, batches, importance=AUTO, probes=_PROBES)  # as files are made
     weights, layouts = weights_of(network)
     layers = {

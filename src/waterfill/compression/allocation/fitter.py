@@ -190,7 +190,7 @@ class Fitter:
         if bits < 8 * _TIGHT_BYTES * sum(w.layout.count for w in self.weights):
             self.check(size)
         guess = self._guess(bits / max(1, self.entries)) if self._last_k is None else self._last_k
-        found = search.bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self.workers)
+        found = search.bracket(self._measure, len(self.weights), bits, guess, self.workers)
         if found.high.sum() > bits:
             self.check(size)
         self._last_k = found.k  # a weight or two may change before the next search

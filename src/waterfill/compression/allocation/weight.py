@@ -124,7 +124,9 @@ class Weight:
         if self.importance is None or self.reason:
             return None
         target, importance = self._sample.targets[0], self._sample.importances()[0]
-        return None if importance.gram is None else water_level(target, importance, bits) / 2
+        if importance.gram is None or not bool(target.any()):
+            return None
+        return water_level(target, importance, bits) / 2
 
     def tensor(self) -> Tensor:
         """The tensor; entries that a mask hides are zero, which costs least and is as good as anything."""

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
+from waterfill.compression.steps.corrections import BIAS, KINDS, Kind, fits_of
 from waterfill.errors import BadInput
-from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
+from waterfill.evaluation.metrics import centered, divergences, relative, rows_of, squared_errors
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
 from waterfill.network.batch_norm import LAYERS, fed_norms
-from waterfill.network.batches import split, tensor_in
+from waterfill.network.batches import split
 from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.network.layout import RAW
+from waterfill.network.tensors import owners_of
 from waterfill.parts import Dense
 from waterfill.without_data import entrywise
 
@@ -83,6 +84,7 @@ def _plain(value: Any) -> Any:
 
 
 @by_own_arithmetic
+@torch.inference_mode(False)
 def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to be read
     model: "nn.Module | CompressedModel",
     reference: nn.Module,
@@ -141,7 +143,7 @@ class _Guard:
                 wanted = self._known[i] if i in self._known else call(self.model, batch, self.forward)
                 found, true = rows_of(call(model, batch, self.forward), wanted)
                 if self.logits:  # a shift of all classes means nothing
-                    found, true = (logits - logits.mean(1, keepdim=True) for logits in (found, true))
+                    found, true = centered(found), centered(true)
                 errors.append(squared_errors(found, true))
                 energy += float(squared_errors(torch.zeros_like(true), true).sum())
                 if self.logits:
@@ -209,11 +211,11 @@ def _propose(kind: Kind, work: nn.Module, fitting: list[Any], guard: _Guard) -> 
     known = dict(guard.model.named_modules())
     if missing := [name for name in layers if name not in known]:
         raise BadInput(f"the reference has no layer {missing[0]!r}; it must be the network before compression")
-    fits: dict[str, Fit] = {name: kind.fit() for name in layers}
+    fits = fits_of(kind, layers)
 
-    def remember(name: str, _module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if (found := tensor_in(output)) is not None:
-            fits[name].reference(inputs, found)
+    def remember(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            fits[name].reference(module, inputs, output)
 
     def correct(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         return fits[name].compressed(module, inputs, output) if isinstance(output, Tensor) else None
@@ -227,8 +229,10 @@ def _propose(kind: Kind, work: nn.Module, fitting: list[Any], guard: _Guard) -> 
             for batch in fitting:
                 call(guard.model, batch, guard.forward)
                 call(work, batch, guard.forward)
+    owners = owners_of(work)  # of what is computed from others there is none
     found = ((name, fits[name].values(module)) for name, module in layers.items())
-    return {f"{name}.{key}" if name else key: value for name, values in found for key, value in values.items()}
+    named = {f"{name}.{key}" if name else key: value for name, values in found for key, value in values.items()}
+    return {owners[name]: value for name, value in named.items() if name in owners}
 
 
 def _try(work: nn.Module, proposed: Mapping[str, Tensor], guard: _Guard, now: _Measured) -> tuple[float, _Measured]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LEAST = 8192  # positions of a batch that are always used
+_LEAST_SQUARE = 1e-24  # of a sum of squares in float32; below, some of them may have vanished
 _PER_COLUMN = 4  # and so many for each column
 
 
@@ -118,6 +119,12 @@ def _places(counts: Sequence[int], steps: Sequence[int], space: Sequence[int]) -
 
 
 def squares(values: Tensor, channel: int) -> Tensor:
-    """Sums of squares over all dimensions but one, counted from the end: [channels]."""
+    """Sums of squares over all dimensions but one, counted from the end: [channels]; float64 where float32 is too short
+    for them."""
     others = [d for d in range(values.ndim) if d != values.ndim + channel]
-    return values.float().square().sum(others) if others else values.float().square()
+    values = values.detach()
+    found = values.float().square().sum(others) if others else values.float().square()
+    if not _LEAST_SQUARE < float(found.sum()) < math.inf and bool(values.any()):
+        wide = values.double().square()
+        return wide.sum(others) if others else wide
+    return found
