@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from waterfill.calibration.calibrate import calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.curve import Curve, Point
-from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options, Steps
 from waterfill.compression.steps.sequential import _late, _Pace, _stages, refit_in_order
 from waterfill.compression.task import Compression
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.inputs import Inputs
 
 BITS = st.lists(st.floats(1, 1e6), min_size=1, max_size=30)
 

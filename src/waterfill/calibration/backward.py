@@ -18,10 +18,10 @@ from waterfill.calibration.probes import signs, softened
 from waterfill.calibration.recorder import MomentRecorder, Wanted
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
-from waterfill.network.batches import count_of, each_tensor, never, samples_in, shapes, tensors_in
-from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR, Layout
-from waterfill.network.state import unchanged
+from waterfill.network.running.batches import count_of, each_tensor, never, samples_in, shapes, tensors_in
+from waterfill.network.running.forward import Forward, as_deployed, call
+from waterfill.network.running.state import unchanged
 from waterfill.network.tracing.tracer import Tracer
 from waterfill.network.tracing.views import WeightViews
 from waterfill.progress import Progress

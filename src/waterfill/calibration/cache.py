@@ -14,7 +14,7 @@ from torch import Tensor
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
-from waterfill.network.batches import count_of
+from waterfill.network.running.batches import count_of
 from waterfill.storage.atomic import AtomicFile
 from waterfill.storage.work_directory import Journal
 

@@ -19,10 +19,10 @@ from waterfill.calibration.moments import bytes_of
 from waterfill.calibration.recorder import Wanted
 from waterfill.errors import BadInput
 from waterfill.importance import Importance, Measured
-from waterfill.network.batches import check_batches
-from waterfill.network.forward import Forward
 from waterfill.network.kept import why_kept
 from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
+from waterfill.network.running.batches import check_batches
+from waterfill.network.running.forward import Forward
 from waterfill.network.tensors import tensors_of
 from waterfill.progress import Progress
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from waterfill.evaluation.divergence import _temperature
-from waterfill.network.batches import never
+from waterfill.network.running.batches import never
 
 _SHIFT = 0.1  # of the mean over classes
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
-from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options
 from waterfill.compression.steps import few_inputs
 from waterfill.compression.steps.choice import settle_choices
@@ -29,8 +29,8 @@ from waterfill.evaluation.outputs import Judge
 from waterfill.importance import Measured
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.batch_norm import folds_between
-from waterfill.network.forward import as_deployed
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.forward import as_deployed
+from waterfill.network.running.inputs import Inputs
 from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec

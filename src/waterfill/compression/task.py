@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
-from waterfill.compression.allocation.few import leaning
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
-from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.costs.assumptions import informed
+from waterfill.compression.costs.few import leaning
+from waterfill.compression.costs.unreached import at_common_price
 from waterfill.compression.options import Options
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, Measured

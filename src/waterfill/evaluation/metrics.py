@@ -12,7 +12,7 @@ from torch import Tensor
 
 from waterfill.errors import BadInput
 from waterfill.evaluation.paired import Scores
-from waterfill.network.batches import never
+from waterfill.network.running.batches import never
 
 IGNORED = -100
 """The target that does not count, as in torch.nn.functional.cross_entropy."""

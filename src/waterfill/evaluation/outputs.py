@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import distance
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batches import spread
-from waterfill.network.forward import Forward, as_deployed, call, copy_of
+from waterfill.network.running.batches import spread
+from waterfill.network.running.forward import Forward, as_deployed, call, copy_of
 
 _BATCHES = 32
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
-from waterfill.compression.allocation import search
 from waterfill.compression.allocation.budget import USED, Budget
-from waterfill.compression.allocation.exact import Exact
-from waterfill.compression.allocation.search import HIGHEST, Bracket
-from waterfill.compression.allocation.smallest import Trials, small_prices
-from waterfill.compression.allocation.spend import FILL, Ledger, refit_to_budget, spend
+from waterfill.compression.allocation.to_size import search
+from waterfill.compression.allocation.to_size.exact import Exact
+from waterfill.compression.allocation.to_size.search import HIGHEST, Bracket
+from waterfill.compression.allocation.to_size.smallest import Trials, small_prices
+from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget, spend
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.workers import Workers
 from waterfill.errors import BudgetError

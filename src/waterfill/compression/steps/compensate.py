@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import MEMORY
-from waterfill.network.batches import spread
-from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import KERNEL, MATRIX, Layout
+from waterfill.network.running.batches import spread
+from waterfill.network.running.forward import Forward, as_deployed, call
 from waterfill.network.tracing.im2col import Geometry, vectors, windows
 from waterfill.network.tracing.recorder import Recorder
 from waterfill.network.tracing.tracer import Tracer

@@ -9,7 +9,7 @@ from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import Judge
 from waterfill.importance import Measured
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.inputs import Inputs
 
 FEW = 16
 """Samples; from so many on no trial is made."""

@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.search import Bracket
-from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.allocation.to_size.search import Bracket
+from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.steps.compensate import Drift
 from waterfill.compression.task import Compression
 from waterfill.model.entry import Entry
-from waterfill.network.forward import copy_of
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.forward import copy_of
+from waterfill.network.running.inputs import Inputs
 
 _LAST = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
