@@ -256,7 +256,7 @@ def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
     return gram.float()
 
 
-class Measured(Mapping[str, Importance]):
+class ImportanceMap(Mapping[str, Importance]):
     """Importance by the names of weights, all in one unit.
 
     warnings: by name, why a weight has none, or what was left out. streamed: whether what is asked for is read from

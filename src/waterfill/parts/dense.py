@@ -23,7 +23,7 @@ from waterfill.part import Part, Spec, cost
 
 FULL = 23
 """Mantissa bits of float32."""
-_SAMPLE = 1 << 20  # entries that decide on the mantissa
+_ENTRIES_SAMPLED = 1 << 20  # entries that decide on the mantissa
 _PIECE = 1 << 18  # entries of which there are temporaries at a time
 FORMATS = {"float32": FULL, "float16": 10, "bfloat16": 7}
 """Mantissa bits of the formats that a matrix can be rounded to."""
@@ -175,7 +175,7 @@ def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
     diagonal of a Gram matrix tells D, and some rows of a large matrix tell it for all. Past the first m with
     D < price * entries no further bit can pay.
     """
-    step = max(1, target.numel() // _SAMPLE)
+    step = max(1, target.numel() // _ENTRIES_SAMPLED)
     rows = importance.rows[::step] if importance.rows.ndim else importance.rows
     alone, some = Importance(rows, _diagonal(importance, target.shape[1])), target[::step]
     costs: list[float] = []
