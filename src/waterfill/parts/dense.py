@@ -14,7 +14,7 @@ from torch import Tensor
 
 from waterfill.coding.lossless import methods
 from waterfill.coding.lossless.methods import METHODS, Form
-from waterfill.coding.lossless.word_format import Layout
+from waterfill.coding.lossless.word_format import WordFormat
 from waterfill.coding.stream import Reader, Sink
 from waterfill.dtypes import STORED, octets
 from waterfill.errors import BadRecipe, NewerFormat
@@ -61,7 +61,7 @@ class DensePart(Part):
         used = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
         zeros = min(mantissa, (used & -used).bit_length() - 1) if used else mantissa
         signed = bool(used >> (exponent + mantissa))
-        return Form(Layout(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
+        return Form(WordFormat(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
 
     @cached_property
     def _words(self) -> np.ndarray:
@@ -96,7 +96,7 @@ class DensePart(Part):
             raise src.fail("complex numbers inside another part")
         form = Form(None, dtype.itemsize)
         if dtype in _FLOATS:
-            form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
+            form = Form(WordFormat(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
         words, positions = methods.read(src, method, shape, form)
         raw = torch.from_numpy(words.view(np.uint8))
         if dtype == torch.bool and bool((raw > 1).any()):
