@@ -256,34 +256,7 @@ def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
     return gram.float()
 
 
-SMOOTHNESS = 0.75
-"""Correlation of neighboring inputs assumed for spatial kernels without data (measured in docs/decisions.md)."""
-SIZE_EXPONENT = 0.3
-"""Without data a relative error of a weight of n entries costs n^SIZE_EXPONENT (docs/decisions.md)."""
-
-
-def without_data(target: Tensor, kernel: tuple[int, ...] = (), entries: int | None = None) -> Importance:
-    """Importance of a weight [rows, cols] of which nothing but its values is known.
-
-    A squared error counts relative to the weight's own energy; inputs of spatial kernels are taken to be smooth.
-    `entries`: how many the whole weight has, where `target` is a sample of its rows.
-    """
-    entries = entries or target.numel()
-    gram = smooth_gram(kernel, SMOOTHNESS) if math.prod(kernel) > 1 else None
-    plain = Importance(gram=gram, kernel=kernel)
-    energy = plain.inner(target, target) * entries / max(target.numel(), 1)
-    return plain.scaled(entries**SIZE_EXPONENT / energy if energy > 0 else 1.0)
-
-
-def entrywise(vector: Tensor) -> Importance:
-    """Importance of a bias, norm or statistic [1, n]: the relative error of every single entry counts."""
-    square = vector.double().square().reshape(-1)
-    floor = 1e-8 * square.mean().clamp_min(1e-60)
-    weight = float(vector.numel()) ** (SIZE_EXPONENT - 1)
-    return Importance(torch.tensor(weight, dtype=torch.float64, device="cpu"), 1 / square.clamp_min(floor))
-
-
-class Measured(Mapping[str, Importance]):
+class ImportanceMap(Mapping[str, Importance]):
     """Importance by the names of weights, all in one unit.
 
     warnings: by name, why a weight has none, or what was left out. streamed: whether what is asked for is read from

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill.errors import BadInput
-from waterfill.network.forward import as_deployed, call
-from waterfill.network.plainly import plainly
+from waterfill.network.running.forward import as_deployed, call
+from waterfill.network.running.plainly import plainly
 
 X = torch.randn(48, 16, generator=torch.Generator().manual_seed(0))
 

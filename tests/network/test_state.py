@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import WaterfillError
-from waterfill.network.forward import as_deployed, call, copy_of
-from waterfill.network.state import same_draws, unchanged
+from waterfill.network.running.forward import as_deployed, call, copy_of
+from waterfill.network.running.state import same_draws, unchanged
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from waterfill.calibration.batch_norm import statistics
-from waterfill.calibration.cache import Found
+from waterfill.calibration.cache import Measurement
 from waterfill.calibration.combine import merge
-from waterfill.calibration.moments import Slope
+from waterfill.calibration.moments import GradientSquares
 from waterfill.calibration.probes import signs, softened
 from waterfill.calibration.recorder import MomentRecorder, Wanted
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
-from waterfill.network.batches import count_of, each_tensor, never, samples_in, shapes, tensors_in
-from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR, Layout
-from waterfill.network.state import unchanged
+from waterfill.network.running.batches import count_of, each_tensor, never, samples_in, shapes, tensors_in
+from waterfill.network.running.forward import Forward, as_deployed, call
+from waterfill.network.running.state import unchanged
 from waterfill.network.tracing.tracer import Tracer
 from waterfill.network.tracing.views import WeightViews
 from waterfill.progress import Progress
@@ -58,7 +58,7 @@ def _asked(model: nn.Module, wanted: Container[str]) -> Iterator[dict[str, nn.Pa
 
 
 @dataclass
-class Run:
+class Passes:
     """Passes over the batches with one model. importance: see `calibrate`. passes: how many there will be.
     rows: of outputs in this pass. energy: what losing all outputs would cost, 2 D, added up over the rows."""
 
@@ -75,7 +75,7 @@ class Run:
 
     def gather(
         self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], wanted: Wanted
-    ) -> Iterator[tuple[str, Found]]:
+    ) -> Iterator[tuple[str, Measurement]]:
         """One pass: what was found of each wanted weight."""
         matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
         recorder = MomentRecorder(layouts, wanted, torch.Generator("cpu").manual_seed(self.seed + 1))
@@ -85,7 +85,9 @@ class Run:
         count = 0
         derived = {name: value for name, value in statistics(self.model).items() if name in wanted.full}
         asked = {*wanted.full, *(value.source for value in derived.values())}
-        slopes = {name: Slope(layout, wanted.probes) for name, layout in layouts.items() if name in wanted.full}
+        slopes = {
+            name: GradientSquares(layout, wanted.probes) for name, layout in layouts.items() if name in wanted.full
+        }
         with as_deployed(self.model), _asked(self.model, asked) as parameters, torch.enable_grad():
             for batch in self.batches:
                 own = each_tensor(batch, Tensor.detach)
@@ -106,7 +108,7 @@ class Run:
         for name in wanted.full:
             yield name, self._found(name, (tracer, recorder), slopes[name])
 
-    def _found(self, name: str, seen: tuple[Tracer, MomentRecorder], slope: Slope) -> Found:
+    def _found(self, name: str, seen: tuple[Tracer, MomentRecorder], slope: GradientSquares) -> Measurement:
         """The importance of a weight at the end of a pass, or why it has none."""
         (tracer, recorder), about = seen, {"samples": str(self.rows), "unit": repr(self._unit(seen[1].wanted.probes))}
         terms = list(recorder.terms.pop(name, {}).values())
@@ -116,17 +118,19 @@ class Run:
         if found is not None:
             full = recorder.wanted.full[name]
             about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
-            return Found(found[0], about | {"unmet": found[1]})
+            return Measurement(found[0], about | {"unmet": found[1]})
         diagonal = slope.importance(self.rows)
         if diagonal is not None and recorder.layouts[name].role == VECTOR:
-            return Found(diagonal, about)
+            return Measurement(diagonal, about)
         if diagonal is not None:
             about |= {"note": f"diagonal only, of its gradient: used by {calls or 'other code'}", "unmet": slope.unmet}
-            return Found(diagonal, about)
+            return Measurement(diagonal, about)
         if calls:
-            return Found(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
+            return Measurement(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
         reached = name in tracer.reached
-        return Found(None, about | {"reason": "the outputs do not depend on it" if reached else "no batch reaches it"})
+        return Measurement(
+            None, about | {"reason": "the outputs do not depend on it" if reached else "no batch reaches it"}
+        )
 
     def _probe_all(
         self,
@@ -170,10 +174,10 @@ class Run:
                 raise BadInput(
                     '"fisher" takes the outputs for logits, classes last; this model returns a single number'
                 )
-            chances = outputs.detach().float().softmax(-1)
-            labels = torch.multinomial(chances.reshape(-1, chances.shape[-1]).cpu(), 1, generator=generator)
-            drawn = F.one_hot(labels.reshape(outputs.shape[:-1]), outputs.shape[-1]).to(chances)
-            return outputs, (chances - drawn).to(outputs)
+            probabilities = outputs.detach().float().softmax(-1)
+            labels = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]).cpu(), 1, generator=generator)
+            drawn = F.one_hot(labels.reshape(outputs.shape[:-1]), outputs.shape[-1]).to(probabilities)
+            return outputs, (probabilities - drawn).to(outputs)
         assert callable(self.importance)
         try:
             loss = self.importance(outputs, batch)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from waterfill.calibration.moments import FLOOR, UNMET, Moments, Slope, shared, unmet, words_of_unmet
+from waterfill.calibration.moments import FLOOR, UNMET, GradientSquares, Moments, shared, unmet, words_of_unmet
 from waterfill.importance import UNTESTED, Importance
 from waterfill.network.layout import KERNEL, STACK, Layout
 
@@ -33,7 +33,7 @@ class _Sum:
 
 
 def merge(
-    terms: Sequence[Moments], layout: Layout, outputs: int, slope: Slope | None = None
+    terms: Sequence[Moments], layout: Layout, outputs: int, slope: GradientSquares | None = None
 ) -> tuple[Importance, str] | None:
     """One importance for all terms of a weight, and the rows and columns that met nothing, in words; None if no output
     of the model depends on the weight.
@@ -65,7 +65,7 @@ def merge(
     return Importance(rows, gram=both.float(), kernel=kernel, damping=UNTESTED, halves=halves), told
 
 
-def _correction(terms: Sequence[Moments], layout: Layout, slope: Slope, energy: float) -> float:
+def _correction(terms: Sequence[Moments], layout: Layout, slope: GradientSquares, energy: float) -> float:
     """What the rows are to be multiplied by so that they hold the energy of the whole gradient.
 
     Nothing where each input of a batch went through the weight once and as a whole: then the sum is exact.

@@ -179,7 +179,7 @@ def words_of_unmet(rows: Tensor, cols: Tensor) -> str:
     return f"no batch met {told}: what errors there cost is assumed" if told else ""
 
 
-class Slope:
+class GradientSquares:
     """Sums of squares of the gradient of the weight itself, by row [rows] and by column [cols], float64.
 
     probes: gradients of each batch. count: gradients in all.

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from waterfill.evaluation.divergence import _temperature
-from waterfill.network.batches import never
+from waterfill.network.running.batches import never
 
-_SHIFT = 0.1  # of the mean over classes
+_SHIFT_OF_MEAN = 0.1  # of the mean over classes
 
 
 def signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -22,20 +22,20 @@ def signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def softened(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """H of the divergence of softened chances, for outputs [..., classes] that are logits.
+    """Probe of the KL divergence of temperature-scaled probabilities, for outputs [..., classes] that are logits.
 
     To second order KL(p || q) is half the form diag(p) - p p^T in the logits; diag(r) v - p (r^T v) with r = sqrt(p)
     and random signs v is a probe of it. Where the network is sure of its answer that nearly vanishes, though errors as
     large as few bits make would still change it: so p = softmax(logits / T) with an entropy of `ENTROPY` at the least.
-    Outputs need not be logits: a shift of all, which chances do not show, costs a tenth of what others do.
+    Outputs need not be logits: a shift of all, which probabilities do not show, costs a tenth of what others do.
     """
     hidden = never(outputs)
     logits = outputs.detach().float().masked_fill(hidden, -math.inf)
     logits = logits.masked_fill(hidden.all(-1, keepdim=True), 0.0)
-    chances = (logits / _temperature(logits)).softmax(-1)
-    root = chances.sqrt()
+    probabilities = (logits / _temperature(logits)).softmax(-1)
+    root = probabilities.sqrt()
     v = signs(logits, generator)
-    probe = root * v - chances * (root * v).sum(-1, keepdim=True)
-    energy = 1 - chances.square().sum(-1, keepdim=True)
-    probe += (_SHIFT * energy).sqrt() / logits.shape[-1] * signs(energy, generator)
+    probe = root * v - probabilities * (root * v).sum(-1, keepdim=True)
+    energy = 1 - probabilities.square().sum(-1, keepdim=True)
+    probe += (_SHIFT_OF_MEAN * energy).sqrt() / logits.shape[-1] * signs(energy, generator)
     return probe.to(outputs).masked_fill(hidden, 0.0)

@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
-from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options
 from waterfill.compression.steps import few_inputs
-from waterfill.compression.steps.choice import settle_choices
+from waterfill.compression.steps.choice import choose_kinds
 from waterfill.compression.steps.prepare import prepare, warn
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
 from waterfill.compression.task import Compression, resolve, with_remark
 from waterfill.errors import BadInput
-from waterfill.evaluation.outputs import Judge
-from waterfill.importance import Measured
+from waterfill.evaluation.outputs import ReferenceOutputs
+from waterfill.importance import ImportanceMap
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.batch_norm import folds_between
-from waterfill.network.forward import as_deployed
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.forward import as_deployed
+from waterfill.network.running.inputs import Inputs
 from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
@@ -137,13 +137,13 @@ class Calibrated:
             made = self._guarded(made, budget)
         return with_remark(made, size)
 
-    def _fitted(self, budget: Budget, importance: Measured | None) -> tuple[Compression, Ledger]:
+    def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression, Ledger]:
         """Every weight fitted by itself, to what errors cost by some inputs, or by none."""
         compression = Compression.of(self.model, self.specs[0], importance, self.options)
         compression.notes.update(self.notes)
         unused = few_inputs.UNUSED.format(self.calibration.samples)
         warn(compression.notes, self.warnings if importance is not None else [unused])
-        settle_choices(compression, self.specs, budget)
+        choose_kinds(compression, self.specs, budget)
         return compression, compression.run.meet(budget, compression.original)
 
     def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
@@ -168,7 +168,7 @@ def _refitted(
     after = compression.model()
     if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
-    judge = Judge(work, inputs.batches, inputs.forward)
+    judge = ReferenceOutputs(work, inputs.batches, inputs.forward)
     return min(after, before, key=judge.error)
 
 

@@ -10,13 +10,13 @@ from waterfill.evaluation.metrics import divergences, rows_of, squared_errors
 ENTROPY = 2.0  # nats
 
 
-_SHARE = 0.8  # of the entropy of even chances, where that is less
+_SHARE_OF_UNIFORM_ENTROPY = 0.8  # of the entropy of uniform probabilities, where that is less
 
 
-_HOTTEST = 1e4
+_HIGHEST_TEMPERATURE = 1e4
 
 
-_HALVINGS = 20
+_TEMPERATURE_HALVINGS = 20
 
 
 def are_logits(outputs: Tensor) -> bool:
@@ -33,8 +33,8 @@ def distance(outputs: Tensor, reference: Tensor) -> float:
     if not are_logits(reference):
         return float(squared_errors(found, wanted).sum()) / max(1, found.numel())
     wanted, found = wanted.float(), found.float()
-    heat = _temperature(wanted)
-    return float(divergences(found / heat, wanted / heat).mean())
+    temperature = _temperature(wanted)
+    return float(divergences(found / temperature, wanted / temperature).mean())
 
 
 def _temperature(logits: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def _temperature(logits: Tensor) -> Tensor:
     Classes that can never be, of logits minus infinity, are none.
     """
     possible = logits.isfinite().sum(-1, keepdim=True).clamp_min(1)
-    wanted = (_SHARE * possible.to(logits).log()).clamp_max(ENTROPY)
+    wanted = (_SHARE_OF_UNIFORM_ENTROPY * possible.to(logits).log()).clamp_max(ENTROPY)
     low = torch.zeros_like(logits[..., :1])  # logarithms of T
-    high = torch.full_like(low, math.log(_HOTTEST))
-    for _ in range(_HALVINGS):
+    high = torch.full_like(low, math.log(_HIGHEST_TEMPERATURE))
+    for _ in range(_TEMPERATURE_HALVINGS):
         middle = (low + high) / 2
         short = _entropy(logits / middle.exp()) < wanted
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from waterfill.errors import BadInput
 from waterfill.evaluation.paired import Scores
-from waterfill.network.batches import never
+from waterfill.network.running.batches import never
 
 IGNORED = -100
 """The target that does not count, as in torch.nn.functional.cross_entropy."""
-_PIECE = 1 << 21  # entries in float64 at a time
-_SMALL = 0.1  # differences of logits; below, a difference of logarithms of chances is lost in rounding
+_ENTRIES_AT_A_TIME = 1 << 21  # entries in float64 at a time
+_SMALL = 0.1  # differences of logits; below, a difference of logarithms of probabilities is lost in rounding
 _SERIES = 1e-4  # below, the first two terms of a series are exact, and e^d - 1 - d is not
 _FIVE = 10  # classes from which being among the best five says something
 
@@ -197,5 +197,5 @@ def _check(outputs: Tensor, targets: Tensor) -> None:
 
 def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Tensors of as many rows each in slices of rows, so that temporaries stay small."""
-    rows = max(1, _PIECE // max(1, tensors[0].shape[1]))
+    rows = max(1, _ENTRIES_AT_A_TIME // max(1, tensors[0].shape[1]))
     return [tensor.split(rows) for tensor in tensors]

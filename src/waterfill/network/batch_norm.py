@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
 from waterfill.errors import BadInput
-from waterfill.network.batches import never, tensor_in
 from waterfill.network.folds import TENSORS, folded_tensors, touched
-from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
+from waterfill.network.running.batches import never, tensor_in
+from waterfill.network.running.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.storage.folds import Fold
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -1,6 +1,7 @@
 """`waterfill compress`: a .wf file that meets a budget."""
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,18 @@ def run(args: argparse.Namespace) -> None:
         say(line)
     say()
     say(f"{output}: {listing.totals()}")
+    if unspent := _unspent(args, listing):
+        say(unspent)
     say(f"took {seconds_text(seconds)}")
+
+
+def _unspent(args: argparse.Namespace, listing: Listing) -> str:
+    """What there is to say if the file is far smaller than it was allowed to be, or nothing."""
+    from waterfill.compression.allocation.budget import unused
+
+    allowed = args.size or (args.bits or 0) * listing.weights / 8 or (listing.original or 0) / (args.ratio or math.inf)
+    remark = unused(int(allowed), listing.size)
+    return f"{remark}; --lossless keeps every bit" if remark else ""
 
 
 def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
@@ -142,7 +154,7 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     from waterfill.compression.options import Options
     from waterfill.compression.post_training import DEFAULT_SPEC, calibrated
     from waterfill.compression.task import resolve
-    from waterfill.network.inputs import Inputs
+    from waterfill.network.running.inputs import Inputs
 
     goal = _goal(args)
     network, batches = network_and_batches(args.network, args.data)

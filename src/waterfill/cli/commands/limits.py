@@ -58,13 +58,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The weights of a checkpoint, and none left out."""
-    from waterfill.network.checkpoint import open_checkpoint
-    from waterfill.network.layout import layout_of
+    """The weights of a checkpoint, and why some of them are kept bit for bit. Raises BadInput for NaN."""
+    from waterfill.compression.allocation.budget import Budget
+    from waterfill.compression.file import Job
+    from waterfill.recipe import DEFAULT_RECIPE
 
-    stored = open_checkpoint(model).tensors
-    layouts = {name: layout_of(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
-    return {name: Layer(lay, stored[name].load) for name, lay in layouts.items() if _is_matrix(lay)}, {}
+    weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0), lossless=False).weights
+    layers = {w.name: Layer(w.layout, w.load, None, w.factor, w.lines) for w in weights if _is_matrix(w.layout)}
+    return layers, {w.name: w.kept for w in weights if w.kept and len(w.layout.shape) > 1}
 
 
 def _is_matrix(layout: "Layout") -> bool:

@@ -17,7 +17,7 @@ from waterfill.network.batch_norm import BATCH_NORM, LAYERS, along, output_axis
 
 _KNOWN = (*BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 _ANY = 1e-6
-_DEAD = 1e-10  # a variance this small beside the mean square is that of a channel that says nothing
+_ZERO_VARIANCE = 1e-10  # a variance this small beside the mean square is that of a channel that says nothing
 
 
 class Fit(Protocol):
@@ -94,8 +94,8 @@ class Linewise:
         if not self.scale:
             return one, wanted - found
         energy, common = (square - found**2, product - found * wanted) if self.shift else (square, product)
-        alive = energy > _DEAD * square
-        a = torch.where(alive, common / torch.where(alive, energy, one), one)
+        varies = energy > _ZERO_VARIANCE * square
+        a = torch.where(varies, common / torch.where(varies, energy, one), one)
         return a, (wanted - a * found if self.shift else zero)
 
 
@@ -156,8 +156,8 @@ class Statistics:
             return mean, var
         old_mean, old_var = module.running_mean.double(), module.running_var.double()
         true_mean, true_var = self._moments(0)
-        alive = true_var > _DEAD * old_var + torch.finfo(torch.float64).tiny
-        ratio = torch.where(alive, var / torch.where(alive, true_var, torch.ones_like(var)), torch.ones_like(var))
+        varies = true_var > _ZERO_VARIANCE * old_var + torch.finfo(torch.float64).tiny
+        ratio = torch.where(varies, var / torch.where(varies, true_var, torch.ones_like(var)), torch.ones_like(var))
         return old_mean + mean - true_mean, old_var * ratio
 
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from waterfill.calibration.calibrate import Calibration
 from waterfill.errors import BadInput
-from waterfill.evaluation.outputs import Judge
-from waterfill.importance import Measured
+from waterfill.evaluation.outputs import ReferenceOutputs
+from waterfill.importance import ImportanceMap
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.inputs import Inputs
 
 FEW = 16
 """Samples; from so many on no trial is made."""
@@ -26,7 +26,7 @@ def better_without(
     model: nn.Module,
     inputs: Inputs,
     calibrate: Callable[[Inputs], Calibration],
-    compress: Callable[[Measured | None], CompressedModel],
+    compress: Callable[[ImportanceMap | None], CompressedModel],
 ) -> CompressedModel | None:
     """What is made without inputs, if it is closer to the model on some inputs than what is made of the others.
 
@@ -34,7 +34,7 @@ def better_without(
     """
     try:
         fitting, held = inputs.hold_out(0.5)
-        judge = Judge(model, held.batches, held.forward)
+        judge = ReferenceOutputs(model, held.batches, held.forward)
         tried = compress(calibrate(fitting))
     except BadInput:  # what was cut in two may have been a single input
         return None

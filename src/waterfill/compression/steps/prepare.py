@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from waterfill.compression.options import Steps
 from waterfill.network.batch_norm import fold_in_place, nearly_equal
-from waterfill.network.forward import as_deployed, call, copy_of
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.forward import as_deployed, call, copy_of
+from waterfill.network.running.inputs import Inputs
 
 WHOLE = ""
 """The name under which warnings of a table are kept that concern no tensor alone."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LEAST = 8192  # positions of a batch that are always used
+_POSITIONS_ALWAYS_USED = 8192  # positions of a batch that are always used
 _LEAST_SQUARE = 1e-24  # of a sum of squares in float32; below, some of them may have vanished
 _PER_COLUMN = 4  # and so many for each column
 
@@ -50,7 +50,7 @@ def pick(positions: int, cols: int, generator: torch.Generator) -> Tensor | None
 
     One at random from each of as many equal stretches.
     """
-    wanted = max(_LEAST, _PER_COLUMN * cols)
+    wanted = max(_POSITIONS_ALWAYS_USED, _PER_COLUMN * cols)
     if positions <= wanted:
         return None
     within = torch.rand(wanted, dtype=torch.float64, device="cpu", generator=generator)

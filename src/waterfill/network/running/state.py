@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.dtypes import octets
-from waterfill.network.batches import is_plain, tensors_in
+from waterfill.network.running.batches import is_plain, tensors_in
 
 _SAMPLED = 64  # entries of a tensor that tell batches apart
 _Undo = Callable[[], None]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from waterfill.compression.allocation.curve import water_level
-from waterfill.compression.allocation.unreached import typical_factor
 from waterfill.compression.allocation.weight import Weight, assumed
+from waterfill.compression.costs.unreached import typical_factor
 from waterfill.importance import Importance
 from waterfill.network.layout import RAW, VECTOR
 
@@ -44,10 +44,11 @@ def _measured(weight: Weight) -> bool:
 
 
 def _leaning(weight: Weight, share: float, factor: float | None) -> Weight:
-    target = weight.layout.split(weight.load())[0]
+    target = weight.layout.split(weight.tensor())[0]
     if factor is None or weight.importance is None or not bool(target.any()):
         return weight
-    given, guess = replace(weight.importance()), assumed(target, weight.layout).scaled(factor)
+    given = replace(weight.importance())
+    guess = assumed(target, weight.layout, weight.lines).scaled(weight.factor * factor)
     mixed = _mixed(given, guess, share, target.shape[1])
     levels = [water_level(target, one, _BITS) for one in (given, guess, mixed)]
     wanted = share * levels[0] + (1 - share) * levels[1]

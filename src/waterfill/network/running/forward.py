@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from waterfill.arithmetic import AsSet, own_arithmetic
 from waterfill.errors import BadInput
-from waterfill.network.batches import (
+from waterfill.network.running.batches import (
     _finite,
     are_arguments,
     each_tensor,
@@ -22,8 +22,8 @@ from waterfill.network.batches import (
     tensor_in,
     tensors_in,
 )
-from waterfill.network.plainly import plainly
-from waterfill.network.state import same_draws, unchanged
+from waterfill.network.running.plainly import plainly
+from waterfill.network.running.state import same_draws, unchanged
 
 Forward = Callable[[nn.Module, Any], Any]
 """(model, batch) -> what the model says, where a batch is not simply its arguments."""
