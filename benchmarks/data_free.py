@@ -8,7 +8,12 @@ The automatic recipe comes first, the sum, by far the slowest, last. What is kno
 partial results; `--resume` takes over what these hold and measures the rest. They become the results once nothing is
 missing.
 
+Beside the automatic recipe stands the same with equal bits for every matrix (`lib/equal_bits.py`): what is assumed
+without data must be worth more than to assume nothing. A language model takes part where it can be had
+(`lib/language.py`).
+
     python benchmarks/data_free.py [--quick] [--resume] [--networks ResNet-20,ResNet-56] [--bits 4,2] [--recipe TEXT]
+                                   [--claims] [--workers N]
 """
 
 import argparse
@@ -25,8 +30,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from lib import equal_bits, language
 from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
 from lib.data_free_tables import Run, bars, breakdown_table, equal_bytes_table, quality_table, runs_table, sizes_table
+from lib.equal_bits_tables import lost_to_equal_bits, shares_table
 from lib.networks import Evaluator, Network, State, networks
 from opponents import rounding
 
@@ -34,9 +41,13 @@ import waterfill
 from waterfill.errors import BudgetError, WaterfillError
 
 AUTOMATIC = "Quantize()"
-RECIPES = (AUTOMATIC, "Codebook()", "Quantize() + Prune() + LowRank()")
+EQUAL = equal_bits.RECIPE
+RECIPES = (AUTOMATIC, EQUAL, "Codebook()", "Quantize() + Prune() + LowRank()")
 RATES = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
-SHOWN = ("quality", "equal_bytes", "sizes", "breakdown", "claims")
+CLAIMED = (4.0, 3.0, 2.0)
+SHOWN = ("quality", "shares", "equal_bytes", "sizes", "breakdown", "claims")
+PERPLEXITIES = {4.253: 32.0, 3.253: 51.0}
+"""Bits per weight of the whole file -> the perplexity that the language model may have (29.30 uncompressed)."""
 BARS = {3.0: 90.9, 2.6: 90.0}
 """Bits per weight of the whole file -> the accuracy that ResNet-20 must reach (91.73 % uncompressed)."""
 
@@ -58,16 +69,18 @@ class Job:
 def main() -> None:
     options = parse_options()
     folder = data_folder()
-    wanted = plan(options.networks, options.bits, options.recipe, options.quick)
+    if language.missing():
+        print(f"{language.NAME} is left out: {language.missing()}")
+    wanted = plan(options.networks, options.bits, options.recipe, options.quick, plain=not options.claims)
     known = earlier(options.quick) if options.resume else {}
-    everything = plan(list(networks()), list(RATES), list(RECIPES), False)
+    everything = plan(list(every_network()), list(RATES), list(RECIPES), False)
     jobs = [job for job in wanted if job not in known]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=one_thread) as pool:
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         runs = pool.map(functools.partial(measure, folder), jobs)
         for done, (job, run) in enumerate(zip(jobs, runs, strict=True), 1):
             known[job] = run
             print(f"[{done}/{len(jobs)}] {run.line()}", flush=True)
-            if done % 25 == 0 or done == len(jobs):
+            if done % 5 == 0 or done == len(jobs):
                 write(known, folder, options, partial=True, shown=())
     complete = all(job in known for job in everything)
     write(known, folder, options, partial=not complete, shown=SHOWN)
@@ -77,7 +90,7 @@ def write(
     known: dict[Job, Run], folder: Path, options: argparse.Namespace, *, partial: bool, shown: Iterable[str]
 ) -> None:
     """Tables of what is known, in the order of the full plan."""
-    order = {name: place for place, name in enumerate(networks())}
+    order = {name: place for place, name in enumerate([*networks(), language.NAME])}
     runs = sorted(known.values(), key=lambda run: order[run.network])
     finish("data_free", tables(runs, folder), vars(options), partial=partial, shown=shown)
 
@@ -92,21 +105,29 @@ def earlier(quick: bool) -> dict[Job, Run]:
     return {Job(run.network, run.recipe, run.bits, run.width, run.quick): run for run in runs if run.quick == quick}
 
 
+def every_network() -> dict[str, Network]:
+    """The reference networks, and the language model where it can be had."""
+    return networks() | language.language_models()
+
+
 def parse_options() -> argparse.Namespace:
     """Networks, rates, recipes, and whether to use small subsets of the data."""
+    known = every_network()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small subsets of the data")
     parser.add_argument("--resume", action="store_true", help="keep what the partial results hold, measure the rest")
-    parser.add_argument("--networks", default=",".join(networks()), help="names, separated by commas")
+    parser.add_argument("--networks", default=",".join(known), help="names, separated by commas")
     parser.add_argument("--bits", default=",".join(f"{rate:g}" for rate in RATES), help="bits per weight, by commas")
     parser.add_argument("--recipe", action="append", help="a recipe; may be given several times")
+    parser.add_argument("--claims", action="store_true", help="only what the claims about equal bits need")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
     options = parser.parse_args()
     options.networks = options.networks.split(",")
-    options.bits = [float(bits) for bits in options.bits.split(",")]
-    options.recipe = options.recipe or list(RECIPES)
-    unknown = sorted(set(options.networks) - set(networks()))
+    options.bits = list(CLAIMED) if options.claims else [float(bits) for bits in options.bits.split(",")]
+    options.recipe = [AUTOMATIC, EQUAL] if options.claims else options.recipe or list(RECIPES)
+    unknown = sorted(set(options.networks) - set(known))
     if unknown:
-        parser.error(f"no network {unknown[0]!r}; there are {', '.join(networks())}")
+        parser.error(f"no network {unknown[0]!r}; there are {', '.join(known)}")
     return options
 
 
@@ -115,15 +136,20 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def plan(names: Sequence[str], rates: Sequence[float], recipes: Sequence[str], quick: bool) -> list[Job]:
-    """All measurements: originals and rounding, then recipe by recipe, a network at a time."""
+def plan(
+    names: Sequence[str], rates: Sequence[float], recipes: Sequence[str], quick: bool, *, plain: bool = True
+) -> list[Job]:
+    """All measurements: originals, rounding if it is wanted, then recipe by recipe, a network at a time."""
     jobs = [Job(name, "float32", quick=quick) for name in names]
-    jobs += [Job(name, "", width=width, quick=quick) for name in names for width in rounding.WIDTHS]
+    small = [name for name in names if name != language.NAME]
+    jobs += [Job(name, "", width=width, quick=quick) for name in small for width in (rounding.WIDTHS if plain else ())]
     for recipe in recipes:
-        for name in names:
+        if language.NAME in names and recipe in (AUTOMATIC, EQUAL):
+            jobs += [Job(language.NAME, recipe, bits=bits, quick=quick) for bits in language.RATES]
+        for name in small:
             own = sorted({*rates, *(BARS if name == "ResNet-20" else ())}, reverse=True)
             jobs += [Job(name, recipe, bits=bits, quick=quick) for bits in own]
-            widths = rounding.WIDTHS if recipe == AUTOMATIC else ()
+            widths = rounding.WIDTHS if recipe == AUTOMATIC and plain else ()
             jobs += [Job(name, recipe, width=width, quick=quick) for width in widths]
     return jobs
 
@@ -131,7 +157,7 @@ def plan(names: Sequence[str], rates: Sequence[float], recipes: Sequence[str], q
 @functools.lru_cache(maxsize=2)
 def prepared(folder: Path, name: str, quick: bool) -> tuple[Network, State, Evaluator]:
     """The network, its original tensors and what measures it; kept from job to job."""
-    network = networks()[name]
+    network = every_network()[name]
     state = network.state(folder)
     return network, state, network.prepare(folder, state, quick)
 
@@ -171,7 +197,9 @@ def through_a_file(state: State, recipe: str, budget: int) -> tuple[int, State, 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.wf"
         begin = time.perf_counter()
-        model = waterfill.compress(state, spec=recipe, size=budget)
+        equal = equal_bits.equal_bits(state) if recipe == EQUAL else None
+        spec = AUTOMATIC if recipe == EQUAL else recipe
+        model = waterfill.compress(state, spec=spec, size=budget, importance=equal)
         seconds = time.perf_counter() - begin
         model.save(path)
         blobs = sum(len(entry.blob) for entry in model.entries.values())
@@ -186,6 +214,7 @@ def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
     """Everything that is written; the claims are made of the rest."""
     found = {
         "quality": quality_table(runs, RECIPES),
+        "shares": shares_table(runs, AUTOMATIC, EQUAL),
         "equal_bytes": equal_bytes_table(runs, AUTOMATIC),
         "sizes": sizes_table(runs),
         "runs": runs_table(runs),
@@ -194,6 +223,12 @@ def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
         claim(f"ResNet-20 at {bits:g} bits of the whole file, accuracy in %", quality, bar, ".2f")
         for bits, bar, quality in bars(runs, AUTOMATIC, BARS)
     ]
+    for run in runs:
+        if run.network == language.NAME and run.recipe == AUTOMATIC and run.bits in PERPLEXITIES and not run.failed:
+            what = f"{run.network} at {run.bits:g} bits of the whole file, perplexity"
+            claims.append(claim(what, run.quality, PERPLEXITIES[run.bits], ".2f", at_most=True))
+    beaten = lost_to_equal_bits(found["shares"])
+    claims.append(claim("networks and rates at which equal bits are better", len(beaten), 0, "d", at_most=True))
     if any(run.network == "ResNet-20" for run in runs):
         state = networks()["ResNet-20"].state(folder)
         found["breakdown"] = breakdown_table(waterfill.compress(state, spec=AUTOMATIC, bits=2.0))

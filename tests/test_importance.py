@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waterfill.errors import BadInput
-from waterfill.importance import SIZE_EXPONENT, Importance, entrywise, smooth_gram, without_data
+from waterfill.importance import (
+    COLUMNS,
+    ROWS,
+    SIZE_EXPONENT,
+    SMOOTHNESS,
+    Importance,
+    entrywise,
+    expected_correlation,
+    line_by_line,
+    smooth_gram,
+    without_data,
+)
 
 
 def positive_definite(n: int, seed: int = 0) -> torch.Tensor:
@@ -90,9 +101,44 @@ def test_smooth_gram_decays_with_distance():
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
 def test_without_data_a_relative_error_costs_the_same_at_every_scale(kernel, scale):
     target = scale * torch.randn(16, 36)
-    cost = without_data(target, kernel).distortion(0.1 * target)
-    assert cost == pytest.approx(0.5 * 0.01 * target.numel() ** SIZE_EXPONENT, rel=1e-4)
+    cost = without_data(target, kernel).distortion(0.1 * target) / (0.5 * 0.01 * target.numel() ** SIZE_EXPONENT)
+    assert cost == pytest.approx(1, rel=1e-4) if not kernel else 1 <= cost < 1.5  # dearer where no smooth input shows
+    assert cost == pytest.approx(
+        200 * without_data(target / scale, kernel).distortion(0.1 * target / scale) / target.numel() ** SIZE_EXPONENT,
+        rel=1e-4,
+    )
     assert math.isfinite(without_data(torch.zeros(4, 9), kernel).distortion(torch.ones(4, 9)))
+
+
+def test_inputs_are_taken_to_be_as_smooth_as_the_kernels():
+    flat, white = torch.randn(64, 1).expand(64, 9).contiguous(), torch.randn(256, 9)
+    edges = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0]]).expand(64, 9) * torch.randn(64, 1)
+    assert expected_correlation(flat, (3, 3)) == SMOOTHNESS
+    assert 0.1 < expected_correlation(white, (3, 3)) < 0.4
+    assert expected_correlation(edges, (3, 3)) == 0
+
+
+def test_kernels_of_differences_are_dear_and_their_errors_are_not_shaped():
+    edges = torch.tensor([[0.0, 0, 0, -1, 2, -1, 0, 0, 0]]) * torch.randn(64, 1)
+    found = without_data(edges, (3, 3))
+    assert torch.equal(found.gram, torch.eye(9))
+    flat = torch.ones(64, 9) / 3 * edges.norm() / 8
+    assert found.distortion(0.1 * edges) > 1.5 * without_data(flat, (3, 3)).distortion(0.1 * flat)
+
+
+@pytest.mark.parametrize("lines", [ROWS, COLUMNS])
+def test_line_by_line_every_line_costs_its_own_relative_error(lines):
+    scales = torch.logspace(-1, 1, 8)
+    target = torch.randn(8, 8) * (scales[:, None] if lines == ROWS else scales)
+    importance = line_by_line(target, lines)
+    alone = []
+    for i in range(8):
+        error = torch.zeros(8, 8)
+        error[(i,) if lines == ROWS else (slice(None), i)] = 0.1 * (target[i] if lines == ROWS else target[:, i])
+        alone.append(importance.distortion(error))
+    assert alone == pytest.approx([alone[0]] * 8, rel=1e-3)
+    assert sum(alone) == pytest.approx(0.5 * 0.01 * 64**SIZE_EXPONENT, rel=1e-3)
+    assert math.isfinite(line_by_line(torch.zeros(4, 4), lines).distortion(torch.ones(4, 4)))
 
 
 def test_entrywise_costs_relative_errors_of_single_entries():

@@ -81,10 +81,10 @@ def test_tables_of_a_toy_run() -> None:
         "toy", "Quantize()", None, 3, size=300, file_bits=3.25, tally=200.0, quality=82.0, divergence=0.6
     )
     found = data_free.tables([original, *plain, ours, equal], Path())
-    assert found["quality"].rows == [["toy", "accuracy, %", 90.0, 3.5, 89.0, None, None, 3.25, 83.0, 4.25, 84.0]]
+    assert found["quality"].rows == [["toy", "accuracy, %", 90.0, 3.5, 89.0, *[None] * 3, 3.25, 83.0, 4.25, 84.0]]
     assert [row[-1] for row in found["equal_bytes"].rows] == ["WORSE"]
     assert found["sizes"].rows[0][-1] is False
-    assert [row[-1] for row in found["claims"].rows] == [False, True, False]
+    assert [row[-1] for row in found["claims"].rows] == [True, False, True, False]
     assert "NO" in found["claims"].markdown()
 
 
@@ -97,6 +97,31 @@ def test_who_is_better_at_equal_bytes(quality: float, divergence: float, word: s
     plain = tables.Run("toy", "", None, 3, quality=90.0, divergence=0.5, resolution=0.1)
     ours = tables.Run("toy", "Quantize()", None, 3, quality=quality, divergence=divergence, resolution=0.1)
     assert tables.verdict(ours, plain) == word
+
+
+def test_equal_bits_are_better_only_beyond_chance() -> None:
+    tables, equal = script("lib.data_free_tables"), script("lib.equal_bits_tables")
+    runs = [tables.Run("toy", "float32", None, None, metric="accuracy, %")]
+    for bits, ours, theirs in ((4.0, 0.10, 0.095), (3.0, 0.2, 0.1), (2.0, 0.5, 1.0)):
+        runs += [tables.Run("toy", name, bits, None, divergence=d) for name, d in (("a", ours), ("b", theirs))]
+    shares = equal.shares_table(runs, "a", "b")
+    assert [row[2] for row in shares.rows] == [4.0, 3.0, 2.0]
+    assert [row[2] for row in equal.lost_to_equal_bits(shares)] == [3.0]
+
+
+def test_equal_bits_are_equal(state: dict[str, torch.Tensor]) -> None:
+    matrices = {"a": torch.randn(100, 64), "b": torch.randn(10, 64), "c": torch.randn(16, 8, 3, 3), **state}
+    importance = script("lib.equal_bits").equal_bits(matrices)
+    table = script("data_free").waterfill.compress(matrices, spec="Quantize()", bits=5.0, importance=importance).table()
+    spent = {row["name"]: row["bits"] for row in table}
+    assert abs(spent["a"] - spent["b"]) < 0.4
+
+
+def test_the_language_model_says_why_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    language = script("lib.language")
+    monkeypatch.delenv(language.FOLDER, raising=False)
+    assert language.language_models() == {}
+    assert language.FOLDER in language.missing() or "package" in language.missing()
 
 
 def test_every_measurement_is_planned_once() -> None:

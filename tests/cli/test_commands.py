@@ -48,6 +48,13 @@ def test_the_table_names_every_tensor_and_says_what_was_kept_and_why(run, checkp
     assert f"{(tmp_path / 'small.wf').stat().st_size} bytes" in ran.out
 
 
+def test_a_budget_that_cannot_be_spent_is_remarked(run, checkpoint, tmp_path):
+    many, few = (run("compress", checkpoint, "--bits", bits, "-o", tmp_path / f"{bits}.wf") for bits in (40, 3))
+    assert many.code == few.code == 0
+    assert "10680 bytes were allowed" in many.out and "--lossless keeps every bit" in many.out
+    assert "were allowed" not in few.out and "were allowed" in run("info", tmp_path / "40.wf").out
+
+
 def test_lossless_gives_every_bit_back(run, checkpoint, tmp_path):
     small, again = tmp_path / "small.wf", tmp_path / "again.safetensors"
     assert run("compress", checkpoint, "--lossless", "-o", small).code == 0

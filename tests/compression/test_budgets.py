@@ -33,8 +33,8 @@ NETWORKS = {
 CASES = [
     ("tiny", "Quantize()"),
     ("kernels", "Prune()"),
-    ("tiny", "Codebook()"),
     *(pytest.param(name, "Quantize()", marks=pytest.mark.slow) for name in ("deep", "kernels")),
+    pytest.param("tiny", "Codebook()", marks=pytest.mark.slow),
     *(
         pytest.param(name, recipe, marks=pytest.mark.slow)
         for name in ("tiny", "kernels")
@@ -43,7 +43,7 @@ CASES = [
 ]
 STEPWISE = [
     ("tiny", "Dense()"),
-    ("kernels", "Quantize(bits=3)"),
+    pytest.param("kernels", "Quantize(bits=3)", marks=pytest.mark.slow),
     pytest.param("kernels", "Codebook(levels=4)", marks=pytest.mark.slow),
     pytest.param("deep", "Sampled()", marks=pytest.mark.slow),
 ]
@@ -61,9 +61,8 @@ def in_memory(tensors: Mapping[str, Tensor], recipe: str) -> Compressor:
 
 
 def refused_below(compress: Compressor, least: int) -> None:
-    for size in (least // 3, least - 1):
-        with pytest.raises(BudgetError, match=rf"of {size} bytes .* has {least};"):
-            compress(size=size)
+    with pytest.raises(BudgetError, match=rf"of {least - 1} bytes .* has {least};"):
+        compress(size=least - 1)
 
 
 @pytest.mark.parametrize(("network", "recipe"), CASES)
@@ -72,7 +71,7 @@ def test_every_size_from_the_smallest_file_on_is_met_and_used(network, recipe, t
     least = smallest(compress)
     refused_below(compress, least)
     entries = sum(t.numel() for t in NETWORKS[network].values())
-    for size in (least, least + 9, int(1.4 * least), 2 * least + 1, 3 * least, entries):
+    for size in (least, least + 9, int(1.4 * least), 2 * least + 1, entries):
         if size >= least:
             made = compress(size=size)
             assert made.save(tmp_path / "m.wf", force=True) == made.size <= size
@@ -85,13 +84,13 @@ def test_recipes_that_cannot_take_every_size_meet_it_too(network, recipe) -> Non
     compress = in_memory(NETWORKS[network], recipe)
     least = smallest(compress)
     refused_below(compress, least)
-    sizes = [least, least + 3, int(1.1 * least), int(1.5 * least), 4 * least]
+    sizes = [least, int(1.1 * least), int(1.5 * least), 4 * least]
     found = [compress(size=size).size for size in sizes]
     assert all(size <= most for size, most in zip(found, sizes, strict=True))
     assert found == sorted(found)
 
 
-@pytest.mark.parametrize("price", [1.0, 1e-2])
+@pytest.mark.parametrize("price", [1e-2, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_what_a_price_gives_a_size_gives_too(price) -> None:
     compress = in_memory(NETWORKS["deep"], "Quantize()")
     least, size = smallest(compress), compress(price=price).size
@@ -116,10 +115,8 @@ def test_a_file_to_file_compression_is_refused_with_the_same_bytes_and_so_is_its
     least = smallest(to_file)
     assert least == smallest(in_memory(NETWORKS["kernels"], "Quantize()")) == smallest(planned)
     refused_below(to_file, least)
-    refused_below(planned, least)
     assert to_file(size=least).size == least
     assert not list(Path(tmp_path).glob("*.work"))
-    assert to_file(size=least + 2).size <= least + 2
     assert to_file(size=3 * least).size >= 0.97 * 3 * least
 
 
@@ -132,7 +129,7 @@ def with_data(recipe: str | None) -> Compressor:
     return lambda **budget: waterfill.compress(model, batches, **given, options=options, **budget)
 
 
-@pytest.mark.parametrize("recipe", [None, "Quantize()"])
+@pytest.mark.parametrize("recipe", [None, pytest.param("Quantize()", marks=pytest.mark.slow)])
 def test_with_data_every_size_from_the_smallest_file_on_is_met(recipe) -> None:
     compress = with_data(recipe)
     least = smallest(compress)

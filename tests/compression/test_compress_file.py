@@ -234,7 +234,7 @@ def test_an_existing_target_is_kept_unless_asked(source, target):
 
 
 def test_a_hopeless_job_leaves_nothing_behind(source, target, tmp_path):
-    with pytest.raises(BudgetError, match="less than the names and checksums"):
+    with pytest.raises(BudgetError, match="the smallest that this recipe can make"):
         waterfill.compress_file(source, target, size=100)
     save_file({"bad.weight": torch.full((20, 20), float("nan"))}, tmp_path / "nan.safetensors")
     with pytest.raises(BadInput, match="'bad.weight' holds 400 values that are NaN"):
@@ -272,7 +272,7 @@ def test_a_plan_predicts_the_size(source, target, budget):
     assert [row["name"] for row in plan.rows] == [row["name"] for row in summary.rows]
     for planned, made in zip(plan.rows, summary.rows, strict=True):
         assert planned["bytes"] == pytest.approx(made["bytes"], rel=0.25, abs=16)
-    assert plan.memory > 0 and plan.seconds > 0
+    assert plan.memory > 0 and 0 < plan.seconds[0] < plan.seconds[1]
 
 
 def test_a_plan_writes_nothing(source, tmp_path):

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from waterfill.arithmetic import by_own_arithmetic
+from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
-from waterfill.compression.allocation.sample import SAMPLED_ENTRIES
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.estimate import seconds_of
 from waterfill.compression.options import Options
 from waterfill.compression.task import LOSSLESS, resolve
 from waterfill.dtypes import octets
@@ -86,7 +87,8 @@ class Job:
             mask = None if kept else masks.get(name)
             weights.append(Weight(name, layout, parsed, stored.load, kept=kept, mask=mask))
             weights[-1].check()
-        return cls(checkpoint, parsed, resolve(budget, LOSSLESS if lossless else parsed), lossless, weights, {})
+        known = weights if lossless else informed(weights)
+        return cls(checkpoint, parsed, resolve(budget, LOSSLESS if lossless else parsed), lossless, known, {})
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def _digest(tensor: Tensor) -> int:
 @dataclass(frozen=True)
 class Plan:
     """What a job would make. rows: name, shape, dtype, bytes, bits, reason, predicted error. size: bytes of the file.
-    memory: bytes at the peak, about. seconds: wall time, about."""
+    memory: bytes at the peak, about. seconds: wall time at best and at worst."""
 
     rows: list[dict[str, Any]]
     size: int
@@ -253,7 +255,7 @@ class Plan:
     weights: int
     price: float
     memory: int
-    seconds: float
+    seconds: tuple[float, float]
 
 
 @by_own_arithmetic
@@ -268,14 +270,17 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     lossless: bool = False,
     options: Options = Options(),
 ) -> Plan:
-    """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written."""
+    """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written.
+
+    For the time a few weights are fitted.
+    """
     job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
     began = time.monotonic()
     run = job.run(Records(job, None), options)
     at = (job.budget.price or FIXED_RATE_PRICE) if job.size is None else run.price_for(job.size)
     points = [w.curve.at(at) for w in job.weights]
-    measured = sum(min(w.layout.entries, SAMPLED_ENTRIES) * max(1, len(w.curve.points)) for w in job.weights)
-    pace = (time.monotonic() - began) / max(1, measured)
+    measuring = 0.0 if job.size is None else time.monotonic() - began  # at a price given nothing is measured
+    seconds = seconds_of(job.weights, at, options.workers, measuring)
     lengths = [int(p.bits / 8) for p in points]
     rows = [
         table_row(w.name, w.layout, ("", w.reason), length, None) | {"distortion": point.distortion}
@@ -284,4 +289,4 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     entries = [w.layout.entries for w in job.weights]
     memory = 300_000_000 + 14 * max(entries) * min(options.workers, len(entries))
     total = sum(lengths) + run.overhead(lengths)
-    return Plan(rows, total, job.checkpoint.original_bytes, job.count, at, memory, 1.3 * pace * sum(entries))
+    return Plan(rows, total, job.checkpoint.original_bytes, job.count, at, memory, seconds)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.unreached import at_common_price
@@ -57,6 +58,7 @@ def plan_weights(
         weight = Weight(name, layout, spec, load[name], _reader(importance, name), streamed)
         weight.check()
         weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
+    weights = informed(weights)
     return at_common_price(weights) if isinstance(importance, Measured) else weights
 
 

@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight: where it comes from, and what its errors cost, or None for what is assumed without data."""
+    """A weight: where it comes from, and what its errors cost: importance, or `factor` times what is assumed by
+    `lines`."""
 
     layout: "Layout"
     load: Any
     importance: "Importance | None" = None
+    factor: float = 1.0
+    lines: str = ""
 
     def matrices(self) -> "list[tuple[Tensor, Importance]]":
         """Its matrices, and what errors in each cost."""
-        from waterfill.importance import without_data
+        from waterfill.compression.allocation.weight import assumed
 
-        size, kernel = math.prod(self.layout.matrix), self.layout.kernel
         targets = self.layout.split(self.load())
-        return [(t, self.importance or without_data(t, kernel, size)) for t in targets]
+        return [(t, self.importance or assumed(t, self.layout, self.lines).scaled(self.factor)) for t in targets]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`waterfill compress`: a .wf file that meets a budget."""
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,18 @@ def run(args: argparse.Namespace) -> None:
         say(line)
     say()
     say(f"{output}: {listing.totals()}")
+    if unspent := _unspent(args, listing):
+        say(unspent)
     say(f"took {seconds_text(seconds)}")
+
+
+def _unspent(args: argparse.Namespace, listing: Listing) -> str:
+    """What there is to say if the file is far smaller than it was allowed to be, or nothing."""
+    from waterfill.compression.allocation.budget import unused
+
+    allowed = args.size or (args.bits or 0) * listing.weights / 8 or (listing.original or 0) / (args.ratio or math.inf)
+    remark = unused(int(allowed), listing.size)
+    return f"{remark}; --lossless keeps every bit" if remark else ""
 
 
 def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = printable(listing.recipe)
     say(f"{args.file}: waterfill format {version}" + (f", recipe {recipe}" if recipe else ""))
     say(listing.totals())
-    if listing.folded:
-        say(listing.folded)
+    for remark in filter(None, (listing.folded, listing.notes.get("budget"))):
+        say(f"{remark}")
     say()
     say(listing.text(args.all))
     outside = listing.size - sum(item.bytes for item in listing.items)

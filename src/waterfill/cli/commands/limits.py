@@ -59,16 +59,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
     """The weights of a checkpoint, and why some of them are kept bit for bit. Raises BadInput for NaN."""
-    from waterfill.network.checkpoint import open_checkpoint
-    from waterfill.network.kept import why_kept
-    from waterfill.network.layout import layout_of
+    from waterfill.compression.allocation.budget import Budget
+    from waterfill.compression.file import Job
+    from waterfill.recipe import DEFAULT_RECIPE
 
-    stored = open_checkpoint(model).tensors
-    layouts = {name: layout_of(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
-    matrices = {name: Layer(layout, stored[name].load) for name, layout in layouts.items() if _is_matrix(layout)}
-    kept = {name: why_kept(name, layer.load()) for name, layer in matrices.items()}
-    left_out = {name: why for name, why in kept.items() if why}
-    return {name: layer for name, layer in matrices.items() if name not in left_out}, left_out
+    weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0), lossless=False).weights
+    left_out = {w.name: w.kept for w in weights if w.kept}
+    rest = (w for w in weights if not w.kept and _is_matrix(w.layout))
+    return {w.name: Layer(w.layout, w.tensor, None, w.factor, w.lines) for w in rest}, left_out
 
 
 def _is_matrix(layout: "Layout") -> bool:

@@ -35,4 +35,5 @@ def run(args: argparse.Namespace) -> None:
     say(listing.text(args.all))
     say()
     say(f"predicted: {listing.totals()}")
-    say(f"about {seconds_text(plan.seconds)}, {bytes_text(plan.memory)} of memory; {plan.price:.3g} nats per bit")
+    seconds = " to ".join(map(seconds_text, plan.seconds))
+    say(f"{seconds}, {bytes_text(plan.memory)} of memory; {plan.price:.3g} nats per bit")

@@ -203,8 +203,9 @@ class Fitter:
         covered = sum(entries for _, entries in known)
         if covered > 0.5 * self.entries:
             return round(sum(level * entries for level, entries in known) / covered)
-        average = max(2.0, self.entries / len(self.weights))  # where a relative error has its cost
-        return min(0, round(-bits - (1 - SIZE_EXPONENT) * math.log(average, 4)))
+        assumed = [(w.factor * max(2, math.prod(w.layout.matrix)) ** (SIZE_EXPONENT - 1), w) for w in self.weights]
+        spent = sum(w.layout.entries * math.log(cost, 4) for cost, w in assumed) / max(1, self.entries)
+        return min(0, round(spent - bits))
 
     def _measure(self, i: int, k: int) -> float:
         bits = self.weights[i].curve.at_grid(k).bits

@@ -14,7 +14,7 @@ from waterfill.network.layout import RAW
 
 _PRICES_TRIED = 3  # below the highest
 _BITS_OF_WORDS = 128.0  # at most, that a blob may be larger by and the manifest smaller
-_LEVELS = 40  # of the price, a factor of 2 each, at which what is left over is spent
+_LEVELS = 20  # of the price, a factor of 4 each, at which what is left over is spent
 _HALVINGS = 4  # between a price at which the file is too large and one at which it is not
 
 
@@ -71,11 +71,11 @@ class Trials:
                 if self.file_bytes(self.ledger) >= FILL * size:
                     return
                 price = self.ledger.prices[i]
-                if price / 2 < 4.0**LOWEST:
+                if price / 4 < 4.0**LOWEST:
                     growing.remove(i)
-                elif not self.attempt(i, price / 2, size):
+                elif not self.attempt(i, price / 4, size):
                     growing.remove(i)
-                    self._approach(i, (price / 2, price), size)
+                    self._approach(i, (price / 4, price), size)
 
     def _approach(self, i: int, between: tuple[float, float], size: int) -> None:
         """Fit weight i at about the lowest of the prices between two, of which the lower takes too many bytes."""

@@ -23,7 +23,7 @@ def at_common_price(weights: Sequence[Weight]) -> list[Weight]:
     if all(weight.importance is not None or weight.layout.role == RAW for weight in weights):
         return list(weights)
     known = {kind: _factor([w for w in weights if _counts(w, kind)]) for kind in (True, False)}
-    return [w if w.importance is not None else replace(w, factor=_of(known, w)) for w in weights]
+    return [w if w.importance is not None else replace(w, factor=w.factor * _of(known, w)) for w in weights]
 
 
 def _counts(weight: Weight, vector: bool) -> bool:
@@ -44,7 +44,6 @@ def _factor(weights: Sequence[Weight]) -> float | None:
         if bool(target.any()):
             assert weight.importance is not None
             given = replace(weight.importance())  # its factor is not kept
-            ratios.append(
-                water_level(target, given, _BITS) - water_level(target, assumed(target, weight.layout), _BITS)
-            )
+            own = assumed(target, weight.layout, weight.lines).scaled(weight.factor)
+            ratios.append(water_level(target, given, _BITS) - water_level(target, own, _BITS))
     return 2.0 ** float(np.median(ratios)) if ratios else None

@@ -13,7 +13,7 @@ from waterfill.compression.allocation.damping import damped
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES, Sample, rows_and_cols, stride_of
 from waterfill.dtypes import STORED, dtype_name, octets
 from waterfill.errors import BadInput
-from waterfill.importance import Importance, entrywise, without_data
+from waterfill.importance import Importance, entrywise, line_by_line, without_data
 from waterfill.model.entry import Entry, decode, encode
 from waterfill.network.layout import RAW, VECTOR, Layout
 from waterfill.network.pruned import visible
@@ -42,7 +42,8 @@ class Weight:
     load: the whole tensor, as often as it is asked for. spec: what it is fitted to. choice: what it could be fitted to,
     of which `spec` was chosen at some price; None where there was no choice. importance: reads what was given for each
     of its matrices; None where nothing was. streamed: whether that is read from disk each time, and nothing of it is to
-    be kept. factor: what errors cost beside what is assumed without data, where `importance` is None. known_damping:
+    be kept. factor: what errors cost beside what is assumed of the tensor alone, where `importance` is None; lines:
+    there, whether they count relative to each row ("rows") or column ("columns"), or to the whole (""). known_damping:
     the damping of the weight that this one was made of. kept: why the tensor is kept bit for bit though its numbers
     could be rounded, or nothing. mask: what tells the entries that are seen (bool); None for all of them.
     """
@@ -54,6 +55,7 @@ class Weight:
     importance: Callable[[], Importance] | None = None
     streamed: bool = False
     factor: float = 1.0
+    lines: str = ""
     choice: Choice | None = None
     known_damping: Damping | None = None
     kept: str = ""
@@ -242,7 +244,7 @@ class Weight:
             return given if rows is None or cols is None else given.select(rows, cols)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)
-        found = assumed(target, self.layout).scaled(self.factor)
+        found = assumed(target, self.layout, self.lines).scaled(self.factor)
         # what a mask hides cannot make up for errors beside it
         return found if self.mask is None else replace(found, gram=None)
 
@@ -251,10 +253,15 @@ class Weight:
         return read() if self.mask is None else under_mask(read(), self.mask(), self.layout)
 
 
-def assumed(target: Tensor, layout: Layout) -> Importance:
-    """What errors in a matrix, or in some of its rows, are taken to cost where nothing but its values is known."""
+def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
+    """What errors in a matrix, or in some of its rows, are taken to cost where nothing but its values is known.
+
+    lines: as of a `Weight`.
+    """
     if layout.role == VECTOR:
         return entrywise(target)
+    if lines:
+        return line_by_line(target, lines, math.prod(layout.matrix))
     return without_data(target, layout.kernel, math.prod(layout.matrix))
 
 

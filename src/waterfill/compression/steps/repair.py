@@ -291,11 +291,9 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
 def _written(entry: Entry, value: Tensor, original: Tensor, mantissa: int) -> Entry:
     """The entry of a tensor with another value, rounded to so many mantissa bits."""
     spec = Dense(format="lossless") if entry.layout.role == RAW else Dense(mantissa=mantissa)
-    parts = []
-    for matrix in entry.layout.split(value.cpu()):
-        importance = Importance() if entry.layout.role == RAW else entrywise(matrix)
-        parts.append(spec.fit(matrix, importance, 1.0))
+    pairs = ((m, Importance() if entry.layout.role == RAW else entrywise(m)) for m in entry.layout.split(value.cpu()))
+    parts = tuple(spec.fit(matrix, importance, 1.0) for matrix, importance in pairs)
     gap = entry.layout.join([part.dense() for part in parts]).double() - original.cpu().double()
     energy = float(original.double().norm())
     error = float(gap.norm()) / energy if energy else None
-    return replace(entry, parts=tuple(parts), blob=encode(tuple(parts)), error=error)
+    return replace(entry, parts=parts, blob=encode(parts), error=error)

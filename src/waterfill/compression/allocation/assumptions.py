@@ -1,0 +1,196 @@
+"""What a network's names, shapes and norms tell of its weights where no data do: how dear an error in each one is.
+
+Names are read for the repeated structure that they show, never for what they say: `layers.3.` and `layers.4.` are two
+blocks, whatever is in them. A block with several weights that mix channels adds to a stream that passes by it. Its
+weights are sized for one stream, so they share what an error in the block costs nearly in proportion to their entries;
+and the stream runs through what stands outside, an embedding or a head, whose entries are then no cheaper than those of
+the blocks. What a norm with statistics says is in `amplification` (docs/theory.md, *Without data*).
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from waterfill.compression.allocation.weight import Weight
+from waterfill.importance import COLUMNS, ROWS, SIZE_EXPONENT
+from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout
+
+BLOCK_EXPONENT = 0.7
+"""Of two weights in a block, one with k times the entries costs k^BLOCK_EXPONENT times as much (docs/decisions.md)."""
+OUTSIDE = 1.5
+"""An entry outside of the blocks costs at least so many times what one in the blocks does (docs/decisions.md)."""
+_TALL = 4  # times as many rows as columns has a table of tokens
+_MIXING = 2  # weights of a block that mix channels; a single one may well be all that its input runs through
+_MEAN, _VARIANCE = "running_mean", "running_var"
+_NORM = (_MEAN, _VARIANCE, "weight")
+_EPSILON = 1e-5  # beside a variance, in a norm that does not say
+_LEAST_SHARE = 1e-3  # of the median variance; below, a channel is dead
+_LEAST, _MOST = 0.1, 30.0  # of what a norm is trusted to tell
+_TINY = 1e-30
+
+
+def informed(weights: Sequence[Weight]) -> list[Weight]:
+    """The weights, with the `factor` and the `lines` that their place in the network tells.
+
+    weights: all tensors of a network.
+    Returns the same in the same order.
+    """
+    layouts = {weight.name: weight.layout for weight in weights}
+    places, lines = by_place(layouts), by_lines(layouts)
+    norms = by_norms(weights)
+    factors = [norms.get(weight.name, 1.0) * places.get(weight.name, 1.0) for weight in weights]
+    pairs = zip(weights, factors, strict=True)
+    return [replace(w, factor=w.factor * factor, lines=lines.get(w.name, "")) for w, factor in pairs]
+
+
+def by_place(layouts: Mapping[str, Layout]) -> dict[str, float]:
+    """By the name of a tensor: its cost, in multiples of what its size alone lets assume.
+
+    A vector beside blocks costs as much as a weight in them: what it scales or shifts is what their inputs are.
+
+    layouts: of all tensors, by name.
+    """
+    sizes = {name: math.prod(layout.matrix) for name, layout in layouts.items() if _is_matrix(layout)}
+    blocks = _blocks(layouts)
+    found = {}
+    for members in blocks:
+        typical = _mean_logarithm({name: sizes[name] for name in members}, sizes)
+        for name in members:
+            away = math.log(sizes[name]) - typical
+            found[name] = math.exp((BLOCK_EXPONENT - SIZE_EXPONENT) * away)
+    costs = {name: found.get(name, 1.0) * size ** (SIZE_EXPONENT - 1) for name, size in sizes.items()}  # an entry's
+    if found:
+        entries = {name: layouts[name].entries for name in found}
+        least = OUTSIDE * math.exp(_mean_logarithm({name: costs[name] for name in found}, entries))
+        found |= {name: max(1.0, least / costs[name]) for name in sizes if name not in found}
+        typical = _mean_logarithm({name: sizes[name] for name in entries}, sizes)
+        vectors = {name: layout.entries for name, layout in layouts.items() if layout.role == VECTOR}
+        found |= {name: math.exp(SIZE_EXPONENT * (typical - math.log(size))) for name, size in vectors.items()}
+    return found
+
+
+def by_lines(layouts: Mapping[str, Layout]) -> dict[str, str]:
+    """By name: whether errors count relative to each column or row of a matrix; others are left out.
+
+    Of what reads a stream inside a block, the columns: some channels of a stream are many times as large as others, and
+    training made the weights that meet them small. Of a table outside, the rows: each is a token's, read by itself.
+    layouts: of all tensors, by name.
+    """
+    found: dict[str, str] = {}
+    widths = set()
+    for members in _blocks(layouts):
+        plain = [name for name in members if not layouts[name].kernel]
+        sides = Counter(side for name in plain for side in set(layouts[name].matrix))
+        width = max(sides, key=lambda side: sides[side], default=0)
+        found |= {name: COLUMNS for name in plain if layouts[name].matrix[1] == width}
+        widths.add(width)
+    outside = {name: layout.matrix for name, layout in layouts.items() if _is_matrix(layout) and name not in found}
+    tables = {name for name, (rows, cols) in outside.items() if cols in widths and rows > _TALL * cols}
+    return found | dict.fromkeys(tables, ROWS)
+
+
+def _mean_logarithm(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The weighted mean of the logarithms of some values."""
+    return math.fsum(weights[n] * math.log(v) for n, v in values.items()) / math.fsum(weights[n] for n in values)
+
+
+def _blocks(layouts: Mapping[str, Layout]) -> list[list[str]]:
+    """The names of the weights that mix channels, block by block, of blocks that have several and are not alone."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for name, layout in layouts.items():
+        if _is_matrix(layout) and _mixes(layout):
+            members[_block(name)].append(name)
+    stacks: dict[str, list[str]] = defaultdict(list)
+    for block, names in members.items():
+        if block and len(names) >= _MIXING:
+            stacks[re.sub(r"\d+", "#", block)].append(block)
+    return [members[block] for alike in stacks.values() if len(alike) > 1 for block in alike]
+
+
+def _block(name: str) -> str:
+    """The name up to its last part that is a number, `a.0.b.3` of `a.0.b.3.c.weight`; empty where there is none."""
+    parts = name.split(".")
+    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join(parts[: last + 1])
+
+
+def _is_matrix(layout: Layout) -> bool:
+    return layout.role in (MATRIX, KERNEL, STACK)
+
+
+def _mixes(layout: Layout) -> bool:
+    """Whether an output hears of more than one input channel."""
+    return layout.matrix[1] > math.prod(layout.kernel)
+
+
+def by_norms(weights: Sequence[Weight]) -> dict[str, float]:
+    """By name: how many times dearer a relative error is than assumed, as norms with statistics tell.
+
+    Of a norm's own vectors, and of the weight whose outputs it reads; these two have the same parent in their names.
+    weights: all tensors of a network.
+    """
+    named = {weight.name: weight for weight in weights}
+    found: dict[str, float] = {}
+    for prefix in [name.removesuffix(f".{_VARIANCE}") for name in named if name.endswith(f".{_VARIANCE}")]:
+        own = {part: named[f"{prefix}.{part}"] for part in (*_NORM, "bias") if f"{prefix}.{part}" in named}
+        values = {part: weight.load().detach().double().reshape(-1) for part, weight in own.items()}
+        if not set(_NORM) <= set(values) or len({len(vector) for vector in values.values()}) > 1:
+            continue
+        mean, variance, scale = (values[part] for part in _NORM)
+        grown = amplification(mean, variance, scale)
+        shift = values.get("bias", torch.zeros(1, dtype=torch.float64))
+        energy = float(shift.square().sum() / scale.square().sum().clamp_min(_TINY))
+        shares = {"bias": energy, _MEAN: grown - 1, _VARIANCE: 0.25}  # the root of a variance errs by half as much
+        found |= {f"{prefix}.{part}": min(max(shares[part], _LEAST), _MOST) for part in shares if part in own}
+        before = _before(prefix, variance, weights)
+        found |= {before: grown} if before else {}
+    return found
+
+
+def amplification(mean: Tensor, variance: Tensor, scale: Tensor) -> float:
+    """How many times larger a relative error of a layer's outputs is after a norm than before it.
+
+    A norm takes out the mean, which has its share in the energy of the outputs and in that of their errors: of a
+    channel the relative error grows by `1 + mean^2 / variance`; `scale^2` is its share in what leaves the norm.
+    mean, variance: [channels] of what enters. scale: [channels].
+    """
+    least = _LEAST_SHARE * float(variance.median()) + _EPSILON
+    shares = scale.square()
+    grown = float((shares * (mean.square() / variance.clamp_min(least))).sum() / shares.sum().clamp_min(_TINY))
+    return 1 + min(grown, _MOST) if math.isfinite(grown) else 1.0
+
+
+def _before(prefix: str, variance: Tensor, weights: Sequence[Weight]) -> str | None:
+    """The name of the weight whose outputs a norm reads: of those beside it that have as many rows the one that shares
+    most of its name; among several such, the one whose rows' energies go best with the variances."""
+    parent = prefix.rpartition(".")[0]
+    beside = [
+        weight
+        for weight in weights
+        if weight.layout.role in (MATRIX, KERNEL)
+        and weight.name.rpartition(".")[0].rpartition(".")[0] == parent
+        and weight.layout.matrix[0] == len(variance)
+    ]
+    shared = [_shared(weight.name, prefix) for weight in beside]
+    nearest = [weight for weight, count in zip(beside, shared, strict=True) if count == max(shared)]
+    if len(nearest) < 2:
+        return nearest[0].name if nearest else None
+    return max(nearest, key=lambda weight: _agreement(weight, variance)).name
+
+
+def _shared(first: str, second: str) -> int:
+    """How many characters two names begin with in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
+def _agreement(weight: Weight, variance: Tensor) -> float:
+    """The correlation of the logarithms of the rows' energies and of the variances [rows]."""
+    energies = weight.layout.split(weight.load())[0].double().square().sum(1)
+    pairs = torch.stack([energies, variance]).clamp_min(1e-30).log()
+    return float(torch.nan_to_num(torch.corrcoef(pairs)[0, 1]))
