@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waterfill.errors import BadInput
-from waterfill.importance import (
+from waterfill.importance import Importance, smooth_gram
+from waterfill.without_data import (
     COLUMNS,
     ROWS,
     SIZE_EXPONENT,
     SMOOTHNESS,
-    Importance,
     entrywise,
     expected_correlation,
     line_by_line,
-    smooth_gram,
     without_data,
 )
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from waterfill import Importance, parse
 from waterfill.errors import BadInput
-from waterfill.importance import smooth_gram, without_data
+from waterfill.importance import smooth_gram
 from waterfill.theory import (
     NetworkLimit,
     Spectrum,
@@ -20,6 +20,7 @@ from waterfill.theory import (
     product_variances,
     reverse_water_filling,
 )
+from waterfill.without_data import without_data
 
 VARIANCES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from lib.networks import State
 
 from waterfill.compression.task import plan_weights
-from waterfill.importance import SIZE_EXPONENT, Importance, without_data
+from waterfill.importance import Importance
 from waterfill.network.layout import KERNEL, MATRIX
 from waterfill.recipe import parse
+from waterfill.without_data import SIZE_EXPONENT, without_data
 
 RECIPE = "Quantize(), equal bits"
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.estimate import seconds_of
 from waterfill.compression.options import Options
 from waterfill.compression.task import LOSSLESS, resolve

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
-from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.costs.assumptions import informed
+from waterfill.compression.costs.few import leaning
+from waterfill.compression.costs.unreached import at_common_price
 from waterfill.compression.options import Options
 from waterfill.errors import BadInput, BadRecipe
-from waterfill.importance import Importance, Measured
+from waterfill.importance import Importance, ImportanceMap
 from waterfill.model.compressed import CompressedModel, count_weights
 from waterfill.model.entry import Entry
 from waterfill.network.kept import BINARY, why_kept
@@ -48,7 +49,7 @@ def plan_weights(
     unknown = sorted(set(importance) - set(tensors))
     if unknown:
         raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
-    streamed = isinstance(importance, Measured) and importance.streamed
+    streamed = isinstance(importance, ImportanceMap) and importance.streamed
     load = {name: partial(_on_cpu, value) for name, value in tensors.items()}
     masks = hidden_in(load)
     weights = []
@@ -59,7 +60,7 @@ def plan_weights(
         weight.check()
         weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
     weights = informed(weights)
-    return at_common_price(weights) if isinstance(importance, Measured) else weights
+    return at_common_price(leaning(weights, importance.samples)) if isinstance(importance, ImportanceMap) else weights
 
 
 def _reader(importance: Mapping[str, Importance], name: str) -> Callable[[], Importance] | None:
@@ -118,7 +119,7 @@ class Compression:
             weights = plan_weights(tensors, parsed, roles, importance, constants)
             notes["recipe"] = repr(parsed)
             kept = {weight.name for weight in weights if weight.kept}
-            told = importance.warnings if isinstance(importance, Measured) else {}
+            told = importance.warnings if isinstance(importance, ImportanceMap) else {}
             warnings |= {name: text for name, text in told.items() if name not in kept}
         return cls(weights, {}, aliases, notes | ({"warnings": warnings} if warnings else {}), options)
 

@@ -15,7 +15,7 @@ from waterfill.storage.paths import check_source
 
 INDEX = ".safetensors.index.json"
 """How the name of an index of shards ends."""
-_COMPARED = 1 << 16  # bytes of two tensors that are compared before the whole of them is read
+_ENTRIES_COMPARED_FIRST = 1 << 16  # bytes of two tensors that are compared before the whole of them is read
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ def _tied(tensors: dict[str, Stored]) -> dict[str, str]:
     for name, stored in tensors.items():
         if len(stored.shape) < 2 or not stored.size or count[stored.shape, stored.dtype] < 2:
             continue
-        alike = seen.setdefault((stored.shape, stored.dtype, hashlib.sha256(stored.start(_COMPARED)).digest()), [])
+        alike = seen.setdefault(
+            (stored.shape, stored.dtype, hashlib.sha256(stored.start(_ENTRIES_COMPARED_FIRST)).digest()), []
+        )
         twin = next((other for other in alike if _same(tensors[other], stored)), None)
         if twin is None:
             alike.append(name)

@@ -47,7 +47,7 @@ def within(importance: Importance, mask: Tensor, layout: Layout) -> Importance:
     """What errors cost where a mask (bool) shows them.
 
     Rows and columns that are hidden as a whole cost nothing. Where single entries are hidden, errors of one column
-    cannot be made up for in the others, which may not be there: only the diagonal counts.
+    cannot be compensated in the others, which may not be there: only the diagonal counts.
     """
     seen = layout.split(mask.to(torch.uint8))
     shown = torch.stack([matrix != 0 for matrix in seen])

@@ -32,7 +32,15 @@ def tensors_of(model: "nn.Module | Mapping[str, Tensor]") -> tuple[dict[str, Ten
         else:
             seen[key] = name
     tensors = {name: value for name, value in state.items() if name not in aliases}
-    return tensors, aliases, roles_of(model) if isinstance(model, nn.Module) else {}
+    roles = roles_of(model) if isinstance(model, nn.Module) else {}
+    roles |= {own: roles[alias] for alias, own in aliases.items() if roles.get(alias) == KERNEL}
+    return tensors, aliases, roles
+
+
+def owners_of(module: nn.Module) -> dict[str, str]:
+    """By every name of a tensor the one that stands for it: the first of those that are tied, else its own."""
+    tensors, aliases, _ = tensors_of(module)
+    return {name: name for name in tensors} | aliases
 
 
 def _problem(name: object, value: object) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from waterfill.coding.lossless import methods
 from waterfill.coding.lossless.methods import METHODS, Form
-from waterfill.coding.lossless.word_format import Layout
+from waterfill.coding.lossless.word_format import WordFormat
 from waterfill.coding.stream import Reader, Sink
 from waterfill.dtypes import STORED, octets
 from waterfill.errors import BadRecipe, NewerFormat
@@ -23,7 +23,7 @@ from waterfill.part import Part, Spec, cost
 
 FULL = 23
 """Mantissa bits of float32."""
-_SAMPLE = 1 << 20  # entries that decide on the mantissa
+_ENTRIES_SAMPLED = 1 << 20  # entries that decide on the mantissa
 _PIECE = 1 << 18  # entries of which there are temporaries at a time
 FORMATS = {"float32": FULL, "float16": 10, "bfloat16": 7}
 """Mantissa bits of the formats that a matrix can be rounded to."""
@@ -61,7 +61,7 @@ class DensePart(Part):
         used = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
         zeros = min(mantissa, (used & -used).bit_length() - 1) if used else mantissa
         signed = bool(used >> (exponent + mantissa))
-        return Form(Layout(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
+        return Form(WordFormat(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
 
     @cached_property
     def _words(self) -> np.ndarray:
@@ -96,7 +96,7 @@ class DensePart(Part):
             raise src.fail("complex numbers inside another part")
         form = Form(None, dtype.itemsize)
         if dtype in _FLOATS:
-            form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
+            form = Form(WordFormat(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
         words, positions = methods.read(src, method, shape, form)
         raw = torch.from_numpy(words.view(np.uint8))
         if dtype == torch.bool and bool((raw > 1).any()):
@@ -175,7 +175,7 @@ def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
     diagonal of a Gram matrix tells D, and some rows of a large matrix tell it for all. Past the first m with
     D < price * entries no further bit can pay.
     """
-    step = max(1, target.numel() // _SAMPLE)
+    step = max(1, target.numel() // _ENTRIES_SAMPLED)
     rows = importance.rows[::step] if importance.rows.ndim else importance.rows
     alone, some = Importance(rows, _diagonal(importance, target.shape[1])), target[::step]
     costs: list[float] = []

@@ -64,9 +64,9 @@ def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
     from waterfill.recipe import DEFAULT_RECIPE
 
     weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0), lossless=False).weights
-    left_out = {w.name: w.kept for w in weights if w.kept}
-    rest = (w for w in weights if not w.kept and _is_matrix(w.layout))
-    return {w.name: Layer(w.layout, w.tensor, None, w.factor, w.lines) for w in rest}, left_out
+    layers = {w.name: Layer(w.layout, w.tensor, None, w.factor, w.lines) for w in weights if _is_matrix(w.layout)}
+    left_out = {w.name: w.kept for w in weights if w.kept and len(w.layout.shape) > 1}
+    return {name: layer for name, layer in layers.items() if name not in left_out}, left_out
 
 
 def _is_matrix(layout: "Layout") -> bool:
@@ -87,7 +87,7 @@ def _with_data(args: argparse.Namespace, folded: bool) -> tuple[dict[str, Layer]
     network, given = network_and_batches(args.network, args.data)
     network, batches = with_weights(network, existing(args.model)), list(given)
     if folded and batches:
-        network = fold_batch_norm(network, batches[0])
+        network = fold_batch_norm(network, *batches)
     calibration = calibrate(network, batches, importance=AUTO, probes=_PROBES)  # as files are made
     weights, layouts = weights_of(network)
     layers = {

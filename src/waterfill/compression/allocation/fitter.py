@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
-from waterfill.compression.allocation import search
 from waterfill.compression.allocation.budget import USED, Budget
-from waterfill.compression.allocation.exact import Exact
-from waterfill.compression.allocation.search import HIGHEST, Bracket
-from waterfill.compression.allocation.smallest import Trials, small_prices
-from waterfill.compression.allocation.spend import FILL, Ledger, refit_to_budget, spend
+from waterfill.compression.allocation.to_size import search
+from waterfill.compression.allocation.to_size.exact import Exact
+from waterfill.compression.allocation.to_size.search import HIGHEST, Bracket
+from waterfill.compression.allocation.to_size.smallest import Trials, small_prices
+from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget, spend
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.workers import Workers
 from waterfill.errors import BudgetError
-from waterfill.importance import SIZE_EXPONENT
 from waterfill.model.compressed import count_weights
 from waterfill.progress import Progress
+from waterfill.without_data import SIZE_EXPONENT
 
 FIXED_RATE_PRICE = 4.0**-7
 """Nats per bit for the small tensors beside a recipe of fixed rate."""
@@ -190,7 +190,7 @@ class Fitter:
         if bits < 8 * _TIGHT_BYTES * sum(w.layout.count for w in self.weights):
             self.check(size)
         guess = self._guess(bits / max(1, self.entries)) if self._last_k is None else self._last_k
-        found = search.bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self.workers)
+        found = search.bracket(self._measure, len(self.weights), bits, guess, self.workers)
         if found.high.sum() > bits:
             self.check(size)
         self._last_k = found.k  # a weight or two may change before the next search

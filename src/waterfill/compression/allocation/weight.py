@@ -13,7 +13,7 @@ from waterfill.compression.allocation.damping import damped
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES, Sample, rows_and_cols, stride_of
 from waterfill.dtypes import STORED, dtype_name, octets
 from waterfill.errors import BadInput
-from waterfill.importance import Importance, entrywise, line_by_line, without_data
+from waterfill.importance import Importance
 from waterfill.model.entry import Entry, decode, encode
 from waterfill.network.layout import RAW, VECTOR, Layout
 from waterfill.network.pruned import visible
@@ -22,6 +22,7 @@ from waterfill.part import Choice, Spec
 from waterfill.parts import Codebook, Dense
 from waterfill.storage import name_problem
 from waterfill.storage.manifest import shape_problem
+from waterfill.without_data import entrywise, line_by_line, without_data
 
 _MOST_ENTRIES_COMPARED = 1 << 20  # larger parts are read back too, under their checksums, but not compared
 _SQUARABLE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32
@@ -123,7 +124,9 @@ class Weight:
         if self.importance is None or self.reason:
             return None
         target, importance = self._sample.targets[0], self._sample.importances()[0]
-        return None if importance.gram is None else water_level(target, importance, bits) / 2
+        if importance.gram is None or not bool(target.any()):
+            return None
+        return water_level(target, importance, bits) / 2
 
     def tensor(self) -> Tensor:
         """The tensor; entries that a mask hides are zero, which costs least and is as good as anything."""

@@ -4,7 +4,7 @@ direction and a length, standardized ones. It is told from the numbers, whatever
 import torch
 from torch import Tensor
 
-_LEFT = 1e-4  # of the energy that no multiple explains: roundings of a cast, not those of four bits
+_UNEXPLAINED_ENERGY = 1e-4  # of the energy that no multiple explains: roundings of a cast, not those of four bits
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
         energy, along = w.square().sum(1), (w * r).sum(1)
         factors = torch.where(energy > 0, along / energy, torch.nan)
         left = (r - factors.nan_to_num()[:, None] * w).square().sum()
-        if bool(left <= _LEFT * r.square().sum()) and bool(along.any()):
+        if bool(left <= _UNEXPLAINED_ENERGY * r.square().sum()) and bool(along.any()):
             factors = factors.nan_to_num(float(factors.nanmean()))  # of a row of zeros it cannot be told
             return factors.reshape(-1, rows).square().mean(0).sqrt(), moved
         if cols < 3:  # any two numbers are a multiple of any others, moved

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from waterfill.compression.allocation.weight import Weight
-from waterfill.importance import COLUMNS, ROWS, SIZE_EXPONENT
 from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout
+from waterfill.without_data import COLUMNS, ROWS, SIZE_EXPONENT
 
 BLOCK_EXPONENT = 0.7
 """Of two weights in a block, one with k times the entries costs k^BLOCK_EXPONENT times as much (docs/decisions.md)."""
@@ -144,7 +144,7 @@ def by_norms(weights: Sequence[Weight]) -> dict[str, float]:
             continue
         mean, variance, scale = (values[part] for part in _NORM)
         grown = amplification(mean, variance, scale)
-        shift = values.get("bias", torch.zeros(1, dtype=torch.float64))
+        shift = values.get("bias", torch.zeros(1, dtype=torch.float64, device="cpu"))
         energy = float(shift.square().sum() / scale.square().sum().clamp_min(_TINY))
         shares = {"bias": energy, _MEAN: grown - 1, _VARIANCE: 0.25}  # the root of a variance errs by half as much
         found |= {f"{prefix}.{part}": min(max(shares[part], _LEAST), _MOST) for part in shares if part in own}
