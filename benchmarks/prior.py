@@ -24,7 +24,7 @@ from lib.networks import Evaluator, State, networks
 from torch import Tensor
 
 import waterfill
-from waterfill.compression.allocation.assumptions import by_lines, by_norms, by_place
+from waterfill.compression.costs.assumptions import by_lines, by_norms, by_place
 from waterfill.compression.task import plan_weights
 from waterfill.importance import Importance, smooth_gram
 from waterfill.network.layout import KERNEL, MATRIX, VECTOR, layout_of

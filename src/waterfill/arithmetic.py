@@ -18,8 +18,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _DEVICES = ("cpu", "cuda", "xpu")  # whose autocast every PyTorch from 2.4 on can be asked for
-_WHOLE = "highest"
-_TINY = 1e-40  # a float32 without a leading one
+_FULL_FLOAT32 = "highest"
+_DENORMAL = 1e-40  # a float32 without a leading one
 
 
 @contextmanager
@@ -29,10 +29,10 @@ def own_arithmetic() -> Iterator[None]:
         for device in _autocast():
             stack.enter_context(torch.autocast(device, enabled=False))
         precision = torch.get_float32_matmul_precision()
-        if precision != _WHOLE:
+        if precision != _FULL_FLOAT32:
             stack.callback(torch.set_float32_matmul_precision, precision)
-            torch.set_float32_matmul_precision(_WHOLE)
-        if np.float32(_TINY) * np.float32(1) == 0:  # of the thread that asks: nothing else tells
+            torch.set_float32_matmul_precision(_FULL_FLOAT32)
+        if np.float32(_DENORMAL) * np.float32(1) == 0:  # of the thread that asks: nothing else tells
             stack.callback(torch.set_flush_denormal, True)
             torch.set_flush_denormal(False)
         yield
@@ -76,7 +76,7 @@ class AsSet:
         """The function under what is set now: itself, where that is nothing or it was given before."""
         precision, kept = torch.get_float32_matmul_precision(), torch.is_autocast_cache_enabled()
         autocast = tuple((device, torch.get_autocast_dtype(device), kept) for device in _autocast())
-        if isinstance(function, cls) or (not autocast and precision == _WHOLE):
+        if isinstance(function, cls) or (not autocast and precision == _FULL_FLOAT32):
             return function
         return cls(function, autocast, precision)
 

@@ -256,14 +256,15 @@ def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
     return gram.float()
 
 
-class Measured(Mapping[str, Importance]):
+class ImportanceMap(Mapping[str, Importance]):
     """Importance by the names of weights, all in one unit.
 
     warnings: by name, why a weight has none, or what was left out. streamed: whether what is asked for is read from
-    disk each time, and nothing is kept.
+    disk each time, and nothing is kept. samples: how many outputs tell of the whole network; 0 if that is not known.
     """
 
     warnings: Mapping[str, str] = {}
+    samples: int = 0
     streamed: bool = False
 
 

@@ -30,7 +30,7 @@ class Spec(FitsByOwnArithmetic, ABC):
     def fit(self, target: Tensor, importance: Importance, price: float, start: "Part | None" = None) -> "Part":
         """The part of this kind that is cheapest for `target` [rows, cols] (float32) at `price` (nats per bit).
 
-        `start` is a part found at a dearer price, to begin from; a spec may ignore it.
+        `start` is a part found at a higher price, to begin from; a spec may ignore it.
         """
 
     @property

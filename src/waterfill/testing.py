@@ -129,7 +129,7 @@ def check_prices(spec: Spec, case: Case) -> None:
     """A price that is eight times as dear never buys more bits."""
     bits = [case.fit(spec, case.price * _DEARER**k).bits for k in range(-2, 3)]
     for cheap, dear in pairwise(bits):
-        assert dear <= cheap + 1e-6, f"{spec!r}: {dear:.0f} bits at a dearer price than {cheap:.0f}"
+        assert dear <= cheap + 1e-6, f"{spec!r}: {dear:.0f} bits at a higher price than {cheap:.0f}"
 
 
 def check_sum(spec: Spec, case: Case) -> None:

@@ -23,7 +23,7 @@ from waterfill.importance import Importance
 _BEHIND = 8  # entries behind each number of a factor; with fewer it describes the entries themselves
 _ROUNDS = 8
 _WIDE = 2048  # columns; beyond, eigenvalues are found in float32
-_HALVINGS = 60
+_LEVEL_HALVINGS = 60
 _SMALLEST = 1e-20  # of the mean variance; less is none
 
 
@@ -274,7 +274,7 @@ class NetworkLimit:
         low = high / 4
         while not reached(self.at(low)) and low > high * 2.0**-200:
             high, low = low, low / 16
-        for _ in range(_HALVINGS):
+        for _ in range(_LEVEL_HALVINGS):
             middle = math.sqrt(low * high)
             low, high = (middle, high) if reached(self.at(middle)) else (low, middle)
         return self.at(low)

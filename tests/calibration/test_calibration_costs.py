@@ -15,18 +15,20 @@ import waterfill
 def test_of_a_linear_layer_it_is_exact():
     torch.manual_seed(0)
     x = torch.randn(40, 6) @ torch.randn(6, 6)
-    found = waterfill.calibrate(nn.Linear(6, 4), [x])["weight"]
-    assert torch.allclose(found.rows, torch.ones(4, dtype=torch.float64), rtol=1e-5)
+    costs = waterfill.calibrate(nn.Linear(6, 4), [x])
+    found = costs["weight"]
+    assert torch.allclose(found.rows * costs.unit, torch.ones(4, dtype=torch.float64), rtol=1e-5)
     assert torch.allclose(found.gram, x.T @ x / 40, rtol=1e-4, atol=1e-4)
 
 
 def test_a_convolution_before_a_mean_costs_what_the_mean_of_its_inputs_costs():
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x = images(64) + 1
-    found = waterfill.calibrate(model, [x])["0.weight"]
+    costs = waterfill.calibrate(model, [x])
+    found = costs["0.weight"]
     mean = x.mean((2, 3))
     wanted = mean.T @ mean / 64
-    got = found.gram * found.rows.mean()
+    got = found.gram * found.rows.mean() * costs.unit
     assert torch.allclose(found.rows, found.rows.mean().expand(4), rtol=1e-5)
     assert torch.allclose(got.trace().float(), wanted.trace(), rtol=1e-4)
 

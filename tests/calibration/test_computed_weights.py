@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import waterfill
-from waterfill.compression.steps.compensate import Drift
+from waterfill.compression.steps.compensate import Compensation
 from waterfill.network.layout import layout_of
 from waterfill.network.tracing.derived import multiple_of_rows
 from waterfill.network.tracing.einsum import product_of
@@ -211,7 +211,7 @@ def targets(layer: nn.Module) -> dict[str, Tensor]:
     with torch.no_grad():
         other[0].weight.add_(0.1 * torch.randn(10, 12))
     layouts = {name: layout_of(tuple(value.shape), value.dtype) for name, value in model.named_parameters()}
-    run = Drift(model, other, [x], layouts)
+    run = Compensation(model, other, [x], layouts)
     return run.targets(run.order())
 
 

@@ -5,9 +5,14 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.cli.conftest import tensors
+from tests.support.networks import same
 
 import waterfill
+from waterfill.cli.exit_codes import Exit
+from waterfill.network.checkpoint import open_checkpoint
 from waterfill.storage import FileReader, FileWriter
 
 ORIGINAL = 4 * (16 * 8 * 9 + 24 * 40) + 2 * 24 + 8  # bytes of the checkpoint's tensors, the tied one once
@@ -148,3 +153,46 @@ def test_hostile_names_and_notes_reach_the_terminal_as_escapes(run, tmp_path):
     assert r"w\u202eight\u200b" in run("info", path).out
     with FileReader(path) as src:
         assert src.names == (name,)
+
+
+def test_texts_of_the_header_come_back(run, tmp_path):
+    texts = {"format": "pt", "ss_network_dim": "8", "note": "ü"}
+    save_file(tensors(), tmp_path / "lora.safetensors", texts)
+    for arguments in (["--lossless"], ["--bits", "4", "--force"]):
+        assert run("compress", tmp_path / "lora.safetensors", "-o", tmp_path / "m.wf", "--quiet", *arguments).code == 0
+        assert run("decompress", tmp_path / "m.wf", "-o", tmp_path / "back.safetensors", "--force").code == 0
+        with safe_open(tmp_path / "back.safetensors", framework="pt") as src:
+            assert src.metadata() == texts
+
+
+def test_decompress_refuses_what_the_format_or_the_type_cannot_hold(run, tmp_path):
+    waterfill.compress({"__metadata__": torch.randn(9, 9)}, lossless=True).save(tmp_path / "odd.wf")
+    ran = run("decompress", tmp_path / "odd.wf")
+    assert ran.code == Exit.CORRUPT_INPUT and "'__metadata__' has the name that .safetensors needs" in ran.err
+    waterfill.compress({"w": torch.full((9, 9), 1e6)}, lossless=True).save(tmp_path / "large.wf")
+    ran = run("decompress", tmp_path / "large.wf", "--dtype", "float16")
+    assert ran.code == Exit.CORRUPT_INPUT and "'w' holds 81 values, such as 1e+06, that float16 cannot hold" in ran.err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_all_number_types_come_back(run, tmp_path):
+    kept = {
+        "pairs": torch.randn(9, 9, dtype=torch.complex64),
+        "eight": torch.randn(9, 9).to(torch.float8_e4m3fn),
+        "four": torch.randint(256, (4, 8), dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    }
+    save_file(kept, tmp_path / "m.safetensors")
+    assert run("compress", tmp_path / "m.safetensors", "--lossless", "--quiet").code == 0
+    assert run("decompress", tmp_path / "m.wf", "-o", tmp_path / "back.safetensors").code == 0
+    back = open_checkpoint(tmp_path / "back.safetensors").tensors
+    assert all(same(back[name].load(), value) for name, value in kept.items())
+    assert run("verify", tmp_path / "m.wf", "--against", tmp_path / "m.safetensors").code == 0
+
+
+def test_verify_counts_no_difference_where_a_mask_hides_it(run, tmp_path):
+    mask = (torch.rand(40, 40) < 0.5).float()
+    save_file({"w_orig": torch.randn(40, 40), "w_mask": mask}, tmp_path / "m.safetensors")
+    assert run("compress", tmp_path / "m.safetensors", "--bits", "6", "--quiet").code == 0
+    compared = run("verify", tmp_path / "m.wf", "--against", tmp_path / "m.safetensors", "--json").json
+    assert 0 < compared["errors"]["w_orig"] < 0.05
+    assert compared["errors"]["w_mask"] == 0

@@ -65,7 +65,7 @@ def test_a_large_matrix_is_searched_on_samples_at_little_loss():
     rng = np.random.default_rng(0)
     rows, cols = np.rint(4 * rng.normal(size=1500)) / 4, np.rint(4 * rng.normal(size=1000)) / 4
     codes = np.rint(rng.normal(size=(1500, 1000)) * 6 * np.exp2(rows[:, None] + cols)).astype(np.int32)
-    exact = fitting.Product(
+    exact = fitting.DensityModel(
         SHAPES.index(2.0), 60, *(np.rint(4 * v).astype(np.int64) for v in (rows, cols)), np.zeros(1, np.int64), None
     )
     assert message(cube(codes)) < 1.003 * (fitting.total_bits(cube(codes), (), exact) + fitting.side_bits(exact))

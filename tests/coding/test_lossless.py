@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from waterfill.coding import native
 from waterfill.coding.lossless import magnitude, methods, planes, word_format
 from waterfill.coding.lossless.methods import Constant, Form, Masked, Planes, Scaled, Short, Signed
-from waterfill.coding.lossless.word_format import Layout
+from waterfill.coding.lossless.word_format import WordFormat
 from waterfill.coding.stream import Reader, Tally, Writer
 from waterfill.errors import CorruptFile
 
-FLOAT32, BFLOAT16, FLOAT16 = Layout(32, 8, 23), Layout(16, 8, 7), Layout(16, 5, 10)
+FLOAT32, BFLOAT16, FLOAT16 = WordFormat(32, 8, 23), WordFormat(16, 8, 7), WordFormat(16, 5, 10)
 METHODS = (Constant, Planes, Signed, Scaled, Masked)
 
 
@@ -33,7 +33,7 @@ def back(data: bytes, plan: methods.Plan) -> np.ndarray:
     return words
 
 
-def gaussian(rows: int, cols: int, layout: Layout = FLOAT32, seed: int = 0) -> np.ndarray:
+def gaussian(rows: int, cols: int, layout: WordFormat = FLOAT32, seed: int = 0) -> np.ndarray:
     """Words of a matrix whose rows and columns differ in scale."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(rows, cols)) * np.exp(rng.normal(size=(rows, 1))) * np.exp(0.5 * rng.normal(size=cols))
@@ -44,7 +44,7 @@ def gaussian(rows: int, cols: int, layout: Layout = FLOAT32, seed: int = 0) -> n
 
 
 @given(st.data(), st.sampled_from([FLOAT32, BFLOAT16, FLOAT16]), st.sampled_from([Planes, Signed, Scaled, Masked]))
-def test_every_method_gives_back_any_float_words(data: st.DataObject, layout: Layout, method: type) -> None:
+def test_every_method_gives_back_any_float_words(data: st.DataObject, layout: WordFormat, method: type) -> None:
     rows, cols = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 7))
     some = [0, 1, 1 << (layout.bits - 1), (1 << layout.bits) - 1, ((1 << layout.exponent) - 1) << layout.mantissa]
     word = st.one_of(st.sampled_from(some), st.integers(0, (1 << layout.bits) - 1))
@@ -56,7 +56,7 @@ def test_every_method_gives_back_any_float_words(data: st.DataObject, layout: La
 
 @pytest.mark.parametrize("layout", [FLOAT32, BFLOAT16, FLOAT16])
 @pytest.mark.parametrize("shape", [(300, 700), (1, 5000), (5000, 1), (3, 140_000)])
-def test_matrices_of_several_pieces_come_back(layout: Layout, shape: tuple[int, int]) -> None:
+def test_matrices_of_several_pieces_come_back(layout: WordFormat, shape: tuple[int, int]) -> None:
     words = gaussian(*shape, layout)
     words[:, ::97] = 0
     for method in (Planes, Scaled, Masked):
@@ -66,7 +66,7 @@ def test_matrices_of_several_pieces_come_back(layout: Layout, shape: tuple[int, 
 
 @given(st.integers(0, 23), st.booleans(), st.integers(1, 40), st.integers(1, 90))
 def test_the_compiled_loops_equal_the_reference(mantissa: int, signed: bool, rows: int, cols: int) -> None:
-    layout = Layout(32, 8, mantissa, signed)
+    layout = WordFormat(32, 8, mantissa, signed)
     words = gaussian(rows, cols) & np.uint32(0xFFFFFFFF << layout.dropped & 0xFFFFFFFF)
     words &= np.uint32(0xFFFFFFFF if signed else 0x7FFFFFFF)
     rng = np.random.default_rng(1)
@@ -123,7 +123,7 @@ def test_each_method_is_found_where_it_is_the_best() -> None:
     assert isinstance(methods.plan(dense, form), Scaled)
     assert isinstance(methods.plan(pruned, form), Masked)
     positive = gaussian(1, 24) & np.uint32(0x7FFFFFFF)
-    assert isinstance(methods.plan(positive, Form(Layout(32, 8, 23, False), 4)), Short)
+    assert isinstance(methods.plan(positive, Form(WordFormat(32, 8, 23, False), 4)), Short)
     noise = np.random.default_rng(2).integers(0, 1 << 32, (60, 60), dtype=np.uint32)
     assert isinstance(methods.plan(noise, form), Planes)
 
@@ -175,7 +175,7 @@ def test_the_tally_counts_the_bytes() -> None:
 
 def test_a_constant_wider_than_its_type_is_refused() -> None:
     with pytest.raises(CorruptFile, match="wider"):
-        Constant.read(Reader(b"\x04\xff\xff\xff\xff"), (2, 2), Form(Layout(32, 8, 3), 4))
+        Constant.read(Reader(b"\x04\xff\xff\xff\xff"), (2, 2), Form(WordFormat(32, 8, 3), 4))
 
 
 def test_spans_cover_every_row_once() -> None:

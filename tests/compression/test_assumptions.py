@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import waterfill
-from waterfill.compression.allocation.assumptions import amplification, by_place, informed
+from waterfill.compression.costs.assumptions import amplification, by_place, informed
 from waterfill.compression.task import plan_weights
 from waterfill.network.layout import layout_of
 from waterfill.recipe import parse

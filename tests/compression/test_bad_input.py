@@ -42,13 +42,12 @@ def refused() -> Callable:
     return check
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("budget", [{"bits": 4}, {"price": 1e-4}, {"spec": "Quantize(bits=4)"}])
-def test_weights_that_are_not_finite_are_named(refused, value, budget):
+def test_weights_that_are_no_numbers_are_named(refused, budget):
     for where in ("a.weight", "b.bias", "c.weight"):
         tensors = state()
-        tensors[where].view(-1)[7] = value
-        told = rf"tensor '{where}' holds 1 values that are NaN, infinite"
+        tensors[where].view(-1)[7] = float("nan")
+        told = rf"tensor '{where}' holds 1 values that are NaN"
         refused(BadInput, told, waterfill.compress, tensors, **budget)
 
 

@@ -10,7 +10,7 @@ import waterfill
 from waterfill.compression import post_training
 from waterfill.compression.options import Steps
 from waterfill.compression.post_training import DEFAULT_SPEC
-from waterfill.evaluation.outputs import Judge
+from waterfill.evaluation.outputs import ReferenceOutputs
 
 QUICK = Steps(stages=0, repair=False)
 
@@ -61,7 +61,7 @@ def test_a_refit_that_makes_outputs_worse_is_not_kept(monkeypatch):
 
 def test_a_judge_tells_how_far_outputs_are():
     model = network()
-    judge = Judge(model, BATCHES)
+    judge = ReferenceOutputs(model, BATCHES)
     exact, coarse = waterfill.compress(model, lossless=True), waterfill.compress(model, bits=3)
     finer = waterfill.compress(model, bits=6)
     assert judge.error(exact) == pytest.approx(0, abs=1e-7)

@@ -11,7 +11,7 @@ from tests.support.small_networks import Normed, Tokens, disturbed, images, live
 from torch import Tensor, nn
 
 from waterfill.compression.steps import compensate
-from waterfill.compression.steps.compensate import Drift
+from waterfill.compression.steps.compensate import Compensation
 from waterfill.network.layout import Layout, layout_of
 
 
@@ -101,7 +101,7 @@ BUILDS = {
 def test_without_drift_the_targets_are_the_weights(kind) -> None:
     build, x = BUILDS[kind]
     model = build().eval()
-    found = Drift(model, copy.deepcopy(model), list(x.split(8)), layouts_of(model))
+    found = Compensation(model, copy.deepcopy(model), list(x.split(8)), layouts_of(model))
     order = found.order()
     assert set(order) <= set(layouts_of(model)) and order
     targets = found.targets(order)
@@ -116,13 +116,13 @@ def test_targets_make_up_for_the_layers_before_on_other_inputs(kind, first) -> N
     made = {"linear": correlated, "images": images, "slices": lambda n, seed: correlated(n, seed)[:, :8]}[kind]
     model = build().eval()
     compressed = perturbed(model, first)
-    names = Drift(model, compressed, list(made(256, 1).split(64)), layouts_of(model))
+    names = Compensation(model, compressed, list(made(256, 1).split(64)), layouts_of(model))
     order = {name: uses for name, uses in names.order().items() if name != first}
     others = made(256, 2)
     before = output_error(model, compressed, others)
     one_by_one = compressed
     for name, uses in order.items():
-        run = Drift(model, one_by_one, list(made(256, 1).split(64)), layouts_of(model))
+        run = Compensation(model, one_by_one, list(made(256, 1).split(64)), layouts_of(model))
         one_by_one = with_targets(one_by_one, run.targets({name: uses}))
     assert output_error(model, one_by_one, others) < 0.9 * before
 
@@ -134,7 +134,7 @@ def test_a_lost_channel_that_another_tells_is_made_up_for_whole() -> None:
     compressed = copy.deepcopy(model)
     compressed[0].weight.data[1] = 0
     x = torch.randn(400, 6)
-    target = Drift(model, compressed, [x], layouts_of(model)).targets({"1.weight": 1})["1.weight"]
+    target = Compensation(model, compressed, [x], layouts_of(model)).targets({"1.weight": 1})["1.weight"]
     wanted = model[1].weight.detach().clone()
     wanted[:, 0] += 2 * wanted[:, 1]
     kept = [0, 2, 3]
@@ -148,14 +148,16 @@ def test_inputs_that_tell_nothing_of_the_original_ones_are_shut_out() -> None:
     with torch.no_grad():
         model[0].weight[:, 3:] = 0
         compressed[0].weight[:, :3] = 0
-    target = Drift(model, compressed, [torch.randn(2000, 6)], layouts_of(model)).targets({"1.weight": 1})["1.weight"]
+    target = Compensation(model, compressed, [torch.randn(2000, 6)], layouts_of(model)).targets({"1.weight": 1})[
+        "1.weight"
+    ]
     with torch.no_grad():
         assert (target @ compressed[0].weight).norm() < 0.1 * (model[1].weight @ compressed[0].weight).norm()
 
 
 def test_order_is_of_first_use_and_counts_every_use() -> None:
     model = Sliced().eval()
-    found = Drift(model, copy.deepcopy(model), [torch.randn(4, 8)], layouts_of(model)).order()
+    found = Compensation(model, copy.deepcopy(model), [torch.randn(4, 8)], layouts_of(model)).order()
     assert list(found.items()) == [("first.weight", 1), ("joint", 2), ("again.weight", 3), ("out.weight", 2)]
 
 
@@ -163,11 +165,11 @@ def test_slices_and_groups_are_moved_each_by_its_own_inputs() -> None:
     grouped = chain(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3, groups=2))
     compressed = copy.deepcopy(grouped)
     compressed[0].weight.data[:4] += 0.3 * torch.randn(4, 3, 1, 1)  # what only the first group sees
-    run = Drift(grouped, compressed, list(images(64).split(16)), layouts_of(grouped))
+    run = Compensation(grouped, compressed, list(images(64).split(16)), layouts_of(grouped))
     moved = run.targets({"1.weight": 1})["1.weight"] - grouped[1].weight.detach()
     assert float(moved[:3].abs().max()) > 1e-3 and float(moved[3:].abs().max()) < 1e-4
     sliced = Sliced().eval()
-    run = Drift(sliced, perturbed(sliced, "first.weight"), [torch.randn(200, 8)], layouts_of(sliced))
+    run = Compensation(sliced, perturbed(sliced, "first.weight"), [torch.randn(200, 8)], layouts_of(sliced))
     moved = run.targets({"joint": 2})["joint"] - sliced.joint.detach()
     assert all(float(part.norm()) > 1e-2 for part in moved[:24].split(12))
     assert not moved[24:].any()  # no input ever came there
@@ -177,7 +179,7 @@ def test_what_mixes_rows_and_what_is_stacked_stays() -> None:
     for kind in ("experts", "tokens", "images"):
         build, x = BUILDS[kind]
         model = build().eval()
-        run = Drift(model, disturbed(model, 0.1), [x], layouts_of(model))
+        run = Compensation(model, disturbed(model, 0.1), [x], layouts_of(model))
         targets = run.targets(run.order())
         assert targets and not {"embedding.weight", "experts", "up.weight"} & set(targets)
 
@@ -187,7 +189,7 @@ def test_only_what_is_asked_for_is_run() -> None:
     calls = []
     model = chain(*two_layers(), nn.Linear(10, 7), nn.Linear(7, 3))
     model[4].register_forward_hook(lambda *_: calls.append(1))
-    run = Drift(model, model, [correlated(8, 1)], layouts_of(model), memory=0)
+    run = Compensation(model, model, [correlated(8, 1)], layouts_of(model), memory=0)
     assert run.targets({"0.weight": 1}).keys() == {"0.weight"} and calls == []
     assert run.targets({"4.weight": 1}).keys() == {"4.weight"} and calls == [1, 1]
     assert run.targets({}) == {}
@@ -203,7 +205,7 @@ def test_inputs_of_the_original_are_kept_where_there_is_memory(kind: str) -> Non
     batches = list(x.split(max(1, len(x) // 2)))
     found = {}
     for memory in (0, 100, 1 << 30):  # none, too little, enough
-        run = Drift(model, compressed, batches, layouts_of(model), memory=memory)
+        run = Compensation(model, compressed, batches, layouts_of(model), memory=memory)
         order = run.order()
         calls.clear()
         found[memory] = [run.targets({name: order[name]}) for name in order]
@@ -216,7 +218,7 @@ def test_inputs_of_the_original_are_kept_where_there_is_memory(kind: str) -> Non
 
 def test_single_rows_and_columns_are_vectors_and_stay() -> None:
     model = chain(nn.Linear(12, 1), nn.ReLU(), nn.Linear(1, 5), nn.Linear(5, 1))
-    run = Drift(model, disturbed(model, 0.2), [correlated(20, 1)], layouts_of(model))
+    run = Compensation(model, disturbed(model, 0.2), [correlated(20, 1)], layouts_of(model))
     assert run.targets(run.order()) == {}
 
 
@@ -224,7 +226,7 @@ def test_modes_gradients_and_weights_stay_as_they_were() -> None:
     model = lively(Normed, images(32)).train()
     compressed = disturbed(model, 0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    run = Drift(model, compressed, [images(8)], layouts_of(model))
+    run = Compensation(model, compressed, [images(8)], layouts_of(model))
     targets = run.targets(run.order())
     assert model.training and compressed.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -240,7 +242,7 @@ def test_a_forward_of_the_users_own_and_its_gradients() -> None:
             return module(batch["x"].requires_grad_())
 
     batches = [{"x": correlated(40, seed)} for seed in (1, 2)]
-    run = Drift(model, perturbed(model, "0.weight"), batches, layouts_of(model), forward)
+    run = Compensation(model, perturbed(model, "0.weight"), batches, layouts_of(model), forward)
     targets = run.targets(run.order())
     assert set(targets) == {"0.weight", "2.weight"} and not targets["2.weight"].requires_grad
 
@@ -249,14 +251,14 @@ def test_inputs_beyond_float32_move_nothing() -> None:
     model = chain(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False))
     compressed = copy.deepcopy(model)
     compressed[0].weight.data.mul_(1e30)
-    run = Drift(model, compressed, [1e7 * torch.randn(20, 4)], layouts_of(model))
+    run = Compensation(model, compressed, [1e7 * torch.randn(20, 4)], layouts_of(model))
     assert torch.equal(run.targets({"2.weight": 1})["2.weight"], model[2].weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_come_back_in_their_own(dtype) -> None:
     model = two_layers().to(dtype)
-    run = Drift(model, perturbed(model, "0.weight"), [correlated(64, 1).to(dtype)], layouts_of(model))
+    run = Compensation(model, perturbed(model, "0.weight"), [correlated(64, 1).to(dtype)], layouts_of(model))
     target = run.targets({"2.weight": 1})["2.weight"]
     assert target.dtype == dtype and torch.isfinite(target).all()
 
@@ -268,7 +270,7 @@ def test_few_inputs_do_no_harm(count, width, size, seed) -> None:
     torch.manual_seed(seed)
     model = chain(nn.Linear(12, width), nn.ReLU(), nn.Linear(width, 5))
     compressed = perturbed(model, "0.weight", size)
-    run = Drift(model, compressed, list(correlated(count, seed).split(7)), layouts_of(model))
+    run = Compensation(model, compressed, list(correlated(count, seed).split(7)), layouts_of(model))
     targets = run.targets({"2.weight": 1})
     others = correlated(200, seed + 1)
     before = output_error(model, compressed, others)
@@ -277,7 +279,7 @@ def test_few_inputs_do_no_harm(count, width, size, seed) -> None:
 
 def test_one_input_has_no_other_to_be_held_out() -> None:
     model = two_layers()
-    run = Drift(model, perturbed(model, "0.weight"), [correlated(1, 1)], layouts_of(model))
+    run = Compensation(model, perturbed(model, "0.weight"), [correlated(1, 1)], layouts_of(model))
     assert torch.equal(run.targets({"2.weight": 1})["2.weight"], model[2].weight)
 
 

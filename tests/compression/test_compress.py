@@ -35,7 +35,8 @@ def test_the_table_says_what_became_of_each_tensor_and_why(small):
     assert set(rows) == set(mixed().state_dict()) - {"head.weight"}
     reasons = {name: row["reason"] for name, row in rows.items()}
     assert reasons["linear.weight"] == reasons["experts"] == reasons["lstm.weight_hh_l0"] == ""
-    assert reasons["linear.bias"] == reasons["scalar"] == "one-dimensional"
+    assert reasons["linear.bias"] == reasons["norm.running_mean"] == "one-dimensional"
+    assert reasons["scalar"] == "a buffer, no parameter: kept bit for bit"
     assert reasons["mask"] == reasons["table"] == "not floating point: kept bit for bit"
     assert reasons["empty"] == "empty"
     assert rows["experts"]["shape"] == [8, 32, 16] and rows["experts"]["dtype"] == "float32"

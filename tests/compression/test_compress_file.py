@@ -138,6 +138,56 @@ def test_another_job_in_the_same_work_directory_is_refused(source, target, monke
         waterfill.compress_file(source, target, bits=3)
 
 
+def test_other_values_of_the_same_size_and_time_are_another_job(source, target, monkeypatch):
+    with monkeypatch.context() as patch:
+        fits(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            waterfill.compress_file(source, target, price=1e-4, options=Options(threads=1))
+    before = source.stat()
+    changed = state()
+    changed["a.weight"][63, 95] += 1
+    save_file(changed, source)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert source.stat().st_size == before.st_size
+    with pytest.raises(PlanMismatch, match="tensor 'a.weight' has other values now"):
+        waterfill.compress_file(source, target, price=1e-4)
+    save_file(state(), source)  # put back, whenever that was
+    waterfill.compress_file(source, target, price=1e-4, options=Options(threads=1))
+    assert target.read_bytes() == bytes_of(source, target.with_name("whole.wf"), price=1e-4)
+
+
+def test_texts_of_the_header_are_kept(target, tmp_path):
+    texts = {"format": "pt", "rank": "8", "tags": '{"a": "ü"}'}
+    save_file(state(), tmp_path / "lora.safetensors", texts)
+    for arguments in ({"lossless": True}, {"bits": 4}):
+        waterfill.compress_file(tmp_path / "lora.safetensors", target, **arguments, options=Options(force=True))
+        assert waterfill.load(target).notes["metadata"] == {"rank": "8", "tags": '{"a": "ü"}'}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.zeros([1] * 17), "'odd' has 17 dimensions, a file holds at most 16"),
+        (torch.zeros(0, 2**41), r"'odd' has the shape \[0, 2199023255552\], and sizes"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [{"lossless": True}, {"bits": 4}])
+def test_what_a_file_cannot_hold_is_refused_before_anything_is_written(target, tmp_path, tensor, told, arguments):
+    save_file({**state(), "odd": tensor}, tmp_path / "odd.safetensors")
+    with pytest.raises(BadInput, match=told):
+        waterfill.compress_file(tmp_path / "odd.safetensors", target, **arguments)
+    with pytest.raises(BadInput, match=told):
+        waterfill.compress({**state(), "odd": tensor}, **arguments)
+    assert os.listdir(target.parent) == []
+
+
+def test_numbers_of_four_bits_are_kept(target, tmp_path):
+    numbers = torch.randint(256, (8, 16), dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_file({**state(), "packed": numbers}, tmp_path / "m.safetensors")
+    waterfill.compress_file(tmp_path / "m.safetensors", target, bits=4)
+    assert same(waterfill.load(target).state_dict()["packed"], numbers)
+
+
 def test_a_full_disk_leaves_no_half_file_and_a_way_to_go_on(source, target, monkeypatch):
     replace = os.replace
 

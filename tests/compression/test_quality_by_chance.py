@@ -14,7 +14,7 @@ from waterfill.compression.to_quality import Search
 from waterfill.errors import BadInput, BudgetError
 from waterfill.evaluation.paired import Difference, Scores
 from waterfill.evaluation.quality import Measure, measure_of
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.inputs import Inputs
 
 ORIGINAL = 100.0  # bits of the model that is not compressed
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfill.compression.allocation.search import bracket
-from waterfill.compression.allocation.spend import Ledger, spend
+from waterfill.compression.allocation.to_size.search import bracket
+from waterfill.compression.allocation.to_size.spend import Ledger, spend
 from waterfill.compression.workers import Workers
 
 Source = Callable[[float], float]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from waterfill.calibration.calibrate import calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.curve import Curve, Point
-from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options, Steps
-from waterfill.compression.steps.sequential import _late, _Pace, _stages, refit_in_order
+from waterfill.compression.steps.sequential import _BudgetController, _late, _stages, refit_in_order
 from waterfill.compression.task import Compression
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.inputs import Inputs
 
 BITS = st.lists(st.floats(1, 1e6), min_size=1, max_size=30)
 
@@ -68,7 +68,7 @@ def paced(extra: float, allowed: bool, count: int = 12) -> tuple[list[float], Le
     """The prices in turn where every weight takes `extra` bits beyond its curve; and what was spent."""
     lines = Lines(count)
     ledger = ledger_of([line.bits for line in lines.weights])
-    pace = _Pace(lines, ledger, ledger.total if allowed else None, list(range(count)))
+    pace = _BudgetController(lines, ledger, ledger.total if allowed else None, list(range(count)))
     prices = []
     for i, line in enumerate(lines.weights):
         prices.append(pace.price(i))

@@ -7,6 +7,7 @@ from torch import nn
 
 import waterfill
 from waterfill.errors import BadInput, CorruptFile, Mismatch, OutputExists
+from waterfill.storage import FileWriter, manifest
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,32 @@ def test_notes_say_how_it_was_made(small):
 def test_an_empty_model_has_a_file(tmp_path):
     waterfill.compress({}, price=1e-3).save(tmp_path / "none.wf")
     assert waterfill.load(tmp_path / "none.wf").state_dict() == {}
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
+    """A hundred constant matrices whose blobs lack the padding that earns their memory."""
+    shape, part = (1024, 1024), b"\x02\x00\x00"  # dense, float32, the constant zero
+    rows = [manifest.Row(shape, "float32", manifest.MATRIX, "constant 0", "")] * 100
+    packed = {"tensors": manifest.pack(rows), "aliases": {}, "notes": {}}
+    padding = (1 << 20) - (1 << 14) - 3 * 4096
+    for earned, padded in ((False, part), (True, part + bytes(-(-padding // 4096)))):
+        with FileWriter(tmp_path / "m.wf", force=True) as out:
+            for i in range(100):
+                out.add(f"w{i}", padded)
+            out.finish(packed)
+        if earned:
+            found = waterfill.load(tmp_path / "m.wf").state_dict().values()
+            assert all(not bool(t.any()) and t.shape == shape for t in found)
+        else:
+            with pytest.raises(CorruptFile, match="3 bytes claim to hold 1048576 entries"):
+                waterfill.load(tmp_path / "m.wf")
+
+
+def test_a_model_of_constant_matrices_is_kept(tmp_path):
+    tensors = {f"w{i}": torch.full((700, 900), float(i)) for i in range(4)}
+    waterfill.compress(tensors, lossless=True).save(tmp_path / "m.wf")
+    assert (tmp_path / "m.wf").stat().st_size < 4 * 200
+    assert all(same(t, tensors[name]) for name, t in waterfill.load(tmp_path / "m.wf").state_dict().items())
 
 
 def test_what_is_shown_is_a_line_without_tensors(small):

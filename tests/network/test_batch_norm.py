@@ -99,3 +99,37 @@ def test_mobilenet_folds_whole(data_file) -> None:
     assert len(norms) == 27 and all(map(idle, norms))
     with torch.no_grad():
         assert float((folded(x) - model(x)).norm() / model(x).norm()) < 1e-4
+
+
+class Paths(nn.Module):
+    """Large images go without the norm; other norms are always there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24)
+        self.other, self.always, self.exit = nn.Conv2d(24, 32, 1), nn.BatchNorm2d(32), nn.Conv2d(24, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[-1] <= 8:
+            y = self.norm(y)
+        elif x.shape[-1] > 16:
+            return self.exit(torch.relu(y)).mean((2, 3))
+        return self.always(self.other(torch.relu(y))).mean((2, 3))
+
+
+@pytest.mark.parametrize("order", [(8, 12, 20), (20, 12, 8), (12, 8, 20)])
+def test_a_norm_is_folded_only_if_it_follows_its_layer_in_every_batch(order) -> None:
+    model = lively(Paths, images(32))
+    batches = [torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(size)) for size in order]
+    folded = fold_batch_norm(model, *batches)
+    assert idle(folded.always) and not idle(folded.norm)
+    assert torch.equal(folded.norm.weight, model.norm.weight)
+    with torch.no_grad():
+        for batch in batches:
+            assert torch.allclose(folded(batch), model(batch), rtol=1e-4, atol=1e-4)
+    made = waterfill.compress(model, batches, bits=9).install(Paths()).eval()
+    with torch.no_grad():
+        assert all(float((made(b) - model(b)).norm() / model(b).norm()) < 0.1 for b in batches)
+    with pytest.raises(BadInput, match="no batches"):
+        fold_batch_norm(model)

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from tests.support.networks import same, state
 
 from waterfill.errors import BadInput, CorruptFile
-from waterfill.network.checkpoint import INDEX, open_checkpoint
+from waterfill.network.checkpoint import open_checkpoint
+
+INDEX = "model.safetensors.index.json"
 
 
 def sharded(folder: Path, index: dict | None = None) -> Path:
@@ -73,10 +75,49 @@ def test_equal_matrices_are_tied_and_equal_vectors_are_not(tmp_path):
     assert sorted(checkpoint.tensors) == ["a", "b", "d", "h", "x", "y"]
 
 
-def test_equal_matrices_of_nan_are_not_taken_for_others(tmp_path):
-    nan = torch.full((4, 4), float("nan"))
-    save_file({"a": nan, "b": nan.clone()}, tmp_path / "m.safetensors")
-    assert sorted(open_checkpoint(tmp_path).tensors) == ["a", "b"]
+def test_what_is_tied_is_equal_bit_by_bit(tmp_path):
+    nan, zero = torch.full((4, 4), float("nan")), torch.zeros(300, 300)
+    signed = zero.clone()
+    signed[299, 299] = -0.0
+    save_file({"a": nan, "b": nan.clone(), "c": zero, "d": signed, "e": zero.clone()}, tmp_path / "m.safetensors")
+    assert open_checkpoint(tmp_path).aliases == {"b": "a", "e": "c"}
+
+
+def test_a_tensor_may_begin_at_any_byte(tmp_path):
+    header = {"a": entry("U8", (3,), (0, 3)), "b": entry("F32", (2,), (3, 11))}
+    raw(tmp_path / "m.safetensors", json.dumps(header).encode() + b" ", b"abc" + struct.pack("<2f", 1.5, -2))
+    found = open_checkpoint(tmp_path).tensors
+    assert found["a"].load().tolist() == [97, 98, 99]
+    assert found["b"].load().tolist() == [1.5, -2.0]
+
+
+def test_what_is_written_to_a_tensor_does_not_reach_its_file(tmp_path):
+    save_file(state(), tmp_path / "m.safetensors")
+    stored = open_checkpoint(tmp_path).tensors["a.weight"]
+    stored.load().zero_()
+    assert same(stored.load(), state()["a.weight"])
+
+
+def test_numbers_of_four_bits(tmp_path):
+    numbers = torch.arange(32, dtype=torch.uint8).reshape(4, 8).view(torch.float4_e2m1fn_x2)
+    save_file({"a": numbers}, tmp_path / "m.safetensors")
+    stored = open_checkpoint(tmp_path).tensors["a"]
+    assert (stored.shape, stored.size) == ((4, 8), 32)
+    assert same(stored.load(), numbers)
+
+
+def test_a_type_that_pytorch_lacks_is_named(tmp_path):
+    raw(tmp_path / "m.safetensors", {"a": entry("F6_E2M3", (4,), (0, 3))}, bytes(3))
+    with pytest.raises(BadInput, match="tensor 'a' of .* is of type F6_E2M3, which PyTorch lacks"):
+        open_checkpoint(tmp_path)
+
+
+def test_metadata_of_all_files(tmp_path):
+    sharded(tmp_path)
+    names = sorted(state())
+    save_file({n: state()[n] for n in names[:3]}, tmp_path / "one.safetensors", {"rank": "8", "base": "one"})
+    save_file({n: state()[n] for n in names[3:]}, tmp_path / "two.safetensors", {"alpha": "4", "base": "two"})
+    assert open_checkpoint(tmp_path).metadata == {"rank": "8", "alpha": "4", "base": "one"}
 
 
 def test_what_is_not_there(tmp_path):
@@ -166,7 +207,33 @@ def test_lengths_that_lie(tmp_path, data):
         open_checkpoint(tmp_path)
 
 
-def test_a_file_of_another_kind(tmp_path):
-    (tmp_path / "m.bin").write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(CorruptFile):
-        open_checkpoint(tmp_path / "m.bin")
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page.*fetch it again"),
+        (b"PK\x03\x04" + bytes(100), r"a zip archive.*weights_only=True.*safetensors.torch.save_file"),
+        (b"\x80\x02}q\x00." + bytes(100), "a pickle.*weights_only=True"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "a GGUF file"),
+        (b"\x89WF\n\x01\x00" + bytes(100), "a file of waterfill already.*waterfill decompress"),
+        (b"", "empty; fetch"),
+    ],
+)
+def test_a_file_of_another_kind_is_known_by_its_first_bytes(tmp_path, first, told):
+    (tmp_path / "m.safetensors").write_bytes(first)
+    with pytest.raises(CorruptFile, match=rf"m.safetensors is not a readable .safetensors file: it is {told}"):
+        open_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_an_index_of_any_name_and_folders_that_do_not_say_which(tmp_path):
+    sharded(tmp_path).rename(tmp_path / "diffusion_pytorch_model.safetensors.index.json")
+    assert sorted(open_checkpoint(tmp_path).tensors) == sorted(state())
+    (tmp_path / "other.safetensors.index.json").write_text("{}")
+    with pytest.raises(BadInput, match="holds 2 indexes of shards, such as diffusion.*name the one"):
+        open_checkpoint(tmp_path)
+    sharded(tmp_path)  # the usual name is the one that is meant
+    assert sorted(open_checkpoint(tmp_path).tensors) == sorted(state())
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(BadInput, match=r"holds 0 .safetensors files.*pytorch_model.bin is pickled"):
+        open_checkpoint(tmp_path / "pickled")

@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, IterableDataset
 
 from waterfill import Options, Steps, compress, evaluate
-from waterfill.network.batches import count_of, each_tensor, samples_in, split, spread
-from waterfill.network.forward import call
+from waterfill.network.running.batches import count_of, each_tensor, samples_in, split, spread
+from waterfill.network.running.forward import call
 
 X = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
 Pair = namedtuple("Pair", "x scale")

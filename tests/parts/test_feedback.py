@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from tests.support.feedback_cases import entries, searches
 
 from waterfill.coding import native
-from waterfill.coding.model.density_model import Product
+from waterfill.coding.model.density_model import DensityModel
 from waterfill.importance import Importance
 from waterfill.parts import Quantize
 from waterfill.parts.quantizer import candidates, feedback
@@ -23,7 +23,7 @@ def factor(n: int) -> tuple[Importance, np.ndarray]:
 
 def rounding(rows: int, cols: int) -> Chooser:
     """Distortion is so dear that the nearest code is chosen."""
-    plain = Product(3, 50, None, None, np.zeros(1, np.int64), None)
+    plain = DensityModel(3, 50, None, None, np.zeros(1, np.int64), None)
     return Chooser(plain, (), (np.full(rows, 1e6), np.ones(cols)))
 
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from tests.support.feedback_cases import entries, searches
 
 from waterfill import Quantize
-from waterfill.coding.model.density_model import Product
+from waterfill.coding.model.density_model import DensityModel
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
 from waterfill.parts.quantizer import candidates, feedback_torch
-from waterfill.parts.quantizer.candidates import Way, drafted
+from waterfill.parts.quantizer.candidates import Choices, drafted
 from waterfill.parts.quantizer.code_choice import Chooser
 from waterfill.parts.quantizer.feedback import Feedback, feed_back
 
@@ -37,7 +37,7 @@ def test_a_draft_costs_what_one_by_the_compiled_core_does(states, kernel, monkey
     price = 0.03 * importance.distortion(target) / target.numel()
 
     def cost(device: str) -> float:
-        draft = drafted(target, importance, price, Way(states, device))
+        draft = drafted(target, importance, price, Choices(states, device))
         return importance.distortion(draft.error(target)) + price * draft.bits(1.0)
 
     other = cost("cpu:0")  # by name another device than "cpu", and the one that there is
@@ -49,7 +49,7 @@ def test_many_chunks_and_lanes_of_a_trellis(monkeypatch):
     monkeypatch.setattr("waterfill.coding.chunking.CHUNK", 1 << 10)
     random = np.random.default_rng(0)
     rows, channels, positions = 50, 8, 9
-    model = Product(2, 50, random.integers(-6, 7, rows), None, np.zeros(positions, int), None)
+    model = DensityModel(2, 50, random.integers(-6, 7, rows), None, np.zeros(positions, int), None)
     rule = Chooser(model, (3, 3), (np.ones(rows), np.ones(channels * positions)), 8).rule(slice(0, rows), positions)
     x, feedback = entries(0, positions, channels, rows), Feedback(np.eye(positions), np.ones(positions))
     assert rule.chunk < rows and rows % rule.chunk

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import struct
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.places import FORMAT
 
-from waterfill.errors import BadInput, OutputExists
+from waterfill.errors import BadInput, CorruptFile, OutputExists
 from waterfill.storage import FileReader, FileWriter, size_of
+from waterfill.storage.index import Index
 
 EXAMPLE = {"conv.weight": b"\x01\x02\x03\x04\x05", "conv.bias": b"\x2a"}
 HEAD = b"\x89WF\n\x01\x00"
@@ -168,8 +170,21 @@ def test_manifests_that_cannot_be_stored_are_refused(tmp_path, manifest):
 
 
 def test_manifests_have_a_bounded_number_of_values(tmp_path):
-    with pytest.raises(BadInput, match="more than 4194304"):
-        write(tmp_path / "model.wf", {}, {"a": [0] * (4 << 20)})
+    with pytest.raises(BadInput, match="more than 65536 values"):
+        write(tmp_path / "model.wf", {}, {"a": [0] * 65536})
+    write(tmp_path / "model.wf", EXAMPLE, {"a": [0] * 65536, "b": ',[{"' * 99_999})  # marks in texts do not count
+
+
+def test_many_values_are_refused_before_they_take_memory(tmp_path):
+    names = ",".join(f'"{number:x}":""' for number in range(1 << 19))
+    body = b"\0" + f'{{"a":{{{names}}}}}'.encode()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    raw = packer.compress(body) + packer.flush()
+    tracemalloc.start()
+    with pytest.raises(CorruptFile, match="more than 65536 values"):
+        Index.unpack(raw)
+    assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+    tracemalloc.stop()
 
 
 def test_a_missing_blob_names_those_near_it(tmp_path):

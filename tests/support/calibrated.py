@@ -48,4 +48,4 @@ def measured_over_promised(model, batches, found, name, forward=None):
                 matrices = error if error.ndim == 3 and "expert" in name else error[None]
                 shape = (1, -1) if weight.ndim == 1 else (weight.shape[-2 if "expert" in name else 0], -1)
                 promised += sum(found[name].distortion(e.reshape(shape)) for e in matrices) / len(batches)
-    return measured / promised
+    return measured / promised / found.unit

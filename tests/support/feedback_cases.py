@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from waterfill.coding.model.density_model import Product, neighbors
+from waterfill.coding.model.density_model import DensityModel, neighbors
 from waterfill.parts.quantizer.code_choice import Chooser
 
 
@@ -37,7 +37,7 @@ def searches(draw) -> Search:
     taps = random.integers(-8, 9, sum(map(len, neighbors(kernel)))) if kernel else None
     factors = [random.integers(-6, 7, size) if random.random() < 0.7 else None for size in (rows, channels)]
     places = random.integers(-6, 7, positions)
-    model = Product(int(random.integers(0, 4)), int(random.integers(30, 75)), *factors, places, taps)
+    model = DensityModel(int(random.integers(0, 4)), int(random.integers(30, 75)), *factors, places, taps)
     weights = random.random(rows) * 3 + 0.1, random.random(channels * positions) + 0.1
     visits = channels * positions if by_column else positions
     x = entries(seed, visits, channels * positions // visits, rows) * np.float32(2.0 ** random.integers(-2, 8))

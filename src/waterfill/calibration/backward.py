@@ -1,5 +1,6 @@
 """Passes over the batches: forward traced, backward from a probe of the outputs."""
 
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,16 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from waterfill.calibration.batch_norm import statistics
-from waterfill.calibration.cache import Found
+from waterfill.calibration.cache import Measurement
 from waterfill.calibration.combine import merge
-from waterfill.calibration.moments import Slope
+from waterfill.calibration.moments import GradientSquares
 from waterfill.calibration.probes import signs, softened
 from waterfill.calibration.recorder import MomentRecorder, Wanted
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
-from waterfill.network.batches import count_of, each_tensor, samples_in, shapes, tensors_in
-from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import VECTOR, Layout
+from waterfill.network.running.batches import count_of, each_tensor, never, samples_in, shapes, tensors_in
+from waterfill.network.running.forward import Forward, as_deployed, call
+from waterfill.network.running.state import unchanged
 from waterfill.network.tracing.tracer import Tracer
 from waterfill.network.tracing.views import WeightViews
 from waterfill.progress import Progress
@@ -29,6 +31,8 @@ Loss = Callable[[Tensor, Any], Tensor]
 AUTO, OUTPUTS, DIVERGENCE, FISHER = "auto", "outputs", "divergence", "fisher"
 _SEQUENCE = 3  # dimensions of the outputs of a sequence: batch, places, classes
 KINDS = (AUTO, OUTPUTS, DIVERGENCE, FISHER)
+RELATIVE = (AUTO, OUTPUTS)
+"""Kinds of which D is relative to what losing all outputs would cost, so that the unit of the outputs is nothing."""
 
 
 @contextmanager
@@ -54,8 +58,9 @@ def _asked(model: nn.Module, wanted: Container[str]) -> Iterator[dict[str, nn.Pa
 
 
 @dataclass
-class Run:
-    """Passes over the batches with one model. importance: see `calibrate`. passes: how many there will be."""
+class Passes:
+    """Passes over the batches with one model. importance: see `calibrate`. passes: how many there will be.
+    rows: of outputs in this pass. energy: what losing all outputs would cost, 2 D, added up over the rows."""
 
     model: nn.Module
     batches: Iterable[Any]
@@ -66,31 +71,34 @@ class Run:
     passes: int
     done: int = 0
     rows: int = field(default=0)
+    energy: float = field(default=0.0)
 
     def gather(
         self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], wanted: Wanted
-    ) -> Iterator[tuple[str, Found]]:
+    ) -> Iterator[tuple[str, Measurement]]:
         """One pass: what was found of each wanted weight."""
         matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
         recorder = MomentRecorder(layouts, wanted, torch.Generator("cpu").manual_seed(self.seed + 1))
         tracer = Tracer(WeightViews(matrices, layouts), recorder)
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        self.rows = 0
+        self.rows, self.energy = 0, 0.0
         count = 0
         derived = {name: value for name, value in statistics(self.model).items() if name in wanted.full}
         asked = {*wanted.full, *(value.source for value in derived.values())}
-        slopes = {name: Slope(layout, wanted.probes) for name, layout in layouts.items() if name in wanted.full}
+        slopes = {
+            name: GradientSquares(layout, wanted.probes) for name, layout in layouts.items() if name in wanted.full
+        }
         with as_deployed(self.model), _asked(self.model, asked) as parameters, torch.enable_grad():
             for batch in self.batches:
+                own = each_tensor(batch, Tensor.detach)
                 try:
-                    for gradients in self._probe_all(
-                        each_tensor(batch, Tensor.detach), (tracer, recorder), list(parameters.values()), generator
-                    ):
-                        by_name = dict(zip(parameters, gradients, strict=True))
-                        for name, slope in slopes.items():
-                            gradient = by_name.get(derived[name].source if name in derived else name)
-                            if gradient is not None:
-                                slope.add(gradient * derived[name].factor if name in derived else gradient)
+                    with unchanged(self.model):
+                        for gradients in self._probe_all(own, (tracer, recorder), list(parameters.values()), generator):
+                            by_name = dict(zip(parameters, gradients, strict=True))
+                            for name, slope in slopes.items():
+                                gradient = by_name.get(derived[name].source if name in derived else name)
+                                if gradient is not None:
+                                    slope.add(gradient * derived[name].factor if name in derived else gradient)
                 except BadInput as error:
                     raise BadInput(f"batch {count} of the calibration: {error}") from error
                 count += 1
@@ -100,9 +108,9 @@ class Run:
         for name in wanted.full:
             yield name, self._found(name, (tracer, recorder), slopes[name])
 
-    def _found(self, name: str, seen: tuple[Tracer, MomentRecorder], slope: Slope) -> Found:
+    def _found(self, name: str, seen: tuple[Tracer, MomentRecorder], slope: GradientSquares) -> Measurement:
         """The importance of a weight at the end of a pass, or why it has none."""
-        (tracer, recorder), about = seen, {"samples": str(self.rows)}
+        (tracer, recorder), about = seen, {"samples": str(self.rows), "unit": repr(self._unit(seen[1].wanted.probes))}
         terms = list(recorder.terms.pop(name, {}).values())
         exact = slope.count > 0 and not callable(self.importance)
         found = merge(terms, recorder.layouts[name], self.rows, slope if exact else None)
@@ -110,16 +118,19 @@ class Run:
         if found is not None:
             full = recorder.wanted.full[name]
             about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
-            return Found(found, about)
-        found = slope.importance(self.rows)
-        if found is not None and recorder.layouts[name].role == VECTOR:
-            return Found(found, about)
-        if found is not None:
-            return Found(found, about | {"note": f"diagonal only, of its gradient: used by {calls or 'other code'}"})
+            return Measurement(found[0], about | {"unmet": found[1]})
+        diagonal = slope.importance(self.rows)
+        if diagonal is not None and recorder.layouts[name].role == VECTOR:
+            return Measurement(diagonal, about)
+        if diagonal is not None:
+            about |= {"note": f"diagonal only, of its gradient: used by {calls or 'other code'}", "unmet": slope.unmet}
+            return Measurement(diagonal, about)
         if calls:
-            return Found(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
+            return Measurement(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
         reached = name in tracer.reached
-        return Found(None, about | {"reason": "the outputs do not depend on it" if reached else "no batch reaches it"})
+        return Measurement(
+            None, about | {"reason": "the outputs do not depend on it" if reached else "no batch reaches it"}
+        )
 
     def _probe_all(
         self,
@@ -146,6 +157,7 @@ class Run:
         for probe in range(recorder.wanted.probes):
             last = probe == recorder.wanted.probes - 1
             what, at = self._probe(outputs, batch, rows, generator)
+            self.energy += _energy(outputs, at) if self.importance in RELATIVE else 0.0
             if what.requires_grad:
                 asked = [*parameters, recorder.anchor]
                 yield torch.autograd.grad(what, asked, at, retain_graph=not last, allow_unused=True)[:-1]
@@ -162,10 +174,10 @@ class Run:
                 raise BadInput(
                     '"fisher" takes the outputs for logits, classes last; this model returns a single number'
                 )
-            chances = outputs.detach().float().softmax(-1)
-            labels = torch.multinomial(chances.reshape(-1, chances.shape[-1]).cpu(), 1, generator=generator)
-            drawn = F.one_hot(labels.reshape(outputs.shape[:-1]), outputs.shape[-1]).to(chances)
-            return outputs, (chances - drawn).to(outputs)
+            probabilities = outputs.detach().float().softmax(-1)
+            labels = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]).cpu(), 1, generator=generator)
+            drawn = F.one_hot(labels.reshape(outputs.shape[:-1]), outputs.shape[-1]).to(probabilities)
+            return outputs, (probabilities - drawn).to(outputs)
         assert callable(self.importance)
         try:
             loss = self.importance(outputs, batch)
@@ -176,8 +188,22 @@ class Run:
             raise BadInput("the loss given as importance= did not return one finite number")
         return loss, torch.full_like(loss, float(rows))
 
+    def _unit(self, probes: int) -> float:
+        """What D of one row of outputs is to be divided by."""
+        mean = self.energy / (probes * max(1, self.rows))
+        return mean if self.importance in RELATIVE and 0 < mean < math.inf else 1.0
+
     def _report(self, count: int) -> None:
         self.done += 1
         if self.progress is not None:
             total = max(self.done, (count_of(self.batches) or 0) * self.passes)
             self.progress(Progress("calibrating", self.done, total, self.done, total))
+
+
+def _energy(outputs: Tensor, probe: Tensor) -> float:
+    """The squared product of outputs and a probe of them, added up over the rows; of signs in expectation."""
+    wanted = outputs.detach().double().masked_fill(never(outputs), 0.0)
+    if bool(((probe.abs() == 1) | (probe == 0)).all()):
+        return float(wanted.square().sum())
+    rows = wanted * probe.double()
+    return float(rows.reshape(-1, rows.shape[-1]).sum(1).square().sum())

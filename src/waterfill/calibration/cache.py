@@ -14,7 +14,7 @@ from torch import Tensor
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
-from waterfill.network.batches import count_of
+from waterfill.network.running.batches import count_of
 from waterfill.storage.atomic import AtomicFile
 from waterfill.storage.work_directory import Journal
 
@@ -22,7 +22,7 @@ _SAMPLED = 1 << 12  # entries of a tensor that its fingerprint is taken from
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Measurement:
     """The importance of a weight, or None, and what there is to say about it."""
 
     importance: Importance | None
@@ -30,15 +30,15 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
-class Shelf:
+class ImportanceCache:
     """Importance by the names of weights. folder: None keeps all in memory."""
 
     names: Sequence[str]
     folder: Path | None
-    _kept: dict[str, Found] = field(default_factory=dict)
+    _kept: dict[str, Measurement] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path | None, names: Sequence[str], plan: Mapping[str, Any]) -> "Shelf":
+    def open(cls, folder: Path | None, names: Sequence[str], plan: Mapping[str, Any]) -> "ImportanceCache":
         """The shelf of a folder, what it holds included. Raises PlanMismatch if it is another model's."""
         if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
             raise BadInput(f"the cache {folder} is a file; name a folder, which need not be there yet")
@@ -48,7 +48,7 @@ class Shelf:
         for name in names:
             try:
                 if folder is not None:
-                    shelf._kept[name] = Found(None, shelf._read(name)[1])
+                    shelf._kept[name] = Measurement(None, shelf._read(name)[1])
             except (OSError, SafetensorError):
                 continue  # not there, or cut short by a crash
         return shelf
@@ -60,7 +60,7 @@ class Shelf:
         """Remarks on a weight."""
         return self._kept[name].about
 
-    def put(self, name: str, found: Found) -> None:
+    def put(self, name: str, found: Measurement) -> None:
         """Keep what was found of a weight."""
         if self.folder is None:
             self._kept[name] = found
@@ -76,7 +76,7 @@ class Shelf:
         with AtomicFile(path, force=True, shared=True) as out:
             save_file({key: value.contiguous() for key, value in values.items()}, out.temporary, about)
             out.finish()
-        self._kept[name] = Found(None, about)
+        self._kept[name] = Measurement(None, about)
 
     def get(self, name: str) -> Importance:
         """The importance of a weight, memory-mapped where it is on disk."""

@@ -8,19 +8,21 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Run
+from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Passes
 from waterfill.calibration.batch_norm import statistics
-from waterfill.calibration.cache import Shelf, fingerprint
+from waterfill.calibration.cache import ImportanceCache, fingerprint
 from waterfill.calibration.moments import bytes_of
 from waterfill.calibration.recorder import Wanted
 from waterfill.errors import BadInput
-from waterfill.importance import Importance, Measured
-from waterfill.network.batches import check_batches
-from waterfill.network.forward import Forward
-from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, check_finite, layout_of
+from waterfill.importance import Importance, ImportanceMap
+from waterfill.network.kept import why_kept
+from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
+from waterfill.network.running.batches import check_batches
+from waterfill.network.running.forward import Forward
 from waterfill.network.tensors import tensors_of
 from waterfill.progress import Progress
 
@@ -28,30 +30,33 @@ MEMORY = 1 << 30
 """Bytes of Gram matrices that are gathered in one pass over the batches, where nothing else is said."""
 
 
-class Calibration(Measured):
+class Calibration(ImportanceMap):
     """Importance by the names of weights, and of vectors of parameters, read from disk when asked for if in a cache.
 
     unreached: why the other weights with two or more dimensions have none. samples: rows of outputs that were seen
     (images, or tokens). notes: remarks by name. warnings: what a table says of weights, and vectors, beside their
-    importance.
+    importance. unit: what a D of 1 is in squared outputs, or in nats, of one row.
     """
 
-    def __init__(self, shelf: Shelf, vectors: Container[str]) -> None:
+    def __init__(self, shelf: ImportanceCache, vectors: Container[str]) -> None:
         self._shelf = shelf
         found = {name: shelf.about(name) for name in shelf.names}
         missing = {name: about["reason"] for name, about in found.items() if about.get("reason")}
         self.unreached = {name: reason for name, reason in missing.items() if name not in vectors}
         self.notes = {name: about["note"] for name, about in found.items() if about.get("note")}
         self.samples = max((int(about.get("samples", 0)) for about in found.values()), default=0)
+        self.unit = next((float(about["unit"]) for about in found.values() if "unit" in about), 1.0)
         self.warnings = {name: f"{reason}: what its errors cost is assumed" for name, reason in missing.items()}
-        self.warnings |= self.notes
+        for key in ("note", "unmet"):
+            for name in (name for name, about in found.items() if about.get(key)):
+                self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), found[name][key]])
         self.streamed = shelf.folder is not None
         self._names = [name for name in shelf.names if name not in missing]
 
     def __getitem__(self, name: str) -> Importance:
         if name not in self._names:
             raise KeyError(name)
-        return self._shelf.get(name)
+        return self._shelf.get(name).scaled(1 / float(self._shelf.about(name).get("unit", 1)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -64,6 +69,7 @@ class Calibration(Measured):
 
 
 @by_own_arithmetic
+@torch.inference_mode(False)
 def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and where the results go
     model: nn.Module,
     batches: Iterable[Any],
@@ -76,13 +82,13 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
     seed: int = 0,
     memory: int = MEMORY,
 ) -> Calibration:
-    """The importance of every weight, bias and other parameter that the batches reach; D is in squared outputs.
+    """The importance of every weight, bias and other parameter that the batches reach.
 
     A batch is a tensor, a tuple of arguments, or a dict of them by keyword; `forward(model, batch)` where it is none.
-    importance: "outputs", Gauss-Newton weights of the squared error of the outputs, by random signs at each of them;
-    "divergence", those of the divergence of softened chances, in nats, where outputs [rows, classes] or [rows, places,
-    classes] may be logits, else the same as "outputs" (`waterfill.probes`); "auto", "divergence" where every place of a
-    sequence has outputs of its own, else "outputs";
+    importance: "outputs", Gauss-Newton weights of the squared error of the outputs, by random signs at each of them, D
+    relative to half their energy; "divergence", those of the divergence of probabilities, in nats, where outputs
+    [rows, classes] or [rows, places, classes] may be logits, else signs; "auto", the probes of "divergence" where every
+    place of a sequence has outputs of its own, else signs, D relative to what losing all outputs would cost;
     "fisher", the gradient of the log likelihood of labels drawn from the model's own softmax over the last dimension;
     or a loss (outputs, batch) -> scalar, the mean over the rows of the outputs. D counts per output row (image, token).
     probes: backward passes a batch. cache: a folder to keep the results in and to go on from. memory: bytes of Gram
@@ -99,17 +105,15 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
         )
     check_batches(model, batches)
     weights, layouts = weights_of(model)
-    for name, value in weights.items():
-        check_finite(name, value)
-    options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed}
-    shelf = Shelf.open(cache, list(layouts), fingerprint(weights, options, batches) if cache else {})
+    options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed, "unit": 2}
+    shelf = ImportanceCache.open(cache, list(layouts), fingerprint(weights, options, batches) if cache else {})
     passes = _passes(layouts, [name for name in layouts if name not in shelf], memory, cache is not None)
     if len(passes) > 1 and iter(batches) is batches:
         raise BadInput(
             f"{len(passes)} passes over the batches are needed with memory={memory}, and these can be read only once: "
             "give a list or a loader, or more memory"
         )
-    run = Run(model, batches, importance, forward, seed, progress, len(passes))
+    run = Passes(model, batches, importance, forward, seed, progress, len(passes))
     for wanted in passes:
         for name, found in run.gather(weights, layouts, Wanted(wanted, probes)):
             shelf.put(name, found)
@@ -117,8 +121,10 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
 
 
 def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Layout]]:
-    """The weights of a model, its vectors of parameters and statistics, tied ones once, and their layouts."""
+    """The weights of a model, its vectors of parameters and statistics, tied ones once, and their layouts; not what is
+    kept bit for bit, whatever its errors would cost, nor complex ones. Raises BadInput for NaN."""
     tensors, _, roles = tensors_of(model)
+    tensors = {name: value for name, value in tensors.items() if not value.is_complex() and not why_kept(name, value)}
     layouts = {name: layout_of(tuple(t.shape), t.dtype, roles.get(name)) for name, t in tensors.items()}
     vectors = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(statistics(model))
     layouts = {

@@ -7,6 +7,8 @@ rows_i = sum over positions of E[x_i^2]. Both take x and g for independent, as K
 (arXiv 1503.05671); products are gathered by whole samples besides, where that is not needed (`coherence`).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,11 @@ from waterfill.importance import Importance
 from waterfill.network.layout import Layout
 
 _WIDE = 1024  # columns from which on sums are float32
+_RANGE = 1e-12, 1e12  # of the largest of some gradients; beyond, sums of their squares may leave that of float32
 _PRIOR = 4  # gradients that the mean of all columns stands for
+_FEW = 0.25  # of the rows or columns; fewer are no reason for a warning
+UNMET = 1 / 16
+"""Of a typical row or column that something was met at, what errors cost in one that nothing was: two bits fewer."""
 FLOOR = 1e-6
 """Of the mean row: rows that cost nothing would take any error whatever."""
 
@@ -70,8 +76,8 @@ class Moments:
     start, stop: the rows of the weight that this use reads. groups: each takes as many of these rows and has columns of
     its own. cols: columns of the weight. full: Gram matrices, else their diagonals only. near: of columns by positions;
     whole: of the gradient by samples. energy: squares over positions, [rows]; exact: of the gradient by samples. floor:
-    the least energy of a row. repeats: how often the energy of each position is added. calls: how
-    often used. aligned: whether samples were always the inputs of a batch.
+    the least energy of a row. repeats: how often the energy of each position is added. unit: what columns were divided
+    by before they were squared. calls: how often used. aligned: whether samples were always the inputs of a batch.
     """
 
     def __init__(self, rows: tuple[int, int], groups: int, cols: int, full: bool) -> None:
@@ -83,6 +89,7 @@ class Moments:
         self.exact: Tensor | None = None
         self.floor = 0.0
         self.repeats = 1
+        self.unit: float | None = None
         self.calls = 0
         self.aligned = True
         self._full = full
@@ -101,6 +108,12 @@ class Moments:
             fine = fine and bool(torch.isfinite(diagonal.sum()))
         return fine
 
+    def add_slopes(self, columns: Tensor) -> bool:
+        """`add_columns` of gradients, in a unit in which they can be squared whatever that of the outputs is."""
+        if self.unit is None:
+            self.unit = unit_of(columns)
+        return self.add_columns(columns if self.unit == 1 else columns / self.unit)
+
     def add_energy(self, squares: Tensor) -> bool:
         """Add sums of squares over positions, [rows of this use]. False if they are not finite."""
         squares = squares.cpu().double()
@@ -112,6 +125,8 @@ class Moments:
         samples = len(gradients)
         if not self._full or samples == 0:
             return
+        unit = unit_of(gradients)
+        gradients = gradients if unit == 1 else gradients / unit
         weights = per_sample.row_weights(gradients)
         cut = self.whole.cut(samples)
         for half, some in enumerate((slice(0, cut), slice(cut, samples))):
@@ -125,7 +140,13 @@ class Moments:
             )
             room = self.whole.room(half, some.stop - some.start, gradients.device)
             room += gram
-            self.exact = exact.cpu().double() + (0 if self.exact is None else self.exact)
+            self.exact = exact.cpu().double() * unit**2 + (0 if self.exact is None else self.exact)
+
+
+def unit_of(gradients: Tensor) -> float:
+    """What to divide gradients by so that float32 can hold their squares: 1 unless they are very small or large."""
+    largest = float(gradients.abs().max()) if gradients.numel() else 0.0
+    return 1.0 if largest == 0 or not math.isfinite(largest) or _RANGE[0] < largest < _RANGE[1] else largest
 
 
 def shared(rows: Tensor, outputs: int) -> Tensor:
@@ -133,10 +154,32 @@ def shared(rows: Tensor, outputs: int) -> Tensor:
 
     Without it half of the rows before a ReLU got no bits at all where there was one sample.
     """
-    return ((outputs * rows + rows.mean()) / (outputs + 1)).clamp_min(FLOOR * float(rows.mean()))
+    spread = (outputs * rows + rows.mean()) / (outputs + 1)
+    return torch.maximum(unmet(rows, rows), spread).clamp_min(FLOOR * float(rows.mean()))
 
 
-class Slope:
+def unmet(costs: Tensor, energy: Tensor) -> Tensor:
+    """Costs of rows or columns; where nothing was ever met a share of the mean of those where something was.
+
+    energy: what was met at each. An error there cost nothing in these inputs; in others it will.
+    """
+    silent = energy == 0
+    if not bool(silent.any()) or bool(silent.all()):
+        return costs
+    return torch.where(silent, UNMET * costs[~silent].mean(), costs)
+
+
+def words_of_unmet(rows: Tensor, cols: Tensor) -> str:
+    """How many rows and columns met nothing, by what was met at each, in words; empty if they are few.
+
+    Some channels are silent in every network.
+    """
+    counted = ((int((energy == 0).sum()), len(energy), name) for energy, name in ((rows, "rows"), (cols, "columns")))
+    told = " and ".join(f"{count} of {whole} {name}" for count, whole, name in counted if count > _FEW * whole)
+    return f"no batch met {told}: what errors there cost is assumed" if told else ""
+
+
+class GradientSquares:
     """Sums of squares of the gradient of the weight itself, by row [rows] and by column [cols], float64.
 
     probes: gradients of each batch. count: gradients in all.
@@ -152,14 +195,20 @@ class Slope:
     def add(self, gradient: Tensor) -> None:
         """Add the gradient of a probe, in the shape of the weight."""
         self.count += 1
-        squares = gradient.detach().reshape(-1, *self.layout.matrix).float().square().sum(0)
-        self.rows += squares.sum(1).cpu()
-        self.cols += squares.sum(0).cpu()
+        unit = unit_of(gradient)
+        squares = (gradient.detach().reshape(-1, *self.layout.matrix).float() / unit).square().sum(0)
+        self.rows += squares.sum(1).cpu().double() * unit**2
+        self.cols += squares.sum(0).cpu().double() * unit**2
 
     @property
     def total(self) -> float:
         """The sum of all squares."""
         return float(self.rows.sum())
+
+    @property
+    def unmet(self) -> str:
+        """`words_of_unmet` of the gradient."""
+        return words_of_unmet(self.rows, self.cols)
 
     def importance(self, outputs: int) -> Importance | None:
         """Rows and a diagonal with these sums; None where there is no gradient. outputs: output rows."""
@@ -168,5 +217,5 @@ class Slope:
         rows = self.rows / (outputs * self.probes * self.layout.count)
         cols = self.cols / self.total
         cols = (self.count * cols + _PRIOR * cols.mean()) / (self.count + _PRIOR)
-        rows, cols = shared(rows, outputs), cols.clamp_min(FLOOR * float(cols.mean()))
-        return Importance(rows, diagonal=cols.float(), kernel=self.layout.kernel)
+        rows, cols = shared(rows, outputs), torch.maximum(cols, unmet(self.cols / self.total, self.cols))
+        return Importance(rows, diagonal=cols.clamp_min(FLOOR * float(cols.mean())).float(), kernel=self.layout.kernel)

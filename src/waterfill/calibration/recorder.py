@@ -73,7 +73,7 @@ class MomentRecorder(Recorder):
             return self._watch(y, _ignore)
         term.floor = max(floor, term.floor)
         _finite(term.add_energy(view.times(energy.detach(), power=2)), view.name, "inputs")
-        return self._watch(y, lambda g: _finite(term.add_columns(vectors(g, self._generator)), view.name, "gradients"))
+        return self._watch(y, lambda g: _finite(term.add_slopes(vectors(g, self._generator)), view.name, "gradients"))
 
     def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
         """A convolution: as many products as it has groups, their columns the windows of the inputs."""
@@ -106,7 +106,7 @@ class MomentRecorder(Recorder):
         positions = tuple(x.shape[-dims:])
 
         def gather(g: Tensor) -> None:
-            _finite(term.add_columns(windows(g, geometry, positions, self._generator)), view.name, "gradients")
+            _finite(term.add_slopes(windows(g, geometry, positions, self._generator)), view.name, "gradients")
 
         return self._watch(y, gather)
 

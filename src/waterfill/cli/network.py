@@ -26,7 +26,7 @@ def network_and_batches(network: str | None, data: str, *, targets: bool = False
 def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     """The module with the weights of a file. Raises BadInput, CorruptFile, Mismatch."""
     import waterfill
-    from waterfill.model.compressed import check_names
+    from waterfill.model.install import install
     from waterfill.network.checkpoint import open_checkpoint
 
     if path.endswith(".wf"):
@@ -34,25 +34,13 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     checkpoint = open_checkpoint(path)
     state: dict[str, Tensor] = {name: stored.load() for name, stored in checkpoint.tensors.items()}
     state |= {alias: state[name] for alias, name in checkpoint.aliases.items()}
-    state = _as_wanted(module, state)
-    wanted, found = ({name: tuple(t.shape) for name, t in own.items()} for own in (module.state_dict(), state))
     try:
-        check_names(wanted, found, type(module).__name__)
-        module.load_state_dict(state, strict=True)
+        return install(module, state)
     except (Mismatch, RuntimeError) as error:
         raise Mismatch(f"{path} does not fit the network of --network: {_start(str(error))}") from error
-    return module
 
 
 def _start(said: str) -> str:
     """The beginning of what PyTorch says, which names every tensor of a network."""
     line = " ".join(said.split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
-
-
-def _as_wanted(module: "nn.Module", state: "dict[str, Tensor]") -> dict[str, Any]:
-    """The state with tied names that the file leaves out, as .safetensors files do."""
-    own = module.state_dict(keep_vars=True)
-    known = {id(value): name for name, value in own.items() if name in state}
-    missing = {name: known[id(value)] for name, value in own.items() if name not in state and id(value) in known}
-    return state | {name: state[other] for name, other in missing.items()}

@@ -22,7 +22,7 @@ Segment = tuple[np.ndarray, np.ndarray | None]
 Bytes = bytes | bytearray | memoryview | np.ndarray
 """What a stream is read from, in place."""
 
-_PIECE = 1 << 18  # symbols that `ideal_bits` looks up at a time, so that its indices stay small
+_SYMBOLS_AT_A_TIME = 1 << 18  # symbols that `ideal_bits` looks up at a time, so that its indices stay small
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +105,10 @@ def ideal_bits(segments: Sequence[Segment], freq: np.ndarray) -> float:
     for symbols, select in segments:
         tables = _checked_select(select, len(symbols))
         codes = _vector(symbols, np.int8, "symbols").view(np.uint8)
-        for begin in range(0, len(codes), _PIECE):
-            index = codes[begin : begin + _PIECE].astype(np.intp)
+        for begin in range(0, len(codes), _SYMBOLS_AT_A_TIME):
+            index = codes[begin : begin + _SYMBOLS_AT_A_TIME].astype(np.intp)
             if tables is not None:
-                index += tables[begin : begin + _PIECE].astype(np.intp) << 8
+                index += tables[begin : begin + _SYMBOLS_AT_A_TIME].astype(np.intp) << 8
             total += float(cost[index].sum())
     return total
 

@@ -18,7 +18,7 @@ LONG = 24
 PARAMETERS = 24
 """The parameter k lies below this."""
 _WHOLE = 32
-_PIECE = 1 << 16
+_VALUES_AT_A_TIME = 1 << 16
 
 
 def zigzag(values: np.ndarray) -> np.ndarray:
@@ -82,8 +82,8 @@ def unpack(data: np.ndarray, count: int, k: int) -> tuple[np.ndarray, int]:
     Raises CorruptFile. Memory is in proportion to the bytes that are there, not to `count`.
     """
     pieces, at = [np.zeros(0, dtype=np.int64)], 0
-    for start in range(0, count, _PIECE):
-        piece = _unary(data, at, min(_PIECE, count - start))
+    for start in range(0, count, _VALUES_AT_A_TIME):
+        piece = _unary(data, at, min(_VALUES_AT_A_TIME, count - start))
         pieces.append(piece)
         at += int(piece.sum()) + len(piece)
     folded = np.concatenate(pieces)

@@ -2,7 +2,8 @@
 
 Tally counts ideal bits without coding; Writer makes the bytes; Reader takes them back and proves every count before it
 is used. An array that is read must be *earned*: a blob of n bytes may expand to `FREE + PER_BYTE * n` entries, and the
-writer pads the rare blob (a huge constant) that would expand to more.
+writer pads the rare blob (a large constant) that would expand to more. As a blob has a byte or more, a file of n bytes
+expands to `(FREE + PER_BYTE) * n` entries at most, however many blobs it holds.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ import numpy as np
 from waterfill.coding import rice
 from waterfill.errors import CorruptFile
 
-FREE = 1 << 22
+FREE = 1 << 14
 PER_BYTE = 4096
 
 

@@ -13,8 +13,8 @@ from waterfill.compression.task import LOSSLESS, Compression, resolve, with_rema
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.forward import Forward
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.forward import Forward
+from waterfill.network.running.inputs import Inputs
 from waterfill.part import Spec
 from waterfill.recipe import DEFAULT_RECIPE
 

@@ -2,25 +2,32 @@
 
 import hashlib
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.estimate import seconds_of
 from waterfill.compression.options import Options
 from waterfill.compression.task import LOSSLESS, resolve
-from waterfill.errors import BadInput, BudgetError
+from waterfill.dtypes import octets
+from waterfill.errors import BadInput, BudgetError, PlanMismatch
 from waterfill.model.compressed import count_weights, table_row
 from waterfill.model.entry import row_of
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
-from waterfill.network.layout import RAW, Layout, layout_of
+from waterfill.network.kept import BINARY, why_kept
+from waterfill.network.layout import RAW, layout_of
+from waterfill.network.pruned import hidden_in
+from waterfill.network.stored import IMPLIED
 from waterfill.part import Spec
 from waterfill.parts import Dense
 from waterfill.recipe import DEFAULT_RECIPE, as_spec
@@ -72,10 +79,13 @@ class Job:
         if not checkpoint.tensors:
             raise BadInput(f"{source} holds no tensors; there is nothing to compress")
         parsed = Dense(format="lossless") if lossless else as_spec(spec)
+        masks = {} if lossless else hidden_in({name: stored.load for name, stored in checkpoint.tensors.items()})
         weights = []
         for name, stored in checkpoint.tensors.items():
-            layout = Layout(stored.shape, stored.dtype, RAW) if lossless else layout_of(stored.shape, stored.dtype)
-            weights.append(Weight(name, layout, parsed, stored.load))
+            kept = "" if lossless else why_kept(name, stored.load())
+            layout = layout_of(stored.shape, stored.dtype, RAW if lossless or kept not in ("", BINARY) else None)
+            mask = None if kept else masks.get(name)
+            weights.append(Weight(name, layout, parsed, stored.load, kept=kept, mask=mask))
             weights[-1].check()
         known = weights if lossless else informed(weights)
         return cls(checkpoint, parsed, resolve(budget, LOSSLESS if lossless else parsed), lossless, known, {})
@@ -84,7 +94,9 @@ class Job:
     def notes(self) -> dict[str, Any]:
         """What the file says of how it was made."""
         text = LOSSLESS if self.lossless else repr(self.spec)
-        return {"recipe": text, "original": self.checkpoint.original_bytes, **self.remarks}
+        metadata = {key: text for key, text in self.checkpoint.metadata.items() if (key, text) not in IMPLIED}
+        told = {"metadata": metadata} if metadata else {}
+        return {"recipe": text, "original": self.checkpoint.original_bytes, **told, **self.remarks}
 
     @property
     def size(self) -> int | None:
@@ -97,11 +109,11 @@ class Job:
         return count_weights((w.name, w.layout) for w in self.weights)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What makes this job this job: another input, recipe, budget or version is another one."""
+        """What makes this job this job: another input, recipe, budget or version is another one. Of the input these are
+        names, types and shapes; the values of each tensor are noted with what became of it (`Records`)."""
         digest = hashlib.sha256()
-        for file in self.checkpoint.files:
-            state = file.stat()
-            digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        for stored in self.checkpoint.tensors.values():
+            digest.update(f"{stored.name} {stored.dtype} {stored.shape}\n".encode())
         return {
             "input": digest.hexdigest(),
             "recipe": self.notes["recipe"],
@@ -184,19 +196,30 @@ def _run(job: Job, journal: Journal, path: Path, options: Options) -> tuple["Rec
 
 
 class Records:
-    """What is known of each weight's blob in the journal while a job runs. Without a journal no blob is kept."""
+    """What is known of each weight's blob in the journal while a job runs. Without a journal no blob is kept.
+
+    Raises PlanMismatch for a blob of other values than the checkpoint has now.
+    """
 
     def __init__(self, job: Job, journal: Journal | None) -> None:
         self._job = job
         self._journal = journal
         self._notes = {} if journal is None else journal.finished(len(job.weights))
+        for i, note in self._notes.items():
+            if note.get("input") != _digest(job.weights[i].load()):
+                raise PlanMismatch(
+                    f"the work directory belongs to another job: tensor {job.weights[i].name!r} has other values now. "
+                    "Put the checkpoint back, or delete the folder to begin anew"
+                )
 
     def fit(self, i: int, price: float) -> float:
         """Fit weight i and keep its blob; real bits. What was last found at the same price, by an earlier run perhaps,
         is taken as it is."""
         if self._notes.get(i, {}).get("price") != price:
-            entry = self._job.weights[i].fit(price)
-            note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price}
+            weight = self._job.weights[i]
+            read = _digest(weight.load())
+            entry = weight.fit(price)
+            note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price, "input": read}
             if self._journal is not None:
                 self._journal.put(i, entry.blob, note)
             self._notes[i] = note
@@ -214,6 +237,11 @@ class Records:
             )
             for i, w in enumerate(self._job.weights)
         ]
+
+
+def _digest(tensor: Tensor) -> int:
+    """Tells the values of a tensor from others, quickly."""
+    return zlib.crc32(octets(tensor).numpy().data)
 
 
 @dataclass(frozen=True)

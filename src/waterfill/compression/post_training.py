@@ -6,27 +6,31 @@ and repair what small tensors can. Each step is a module of its own; this one on
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
-from waterfill.compression.allocation.spend import Ledger
+from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options
-from waterfill.compression.steps.choice import settle_choices
+from waterfill.compression.steps import few_inputs
+from waterfill.compression.steps.choice import choose_kinds
+from waterfill.compression.steps.prepare import prepare, warn
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
 from waterfill.compression.task import Compression, resolve, with_remark
 from waterfill.errors import BadInput
-from waterfill.evaluation.outputs import Judge
+from waterfill.evaluation.outputs import ReferenceOutputs
+from waterfill.importance import ImportanceMap
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batch_norm import fold_batch_norm, folds_between
-from waterfill.network.forward import as_deployed, copy_of
-from waterfill.network.inputs import Inputs
+from waterfill.network.batch_norm import folds_between
+from waterfill.network.running.forward import as_deployed
+from waterfill.network.running.inputs import Inputs
 from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
@@ -42,6 +46,7 @@ AUTOMATIC = "automatic"
 """What a file says of its recipe if it was that one: in a small network its text would be dear."""
 
 
+@torch.inference_mode(False)
 def compress_with_inputs(
     model: "nn.Module | Mapping[str, Tensor]",
     inputs: Inputs,
@@ -72,28 +77,35 @@ def calibrated(
     """
     inputs.check(model)
     assert isinstance(model, nn.Module)
-    wanted, steps = as_spec(DEFAULT_SPEC if spec is None else spec), options.steps
+    wanted = as_spec(DEFAULT_SPEC if spec is None else spec)
     inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
     with ExitStack() as stack:
         with own_arithmetic():
-            work, folded = _folded(model, inputs, steps.fold)
-            calibration = calibrate(
-                work,
-                inputs.batches,
-                importance=steps.importance,
-                probes=steps.probes,
-                cache=stack.enter_context(_room(work, options)),
-                forward=inputs.forward,
-                progress=options.progress,
-                memory=options.memory,
-            )
+            prepared = prepare(model, inputs, options.steps)
+            work, options = prepared.model, replace(options, steps=prepared.steps)
+            calibration = _measured(work, inputs, stack.enter_context(_room(work, options)), options)
         notes = {
             "recipe": AUTOMATIC if spec is None else repr(wanted),
             "samples": calibration.samples,
-            "folded": _fold_notes(model, work) if folded else False,
+            "folded": _fold_notes(model, work) if prepared.folded else False,
             "unreached": sorted(calibration.unreached),
         }
-        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
+        warnings = (*prepared.warnings, *few_inputs.warnings_of(calibration))
+        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes, warnings)
+
+
+def _measured(model: nn.Module, inputs: Inputs, cache: Path | None, options: Options) -> Calibration:
+    steps = options.steps
+    return calibrate(
+        model,
+        inputs.batches,
+        importance=steps.importance,
+        probes=steps.probes,
+        cache=cache,
+        forward=inputs.forward,
+        progress=options.progress,
+        memory=options.memory,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,23 +118,43 @@ class Calibrated:
     calibration: Calibration
     options: Options
     notes: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     def __call__(self, bits: float) -> CompressedModel:
         """The model in a file of so many bits per weight. Raises BudgetError."""
         return self.to(Budget(bits=bits))
 
     @by_own_arithmetic
+    @torch.inference_mode(False)
     def to(self, budget: Budget) -> CompressedModel:
         """The model compressed to a budget. Raises BudgetError."""
-        compression = Compression.of(self.model, self.specs[0], self.calibration, self.options)
-        compression.notes.update(self.notes)
+        compression, ledger = self._fitted(budget, self.calibration)
         size = compression.allowed(budget)
-        settle_choices(compression, self.specs, budget)
-        ledger = compression.run.meet(budget, compression.original)
         made = _refitted(compression, ledger, self.model, self.inputs, size)
         if self.options.steps.repair:
             made = _repaired(made, self.model, self.inputs, size)
+        if size is not None and 1 < self.calibration.samples < few_inputs.FEW:
+            made = self._guarded(made, budget)
         return with_remark(made, size)
+
+    def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression, Ledger]:
+        """Every weight fitted by itself, to what errors cost by some inputs, or by none."""
+        compression = Compression.of(self.model, self.specs[0], importance, self.options)
+        compression.notes.update(self.notes)
+        unused = few_inputs.UNUSED.format(self.calibration.samples)
+        warn(compression.notes, self.warnings if importance is not None else [unused])
+        choose_kinds(compression, self.specs, budget)
+        return compression, compression.run.meet(budget, compression.original)
+
+    def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
+        """What was made of few inputs, or, where inputs that were held out tell so, what is made without."""
+        free = few_inputs.better_without(
+            self.model,
+            self.inputs,
+            lambda some: _measured(self.model, some, None, self.options),
+            lambda importance: self._fitted(budget, importance)[0].model(),
+        )
+        return made if free is None else free
 
 
 def _refitted(
@@ -136,7 +168,7 @@ def _refitted(
     after = compression.model()
     if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
-    judge = Judge(work, inputs.batches, inputs.forward)
+    judge = ReferenceOutputs(work, inputs.batches, inputs.forward)
     return min(after, before, key=judge.error)
 
 
@@ -150,13 +182,6 @@ def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
         yield folder
 
 
-def _folded(model: nn.Module, inputs: Inputs, wanted: bool) -> tuple[nn.Module, bool]:
-    """The model with its batch norms folded, and whether there were any."""
-    batch = inputs.first
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    return (fold_batch_norm(model, batch, forward=inputs.forward), True) if wanted and norms else (model, False)
-
-
 def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
     """What a file says of the norms that were folded."""
     tensors, aliases, _ = tensors_of(work)
@@ -167,7 +192,7 @@ def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: i
     """The model with the repairs that help and, where there is a limit, fit."""
     if not _can_hold_out(work, inputs):
         return made
-    found = repair(made, copy_of(work), inputs.batches, forward=inputs.forward).model
+    found = repair(made, work, inputs.batches, forward=inputs.forward).model
     assert isinstance(found, CompressedModel)
     return found if allowed is None or found.size <= allowed else made
 

@@ -1,6 +1,6 @@
 """One compression under way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -8,45 +8,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.assumptions import informed
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
-from waterfill.compression.allocation.unreached import at_common_price
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.costs.assumptions import informed
+from waterfill.compression.costs.few import leaning
+from waterfill.compression.costs.unreached import at_common_price
 from waterfill.compression.options import Options
 from waterfill.errors import BadInput, BadRecipe
-from waterfill.importance import Importance, Measured
+from waterfill.importance import Importance, ImportanceMap
 from waterfill.model.compressed import CompressedModel, count_weights
 from waterfill.model.entry import Entry
+from waterfill.network.kept import BINARY, why_kept
 from waterfill.network.layout import RAW, Layout, layout_of
-from waterfill.network.tensors import tensors_of
+from waterfill.network.pruned import hidden_in
+from waterfill.network.tensors import constants_of, foreign_names, tensors_of
 from waterfill.part import Spec
 from waterfill.parts import Dense
 from waterfill.recipe import as_spec
 
 LOSSLESS = "lossless"
 """What stands for a recipe where every bit is kept."""
+_FOREIGN = "an extra state that is no tensor: not in the file; a module that this is loaded into keeps its own"
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
 
 
 def plan_weights(
-    tensors: Mapping[str, Tensor], spec: Spec, roles: Mapping[str, str], importance: Mapping[str, Importance] | None
+    tensors: Mapping[str, Tensor],
+    spec: Spec,
+    roles: Mapping[str, str],
+    importance: Mapping[str, Importance] | None,
+    constants: Container[str] = (),
 ) -> list[Weight]:
-    """A `Weight` for every tensor. Raises BadInput for importance that names no tensor or does not fit it."""
+    """A `Weight` for every tensor; `constants` are kept bit for bit where they have no importance.
+
+    Raises BadInput for importance that names no tensor or does not fit it, and for NaN.
+    """
     importance = {} if importance is None else importance
     unknown = sorted(set(importance) - set(tensors))
     if unknown:
         raise BadInput(f"importance is given for {unknown[0]!r}, which is not a tensor of the model")
-    streamed = isinstance(importance, Measured) and importance.streamed
+    streamed = isinstance(importance, ImportanceMap) and importance.streamed
+    load = {name: partial(_on_cpu, value) for name, value in tensors.items()}
+    masks = hidden_in(load)
     weights = []
     for name, value in tensors.items():
-        layout = layout_of(tuple(value.shape), value.dtype, roles.get(name))
-        weight = Weight(name, layout, spec, partial(_on_cpu, value), _reader(importance, name), streamed)
+        kept = why_kept(name, value, constant=name in constants, measured=name in importance)
+        layout = layout_of(tuple(value.shape), value.dtype, RAW if kept not in ("", BINARY) else roles.get(name))
+        weight = Weight(name, layout, spec, load[name], _reader(importance, name), streamed)
         weight.check()
-        weights.append(weight)
+        weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
     weights = informed(weights)
-    return at_common_price(weights) if isinstance(importance, Measured) else weights
+    return at_common_price(leaning(weights, importance.samples)) if isinstance(importance, ImportanceMap) else weights
 
 
 def _reader(importance: Mapping[str, Importance], name: str) -> Callable[[], Importance] | None:
@@ -59,12 +73,15 @@ def _on_cpu(value: Tensor) -> Tensor:
 
 
 def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
-    """Every tensor as it is, bit for bit."""
+    """Every tensor as it is, bit for bit. Raises BadInput for what no file can hold."""
     exact = Dense(format="lossless")
-    return [
+    weights = [
         Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
         for name, value in tensors.items()
     ]
+    for weight in weights:
+        weight.check()
+    return weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,15 +107,21 @@ class Compression:
     ) -> "Compression":
         """Nothing fitted yet; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
-        original = sum(t.numel() * t.element_size() for t in tensors.values())
+        notes: dict[str, Any] = {"original": sum(t.numel() * t.element_size() for t in tensors.values())}
+        module = model if isinstance(model, nn.Module) else None
+        warnings = dict.fromkeys(foreign_names(module) if module is not None else (), _FOREIGN)
         if spec == LOSSLESS:
-            return cls(lossless_weights(tensors), {}, aliases, {"recipe": spec, "original": original}, options)
-        parsed = as_spec(spec)
-        weights = plan_weights(tensors, parsed, roles, importance)
-        notes = {"recipe": repr(parsed), "original": original}
-        if isinstance(importance, Measured) and importance.warnings:
-            notes["warnings"] = dict(importance.warnings)
-        return cls(weights, {}, aliases, notes, options)
+            weights = lossless_weights(tensors)
+            notes["recipe"] = spec
+        else:
+            parsed = as_spec(spec)
+            constants = constants_of(module) if module is not None else ()
+            weights = plan_weights(tensors, parsed, roles, importance, constants)
+            notes["recipe"] = repr(parsed)
+            kept = {weight.name for weight in weights if weight.kept}
+            told = importance.warnings if isinstance(importance, ImportanceMap) else {}
+            warnings |= {name: text for name, text in told.items() if name not in kept}
+        return cls(weights, {}, aliases, notes | ({"warnings": warnings} if warnings else {}), options)
 
     @property
     def original(self) -> int:

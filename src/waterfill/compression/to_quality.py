@@ -13,7 +13,7 @@ from waterfill.errors import BadInput, BudgetError
 from waterfill.evaluation.paired import Difference, Scores, difference
 from waterfill.evaluation.quality import Drop, Measure
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.forward import as_deployed, copy_of
+from waterfill.network.running.forward import as_deployed, copy_of
 
 Compressor = Callable[[float], CompressedModel]
 """Bits per weight -> the model compressed to them."""

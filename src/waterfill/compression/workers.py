@@ -21,6 +21,8 @@ class Workers:
         The first exception is raised again, with the weight's name as a note. It waits for the weights that are being
         worked on, as an interrupt from the keyboard does; those not yet begun are dropped.
         """
+        if self.threads == 1:  # the caller's own thread, whose memory is used again
+            return [self._named(work, i) for i in weights]
         with ThreadPoolExecutor(self.threads) as pool:
             futures = [pool.submit(self._named, work, i) for i in weights]
             try:

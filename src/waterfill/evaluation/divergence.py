@@ -5,18 +5,18 @@ import math
 import torch
 from torch import Tensor
 
-from waterfill.evaluation.metrics import divergences
+from waterfill.evaluation.metrics import divergences, rows_of, squared_errors
 
 ENTROPY = 2.0  # nats
 
 
-_SHARE = 0.8  # of the entropy of even chances, where that is less
+_SHARE_OF_UNIFORM_ENTROPY = 0.8  # of the entropy of uniform probabilities, where that is less
 
 
-_HOTTEST = 1e4
+_HIGHEST_TEMPERATURE = 1e4
 
 
-_HALVINGS = 20
+_TEMPERATURE_HALVINGS = 20
 
 
 def are_logits(outputs: Tensor) -> bool:
@@ -29,19 +29,24 @@ def distance(outputs: Tensor, reference: Tensor) -> float:
 
     Where outputs cannot be logits, their mean squared error.
     """
+    found, wanted = rows_of(outputs, reference)
     if not are_logits(reference):
-        return float((outputs.double() - reference.double()).square().mean())
-    wanted, found = (rows.reshape(-1, reference.shape[-1]).float() for rows in (reference, outputs))
-    heat = _temperature(wanted)
-    return float(divergences(found / heat, wanted / heat).mean())
+        return float(squared_errors(found, wanted).sum()) / max(1, found.numel())
+    wanted, found = wanted.float(), found.float()
+    temperature = _temperature(wanted)
+    return float(divergences(found / temperature, wanted / temperature).mean())
 
 
 def _temperature(logits: Tensor) -> Tensor:
-    """The least T [..., 1], 1 or more, at which softmax(logits / T) has the entropy wanted."""
-    wanted = min(ENTROPY, _SHARE * math.log(logits.shape[-1]))
+    """The least T [..., 1], 1 or more, at which softmax(logits / T) has the entropy wanted.
+
+    Classes that can never be, of logits minus infinity, are none.
+    """
+    possible = logits.isfinite().sum(-1, keepdim=True).clamp_min(1)
+    wanted = (_SHARE_OF_UNIFORM_ENTROPY * possible.to(logits).log()).clamp_max(ENTROPY)
     low = torch.zeros_like(logits[..., :1])  # logarithms of T
-    high = torch.full_like(low, math.log(_HOTTEST))
-    for _ in range(_HALVINGS):
+    high = torch.full_like(low, math.log(_HIGHEST_TEMPERATURE))
+    for _ in range(_TEMPERATURE_HALVINGS):
         middle = (low + high) / 2
         short = _entropy(logits / middle.exp()) < wanted
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
@@ -50,5 +55,4 @@ def _temperature(logits: Tensor) -> Tensor:
 
 def _entropy(logits: Tensor) -> Tensor:
     """Nats of softmax(logits), [..., 1]."""
-    logs = logits.log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1, keepdim=True)
+    return torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True)

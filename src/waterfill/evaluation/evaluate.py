@@ -15,8 +15,8 @@ from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import Distance, Score, relative
 from waterfill.evaluation.paired import Scores
 from waterfill.evaluation.targets import Reader, Targets
-from waterfill.network.batches import tensor_in
-from waterfill.network.forward import Forward, as_deployed, hooked, layers_of
+from waterfill.network.running.batches import tensor_in
+from waterfill.network.running.forward import Forward, as_deployed, hooked, layers_of
 
 Metric = Callable[[Tensor, Tensor | None], Tensor]
 _TITLES = {

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from waterfill.errors import BadInput
 from waterfill.evaluation.paired import Scores
+from waterfill.network.running.batches import never
 
 IGNORED = -100
 """The target that does not count, as in torch.nn.functional.cross_entropy."""
-_PIECE = 1 << 21  # entries in float64 at a time
+_ENTRIES_AT_A_TIME = 1 << 21  # entries in float64 at a time
+_SMALL = 0.1  # differences of logits; below, a difference of logarithms of probabilities is lost in rounding
+_SERIES = 1e-4  # below, the first two terms of a series are exact, and e^d - 1 - d is not
 _FIVE = 10  # classes from which being among the best five says something
 
 
@@ -125,22 +128,36 @@ class Distance:
 
 
 def rows_of(outputs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as [rows, classes]. Raises BadInput if their shapes differ."""
+    """Both as [rows, classes], minus infinity where the reference says never. Raises BadInput for other shapes."""
     if outputs.shape != reference.shape:
         raise BadInput(
             f"the model's outputs are {list(outputs.shape)}, the reference's {list(reference.shape)}; "
             "they must be the same network"
         )
     width = outputs.shape[-1] if outputs.ndim else 1
-    return outputs.reshape(-1, width), reference.reshape(-1, width)
+    found, wanted = outputs.reshape(-1, width), reference.reshape(-1, width)
+    if wanted.is_floating_point() and bool((hidden := never(wanted)).any()):
+        found, wanted = (x.masked_fill(hidden, -math.inf) for x in (found, wanted))
+        nothing = hidden.all(1, keepdim=True)
+        found, wanted = (x.masked_fill(nothing, 0.0) for x in (found, wanted))
+    return found, wanted
 
 
 def divergences(outputs: Tensor, reference: Tensor) -> Tensor:
-    """KL(reference || outputs) of the softmax of every row of logits [rows, classes]; [rows], nats, float64."""
+    """KL(reference || outputs) of the softmax of every row of logits [rows, classes]; [rows], nats, float64.
+
+    With p of the reference and small differences d of the logits, moved to a mean of zero under p, it is the logarithm
+    of 1 + sum p (e^d - 1 - d): exact for logits of any unit. Classes that can never be count nothing.
+    """
 
     def nats(found: Tensor, wanted: Tensor) -> Tensor:
         mine, theirs = found.double().log_softmax(1), wanted.double().log_softmax(1)
-        return (theirs.exp() * (theirs - mine)).sum(1)
+        p = theirs.exp()
+        whole = (p * (theirs - mine)).masked_fill(p == 0, 0.0).sum(1)
+        d = _gaps(found, wanted)
+        d = (d - (p * d).sum(1, keepdim=True)).masked_fill(p == 0, 0.0)
+        curved = torch.where(d.abs() < _SERIES, d.square() / 2 + d**3 / 6, d.expm1() - d)
+        return torch.where(d.abs().amax(1) < _SMALL, (p * curved).sum(1).log1p(), whole)
 
     return torch.cat([nats(a, b) for a, b in zip(*_pieces(outputs, reference), strict=True)])
 
@@ -148,7 +165,19 @@ def divergences(outputs: Tensor, reference: Tensor) -> Tensor:
 def squared_errors(outputs: Tensor, reference: Tensor) -> Tensor:
     """Squared norm of the difference of every row of [rows, classes]; [rows], float64."""
     pieces = zip(*_pieces(outputs, reference), strict=True)
-    return torch.cat([(a.double() - b.double()).square().sum(1) for a, b in pieces])
+    return torch.cat([_gaps(a, b).square().sum(1) for a, b in pieces])
+
+
+def _gaps(outputs: Tensor, reference: Tensor) -> Tensor:
+    """Differences, float64; none where the reference is minus infinity."""
+    return (outputs.double() - reference.double()).masked_fill(reference.isneginf(), 0.0)
+
+
+def centered(logits: Tensor) -> Tensor:
+    """Logits [rows, classes] without what is common to all classes of a row that can be."""
+    hidden = logits.isneginf()
+    total, count = logits.masked_fill(hidden, 0.0).sum(1, keepdim=True), (~hidden).sum(1, keepdim=True)
+    return logits - total / count.clamp_min(1)
 
 
 def relative(error: float, energy: float) -> float:
@@ -168,5 +197,5 @@ def _check(outputs: Tensor, targets: Tensor) -> None:
 
 def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Tensors of as many rows each in slices of rows, so that temporaries stay small."""
-    rows = max(1, _PIECE // max(1, tensors[0].shape[1]))
+    rows = max(1, _ENTRIES_AT_A_TIME // max(1, tensors[0].shape[1]))
     return [tensor.split(rows) for tensor in tensors]

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import distance
 from waterfill.model.compressed import CompressedModel
-from waterfill.network.batches import spread
-from waterfill.network.forward import Forward, as_deployed, call, copy_of
+from waterfill.network.running.batches import spread
+from waterfill.network.running.forward import Forward, as_deployed, call, copy_of
 
-_BATCHES = 32
+_BATCHES_COMPARED = 32
 
 
-class Judge:
+class ReferenceOutputs:
     """The outputs of a network on some of its inputs. The network is not changed."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
         self._model = copy_of(model)
         self._forward = forward
-        self._batches = list(spread(batches, _BATCHES))
+        self._batches = list(spread(batches, _BATCHES_COMPARED))
         self._wanted = self._outputs()
 
     def error(self, compressed: CompressedModel) -> float:
@@ -32,7 +32,8 @@ class Judge:
             found = self._outputs()
         except BadInput:
             return math.inf
-        return sum(map(distance, found, self._wanted)) / len(found)
+        total = sum(map(distance, found, self._wanted)) / len(found)
+        return math.inf if math.isnan(total) else total
 
     def _outputs(self) -> list[Tensor]:
         with as_deployed(self._model), torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput
 from waterfill.evaluation.evaluate import Evaluation, evaluate
 from waterfill.evaluation.paired import Scores
-from waterfill.network.forward import Forward, copy_of
+from waterfill.network.running.forward import Forward, copy_of
 
 METRICS = {"accuracy": 1, "top5": 1, "agreement": 1, "perplexity": -1, "nats": -1, "divergence": -1}
 """What `measure_of` can measure, and whether more is better (1) or less (-1)."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from waterfill.arithmetic import AsSet
 from waterfill.errors import BadInput
 from waterfill.evaluation.metrics import IGNORED, Score
-from waterfill.network.batches import are_arguments, tensors_in
-from waterfill.network.forward import Forward, call
+from waterfill.network.running.batches import are_arguments, tensors_in
+from waterfill.network.running.forward import Forward, call
 
 Targets = str | None | Callable[[Any], Tensor | None]
 _NAMED = ("targets", "labels")

@@ -1,34 +1,20 @@
 """Tensors of a .wf file one at a time, and a .safetensors file written that way."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from waterfill.dtypes import octets
 from waterfill.errors import BadInput
 from waterfill.model.lazy import CompressedTensors
+from waterfill.network.stored import DTYPES, IMPLIED, METADATA, PACKED
 from waterfill.storage.atomic import AtomicFile
 
-_NAMES = {  # how safetensors names the types
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -62,13 +48,15 @@ class SafetensorsWriter:
     """Writes a .safetensors file tensor by tensor, beside its target, which it replaces when it is whole.
 
     Use it in a `with` block: leaving the block before `finish` has returned leaves no file behind. Raises OutputExists
-    if `path` is taken (without `force`) or no regular file, BadInput for a type that the format lacks; a full disk
-    passes through.
+    if `path` is taken (without `force`) or no regular file, BadInput for a type or a name that the format
+    lacks; a full disk passes through. metadata: texts for its header.
     """
 
-    def __init__(self, path: str, slots: list[Slot], force: bool = False) -> None:
+    def __init__(
+        self, path: str, slots: list[Slot], force: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self._out = AtomicFile(path, force=force)
-        self._header = _header(slots)
+        self._header = _header(slots, metadata or {})
 
     def __enter__(self) -> Self:
         self._out.__enter__()
@@ -77,7 +65,7 @@ class SafetensorsWriter:
 
     def add(self, tensor: Tensor) -> None:
         """Append the data of the next slot."""
-        self._out.file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._out.file.write(octets(tensor).numpy().data)
 
     def finish(self) -> int:
         """Put the file in its place and return its size in bytes."""
@@ -87,15 +75,20 @@ class SafetensorsWriter:
         self._out.__exit__()
 
 
-def _header(slots: list[Slot]) -> bytes:
+def _header(slots: list[Slot], metadata: Mapping[str, str]) -> bytes:
     """Length, then JSON padded to a multiple of eight bytes, so that the data, widest types first, is aligned."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {METADATA: dict(IMPLIED) | dict(metadata)}
     at = 0
     for slot in slots:
+        if slot.name == METADATA:
+            raise BadInput(f"tensor {METADATA!r} has the name that .safetensors needs for itself; rename it")
         if slot.dtype not in _NAMES:
             raise BadInput(f"tensor {slot.name!r} is {slot.dtype}, which .safetensors cannot hold")
         offsets = [at, at + slot.bytes]
-        entries[slot.name] = {"dtype": _NAMES[slot.dtype], "shape": list(slot.shape), "data_offsets": offsets}
+        shape = list(slot.shape)
+        if slot.dtype in PACKED and shape:
+            shape[-1] *= PACKED[slot.dtype]
+        entries[slot.name] = {"dtype": _NAMES[slot.dtype], "shape": shape, "data_offsets": offsets}
         at += slot.bytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

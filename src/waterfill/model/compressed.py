@@ -6,11 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from waterfill.errors import Mismatch
 from waterfill.model.entry import Entry, row_of
+from waterfill.model.install import install
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
 from waterfill.storage import FileReader, FileWriter, size_of
@@ -62,14 +61,11 @@ class CompressedModel:
         return tensors | {alias: tensors[name] for alias, name in self.aliases.items()}
 
     def install(self, module: nn.Module) -> nn.Module:
-        """Put the weights into a module of the user's own class. Raises Mismatch unless names and shapes agree."""
-        wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-        found = {name: entry.layout.shape for name, entry in self.entries.items()}
-        found |= {alias: found[name] for alias, name in self.aliases.items()}
-        check_names(wanted, found, type(module).__name__)
-        module.load_state_dict(self.state_dict(), strict=True)
-        torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
-        return module
+        """Put the weights into a module of the user's own class, on the meta device too; see `waterfill.model.install`.
+
+        Raises Mismatch unless names and shapes agree and the module's types can hold the values.
+        """
+        return install(module, self.state_dict())
 
     def table(self) -> list[dict[str, Any]]:
         """One row a tensor: name, shape, dtype, part, bytes, bits per entry, relative error, reason, warning."""
@@ -117,23 +113,9 @@ def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error
 
 
 def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
-    """Floating-point entries of (name, layout) pairs, running statistics of norms not counted."""
-    return sum(lay.entries for name, lay in tensors if lay.dtype.is_floating_point and not name.endswith(_UNCOUNTED))
-
-
-def check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise Mismatch, naming a few of each sort, unless a file's names and shapes are those of a module `what`."""
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted))
-    both = [name for name in wanted if name in found]
-    wrong = [f"{n}: module {list(wanted[n])}, file {list(found[n])}" for n in both if wanted[n] != found[n]]
-    told = [
-        f"{label}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for label, names in (("the file lacks", missing), (f"{what} lacks", extra), ("shapes differ", wrong))
-        if names
-    ]
-    if told:
-        raise Mismatch(f"the file does not fit a {what}; {'; '.join(told)}. Build the module it was compressed from")
+    """Real numbers, two for a complex one, of (name, layout) pairs, running statistics of norms not counted."""
+    counted = (layout for name, layout in tensors if not name.endswith(_UNCOUNTED))
+    return sum(layout.numbers for layout in counted if layout.dtype.is_floating_point or layout.dtype.is_complex)
 
 
 def load(path: "str | Path") -> CompressedModel:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from waterfill.errors import CorruptFile
 from waterfill.model.entry import Entry, decode, layout_in
 from waterfill.network.layout import Layout
 from waterfill.storage import FileReader
@@ -31,6 +32,14 @@ class CompressedTensors(Mapping[str, Tensor]):
     def layouts(self) -> dict[str, Layout]:
         """How each tensor is laid out, by name in file order, tied names excluded."""
         return {name: layout_in(row) for name, row in zip(self._src.names, self.manifest.rows, strict=True)}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts that the header of the original `.safetensors` file held. Raises CorruptFile."""
+        found = self.manifest.notes.get("metadata", {})
+        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+            raise CorruptFile("the manifest's metadata are not what a writer would have written; the file is damaged")
+        return found
 
     def entry(self, name: str) -> Entry:
         """One tensor as parts; for a tied name, that of the name that holds the data."""

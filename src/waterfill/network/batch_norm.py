@@ -3,7 +3,7 @@
 Which norm follows which layer is found by running the network; what folding does to tensors is in `folds`.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.network.batches import tensor_in
+from waterfill.errors import BadInput
 from waterfill.network.folds import TENSORS, folded_tensors, touched
-from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
+from waterfill.network.running.batches import never, tensor_in
+from waterfill.network.running.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.storage.folds import Fold
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -25,30 +26,59 @@ _CLOSE = 1e-4  # relative; rounding stays far below, a pair that must not be fol
 
 
 @by_own_arithmetic
-def fold_batch_norm(module: nn.Module, batch: Any, *, forward: Forward | None = None) -> nn.Module:
+def fold_batch_norm(module: nn.Module, *batches: Any, forward: Forward | None = None) -> nn.Module:
     """A copy of the module in which every batch norm fed by a linear layer or convolution is folded into it.
 
     The copy has the same names and shapes, so the user's own class loads it: weights (and biases) are scaled, a folded
     norm keeps weight 1, mean 0, variance 1 - eps, and as its bias the shift, if the layer has none to take it. Pairs
-    are found by running one batch: a norm is fed by a layer if its input is the layer's output, unchanged. A pair that
-    would change the outputs (its layer feeds others too) is left as it is. For evaluation mode: statistics of a folded
-    norm must not be trained on. Outputs stay the same but for rounding.
-    Raises BadInput for a batch that the model cannot take.
+    are found by running the batches: a norm is fed by a layer if its input is the layer's output, unchanged, in every
+    batch in which either runs. A pair that would change the outputs of any batch (its layer feeds others too) is left
+    as it is. What no batch shows is not known: give one of every kind that there is, in size, in mode, in path.
+    For evaluation mode: statistics of a folded norm must not be trained on. Outputs stay the same but for rounding.
+    Raises BadInput for a batch that the model cannot take, or none.
     """
+    if not batches:
+        raise BadInput("there are no batches, and by running some it is found which norm follows which layer")
     folded = copy_of(module)
-    with as_deployed(folded):
-        pairs = fed_norms(folded, batch, forward)
-        wanted = call(folded, batch, forward).clone()
-        undo = [_fold(folded, norm, layer) for norm, layer in pairs.items()]
-        if not _alike(call(folded, batch, forward), wanted):
+    fold_in_place(folded, batches, forward)
+    return folded
+
+
+def fold_in_place(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
+    """`fold_batch_norm` in the model itself; the batches are gone through several times."""
+    with as_deployed(model):
+        pairs = _always_fed(model, batches, forward)
+        wanted = copy_of(model) if pairs else model
+        undo = [_fold(model, norm, layer) for norm, layer in pairs.items()]
+        with as_deployed(wanted):
+            if _alike(model, wanted, batches, forward):
+                return
             for restore in reversed(undo):
                 restore.back()
-            _fold_one_by_one(folded, pairs, lambda: _alike(call(folded, batch, forward), wanted))
-    return folded
+            for norm, layer in pairs.items():
+                one = _fold(model, norm, layer)
+                if not _alike(model, wanted, batches, forward):
+                    one.back()
+
+
+def _always_fed(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> dict[str, str]:
+    """The pairs of `fed_norms` that are such in every batch in which the norm or the layer runs."""
+    pairs: dict[str, str] = {}
+    broken: set[str] = set()
+    for batch in batches:
+        found, ran = _fed_norms(model, batch, forward)
+        broken |= {norm for norm, layer in found.items() if pairs.setdefault(norm, layer) != layer}
+        broken |= ran - found.keys() - set(found.values())
+    return {norm: layer for norm, layer in pairs.items() if not {norm, layer} & broken}
 
 
 def fed_norms(model: nn.Module, batch: Any, forward: Forward | None = None) -> dict[str, str]:
     """Batch norms with statistics, and the layer whose output each of them takes as it is; both run once a pass."""
+    return _fed_norms(model, batch, forward)[0]
+
+
+def _fed_norms(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[dict[str, str], set[str]]:
+    """The pairs, and all layers and norms that ran."""
     wanted = {name: m for name, m in model.named_modules() if isinstance(m, (*LAYERS, *BATCH_NORM))}
     outputs: dict[int, tuple[str, Tensor, int]] = {}
     runs: dict[str, int] = {}
@@ -58,17 +88,22 @@ def fed_norms(model: nn.Module, batch: Any, forward: Forward | None = None) -> d
         runs[name] = runs.get(name, 0) + 1
         found = tensor_in(output)
         if isinstance(module, LAYERS) and found is not None:
-            outputs[id(found)] = (name, found, found._version)  # kept, so that no other tensor gets its identity
+            outputs[id(found)] = (name, found, _version(found))  # kept, so that no other tensor gets its identity
         elif isinstance(module, BATCH_NORM) and module.track_running_stats and inputs:
             layer, _, version = outputs.get(id(inputs[0]), ("", None, -1))
-            if layer and inputs[0]._version == version and _channels_fit(wanted[layer], inputs[0]):
+            if layer and _version(inputs[0]) == version and _channels_fit(wanted[layer], inputs[0]):
                 pairs[name] = layer
 
     with as_deployed(model), hooked(wanted, seen):
         call(model, batch, forward)
     shared = {layer for layer in pairs.values() if list(pairs.values()).count(layer) > 1}
     once = {norm: layer for norm, layer in pairs.items() if layer not in shared}
-    return {norm: layer for norm, layer in once.items() if runs[norm] == 1 and runs[layer] == 1}
+    return {norm: layer for norm, layer in once.items() if runs[norm] == 1 and runs[layer] == 1}, set(runs)
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was written to; of those made in torch.inference_mode nobody counts it."""
+    return 0 if value.is_inference() else value._version
 
 
 def _channels_fit(layer: nn.Module, output: Tensor) -> bool:
@@ -152,17 +187,20 @@ def _fold(model: nn.Module, norm_name: str, layer_name: str) -> _Undo:
     return undo
 
 
-def _fold_one_by_one(model: nn.Module, pairs: dict[str, str], alike: Callable[[], bool]) -> None:
-    """Fold every pair after which the outputs are still the same."""
-    for norm, layer in pairs.items():
-        undo = _fold(model, norm, layer)
-        if not alike():
-            undo.back()
+def _alike(model: nn.Module, wanted: nn.Module, batches: Iterable[Any], forward: Forward | None) -> bool:
+    """Whether two networks agree on every batch but for rounding, each in the scale of its own outputs."""
+    return all(nearly_equal(call(model, b, forward), call(wanted, b, forward)) for b in batches)
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    gap = float((found.double() - wanted.double()).norm())
-    return gap <= _close(wanted.dtype) * max(float(wanted.double().norm()), 1e-30)
+def nearly_equal(found: Tensor, wanted: Tensor) -> bool:
+    """Whether outputs are the same but for rounding; places that never are count nothing."""
+    if found.shape != wanted.shape:
+        return False
+    hidden = never(wanted)
+    if not torch.equal(never(found), hidden):
+        return False
+    a, b = (value.double().masked_fill(hidden, 0.0) for value in (found, wanted))
+    return float((a - b).norm()) <= _close(wanted.dtype) * float(b.norm())
 
 
 def _close(dtype: torch.dtype) -> float:

@@ -3,52 +3,35 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput, CorruptFile
+from waterfill.network.stored import Stored, read_header
 from waterfill.storage.paths import check_source
 
-INDEX = "model.safetensors.index.json"
-_COMPARED = 1 << 16  # entries of two tensors that are compared before the whole of them is read
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor is kept, and what the header of its file says of it."""
-
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def load(self) -> Tensor:
-        """The tensor, mapped from its file; the mapping goes when the tensor does."""
-        try:
-            with safe_open(self.file, framework="pt") as src:
-                return src.get_tensor(self.name)
-        except (SafetensorError, OSError) as error:
-            raise CorruptFile(f"{self.file}: tensor {self.name!r} cannot be read: {error}") from error
+INDEX = ".safetensors.index.json"
+"""How the name of an index of shards ends."""
+_ENTRIES_COMPARED_FIRST = 1 << 16  # bytes of two tensors that are compared before the whole of them is read
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint, tied ones once. aliases: names whose content another tensor holds already."""
+    """The tensors of a checkpoint, tied ones once. aliases: names whose content another tensor holds already. metadata:
+    the texts in the headers of its files."""
 
     files: tuple[Path, ...]
     tensors: dict[str, Stored]
     aliases: dict[str, str]
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def original_bytes(self) -> int:
         """Bytes of all tensors, tied ones once."""
-        return sum(_numel(t.shape) * t.dtype.itemsize for t in self.tensors.values())
+        return sum(stored.size for stored in self.tensors.values())
 
 
 def open_checkpoint(source: "str | Path") -> Checkpoint:
@@ -64,9 +47,12 @@ def open_checkpoint(source: "str | Path") -> Checkpoint:
     check_source(path)
     files, expected = _shards(path) if path.suffix == ".json" else ([path], None)
     tensors: dict[str, Stored] = {}
+    metadata: dict[str, str] = {}
     for file in files:
         check_source(file)
-        for stored in _header(file):
+        found, said = read_header(file)
+        metadata = said | metadata
+        for stored in found:
             if stored.name in tensors:
                 raise BadInput(f"tensor {stored.name!r} is both in {tensors[stored.name].file.name} and {file.name}")
             tensors[stored.name] = stored
@@ -74,16 +60,23 @@ def open_checkpoint(source: "str | Path") -> Checkpoint:
         _check_index(path, expected, tensors)
     aliases = _tied(tensors)
     kept = {name: stored for name, stored in tensors.items() if name not in aliases}
-    return Checkpoint(tuple(files), kept, aliases)
+    return Checkpoint(tuple(files), kept, aliases, metadata)
 
 
 def _in_folder(folder: Path) -> Path:
-    single = sorted(folder.glob("*.safetensors"))
-    if (folder / INDEX).exists():
-        return folder / INDEX
-    if len(single) != 1:
-        raise BadInput(f"{folder} holds {len(single)} .safetensors files and no {INDEX}; name the file to compress")
-    return single[0]
+    """The index in a folder, or the only file of tensors in it."""
+    indexes = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
+    found = indexes or sorted(folder.glob("*.safetensors"))
+    if len(found) > 1 and folder / f"model{INDEX}" in found:
+        return folder / f"model{INDEX}"
+    if len(found) == 1:
+        return found[0]
+    if found:
+        what = f"{len(found)} {'indexes of shards' if indexes else '.safetensors files and no index of shards'}"
+        raise BadInput(f"{folder} holds {what}, such as {found[0].name}; name the one to compress")
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    advice = f"{pickled[0]} is pickled: save its tensors as .safetensors first" if pickled else "is it the right one?"
+    raise BadInput(f"{folder} holds 0 .safetensors files and no index of shards; {advice}")
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
@@ -112,49 +105,18 @@ def _check_index(index: Path, expected: dict[str, str], tensors: dict[str, Store
         raise BadInput(f"{index} and its shards disagree: {what}; fetch the checkpoint again")
 
 
-def _header(file: Path) -> list[Stored]:
-    try:
-        with safe_open(file, framework="pt") as src:
-            found = []
-            for name in src.keys():  # noqa: SIM118 - not a dict
-                view = src.get_slice(name)
-                found.append(
-                    Stored(name, file, tuple(view.get_shape()), _dtype(view.get_dtype(), name, src.get_tensor))
-                )
-            return found
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{file} is not a readable .safetensors file: {error}") from error
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def _dtype(said: str, name: str, load: Callable[[str], Tensor]) -> torch.dtype:
-    """The dtype that a header names; for rare ones, that of the tensor itself."""
-    return _DTYPES[said] if said in _DTYPES else load(name).dtype
-
-
 def _tied(tensors: dict[str, Stored]) -> dict[str, str]:
-    """Names of tensors with two dimensions or more that equal an earlier one entry by entry."""
+    """Names of tensors with two dimensions or more that equal an earlier one bit by bit."""
     seen: dict[tuple[tuple[int, ...], torch.dtype, bytes], list[str]] = {}
     count = Counter((stored.shape, stored.dtype) for stored in tensors.values())
     aliases: dict[str, str] = {}
     for name, stored in tensors.items():
-        if len(stored.shape) < 2 or not _numel(stored.shape) or count[stored.shape, stored.dtype] < 2:
+        if len(stored.shape) < 2 or not stored.size or count[stored.shape, stored.dtype] < 2:
             continue
-        alike = seen.setdefault((stored.shape, stored.dtype, _start(stored)), [])
-        twin = next((other for other in alike if torch.equal(tensors[other].load(), stored.load())), None)
+        alike = seen.setdefault(
+            (stored.shape, stored.dtype, hashlib.sha256(stored.start(_ENTRIES_COMPARED_FIRST)).digest()), []
+        )
+        twin = next((other for other in alike if _same(tensors[other], stored)), None)
         if twin is None:
             alike.append(name)
         else:
@@ -162,11 +124,6 @@ def _tied(tensors: dict[str, Stored]) -> dict[str, str]:
     return aliases
 
 
-def _start(stored: Stored) -> bytes:
-    """A digest of the first entries."""
-    flat = stored.load().reshape(-1)[:_COMPARED]
-    return hashlib.sha256(octets(flat).numpy().tobytes()).digest()
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
+def _same(a: Stored, b: Stored) -> bool:
+    """Whether two tensors have the same bytes: numbers may be equal and their signs differ."""
+    return torch.equal(octets(a.load()), octets(b.load()))

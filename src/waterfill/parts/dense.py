@@ -14,39 +14,27 @@ from torch import Tensor
 
 from waterfill.coding.lossless import methods
 from waterfill.coding.lossless.methods import METHODS, Form
-from waterfill.coding.lossless.word_format import Layout
+from waterfill.coding.lossless.word_format import WordFormat
 from waterfill.coding.stream import Reader, Sink
-from waterfill.dtypes import octets
+from waterfill.dtypes import STORED, octets
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost
 
 FULL = 23
 """Mantissa bits of float32."""
-_SAMPLE = 1 << 20  # entries that decide on the mantissa
+_ENTRIES_SAMPLED = 1 << 20  # entries that decide on the mantissa
+_PIECE = 1 << 18  # entries of which there are temporaries at a time
 FORMATS = {"float32": FULL, "float16": 10, "bfloat16": 7}
 """Mantissa bits of the formats that a matrix can be rounded to."""
 
 _FLOATS = {torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10)}  # exponent and mantissa bits
-_NAMES = (  # a type's number in files is its place here: append only
-    *("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"),
-    *(
-        "complex64",
-        "complex128",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-    ),
-    *("uint16", "uint32", "uint64", "complex32", "float4_e2m1fn_x2"),
-)
 
 
 def _numbers() -> tuple[tuple[str, int], ...]:
     """Every number type with every count of mantissa bits that its words can have; the place is the number in files."""
     mantissas = {str(dtype).removeprefix("torch."): m for dtype, (_, m) in _FLOATS.items()}
-    return tuple((name, m) for name in _NAMES for m in range(mantissas.get(name, 0) + 1))
+    return tuple((name, m) for name in STORED for m in range(mantissas.get(name, 0) + 1))
 
 
 _FORMATS = _numbers()
@@ -73,7 +61,7 @@ class DensePart(Part):
         used = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
         zeros = min(mantissa, (used & -used).bit_length() - 1) if used else mantissa
         signed = bool(used >> (exponent + mantissa))
-        return Form(Layout(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
+        return Form(WordFormat(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
 
     @cached_property
     def _words(self) -> np.ndarray:
@@ -108,7 +96,7 @@ class DensePart(Part):
             raise src.fail("complex numbers inside another part")
         form = Form(None, dtype.itemsize)
         if dtype in _FLOATS:
-            form = Form(Layout(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
+            form = Form(WordFormat(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
         words, positions = methods.read(src, method, shape, form)
         raw = torch.from_numpy(words.view(np.uint8))
         if dtype == torch.bool and bool((raw > 1).any()):
@@ -170,11 +158,14 @@ def rounded(values: Tensor, mantissa: int) -> Tensor:
     if mantissa == FULL:
         return values.clone()
     drop = FULL - mantissa
-    words = values.contiguous().view(torch.int32)
-    ties = (words >> drop & 1) + (1 << (drop - 1)) - 1
-    near = ((words & 0x7FFFFFFF) + ties) >> drop << drop
     largest = 0x7F7FFFFF >> drop << drop
-    return (near.clamp_max(largest) | words & -0x80000000).view(torch.float32)
+    made = values.clone(memory_format=torch.contiguous_format)
+    for words in made.view(torch.int32).view(-1).split(_PIECE):
+        sign = words & -0x80000000
+        ties = (words >> drop & 1).add_((1 << (drop - 1)) - 1)
+        words.bitwise_and_(0x7FFFFFFF).add_(ties)
+        words.bitwise_right_shift_(drop).bitwise_left_shift_(drop).clamp_max_(largest).bitwise_or_(sign)
+    return made
 
 
 def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
@@ -184,7 +175,7 @@ def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
     diagonal of a Gram matrix tells D, and some rows of a large matrix tell it for all. Past the first m with
     D < price * entries no further bit can pay.
     """
-    step = max(1, target.numel() // _SAMPLE)
+    step = max(1, target.numel() // _ENTRIES_SAMPLED)
     rows = importance.rows[::step] if importance.rows.ndim else importance.rows
     alone, some = Importance(rows, _diagonal(importance, target.shape[1])), target[::step]
     costs: list[float] = []
@@ -198,11 +189,16 @@ def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
 
 def _center(target: Tensor, importance: Importance) -> Tensor:
     """The weighted mean, scalar: the best constant as far as the diagonal tells."""
-    weight = importance.rows.double().reshape(-1, 1) * _diagonal(importance, target.shape[1]).double()
-    weight = weight.expand(target.shape) + torch.finfo(torch.float64).tiny
     if not target.numel():
         return torch.zeros((), dtype=torch.float32, device="cpu")
-    return ((weight * target).sum() / weight.sum()).float()
+    rows = importance.rows.double().expand(target.shape[0])
+    cols = _diagonal(importance, target.shape[1]).double().expand(target.shape[1])
+    total = float(rows.sum() * cols.sum())
+    if total == 0:  # nothing costs anything: the mean is as good as any
+        rows, cols, total = torch.ones_like(rows), torch.ones_like(cols), float(target.numel())
+    step = max(1, _PIECE // target.shape[1])
+    sums = torch.cat([some.double() @ cols for some in target.split(step)])
+    return ((rows * sums).sum() / total).float()
 
 
 def _diagonal(importance: Importance, cols: int) -> Tensor:

@@ -19,7 +19,7 @@ from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
 from waterfill.parts.grouped import FixedRate, fit_grouped
-from waterfill.parts.quantizer.candidates import Way, drafted
+from waterfill.parts.quantizer.candidates import Choices, drafted
 from waterfill.parts.quantizer.grid import FARTHEST, Grid
 from waterfill.parts.quantizer.rescale import refitted
 
@@ -146,7 +146,7 @@ class Quantize(Spec):
         device, target, importance = str(target.device), target.cpu(), importance.cpu()
         if self.bits is not None:
             return fit_grouped(target, importance, FixedRate(self.bits, self.group or target.shape[1], self.symmetric))
-        draft = drafted(target, importance, price, Way(self.states, device))
+        draft = drafted(target, importance, price, Choices(self.states, device))
         grid = refitted(target, importance, price, draft)
         shape = (target.shape[0], target.shape[1])
         return QuantizedPart(shape, torch.from_numpy(draft.codes), grid, draft.kernel, draft.states)

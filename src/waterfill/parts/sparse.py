@@ -16,8 +16,8 @@ from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
-from waterfill.parts.pruning.criteria import ACTIVATION, AUTO, CRITERIA, HESSIAN, Surgeon, static, within_rows
-from waterfill.parts.pruning.gradual import Thinning, thin_groups
+from waterfill.parts.pruning.criteria import ACTIVATION, AUTO, CRITERIA, HESSIAN, ObsSweep, static, within_rows
+from waterfill.parts.pruning.gradual import GradualPruning, thin_groups
 from waterfill.parts.pruning.patterns import MOST_CHOICES, Blocks, Groups, Pattern, largest, read_pattern
 from waterfill.parts.pruning.refit import refit
 
@@ -79,8 +79,8 @@ class Prune(Spec):
     values: what the kept values are made of; None: the default leaf.
     criterion: what a unit is worth. "magnitude": w^2. "activation": g A_ii w^2, magnitude times input norm, compared
     within each row where `keep` gives the share (Wanda, arXiv 2306.11695). "hessian": g w^2 / [A^-1]_ii, what leaving
-    it out costs after the others have made up for it (OBS; SparseGPT, arXiv 2301.00774). "auto": g A_ii w^2 over the
-    whole matrix; where data say how inputs correlate, a share of the least at a time, the others refitted after each.
+    it out costs once the others compensate for it (OBS; SparseGPT, arXiv 2301.00774). "auto": g A_ii w^2 over the whole
+    matrix; where data say how inputs correlate, a share of the least at a time, the others refitted after each.
     """
 
     keep: float | None = None
@@ -125,9 +125,9 @@ class Prune(Spec):
     def _groups(self, groups: Groups, target: Tensor, importance: Importance) -> list[Tensor]:
         """The mask of an N:M pattern, or two of which the better one is taken."""
         if self.criterion == HESSIAN:
-            return [Surgeon(target, importance).groups(groups)]
+            return [ObsSweep(target, importance).groups(groups)]
         if self.criterion == AUTO and importance.correlates(target.shape[1]):
-            return [thin_groups(target, importance, groups), Surgeon(target, importance).groups(groups)]
+            return [thin_groups(target, importance, groups), ObsSweep(target, importance).groups(groups)]
         return [groups.select(static(target, importance, self.criterion))]
 
     def _masks(self, blocks: Blocks, target: Tensor, importance: Importance, price: float) -> list[Tensor]:
@@ -138,12 +138,12 @@ class Prune(Spec):
         correlated = importance.correlates(target.shape[1])
         if self.criterion == HESSIAN or (self.criterion == AUTO and correlated):
             if blocks == Blocks(target.shape[0], 1) != Blocks(1, 1):
-                gain = Surgeon(target, importance).columns()[None]
+                gain = ObsSweep(target, importance).columns()[None]
             elif self.criterion == AUTO:
-                thinning = Thinning(target, importance, blocks)
+                thinning = GradualPruning(target, importance, blocks)
                 return [thinning.to(count)] if count is not None else _thinned(thinning, worth, price)
             else:
-                surgeon = Surgeon(target, importance)
+                surgeon = ObsSweep(target, importance)
                 if count is not None:
                     return [largest(surgeon.share(blocks, count), count)]
                 level = worth(surgeon.blocks(blocks, worth(gain))[0])
@@ -182,7 +182,7 @@ def _in_steps(gain: Tensor, size: int, price: float) -> Tensor:
     return (gain / size * (math.log(2) / (6 * price))).sqrt()
 
 
-def _thinned(thinning: Thinning, worth: Callable[[Tensor], float], price: float) -> list[Tensor]:
+def _thinned(thinning: GradualPruning, worth: Callable[[Tensor], float], price: float) -> list[Tensor]:
     """Masks along the way down that promise to cost least, beside the empty one.
 
     A unit's gain bounds from above what it costs to go, as others will make up for it: so the way goes on well beyond

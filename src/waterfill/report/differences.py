@@ -1,14 +1,19 @@
 """A .wf file beside the checkpoint it came from: which tensors differ, and by how much."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from waterfill.dtypes import octets
 from waterfill.errors import BadInput, VerifyError
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.checkpoint import Stored, open_checkpoint
+from waterfill.network.kept import KEPT, pieces
+from waterfill.network.layout import can_be_rounded
+from waterfill.network.pruned import hidden_in, visible
 from waterfill.report.folded import as_folded
 from waterfill.report.listing import RUNNING, Item, Listing, overview
 
@@ -59,14 +64,16 @@ def compare(tensors: CompressedTensors, listing: Listing, model: str) -> Compari
         raise BadInput("the file holds norms folded into weights and does not say which: compress the model anew")
     originals = as_folded(originals, folds)
     exact = listing.recipe == "lossless"
+    masks = {} if exact else hidden_in({name: stored.load for name, stored in originals.items()})
     items, sums = [], {False: (0.0, 0.0), True: (0.0, 0.0)}
     for item in listing.items:
-        error, energy = _distance(tensors[item.name], originals[item.name], exact)
+        kept = exact or item.reason.endswith(KEPT)
+        error, energy = _distance(tensors[item.name], originals[item.name], kept, masks.get(item.name))
         running = item.name.endswith(RUNNING)
         sums[running] = sums[running][0] + error, sums[running][1] + energy
         items.append(replace(item, error=(error / energy) ** 0.5 if energy else 0.0))
     for alias, name in listing.aliases.items():
-        if not _bits(originals[alias].load()).equal(_bits(originals[name].load())):
+        if not _same_bits(originals[alias].load(), originals[name].load()):
             raise VerifyError(f"{alias!r} is stored as tied to {name!r}, but in {model} they differ")
     weights, statistics = ((lost / whole) ** 0.5 if whole else 0.0 for lost, whole in sums.values())
     if weights > _FAR:
@@ -84,24 +91,30 @@ def _check_names(tensors: CompressedTensors, originals: dict[str, Stored], model
         raise VerifyError(f"tensor {odd[0]!r} is in {only} only, one of {len(odd)} such: these are two models")
 
 
-def _distance(found: Tensor, original: Stored, exact: bool) -> tuple[float, float]:
-    """Squared norms of the difference and of the original, zero and zero for equal bits."""
+def _distance(found: Tensor, original: Stored, exact: bool, mask: Callable[[], Tensor] | None) -> tuple[float, float]:
+    """Squared norms of the difference and of the original, a piece at a time; zero and zero for equal bits of numbers
+    that are no reals. mask: what tells the entries that count (bool)."""
     wanted = original.load()
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         said = f"{list(found.shape)} {found.dtype} in the file, {list(wanted.shape)} {wanted.dtype} in {original.file}"
         raise VerifyError(f"tensor {original.name!r} is {said}")
-    energy = _energy(wanted) if wanted.is_floating_point() else 0.0
-    if _bits(found).equal(_bits(wanted)):
-        return 0.0, energy
-    if exact or not wanted.is_floating_point():
+    same = _same_bits(found, wanted)
+    if not same and (exact or not can_be_rounded(wanted.dtype)):
         raise VerifyError(f"tensor {original.name!r} was to be kept bit for bit, and differs from {original.file}")
-    return _energy(found.double() - wanted.double()), energy
+    if not can_be_rounded(wanted.dtype):
+        return 0.0, 0.0
+    wanted = wanted if mask is None else visible(wanted, mask())
+    energy = sum(_energy(piece.double()) for piece in pieces(wanted))
+    if same:
+        return 0.0, energy
+    gaps = (a.double() - b.double() for a, b in zip(pieces(found), pieces(wanted), strict=True))
+    return sum(map(_energy, gaps)), energy
 
 
 def _energy(values: Tensor) -> float:
     """The sum of the squares of what is finite."""
-    return float(values.double().nan_to_num(0, 0, 0).square().sum())
+    return float(values.nan_to_num(0, 0, 0).square().sum())
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(octets(a), octets(b))

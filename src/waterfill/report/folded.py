@@ -30,5 +30,5 @@ def as_folded(stored: Mapping[str, Stored], folds: Iterable[Fold]) -> dict[str, 
         vectors = {name: stored[name] for name in names if name != f"{fold.layer}.weight"}
         for name in names:
             own = stored[name]
-            after[name] = Folded(name, own.file, own.shape, own.dtype, fold, {**vectors, name: own})
+            after[name] = Folded(name, own.file, own.shape, own.dtype, own.start_at, fold, {**vectors, name: own})
     return after

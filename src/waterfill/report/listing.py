@@ -56,9 +56,10 @@ class Item:
 
     @property
     def weights(self) -> int:
-        """Entries that count as weights: floating-point ones but a norm's running statistics."""
-        floating = self.dtype.startswith(("float", "bfloat"))
-        return self.entries if floating and not self.name.endswith(RUNNING) else 0
+        """Numbers that count as weights: reals, two for a complex one, but a norm's running statistics."""
+        if self.name.endswith(RUNNING) or not self.dtype.startswith(("float", "bfloat", "complex")):
+            return 0
+        return self.entries * (2 if self.dtype.startswith("complex") else 1)
 
     def as_json(self) -> dict[str, Any]:
         """The row for `--json`."""

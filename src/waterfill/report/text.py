@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 WIDTH = 100
 """Columns that a table may take on any terminal, however narrow."""
+_LONGEST = 2048  # characters of a cell, where nothing else cuts it: names are shorter
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -128,7 +129,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
 
     A column that is empty in every row is left out.
     """
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[printable(shortened(cell, _LONGEST)) for cell in row] for row in rows]
     shown = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in cells)]
     columns, cells = [columns[i] for i in shown], [[row[i] for i in shown] for row in cells]
     widths = _widths(columns, cells, width)

@@ -1,5 +1,6 @@
 """The index of a file: names, lengths, checksums and the caller's manifest, and how they become bytes and come back."""
 
+import itertools
 import json
 import re
 import struct
@@ -19,10 +20,11 @@ TAIL = struct.Struct("<II")  # bytes of the index; crc32 of head, index and that
 CHUNK = 4096  # bytes: blobs share a checksum up to one page of disk, so reading one of them costs no more reads
 NO_CHUNK = CHUNK + 1  # "bytes in the chunk so far" while there is none: no blob joins it
 MAX_NAME = 1024  # bytes of UTF-8
-MAX_NAMES = 1 << 20
+MAX_NAMES = 1 << 18
 MAX_BYTES = 64 << 20  # of the index, of its inflated body, and of all names together
-MAX_VALUES = 1 << 22  # separators in the manifest's JSON: bounds the memory of the parsed values
+FREE_VALUES, VALUES_PER_NAME = 1 << 16, 16  # separators in the manifest's JSON: bound the memory of the parsed values
 MAX_DEPTH = 64  # levels from the manifest down to its deepest value
+MARK = re.compile(rb'[,\[{]|"(?:[^"\\]++|\\.)*+"')  # what stands before a value of JSON, and strings to be passed over
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -60,7 +62,9 @@ class Index:
         _require(len(lengths) == count, "a name stands there twice")
         chunks = chunk_count(sizes)
         _require(len(checksums) == 4 * chunks, f"{chunks} checksums are due, {len(checksums)} bytes are there")
-        return cls(_parse(manifest), lengths, struct.unpack(f"<{chunks}I", checksums))
+        return cls(
+            _parse(manifest, FREE_VALUES + VALUES_PER_NAME * count), lengths, struct.unpack(f"<{chunks}I", checksums)
+        )
 
 
 def size_of(manifest: dict[str, Any], lengths: Mapping[str, int]) -> int:
@@ -137,9 +141,12 @@ def _json(manifest: dict[str, Any]) -> bytes:
         raise BadInput(f"the manifest must be a dict that JSON can hold: {error}") from error
 
 
-def _parse(text: bytes) -> dict[str, Any]:
-    values = sum(text.count(mark) for mark in b",[{")
-    _require(values <= MAX_VALUES, f"the manifest has {values} values, more than {MAX_VALUES}")
+def _parse(text: bytes, most: int) -> dict[str, Any]:
+    """The manifest, of at most so many values."""
+    marks = sum(text.count(mark) for mark in b",[{")
+    if marks > most:  # perhaps in strings
+        met = (1 for mark in MARK.finditer(text) if text[mark.start()] != ord('"'))
+        _require(sum(itertools.islice(met, most + 1)) <= most, f"the manifest has more than {most} values")
     try:
         manifest = json.loads(text.decode("ascii"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

@@ -65,6 +65,18 @@ class Manifest:
         return cls(unpack(packed.get("tensors"), len(known)), aliases, notes)
 
 
+def shape_problem(shape: tuple[int, ...]) -> str | None:
+    """Why a file cannot hold a tensor of this shape, or None; for a message that names it."""
+    if len(shape) > MOST_DIMENSIONS:
+        return f"has {len(shape)} dimensions, a file holds at most {MOST_DIMENSIONS}; reshape it"
+    entries = 1
+    for size in shape:
+        entries *= max(size, 1)  # even an empty tensor's other sizes multiply to a number that PyTorch can hold
+    return (
+        None if entries <= MOST_ENTRIES else f"has the shape {list(shape)}, and sizes may multiply to 2^40; reshape it"
+    )
+
+
 def pack(rows: Sequence[Row]) -> dict[str, Any]:
     """Columns as compact strings: a table of values, and one index for each tensor."""
     columns: dict[str, list[str]] = {
@@ -106,12 +118,8 @@ def _column(stored: Any, count: int) -> list[str]:
 
 def _sizes(shape: str) -> tuple[int, ...]:
     sizes = tuple(map(int, filter(None, shape.split(",")))) if _SHAPE.fullmatch(shape) else None
-    if sizes is not None and len(sizes) <= MOST_DIMENSIONS:
-        entries = 1
-        for size in sizes:
-            entries *= max(size, 1)  # even an empty tensor's other sizes multiply to a number that PyTorch can hold
-        if entries <= MOST_ENTRIES:
-            return sizes
+    if sizes is not None and shape_problem(sizes) is None:
+        return sizes
     raise CorruptFile(f"the manifest gives the shape [{shape[:80]}]; the file is damaged")
 
 

@@ -154,7 +154,7 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     from waterfill.compression.options import Options
     from waterfill.compression.post_training import DEFAULT_SPEC, calibrated
     from waterfill.compression.task import resolve
-    from waterfill.network.inputs import Inputs
+    from waterfill.network.running.inputs import Inputs
 
     goal = _goal(args)
     network, batches = network_and_batches(args.network, args.data)

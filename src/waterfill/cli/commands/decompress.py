@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from waterfill import Progress
     from waterfill.cli.progress import Meter
     from waterfill.export.safetensors import SafetensorsWriter, slots_of
+    from waterfill.model.install import converted
     from waterfill.model.lazy import CompressedTensors
 
     source = existing(args.file)
@@ -37,10 +38,10 @@ def run(args: argparse.Namespace) -> None:
     with FileReader(source) as src:
         tensors = CompressedTensors(src)
         slots = slots_of(tensors, getattr(torch, args.dtype) if args.dtype else None)
-        with SafetensorsWriter(output, slots, args.force) as out, Meter(args.quiet) as meter:
+        with SafetensorsWriter(output, slots, args.force, tensors.metadata) as out, Meter(args.quiet) as meter:
             done, entries = 0, sum(slot.bytes for slot in slots)
             for number, slot in enumerate(slots, 1):
-                out.add(tensors[slot.source].to(slot.dtype))
+                out.add(converted(slot.source, tensors[slot.source], slot.dtype))
                 done += slot.bytes
                 meter(Progress("writing", number, len(slots), done, entries))
             written = out.finish()

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--layers compares with an original: name it with --reference")
 
     from waterfill import evaluate
-    from waterfill.network.forward import copy_of
+    from waterfill.network.running.forward import copy_of
 
     paths = [existing(path) for path in (args.file, args.reference) if path]
     network, inputs = network_and_batches(args.network, args.data, targets=True)

@@ -58,13 +58,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The weights of a checkpoint, and none left out."""
+    """The weights of a checkpoint, and why some of them are kept bit for bit. Raises BadInput for NaN."""
     from waterfill.compression.allocation.budget import Budget
     from waterfill.compression.file import Job
     from waterfill.recipe import DEFAULT_RECIPE
 
     weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0), lossless=False).weights
-    return {w.name: Layer(w.layout, w.load, None, w.factor, w.lines) for w in weights if _is_matrix(w.layout)}, {}
+    layers = {w.name: Layer(w.layout, w.load, None, w.factor, w.lines) for w in weights if _is_matrix(w.layout)}
+    return layers, {w.name: w.kept for w in weights if w.kept and len(w.layout.shape) > 1}
 
 
 def _is_matrix(layout: "Layout") -> bool:
@@ -85,7 +86,7 @@ def _with_data(args: argparse.Namespace, folded: bool) -> tuple[dict[str, Layer]
     network, given = network_and_batches(args.network, args.data)
     network, batches = with_weights(network, existing(args.model)), list(given)
     if folded and batches:
-        network = fold_batch_norm(network, batches[0])
+        network = fold_batch_norm(network, *batches)
     calibration = calibrate(network, batches, importance=AUTO, probes=_PROBES)  # as files are made
     weights, layouts = weights_of(network)
     layers = {

@@ -1,4 +1,4 @@
-"""One chunk of rows of a matrix of codes as a stream, under a `Product` model: a pass over every kernel position.
+"""One chunk of rows of a matrix of codes as a stream, under a `DensityModel` model: a pass over every kernel position.
 
 A chunk is: the number of escapes and their residuals (Rice); where scales reach beyond the last table, the raw low
 bits (their byte count first); the rANS stream (its byte count first); a CRC-32 of the codes. A kernel position is one
@@ -16,7 +16,7 @@ from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, narrow, row_c
 from waterfill.coding.codes.plan import Frame, Plan
 from waterfill.coding.model import fitting
 from waterfill.coding.model.density_model import (
-    Product,
+    DensityModel,
     center,
     half,
     neighbors,
@@ -32,7 +32,7 @@ _FARTHEST = 1 << 28  # from a mean of 24-bit codes to a code
 class Tables:
     """The tables a model can select, the scale index of every entry, and the mean of every pass."""
 
-    def __init__(self, model: Product, rows: int, channels: int, kernel: tuple[int, ...]) -> None:
+    def __init__(self, model: DensityModel, rows: int, channels: int, kernel: tuple[int, ...]) -> None:
         low, high = model.extent(rows, channels)
         last = density.SCALES - 1
         self._factors = tuple(factor.astype(np.int16) for factor in model.factors(rows, channels))
@@ -182,7 +182,7 @@ class _Source:
 class Modeled(Plan):
     """Codes under the product-scale densities of a model; kernel: as `spatial` returns it."""
 
-    model: Product
+    model: DensityModel
     kernel: tuple[int, ...]
     mode: ClassVar[int] = 1
 

@@ -15,7 +15,7 @@ from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, chunk_overhea
 from waterfill.coding.codes.modeled import by_chunks
 from waterfill.coding.codes.plan import Frame, Plan
 from waterfill.coding.model import fitting
-from waterfill.coding.model.density_model import Product, center
+from waterfill.coding.model.density_model import DensityModel, center
 from waterfill.coding.model.path_means import half_means
 from waterfill.coding.model.serialized import read_model, write_model
 from waterfill.coding.stream import Reader, Sink
@@ -29,7 +29,9 @@ _FARTHEST = 1 << 28
 class Paths:
     """The tables of a model on a trellis, those of parity 0 before those of parity 1, and the paths they serve."""
 
-    def __init__(self, model: Product, size: tuple[int, int], kernel: tuple[int, ...], states: int, lanes: int) -> None:
+    def __init__(
+        self, model: DensityModel, size: tuple[int, int], kernel: tuple[int, ...], states: int, lanes: int
+    ) -> None:
         low, high = (min(max(index, 0), density.SCALES - 1) for index in model.extent(*size))
         first, second, self._third = (factor.astype(np.int16) for factor in model.factors(*size))
         self._first, self._second = first, second.reshape(-1, 1, lanes)
@@ -139,7 +141,7 @@ class Trellised(Plan):
     kernel: as `spatial` returns it.
     """
 
-    model: Product
+    model: DensityModel
     kernel: tuple[int, ...]
     states: int
     mode: ClassVar[int] = 5

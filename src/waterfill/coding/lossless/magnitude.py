@@ -15,7 +15,7 @@ import numpy as np
 from waterfill.coding import density
 from waterfill.coding.density_tables import OCTAVE, SHAPES, SURVIVAL
 from waterfill.coding.lossless import word_format
-from waterfill.coding.lossless.word_format import PHASES, Factors, Layout
+from waterfill.coding.lossless.word_format import PHASES, Factors, WordFormat
 from waterfill.coding.stream import Reader, Sink, Tally
 
 ESCAPE_BITS = 16
@@ -28,7 +28,7 @@ _HISTOGRAM = len(SHAPES)  # in the place of a shape: the table is written out
 _REACH = 512  # symbols counted on either side, so that a scale can be moved without counting again
 _MOVES = range(-24, 25)
 _LARGEST = 1 << 13  # of the base, and half of it of a factor: sums stay inside 16 bits
-_SAMPLE = 1 << 18
+_WORDS_SAMPLED = 1 << 18
 
 
 @lru_cache(maxsize=64)
@@ -145,9 +145,9 @@ def read_table(src: Reader) -> np.ndarray:
     return freq
 
 
-def fit(words: np.ndarray, layout: Layout, positions: int) -> Model:
+def fit(words: np.ndarray, layout: WordFormat, positions: int) -> Model:
     """The model of words [rows, cols] with the shortest message; `positions` are the kernel positions of a channel."""
-    stride = max(1, words.size // _SAMPLE)
+    stride = max(1, words.size // _WORDS_SAMPLED)
     found = []
     for rows, cols in _log_factors(words, layout):
         for model in _rounded(rows, cols, {1, positions} if len(cols) > 1 else {1}):
@@ -159,34 +159,34 @@ def fit(words: np.ndarray, layout: Layout, positions: int) -> Model:
     return min(found, key=lambda pair: pair[0] * stride + _side_bits(pair[1], layout))[1]
 
 
-def _side_bits(model: Model, layout: Layout) -> float:
+def _side_bits(model: Model, layout: WordFormat) -> float:
     tally = Tally()
     model.write(tally, layout.signed)
     return tally.bits
 
 
-def _log_factors(words: np.ndarray, layout: Layout) -> list[tuple[np.ndarray, np.ndarray]]:
+def _log_factors(words: np.ndarray, layout: WordFormat) -> list[tuple[np.ndarray, np.ndarray]]:
     """Candidates of log2 row [rows] and column factors [cols], an axis that has none as one number."""
     rows, cols = _mean_sizes(words, layout, None, None)
-    overall = np.log2(np.maximum(rows.mean(keepdims=True), _TINY))
+    overall = np.log2(np.maximum(rows.mean(keepdims=True), _LEAST_MAGNITUDE))
     none = np.zeros(1)
     found = [(overall, none)]
     if len(rows) > 1:
-        found.append((np.log2(np.maximum(rows, _TINY)), none))
+        found.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), none))
     if len(cols) > 1 and len(rows) > 1:
-        found.append((overall, np.log2(np.maximum(cols, _TINY)) - overall))
+        found.append((overall, np.log2(np.maximum(cols, _LEAST_MAGNITUDE)) - overall))
         step = max(1, len(rows) // 1024)  # a thousand entries tell a column's mean to a fifth of an eighth octave
         cols = _mean_sizes(words[::step], layout, rows[::step], None)[1]
         rows = _mean_sizes(words, layout, None, cols)[0]
-        found.append((np.log2(np.maximum(rows, _TINY)), np.log2(np.maximum(cols, _TINY))))
+        found.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), np.log2(np.maximum(cols, _LEAST_MAGNITUDE))))
     return found
 
 
-_TINY = 2.0**-160
+_LEAST_MAGNITUDE = 2.0**-160
 
 
 def _mean_sizes(
-    words: np.ndarray, layout: Layout, rows: np.ndarray | None, cols: np.ndarray | None
+    words: np.ndarray, layout: WordFormat, rows: np.ndarray | None, cols: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean magnitude by row and by column, relative to the given factors, on the biased exponent's scale."""
     by_row, by_col = np.zeros(len(words)), np.zeros(words.shape[1])
@@ -197,9 +197,9 @@ def _mean_sizes(
         magnitude = np.where(magnitude < largest, magnitude, np.uint32(0)) << np.uint32(23 - layout.mantissa)
         size = magnitude.view(np.float32).astype(np.float64)
         if rows is not None:
-            size /= np.maximum(rows[start : start + step, None], _TINY)
+            size /= np.maximum(rows[start : start + step, None], _LEAST_MAGNITUDE)
         if cols is not None:
-            size /= np.maximum(cols, _TINY)
+            size /= np.maximum(cols, _LEAST_MAGNITUDE)
         by_row[start : start + step] = size.mean(1)
         by_col += size.sum(0)
     return by_row, by_col / len(words)
@@ -222,7 +222,7 @@ def _rounded(rows: np.ndarray, cols: np.ndarray, positions: set[int]) -> list[Mo
     return made
 
 
-def _counts(words: np.ndarray, layout: Layout, factors: Factors) -> np.ndarray:
+def _counts(words: np.ndarray, layout: WordFormat, factors: Factors) -> np.ndarray:
     """How often each symbol -_REACH.._REACH (the ends: or beyond) occurs in each phase, [PHASES, 2 * _REACH + 1]."""
     scale, width = word_format.scales(factors), 2 * _REACH + 1
     relative = word_format.tops(words, layout).astype(np.int32) - (scale >> 3 << layout.top)

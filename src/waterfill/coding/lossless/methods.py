@@ -20,7 +20,7 @@ import numpy as np
 from waterfill.coding import density, rans
 from waterfill.coding.lossless import magnitude, planes, word_format
 from waterfill.coding.lossless.planes import STREAM, spans
-from waterfill.coding.lossless.word_format import Layout
+from waterfill.coding.lossless.word_format import WordFormat
 from waterfill.coding.stream import Reader, Sink, Tally
 
 PIECE = 1 << 17
@@ -28,15 +28,15 @@ PIECE = 1 << 17
 METHODS = 8
 """Method numbers are below this."""
 
-_SHORT = 4096
-_SAMPLE = 1 << 17
+_WORDS_TRIED_ALL_WAYS = 4096
+_WORDS_SAMPLED = 1 << 17
 
 
 @dataclass(frozen=True)
 class Form:
     """What the caller knows of words: their layout if they are floats, else their bytes; and a hint for the fit."""
 
-    layout: Layout | None
+    layout: WordFormat | None
     size: int
     """Bytes of a word."""
     positions: int = 1
@@ -47,7 +47,7 @@ class Form:
         return np.dtype(np.uint8 if self.layout is None else f"<u{self.size}")
 
     @property
-    def fields(self) -> Layout:
+    def fields(self) -> WordFormat:
         assert self.layout is not None, "only floats have fields"
         return self.layout
 
@@ -195,7 +195,7 @@ class Scaled(Plan):
 class _Source:
     """A chunk while it is read, piece by piece."""
 
-    def __init__(self, src: Reader, entries: int, freq: np.ndarray, layout: Layout) -> None:
+    def __init__(self, src: Reader, entries: int, freq: np.ndarray, layout: WordFormat) -> None:
         self._src, self._layout = src, layout
         self._decoder = rans.Decoder(src.raw(src.uint(1 << 40)), freq, _lanes(entries, layout))
         self._escapes = np.frombuffer(src.raw(2 * src.uint(entries)), "<u2")
@@ -259,9 +259,9 @@ def plan(words: np.ndarray, form: Form) -> Plan:
         return Constant(words, form)
     if form.layout is None:
         return Planes(words, form)
-    sample = words[:: max(1, words.size // _SAMPLE)]
+    sample = words[:: max(1, words.size // _WORDS_SAMPLED)]
     kinds: list[type[Plan]] = [Planes, Scaled]
-    if words.size <= _SHORT:
+    if words.size <= _WORDS_TRIED_ALL_WAYS:
         kinds.append(Signed if form.layout.signed else Short)
     if np.count_nonzero(sample) < sample.size * 63 // 64:
         kinds.append(Masked)
@@ -279,6 +279,6 @@ def read(src: Reader, method: int, shape: tuple[int, int], form: Form) -> tuple[
     return _KINDS[method].read(src, shape, form)
 
 
-def _lanes(entries: int, layout: Layout) -> int:
+def _lanes(entries: int, layout: WordFormat) -> int:
     """As many lanes as the chunk can afford, at about three bits a symbol beside the raw bits."""
     return rans.lanes_for(entries * (3 + layout.raw) // 8)

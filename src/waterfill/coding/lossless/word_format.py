@@ -24,7 +24,7 @@ Factors = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Layout:
+class WordFormat:
     """Where the fields of a word lie: sign (the highest bit), exponent, mantissa, and low bits that are all zero."""
 
     bits: int
@@ -77,7 +77,7 @@ def select(factors: Factors) -> np.ndarray:
     return (scales(factors) & (PHASES - 1)).astype(np.uint16).ravel()
 
 
-def split(words: np.ndarray, layout: Layout, factors: Factors, coded: np.ndarray) -> tuple[np.ndarray, bytes]:
+def split(words: np.ndarray, layout: WordFormat, factors: Factors, coded: np.ndarray) -> tuple[np.ndarray, bytes]:
     """Symbols (int8 [n]) and raw bits of words [rows, cols]; `coded` [PHASES, 256] says which symbols the tables have.
 
     The others become `ESCAPE`: `tops` tells what they stand for.
@@ -90,7 +90,7 @@ def split(words: np.ndarray, layout: Layout, factors: Factors, coded: np.ndarray
     return split_reference(words, layout, factors, coded)
 
 
-def merge(symbols: np.ndarray, raw: bytes, layout: Layout, factors: Factors, words: np.ndarray) -> None:
+def merge(symbols: np.ndarray, raw: bytes, layout: WordFormat, factors: Factors, words: np.ndarray) -> None:
     """The inverse of `split`, into `words` [rows, cols]; what escaped is still to be put in by `patch`."""
     if native.core is not None:
         native.core.merge_floats(symbols, np.frombuffer(raw, np.uint8), *factors, _fields(layout), words)
@@ -98,12 +98,12 @@ def merge(symbols: np.ndarray, raw: bytes, layout: Layout, factors: Factors, wor
     merge_reference(symbols, raw, layout, factors, words)
 
 
-def tops(words: np.ndarray, layout: Layout) -> np.ndarray:
+def tops(words: np.ndarray, layout: WordFormat) -> np.ndarray:
     """The top bits of magnitudes, as symbols stand for them (uint32)."""
     return layout.magnitude(words) >> layout.low
 
 
-def patch(words: np.ndarray, where: np.ndarray, values: np.ndarray, layout: Layout) -> None:
+def patch(words: np.ndarray, where: np.ndarray, values: np.ndarray, layout: WordFormat) -> None:
     """Put the top bits `values` into the words at the flat indices `where`."""
     at = layout.low + layout.dropped
     flat = words.reshape(-1)
@@ -111,7 +111,9 @@ def patch(words: np.ndarray, where: np.ndarray, values: np.ndarray, layout: Layo
     flat[where] = flat[where] & ~words.dtype.type(mask) | (values.astype(np.uint32) << at).astype(words.dtype)
 
 
-def split_reference(words: np.ndarray, layout: Layout, factors: Factors, coded: np.ndarray) -> tuple[np.ndarray, bytes]:
+def split_reference(
+    words: np.ndarray, layout: WordFormat, factors: Factors, coded: np.ndarray
+) -> tuple[np.ndarray, bytes]:
     """`split`, in NumPy."""
     scale, magnitude = scales(factors), layout.magnitude(words)
     relative = (magnitude >> layout.low).astype(np.int32) - (scale >> 3 << layout.top)
@@ -123,7 +125,7 @@ def split_reference(words: np.ndarray, layout: Layout, factors: Factors, coded: 
     return symbols.ravel(), np.packbits(bits[:, : layout.raw], bitorder="little").tobytes()
 
 
-def merge_reference(symbols: np.ndarray, raw: bytes, layout: Layout, factors: Factors, words: np.ndarray) -> None:
+def merge_reference(symbols: np.ndarray, raw: bytes, layout: WordFormat, factors: Factors, words: np.ndarray) -> None:
     """`merge`, in NumPy."""
     flat = np.unpackbits(np.frombuffer(raw, np.uint8), count=words.size * layout.raw, bitorder="little")
     bits = np.zeros((words.size, 32), dtype=np.uint8)
@@ -137,5 +139,5 @@ def merge_reference(symbols: np.ndarray, raw: bytes, layout: Layout, factors: Fa
     words[:] = (magnitude << layout.dropped | sign << (layout.bits - 1)).astype(words.dtype)
 
 
-def _fields(layout: Layout) -> tuple[int, int, int, int, bool]:
+def _fields(layout: WordFormat) -> tuple[int, int, int, int, bool]:
     return layout.bits, layout.exponent + layout.top, layout.top, layout.low, layout.signed

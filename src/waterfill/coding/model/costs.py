@@ -9,11 +9,11 @@ from functools import lru_cache
 import numpy as np
 
 from waterfill.coding import density, native
-from waterfill.coding.model.density_model import MOST_SCALE, Product, half, shifts
+from waterfill.coding.model.density_model import MOST_SCALE, DensityModel, half, shifts
 
 COST_UNIT = 1 << 16
 """Costs are in units of 2^-16 bit."""
-_FAR = 10  # bits, about, of the value of a code too far for any table
+_ESCAPE_BITS = 10  # bits, about, of the value of a code too far for any table
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Coded:
         """The largest scale index that differs from the ones below."""
         return density.SCALES - 1 if self.halves else MOST_SCALE
 
-    def factors(self, model: Product) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def factors(self, model: DensityModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The scale indices of these entries as a sum of three vectors (int32)."""
         return model.factors(*self.residual.shape[:2])
 
@@ -48,7 +48,7 @@ def cost_tables(shape: int, halves: bool = False) -> np.ndarray:
     """`price_tables` as whole `COST_UNIT`s, int32 [phases, 256, scales]."""
     costs = np.ascontiguousarray(np.rint(price_tables(shape) * COST_UNIT).astype(np.int32).transpose(1, 2, 0))
     if halves:
-        costs[:, density.ESCAPE & 255] += _FAR * COST_UNIT
+        costs[:, density.ESCAPE & 255] += _ESCAPE_BITS * COST_UNIT
     return costs
 
 

@@ -23,7 +23,7 @@ MOST_SCALE = 255
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class DensityModel:
     """The integers of the model.
 
     shape: index into the family. base: scale index where all factors are zero. rows [R], channels [C]: factors in

@@ -15,7 +15,7 @@ from waterfill.coding.model.density_model import (
     MOST_SCALE,
     MOST_TAPS,
     TAP_UNIT,
-    Product,
+    DensityModel,
     center,
     neighbors,
     predict,
@@ -24,14 +24,14 @@ from waterfill.coding.model.density_model import (
 )
 from waterfill.coding.model.search import AXES, descend, descended, first_guess, rice_code, with_factors
 
-__all__ = ["Product", "center", "fit", "neighbors", "predict", "price_tables", "shifts", "side_bits", "total_bits"]
+__all__ = ["DensityModel", "center", "fit", "neighbors", "predict", "price_tables", "shifts", "side_bits", "total_bits"]
 
-_SAMPLE = 1 << 18
-_SEEN = 256  # entries of a row or column that its factor is fitted to, about
+_ENTRIES_SAMPLED = 1 << 18
+_ENTRIES_PER_FACTOR = 256  # entries of a row or column that its factor is fitted to, about
 _FARTHEST = 255
 
 
-def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, seen: int = _SAMPLE) -> Product:
+def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, seen: int = _ENTRIES_SAMPLED) -> DensityModel:
     """The model of codes [rows, channels, positions] with the shortest total message, its own integers included.
 
     About `seen` entries of larger ones tell which factors there are.
@@ -57,8 +57,8 @@ def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, seen: int =
 
 
 def fit_like(
-    codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int = 0, seen: int = _SAMPLE
-) -> Product:
+    codes: np.ndarray, kernel: tuple[int, ...], model: DensityModel, states: int = 0, seen: int = _ENTRIES_SAMPLED
+) -> DensityModel:
     """A model of these codes with the factors and taps of a model of similar ones: quicker than `fit`."""
     sample = _thin(codes, seen)
     vectors = zip(AXES, (model.rows, model.channels, model.positions), strict=True)
@@ -77,10 +77,10 @@ def _left_out(axes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield both
 
 
-def total_bits(codes: np.ndarray, kernel: tuple[int, ...], model: Product, states: int = 0) -> float:
+def total_bits(codes: np.ndarray, kernel: tuple[int, ...], model: DensityModel, states: int = 0) -> float:
     """Ideal code length of codes [rows, channels, positions] under the model, without its own integers."""
     rows, channels, positions = model.factors(*codes.shape[:2])
-    step = max(1, _SAMPLE * 4 // max(1, codes.shape[1] * codes.shape[2]))
+    step = max(1, _ENTRIES_SAMPLED * 4 // max(1, codes.shape[1] * codes.shape[2]))
     cost = 0
     for start in range(0, len(codes), step):
         coded = _coded(codes[start : start + step], kernel, model.taps, states)
@@ -89,19 +89,19 @@ def total_bits(codes: np.ndarray, kernel: tuple[int, ...], model: Product, state
     return cost / COST_UNIT
 
 
-def base_offset(codes: np.ndarray, model: Product, states: int = 0) -> float:
+def base_offset(codes: np.ndarray, model: DensityModel, states: int = 0) -> float:
     """How far above the base of a flat model the best scale of codes [rows, 1, 1] or [rows, channels, positions] lies.
 
     In eighths of an octave, -1/2 to 1/2: the lowest point of a parabola through the bits under three bases.
     """
-    coded = _coded(_thin(codes, _SAMPLE), (), None, states)
+    coded = _coded(_thin(codes, _ENTRIES_SAMPLED), (), None, states)
     deltas = np.array([-1, 0, 1])
     below, here, above = axis_costs(coded, coded.factors(model), model.shape, deltas, 2).sum(1).astype(np.float64)
     bend = below - 2 * here + above
     return float(np.clip((below - above) / (2 * bend), -0.5, 0.5)) if bend > 0 else 0.0
 
 
-def side_bits(model: Product) -> float:
+def side_bits(model: DensityModel) -> float:
     """About how many bits the model's own integers take."""
     vectors = (model.rows, model.channels, model.positions, model.taps)
     return 32.0 + sum(16 + rice_code(v)[0] for v in vectors if v is not None and len(v) > 1)
@@ -124,19 +124,24 @@ def _coded(codes: np.ndarray, kernel: tuple[int, ...], taps: np.ndarray | None, 
     return Coded(*made(codes, kernel, taps), halves=states > 0)
 
 
-def _fit_scales(coded: Coded, taps: np.ndarray | None, axes: tuple[str, ...]) -> tuple[float, Product]:
+def _fit_scales(coded: Coded, taps: np.ndarray | None, axes: tuple[str, ...]) -> tuple[float, DensityModel]:
     """Bits, and the model with factors along these axes."""
     cost, model = descended(coded, replace(first_guess(coded, axes), taps=taps), axes)
     return cost / COST_UNIT + side_bits(model), model
 
 
-def _refine(codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], model: Product, states: int) -> Product:
+def _refine(
+    codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], model: DensityModel, states: int
+) -> DensityModel:
     """Factors for all rows and channels of a large matrix, each axis from a thinned view of the other.
 
     model: of the sample.
     """
     rows, channels, positions = codes.shape
-    views = {"rows": codes[:, :: max(1, channels * positions // _SEEN)], "channels": codes[:: max(1, rows // _SEEN)]}
+    views = {
+        "rows": codes[:, :: max(1, channels * positions // _ENTRIES_PER_FACTOR)],
+        "channels": codes[:: max(1, rows // _ENTRIES_PER_FACTOR)],
+    }
     axes = tuple(name for name in AXES if getattr(model, name) is not None)
     thin = model
     for axis, (name, view) in enumerate(views.items()):
@@ -150,7 +155,7 @@ def _refine(codes: np.ndarray, sample: np.ndarray, kernel: tuple[int, ...], mode
     return replace(model, base=_best_base(_coded(sample, kernel, model.taps, states), thin))
 
 
-def _best_base(coded: Coded, model: Product) -> int:
+def _best_base(coded: Coded, model: DensityModel) -> int:
     """The base at which the entries cost least, not far from the model's."""
     factors = coded.factors(model)
     deltas = np.arange(-12, 13)
@@ -160,8 +165,8 @@ def _best_base(coded: Coded, model: Product) -> int:
 
 
 def _limited(
-    sample: np.ndarray, kernel: tuple[int, ...], model: Product, size: tuple[int, ...], states: int
-) -> Product:
+    sample: np.ndarray, kernel: tuple[int, ...], model: DensityModel, size: tuple[int, ...], states: int
+) -> DensityModel:
     """The model, or in the rare case that a reader would refuse its factors, one without them."""
     vectors = [v for v in (model.rows, model.channels, model.positions) if v is not None]
     if model.extent(*size[:2])[1] <= MOST_SCALE and all(np.abs(v).max() <= _FARTHEST for v in vectors):

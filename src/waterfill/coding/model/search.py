@@ -10,16 +10,16 @@ import numpy as np
 
 from waterfill.coding import density, native, rice
 from waterfill.coding.model.costs import COST_UNIT, Coded, all_costs, axis_costs, cost_tables, distinct, place
-from waterfill.coding.model.density_model import MOST_SCALE, Product
+from waterfill.coding.model.density_model import MOST_SCALE, DensityModel
 
 AXES = ("rows", "channels", "positions")
 ROUNDS = 2
 _GUESSES = 3  # rounds of scaling
-_LEAST = 0.02  # added to magnitudes, so that rows of zeros have a factor
+_MAGNITUDE_OF_ZEROS = 0.02  # added to magnitudes, so that rows of zeros have a factor
 _PARAMETERS = 6
 
 
-def first_guess(coded: Coded, axes: tuple[str, ...]) -> Product:
+def first_guess(coded: Coded, axes: tuple[str, ...]) -> DensityModel:
     """Factors from mean magnitudes, along these axes: a few rounds of scaling, in the logarithmic domain."""
     logs = [np.zeros(n) for n in coded.residual.shape]
     rounds = _GUESSES if axes else 0
@@ -28,7 +28,7 @@ def first_guess(coded: Coded, axes: tuple[str, ...]) -> Product:
         spread = native.core.scale_rounds(*arguments)
     else:
         spread = _scale_rounds(coded, logs, axes, rounds)
-    return Product(
+    return DensityModel(
         shape=3,
         base=int(np.clip(np.rint(8 * np.log2(spread)) + density.SCALE_ZERO, 0, MOST_SCALE)),
         rows=np.rint(4 * logs[0]).astype(np.int64) if "rows" in axes else None,
@@ -44,7 +44,7 @@ def _scale_rounds(coded: Coded, logs: list[np.ndarray], axes: tuple[str, ...], r
     for _ in range(rounds):
         for axis, name in enumerate(AXES):
             if name in axes:
-                mean = _mean_along(axis, size + _LEAST, logs)
+                mean = _mean_along(axis, size + _MAGNITUDE_OF_ZEROS, logs)
                 logs[axis] += np.log2(mean / mean.mean())
     return float(np.sqrt(_mean_along(0, np.square(size), [2 * log for log in logs]).mean() + 1e-4))
 
@@ -56,7 +56,7 @@ def _mean_along(axis: int, values: np.ndarray, logs: list[np.ndarray]) -> np.nda
     return scaled.mean(tuple(other for other in range(3) if other != axis))
 
 
-def descended(coded: Coded, model: Product, axes: tuple[str, ...]) -> tuple[float, Product]:
+def descended(coded: Coded, model: DensityModel, axes: tuple[str, ...]) -> tuple[float, DensityModel]:
     """The cost of the entries in `COST_UNIT`s, and the model with the best shape and base after moves along axes."""
     if native.core is not None:
         return _compiled(coded, model, axes, ROUNDS, shaped=True)
@@ -64,7 +64,7 @@ def descended(coded: Coded, model: Product, axes: tuple[str, ...]) -> tuple[floa
     return float(axis_costs(coded, coded.factors(model), model.shape, np.zeros(1), 2).sum()), model
 
 
-def descend(coded: Coded, model: Product, axes: tuple[str, ...], rounds: int = ROUNDS) -> Product:
+def descend(coded: Coded, model: DensityModel, axes: tuple[str, ...], rounds: int = ROUNDS) -> DensityModel:
     """Move every factor by the step that saves most, its own bits included, axis by axis."""
     if native.core is not None:
         return _compiled(coded, model, axes, rounds, shaped=False)[1]
@@ -83,8 +83,8 @@ def descend(coded: Coded, model: Product, axes: tuple[str, ...], rounds: int = R
 
 
 def _compiled(
-    coded: Coded, model: Product, axes: tuple[str, ...], rounds: int, *, shaped: bool
-) -> tuple[float, Product]:
+    coded: Coded, model: DensityModel, axes: tuple[str, ...], rounds: int, *, shaped: bool
+) -> tuple[float, DensityModel]:
     """`descended` and `descend` by the compiled core."""
     vectors = (model.rows, model.channels, model.positions)
     factors = [
@@ -96,7 +96,7 @@ def _compiled(
     assert native.core is not None
     cost = native.core.descend_model(coded.residual, coded.phases, head, *factors, *tables, _mask(axes), rounds, shaped)
     rows, channels = (None if before is None else after for before, after in zip(vectors[:2], factors[:2], strict=True))
-    return float(cost), Product(int(head[0]), int(head[1]), rows, channels, factors[2], model.taps)
+    return float(cost), DensityModel(int(head[0]), int(head[1]), rows, channels, factors[2], model.taps)
 
 
 @lru_cache(maxsize=2)
@@ -110,7 +110,7 @@ def _mask(axes: tuple[str, ...]) -> int:
     return sum(1 << axis for axis, name in enumerate(AXES) if name in axes)
 
 
-def _best_shape(coded: Coded, model: Product) -> Product:
+def _best_shape(coded: Coded, model: DensityModel) -> DensityModel:
     """The shape of the family, and the base scale with it, that code these residuals in the fewest bits."""
     residual, scale, phase, count = distinct(coded, coded.factors(model))
     deltas = np.array([-4, -2, -1, 0, 1, 2, 4])
@@ -120,10 +120,10 @@ def _best_shape(coded: Coded, model: Product) -> Product:
     return replace(model, shape=int(shape), base=int(np.clip(model.base + deltas[delta], 0, MOST_SCALE)))
 
 
-def with_factors(model: Product, name: str, values: np.ndarray | None) -> Product:
+def with_factors(model: DensityModel, name: str, values: np.ndarray | None) -> DensityModel:
     """The model with other factors along one axis."""
     changed = {axis: getattr(model, axis) for axis in AXES} | {name: values}
-    return Product(model.shape, model.base, taps=model.taps, **changed)
+    return DensityModel(model.shape, model.base, taps=model.taps, **changed)
 
 
 def rice_code(values: np.ndarray) -> tuple[int, int, int]:

@@ -3,13 +3,13 @@
 import numpy as np
 
 from waterfill.coding import density
-from waterfill.coding.model.density_model import MOST_SCALE, MOST_TAPS, Product, neighbors
+from waterfill.coding.model.density_model import MOST_SCALE, MOST_TAPS, DensityModel, neighbors
 from waterfill.coding.stream import Reader, Sink
 
 _MOST_FACTOR = 255  # of a factor or a tap, either sign
 
 
-def write_model(model: Product, out: Sink) -> None:
+def write_model(model: DensityModel, out: Sink) -> None:
     """Write the shape, which vectors there are, the base, and the vectors."""
     vectors = (model.rows, model.channels, model.taps)
     out.uint(model.shape | sum((v is not None) << (4 + i) for i, v in enumerate(vectors)))
@@ -19,7 +19,7 @@ def write_model(model: Product, out: Sink) -> None:
             out.ints(vector)
 
 
-def read_model(src: Reader, size: tuple[int, int, int], kernel: tuple[int, ...]) -> Product:
+def read_model(src: Reader, size: tuple[int, int, int], kernel: tuple[int, ...]) -> DensityModel:
     """The model of codes [rows, channels, positions] of this size that `write_model` wrote. Raises CorruptFile."""
     flags = src.uint(127)
     near = neighbors(kernel) if kernel else ()
@@ -33,7 +33,7 @@ def read_model(src: Reader, size: tuple[int, int, int], kernel: tuple[int, ...])
         raise src.fail("a factor or tap of the density model is out of range")
     if taps is not None and any(np.abs(t).sum() > MOST_TAPS for t in np.split(taps, np.cumsum([*map(len, near)]))):
         raise src.fail("the taps of the density model are too large")
-    model = Product(shape, base, rows, channels, places, taps)
+    model = DensityModel(shape, base, rows, channels, places, taps)
     if model.extent(size[0], size[1])[1] > MOST_SCALE:
         raise src.fail("a scale of the density model is out of range")
     return model

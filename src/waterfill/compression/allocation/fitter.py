@@ -4,17 +4,19 @@ One price for all; the curves of the weights say which, and the last and largest
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
-from waterfill.compression.allocation import search
 from waterfill.compression.allocation.budget import USED, Budget
-from waterfill.compression.allocation.search import HIGHEST, Bracket
-from waterfill.compression.allocation.smallest import Trials, small_prices
-from waterfill.compression.allocation.spend import FILL, Ledger, refit_to_budget, spend
+from waterfill.compression.allocation.to_size import search
+from waterfill.compression.allocation.to_size.exact import Exact
+from waterfill.compression.allocation.to_size.search import HIGHEST, Bracket
+from waterfill.compression.allocation.to_size.smallest import Trials, small_prices
+from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget, spend
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.workers import Workers
 from waterfill.errors import BudgetError
@@ -29,6 +31,7 @@ _ROUNDS_IN_ORDER = 2  # of these, those that ask only the weights they were told
 _MANIFEST_BITS = 64  # that it may grow by in a round
 _TIGHT_BYTES = 64  # a matrix: with fewer, a budget may be below the smallest file
 _HALVINGS = 3  # of a factor of 4 in the price
+_MUCH, _WORTH_A_WORD = 1 / 2, 1 / 16  # of a budget
 
 
 @dataclass
@@ -51,13 +54,13 @@ class Fitter:
 
     @cached_property
     def entries(self) -> int:
-        """Entries of all weights."""
-        return sum(w.layout.entries for w in self.weights)
+        """Numbers of all weights."""
+        return sum(w.layout.numbers for w in self.weights)
 
     @cached_property
     def workers(self) -> Workers:
         """What fits several weights at a time."""
-        return Workers(self.threads, [w.name for w in self.weights])
+        return Workers(min(self.threads, max(1, len(self.weights))), [w.name for w in self.weights])
 
     def meet(self, budget: Budget, original: int) -> Ledger:
         """Fit every weight as the budget asks; `original`: bytes of the tensors as they were. Raises BudgetError."""
@@ -72,9 +75,13 @@ class Fitter:
     def to_size(self, size: int) -> Ledger:
         """Fit every weight so that the file has at most `size` bytes and, where the parts allow, nearly that.
 
-        Raises BudgetError where the smallest file has more.
+        Warns where most of it goes to tensors that are kept bit for bit. Raises BudgetError where the smallest file has
+        more.
         """
         bracket = self.bracket(size)
+        exact = Exact.among(self.weights)
+        if exact.bytes > _MUCH * size and len(exact.tensors) < len(self.weights):
+            warnings.warn(f"of the {size} bytes allowed, {exact.text()}; little is left for the rest", stacklevel=2)
         ledger = spend(bracket, 8.0 * (size - self._overhead_between(bracket) - 8), self._fit, self.workers)
         self.fit_within(ledger, bracket, size)
         return ledger
@@ -161,9 +168,11 @@ class Fitter:
         """Raise BudgetError if the smallest file has more than `size` bytes."""
         smallest = self.smallest[0]
         if size < smallest:
+            exact = Exact.among(self.weights)
+            told = f"; {exact.text()}" if exact.bytes > _WORTH_A_WORD * size else ""
             raise BudgetError(
                 f"a file of {size} bytes is asked for, and the smallest that this recipe can make has {smallest}; "
-                "allow more, or use a recipe that can spend less"
+                f"allow more, or use a recipe that can spend less{told}"
             )
 
     def price_for(self, size: int) -> float:
@@ -181,7 +190,7 @@ class Fitter:
         if bits < 8 * _TIGHT_BYTES * sum(w.layout.count for w in self.weights):
             self.check(size)
         guess = self._guess(bits / max(1, self.entries)) if self._last_k is None else self._last_k
-        found = search.bracket(self._measure, len(self.weights), bits, max(-24, min(12, guess)), self.workers)
+        found = search.bracket(self._measure, len(self.weights), bits, guess, self.workers)
         if found.high.sum() > bits:
             self.check(size)
         self._last_k = found.k  # a weight or two may change before the next search
@@ -189,7 +198,7 @@ class Fitter:
 
     def _guess(self, bits: float) -> int:
         """The k at which price 4^k spends about so many bits an entry, by the formula of Gaussian sources."""
-        levels = [(w.level(bits), w.layout.entries) for w in self.weights]
+        levels = [(w.level(bits), w.layout.numbers) for w in self.weights]
         known = [(level, entries) for level, entries in levels if level is not None]
         covered = sum(entries for _, entries in known)
         if covered > 0.5 * self.entries:
@@ -215,7 +224,7 @@ class Fitter:
             done = self._done.setdefault(stage, set())
             if i not in done:
                 done.add(i)
-                self._entries_done[stage] = self._entries_done.get(stage, 0) + self.weights[i].layout.entries
+                self._entries_done[stage] = self._entries_done.get(stage, 0) + self.weights[i].layout.numbers
             self.progress(Progress(stage, len(done), len(self.weights), self._entries_done[stage], self.entries))
 
 

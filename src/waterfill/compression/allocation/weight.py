@@ -11,14 +11,17 @@ from torch import Tensor
 from waterfill.compression.allocation.curve import Curve, Point, water_level
 from waterfill.compression.allocation.damping import damped
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES, Sample, rows_and_cols, stride_of
-from waterfill.dtypes import octets
+from waterfill.dtypes import STORED, dtype_name, octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
 from waterfill.model.entry import Entry, decode, encode
-from waterfill.network.layout import RAW, VECTOR, Layout, check_finite
+from waterfill.network.layout import RAW, VECTOR, Layout
+from waterfill.network.pruned import visible
+from waterfill.network.pruned import within as under_mask
 from waterfill.part import Choice, Spec
-from waterfill.parts import Dense
+from waterfill.parts import Codebook, Dense
 from waterfill.storage import name_problem
+from waterfill.storage.manifest import shape_problem
 from waterfill.without_data import entrywise, line_by_line, without_data
 
 _MOST_ENTRIES_COMPARED = 1 << 20  # larger parts are read back too, under their checksums, but not compared
@@ -42,7 +45,8 @@ class Weight:
     of its matrices; None where nothing was. streamed: whether that is read from disk each time, and nothing of it is to
     be kept. factor: what errors cost beside what is assumed of the tensor alone, where `importance` is None; lines:
     there, whether they count relative to each row ("rows") or column ("columns"), or to the whole (""). known_damping:
-    the damping of the weight that this one was made of.
+    the damping of the weight that this one was made of. kept: why the tensor is kept bit for bit though its numbers
+    could be rounded, or nothing. mask: what tells the entries that are seen (bool); None for all of them.
     """
 
     name: str
@@ -55,6 +59,8 @@ class Weight:
     lines: str = ""
     choice: Choice | None = None
     known_damping: Damping | None = None
+    kept: str = ""
+    mask: Callable[[], Tensor] | None = None
 
     def with_spec(self, spec: Spec) -> "Weight":
         """The same weight, to be fitted to another spec."""
@@ -69,6 +75,8 @@ class Weight:
         """Why this tensor is not compressed by the user's recipe; empty if it is."""
         if self.layout.entries == 0:
             return "empty"
+        if self.kept:
+            return self.kept
         if self.layout.role == RAW and self.layout.dtype.is_floating_point:
             return "kept bit for bit"
         if self.layout.role in _REASONS:
@@ -84,13 +92,15 @@ class Weight:
         """The user's spec, or Dense where the tensor stays as it is."""
         if self.layout.role == RAW:
             return Dense(format="lossless")
+        if self.kept:
+            return Codebook(levels=2)  # exact for zeros and ones
         return Dense() if self.reason else self.spec
 
     @functools.cached_property
     def curve(self) -> Curve:
         """Bits and distortion of the whole tensor by price, measured on its sample."""
         sample = self._sample
-        scale = self.layout.entries / max(1, sample.entries)
+        scale = self.layout.count * math.prod(self.layout.matrix) / max(1, sample.entries)
 
         def measure(price: float) -> Point:
             pairs = zip(sample.targets, sample.importances(), strict=True)
@@ -114,13 +124,28 @@ class Weight:
         if self.importance is None or self.reason:
             return None
         target, importance = self._sample.targets[0], self._sample.importances()[0]
-        return None if importance.gram is None else water_level(target, importance, bits) / 2
+        if importance.gram is None or not bool(target.any()):
+            return None
+        return water_level(target, importance, bits) / 2
+
+    def tensor(self) -> Tensor:
+        """The tensor; entries that a mask hides are zero, which costs least and is as good as anything."""
+        return self.seen(self.load())
+
+    def seen(self, values: Tensor) -> Tensor:
+        """Values of this tensor, zero where a mask hides them."""
+        return values if self.mask is None else visible(values, self.mask())
 
     def check(self) -> None:
-        """Raise BadInput, naming the tensor, if a file cannot hold its name or its importance does not fit it."""
+        """Raise BadInput, naming the tensor, if a file cannot hold it or its importance does not fit it."""
         problem = name_problem(self.name)
         if problem:
             raise BadInput(f"tensor {self.name!r}: the name {problem}; rename it")
+        problem = shape_problem(self.layout.shape)
+        if dtype_name(self.layout.dtype) not in STORED:
+            problem = f"is {self.layout.dtype}, which no file can hold; give its bytes instead: view(torch.uint8)"
+        if problem:
+            raise BadInput(f"tensor {self.name!r} {problem}")
         if self.importance is None:
             return
         try:
@@ -130,7 +155,7 @@ class Weight:
 
     def asked(self, price: float) -> Iterator[tuple[Tensor, Importance]]:
         """Every matrix of the tensor, and what errors in it cost at a price."""
-        for target in self.layout.split(self.load()):
+        for target in self.layout.split(self.tensor()):
             yield target, self._damped(self._importance(target), price)
 
     def fit(self, price: float) -> Entry:
@@ -146,23 +171,24 @@ class Weight:
         return functools.lru_cache(_FITS_KEPT)(self._fit)
 
     def _fit(self, price: float) -> Entry:
-        tensor = self.load()
-        if self.layout.role != RAW:
-            check_finite(self.name, tensor)
-        targets = self.layout.split(tensor)
-        fitted = tuple(self.chosen_spec.fit(target, importance, price) for target, importance in self.asked(price))
-        blob = encode(fitted)
+        targets, spec = self.layout.split(self.tensor()), self.chosen_spec
+        fitted = [spec.fit(target, self._damped(self._importance(target), price), price) for target in targets]
+        blob = encode(tuple(fitted))
+        written = [part.dense() if math.prod(part.shape) <= _MOST_ENTRIES_COMPARED else None for part in fitted]
+        del fitted  # before they are read back: a matrix is not to be in memory more often than it must
         parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts
-        lost, energy = 0.0, 0.0
-        for target, before, after in zip(targets, fitted, parts, strict=True):
+        lost = energy = 0.0
+        for target, before, after in zip(targets, written, parts, strict=True):
+            if self.layout.role == RAW and before is None:
+                continue
             restored = after.dense()
-            if target.numel() <= _MOST_ENTRIES_COMPARED and not _same(before.dense(), restored):
+            if before is not None and not _same(before, restored):
                 raise AssertionError(
                     f"tensor {self.name!r} reads back otherwise than it was written; please report this"
                 )
             if self.layout.role != RAW:
-                lost += _squared_distance(target, restored)
-                energy += Importance().inner(target, target)
+                gap, whole = _squared_norms(target, restored)
+                lost, energy = lost + gap, energy + whole
         error = (lost / energy) ** 0.5 if energy > 0 else 0.0
         if not math.isfinite(error):
             raise BadInput(
@@ -198,11 +224,8 @@ class Weight:
         positions, count = self._positions, len(range(0, layout.count, stride))
         rows, cols = rows_and_cols(layout.matrix, positions, SAMPLED_ENTRIES // max(1, count))
         targets = []
-        for matrix in layout.split(self.load())[::stride]:
-            target = matrix if rows is None or cols is None else matrix[rows][:, cols].contiguous()
-            if layout.role != RAW and not bool(torch.isfinite(target).all()):
-                check_finite(self.name, self.load())
-            targets.append(target)
+        for matrix in layout.split(self.tensor())[::stride]:
+            targets.append(matrix if rows is None or cols is None else matrix[rows][:, cols].contiguous())
 
         def importances() -> list[Importance]:
             return [self._importance(target, rows, cols) for target in targets]
@@ -214,17 +237,23 @@ class Weight:
         """Columns that a sample must keep together: a channel's, or all where a Gram matrix joins them."""
         if self.importance is None:
             return math.prod(self.layout.kernel)
-        given, cols = self.importance(), self.layout.matrix[1]
+        given, cols = self._given(self.importance), self.layout.matrix[1]
         return cols if given.gram is not None and len(given.gram) == cols else given.positions
 
     def _importance(self, target: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Importance:
         """What errors in a target cost, of which these are the rows and columns if it is a sample."""
         if self.importance is not None:
-            given = self.importance()
+            given = self._given(self.importance)
             return given if rows is None or cols is None else given.select(rows, cols)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)
-        return assumed(target, self.layout, self.lines).scaled(self.factor)
+        found = assumed(target, self.layout, self.lines).scaled(self.factor)
+        # what a mask hides cannot make up for errors beside it
+        return found if self.mask is None else replace(found, gram=None)
+
+    def _given(self, read: Callable[[], Importance]) -> Importance:
+        """The importance that was given, as far as a mask lets errors be seen."""
+        return read() if self.mask is None else under_mask(read(), self.mask(), self.layout)
 
 
 def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
@@ -239,11 +268,14 @@ def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
     return without_data(target, layout.kernel, math.prod(layout.matrix))
 
 
-def _squared_distance(a: Tensor, b: Tensor) -> float:
-    """The squared norm of a - b, two matrices of one shape, a few rows at a time: temporaries stay in the cache."""
-    rows = max(1, _ENTRIES_AT_A_TIME // max(1, a.shape[1]))
-    gaps = (x - y.to(x.dtype) for x, y in zip(a.split(rows), b.split(rows), strict=True))
-    return sum(Importance().inner(gap, gap) for gap in gaps)
+def _squared_norms(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The squared norms of a - b and of a, of one shape, some entries at a time: temporaries stay in the cache."""
+    lost = energy = 0.0
+    for x, y in zip(a.reshape(-1).split(_ENTRIES_AT_A_TIME), b.reshape(-1).split(_ENTRIES_AT_A_TIME), strict=True):
+        gap = (x - y.to(x.dtype)).reshape(1, -1)
+        lost += Importance().inner(gap, gap)
+        energy += Importance().inner(x.reshape(1, -1), x.reshape(1, -1))
+    return lost, energy
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

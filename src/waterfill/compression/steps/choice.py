@@ -16,7 +16,7 @@ MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
 
 
-def settle_choices(work: Compression, specs: Sequence[Spec], budget: Budget) -> None:
+def choose_kinds(work: Compression, specs: Sequence[Spec], budget: Budget) -> None:
     """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at the budget.
 
     Raises BudgetError where the smallest file is larger.

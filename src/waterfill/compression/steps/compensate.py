@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import MEMORY
-from waterfill.network.batches import spread
-from waterfill.network.forward import Forward, as_deployed, call
 from waterfill.network.layout import KERNEL, MATRIX, Layout
+from waterfill.network.running.batches import spread
+from waterfill.network.running.forward import Forward, as_deployed, call
 from waterfill.network.tracing.im2col import Geometry, vectors, windows
 from waterfill.network.tracing.recorder import Recorder
 from waterfill.network.tracing.tracer import Tracer
 from waterfill.network.tracing.views import WeightView, WeightViews
 
-_BATCHES = 64  # run through the networks for each stage
-_DAMPING = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
-_DOUBT = 8  # the share shrinks as if so many columns more had told against it
+_BATCHES_PER_STAGE = 64  # run through the networks for each stage
+_RIDGE = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
+_PRIOR_COLUMNS = 8  # the share shrinks as if so many columns more had told against it
 
 Place = tuple[int, int, int]
 """Rows from and to, and the groups that these fall into."""
@@ -150,14 +150,14 @@ class _Moments:
             gains += float((change * (weight @ self.drift[held])).sum())
             costs += float((change * (change @ self.own[held])).sum())
         share = min(max(gains / costs, 0.0), 1.0) if costs > 0 else 0.0
-        share *= self.count / (self.count + _DOUBT)
+        share *= self.count / (self.count + _PRIOR_COLUMNS)
         return share * _solved(weight, self.own[0] + self.own[1], self.drift[0] + self.drift[1])
 
 
 def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
     """weight @ drift @ (own + damping)^-1 in float64; zero where nothing ever came in."""
     mean = own.diagonal(dim1=1, dim2=2).double().mean(1)
-    damped = own.double() + torch.diag_embed((_DAMPING * mean + 1e-30)[:, None].expand(-1, own.shape[2]))
+    damped = own.double() + torch.diag_embed((_RIDGE * mean + 1e-30)[:, None].expand(-1, own.shape[2]))
     factor, info = torch.linalg.cholesky_ex(damped)
     if bool((info != 0).any()):
         return torch.zeros_like(weight)
@@ -165,7 +165,7 @@ def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Compensation:
     """Two networks of one class, the original and the one that is being compressed, and inputs for both.
 
     memory: bytes that inputs of the original's weights may take; where they take more, it runs again for each stage.
@@ -186,7 +186,7 @@ class Drift:
         """For weights and how often each is used: the tensors to be approximated instead, where there is a drift."""
         sums: dict[tuple[str, Place], _Moments] = {}
         calls = sum(names.values())
-        for i, batch in enumerate(spread(self.batches, _BATCHES)):
+        for i, batch in enumerate(spread(self.batches, _BATCHES_PER_STAGE)):
             before = self._run(self.original, batch, names, calls).seen if self._kept is None else self._kept[i]
             after = _columns(self._run(self.compressed, batch, names, calls).seen, names)
             for key, columns in _columns(before, names).items():
@@ -210,7 +210,7 @@ class Drift:
         if not self.memory:
             return None
         kept, size = [], 0
-        for batch in spread(self.batches, _BATCHES):
+        for batch in spread(self.batches, _BATCHES_PER_STAGE):
             kept.append(self._run(self.original, batch, self.layouts, None).seen)
             size += sum(one.x.nbytes for one in kept[-1])
             if size > self.memory:

@@ -5,7 +5,7 @@ corrections of the layers before already in place, and knows the values that bri
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 
 from waterfill.network.batch_norm import BATCH_NORM, LAYERS, along, output_axis
 
-_LAST = (nn.Linear, nn.LayerNorm)  # channels are the last dimension of their outputs; else the second
 _KNOWN = (*BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-_DEAD = 1e-10  # a variance this small beside the mean square is that of a channel that says nothing
+_ANY = 1e-6
+_ZERO_VARIANCE = 1e-10  # a variance this small beside the mean square is that of a channel that says nothing
 
 
 class Fit(Protocol):
     """The fit of one layer, batch by batch."""
 
-    def reference(self, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def reference(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         """The layer has run in the reference network."""
 
     def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -52,16 +52,21 @@ class Linewise:
 
     def __init__(self, scale: bool, shift: bool) -> None:
         self.scale, self.shift = scale, shift
+        self._axes: dict[nn.Module, int | None] = {}
         self._wanted: deque[Tensor] = deque()
         self._count = 0
         self._sums: Tensor | None = None  # [4, channels]: found, wanted, found^2, found * wanted
 
-    def reference(self, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def reference(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._wanted.append(output.clone())  # what follows may write into it
 
     def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        axis = channel_axis(module)
-        found, wanted = (_by_channel(value, axis) for value in (output, self._wanted.popleft()))
+        if module not in self._axes:
+            self._axes[module] = channel_axis(module, inputs, output)
+        axis, true = self._axes[module], self._wanted.popleft() if self._wanted else None
+        if axis is None or true is None or true.shape != output.shape:
+            return output
+        found, wanted = (_by_channel(value, axis) for value in (output, true))
         sums = torch.stack([found.sum(1), wanted.sum(1), found.square().sum(1), (found * wanted).sum(1)])
         self._sums = sums if self._sums is None else self._sums + sums
         self._count += found.shape[1]
@@ -89,8 +94,8 @@ class Linewise:
         if not self.scale:
             return one, wanted - found
         energy, common = (square - found**2, product - found * wanted) if self.shift else (square, product)
-        alive = energy > _DEAD * square
-        a = torch.where(alive, common / torch.where(alive, energy, one), one)
+        varies = energy > _ZERO_VARIANCE * square
+        a = torch.where(varies, common / torch.where(varies, energy, one), one)
         return a, (wanted - a * found if self.shift else zero)
 
 
@@ -103,13 +108,22 @@ class Statistics:
 
     def __init__(self, difference: bool) -> None:
         self.difference = difference
+        self._axes: dict[nn.Module, int | None] = {}
         self._sums: list[Tensor | None] = [None, None]  # reference, compressed: [3, channels] of 1, x, x^2
 
-    def _add(self, which: int, values: Tensor) -> None:
-        x = _by_channel(values, 1)
+    def _add(self, which: int, module: Any, inputs: tuple[Any, ...], output: Tensor) -> int | None:
+        """Add the inputs of a norm; the dimension of them that counts channels, or None if there is no such."""
+        if module not in self._axes:
+            same = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].shape == output.shape
+            self._axes[module] = channel_axis(module, inputs, output) if same else None
+        axis = self._axes[module]
+        if axis is None:
+            return None
+        x = _by_channel(inputs[0], axis)
         sums = torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
         known = self._sums[which]
         self._sums[which] = sums if known is None else known + sums
+        return axis
 
     def _moments(self, which: int) -> tuple[Tensor, Tensor]:
         sums = self._sums[which]
@@ -118,16 +132,20 @@ class Statistics:
         var = (sums[2] / sums[0] - mean**2).clamp_min(0) * sums[0] / (sums[0] - 1).clamp_min(1)
         return mean, var
 
-    def reference(self, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._add(0, inputs[0])
+    def reference(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._add(0, module, inputs, output)
 
     def compressed(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        self._add(1, inputs[0])
+        axis = self._add(1, module, inputs, output)
+        if axis is None or self._sums[0] is None:
+            return output
         mean, var = (value.to(module.running_mean.dtype) for value in self._found(module))  # autocast casts outputs
-        return F.batch_norm(inputs[0], mean, var, module.weight, module.bias, False, 0.0, module.eps)
+        x = inputs[0].movedim(axis, 1)
+        x = F.batch_norm(x, mean, var, module.weight, module.bias, False, 0.0, module.eps)
+        return x.movedim(1, axis)
 
     def values(self, module: Any) -> dict[str, Tensor]:
-        if self._sums[1] is None:
+        if any(sums is None for sums in self._sums):
             return {}
         mean, var = self._found(module)
         return {"running_mean": mean, "running_var": var}
@@ -138,14 +156,37 @@ class Statistics:
             return mean, var
         old_mean, old_var = module.running_mean.double(), module.running_var.double()
         true_mean, true_var = self._moments(0)
-        alive = true_var > _DEAD * old_var + torch.finfo(torch.float64).tiny
-        ratio = torch.where(alive, var / torch.where(alive, true_var, torch.ones_like(var)), torch.ones_like(var))
+        varies = true_var > _ZERO_VARIANCE * old_var + torch.finfo(torch.float64).tiny
+        ratio = torch.where(varies, var / torch.where(varies, true_var, torch.ones_like(var)), torch.ones_like(var))
         return old_mean + mean - true_mean, old_var * ratio
 
 
-def channel_axis(module: nn.Module) -> int:
-    """The dimension of a layer's outputs that counts channels: the last, or the second."""
-    return -1 if isinstance(module, _LAST) or not isinstance(module, (*LAYERS, *_KNOWN)) else 1
+def channel_axis(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int | None:
+    """The dimension of a layer's outputs along which its bias, or weight, counts channels; None if there is no such.
+
+    It is what changes when the entries of one channel do: a class says little, and sizes may be equal by chance.
+    """
+    vector = next((v for v in (getattr(module, "bias", None), module.weight) if isinstance(v, Tensor)), None)
+    if vector is None or not isinstance(inputs, tuple) or output.ndim == 0:
+        return None
+    at = 0 if vector.ndim == 1 or not isinstance(module, LAYERS) else output_axis(module)
+    channels = vector.shape[at]
+    with torch.no_grad():
+        kept = vector.detach().clone()
+        try:
+            vector.select(at, channels - 1).add_(kept.abs().max() + output.abs().max() + _ANY)
+            moved = module.forward(*inputs)
+        except Exception:  # a layer with keywords, or one that cannot be run twice
+            return None
+        finally:
+            vector.copy_(kept)
+    if not isinstance(moved, Tensor) or moved.shape != output.shape:
+        return None
+    changed = moved != output
+    for axis in (dim for dim in range(output.ndim) if output.shape[dim] == channels):
+        if bool(changed.any()) and not bool(changed.narrow(axis, 0, channels - 1).any()):
+            return axis
+    return None
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -199,3 +240,14 @@ KINDS = (
     Kind("normalization statistics, measured anew", _has_statistics, lambda: Statistics(False)),
 )
 """Every kind, in the order in which they are tried: what helps most often comes first."""
+
+
+def fits_of(kind: Kind, layers: Mapping[str, nn.Module]) -> dict[str, Fit]:
+    """A fit for each layer; one for all that share a tensor, which can have one new value only."""
+    fits: dict[str, Fit] = {}
+    known: dict[int, Fit] = {}
+    for name, module in layers.items():
+        own = [id(value) for value in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+        fits[name] = next((known[tensor] for tensor in own if tensor in known), None) or kind.fit()
+        known.update(dict.fromkeys(own, fits[name]))
+    return fits

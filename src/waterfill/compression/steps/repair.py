@@ -13,22 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.compression.steps.corrections import BIAS, KINDS, Fit, Kind
+from waterfill.compression.steps.corrections import BIAS, KINDS, Kind, fits_of
+from waterfill.compression.steps.guard import Guard, Score
 from waterfill.errors import BadInput
-from waterfill.evaluation.metrics import divergences, relative, rows_of, squared_errors
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
 from waterfill.network.batch_norm import LAYERS, fed_norms
-from waterfill.network.batches import split, tensor_in
-from waterfill.network.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.network.layout import RAW
+from waterfill.network.running.batches import split
+from waterfill.network.running.forward import Forward, as_deployed, call, copy_of, hooked
+from waterfill.network.tensors import owners_of
 from waterfill.parts import Dense
 from waterfill.without_data import entrywise
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
 _MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of the vectors that a file gets anew
-_KEPT = 1 << 24  # entries of reference outputs that are remembered
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def _plain(value: Any) -> Any:
 
 
 @by_own_arithmetic
+@torch.inference_mode(False)
 def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to be read
     model: "nn.Module | CompressedModel",
     reference: nn.Module,
@@ -105,7 +106,7 @@ def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to 
     Raises BadInput: fewer than two inputs, networks that do not match, outputs that are not finite.
     """
     fitting, held = split(batches, holdout)
-    guard = _Guard(reference, held, forward, logits)
+    guard = Guard(reference, held, forward, logits)
     if isinstance(model, CompressedModel):
         return _repair_file(model, reference, fitting, guard)
     work = copy_of(model)
@@ -114,66 +115,8 @@ def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to 
     return Repaired(work, guard.name, before, min([before, *(s.after for s in steps if s.kept)]), steps, changed)
 
 
-class _Guard:
-    """The measure of a network on held-out inputs."""
-
-    def __init__(self, reference: nn.Module, held: list[Any], forward: Forward | None, logits: bool) -> None:
-        self.model, self.held, self.forward, self.logits = reference, held, forward, logits
-        self._known: dict[int, Tensor] = {}
-        with as_deployed(reference):
-            room = _KEPT
-            for i, batch in enumerate(held):
-                outputs = call(reference, batch, forward)
-                self.logits = self.logits and outputs.ndim > 0 and outputs.shape[-1] > 1
-                room -= outputs.numel()
-                if room >= 0:
-                    self._known[i] = outputs.clone()
-
-    @property
-    def name(self) -> str:
-        return "divergence" if self.logits else "output error"
-
-    def measure(self, model: nn.Module) -> "_Measured":
-        """Run a network. Raises BadInput for outputs that are not finite."""
-        nats, errors, energy = [], [], 0.0
-        with as_deployed(model, self.model):
-            for i, batch in enumerate(self.held):
-                wanted = self._known[i] if i in self._known else call(self.model, batch, self.forward)
-                found, true = rows_of(call(model, batch, self.forward), wanted)
-                if self.logits:  # a shift of all classes means nothing
-                    found, true = (logits - logits.mean(1, keepdim=True) for logits in (found, true))
-                errors.append(squared_errors(found, true))
-                energy += float(squared_errors(torch.zeros_like(true), true).sum())
-                if self.logits:
-                    nats.append(divergences(found, true))
-        error = torch.cat(errors)
-        value = float(torch.cat(nats).mean()) if nats else relative(float(error.sum()), energy)
-        return _Measured(max(0.0, value), torch.cat(nats) if nats else error, error)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """value: divergence in nats a row, or relative output error. rows: that of every row (its square). errors: squared
-    output errors of the rows."""
-
-    value: float
-    rows: Tensor
-    errors: Tensor
-
-    def below(self, other: "_Measured") -> bool:
-        """Whether both the measure and the squared output error have fallen, one of them by more than chance.
-
-        The error has its say because a confident network has hardly any divergence on most inputs: a few rows decide
-        it. Chance is a standard error of the rows' differences.
-        """
-        falls = (other.rows - self.rows, other.errors - self.errors)
-        if any(not float(fall.sum()) > 0 for fall in falls):
-            return False
-        return any(len(f) < 2 or float(f.mean()) > float(f.std()) / math.sqrt(len(f)) for f in falls)
-
-
 def _repair(
-    work: nn.Module, fitting: list[Any], guard: _Guard, kinds: Iterable[Kind]
+    work: nn.Module, fitting: list[Any], guard: Guard, kinds: Iterable[Kind]
 ) -> tuple[tuple[Step, ...], dict[str, Tensor]]:
     """Try every kind on `work`, in place; the steps, and the tensors that are new."""
     now = guard.measure(work)
@@ -203,17 +146,17 @@ def _note(kind: Kind, work: nn.Module, fed: set[str]) -> str:
     return f"{bare[0]}{f' and {len(bare) - 1} more' if bare[1:] else ''}: neither a bias nor a batch norm behind"
 
 
-def _propose(kind: Kind, work: nn.Module, fitting: list[Any], guard: _Guard) -> dict[str, Tensor]:
+def _propose(kind: Kind, work: nn.Module, fitting: list[Any], guard: Guard) -> dict[str, Tensor]:
     """New tensors of one kind for all layers it applies to, by name in the state dict."""
     layers = {name: module for name, module in work.named_modules() if kind.applies(module)}
     known = dict(guard.model.named_modules())
     if missing := [name for name in layers if name not in known]:
         raise BadInput(f"the reference has no layer {missing[0]!r}; it must be the network before compression")
-    fits: dict[str, Fit] = {name: kind.fit() for name in layers}
+    fits = fits_of(kind, layers)
 
-    def remember(name: str, _module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if (found := tensor_in(output)) is not None:
-            fits[name].reference(inputs, found)
+    def remember(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            fits[name].reference(module, inputs, output)
 
     def correct(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         return fits[name].compressed(module, inputs, output) if isinstance(output, Tensor) else None
@@ -227,11 +170,13 @@ def _propose(kind: Kind, work: nn.Module, fitting: list[Any], guard: _Guard) -> 
             for batch in fitting:
                 call(guard.model, batch, guard.forward)
                 call(work, batch, guard.forward)
+    owners = owners_of(work)  # of what is computed from others there is none
     found = ((name, fits[name].values(module)) for name, module in layers.items())
-    return {f"{name}.{key}" if name else key: value for name, values in found for key, value in values.items()}
+    named = {f"{name}.{key}" if name else key: value for name, values in found for key, value in values.items()}
+    return {owners[name]: value for name, value in named.items() if name in owners}
 
 
-def _try(work: nn.Module, proposed: Mapping[str, Tensor], guard: _Guard, now: _Measured) -> tuple[float, _Measured]:
+def _try(work: nn.Module, proposed: Mapping[str, Tensor], guard: Guard, now: Score) -> tuple[float, Score]:
     """Put the new tensors in, whole or by half, and leave them there only if the measure falls.
 
     The strength at which they stay, 0 where they do not, and what was measured then, or else at its best.
@@ -255,16 +200,16 @@ def _put(tensor: Tensor, value: Tensor) -> None:
     tensor.copy_(value)
 
 
-def _measured(guard: _Guard, work: nn.Module) -> _Measured:
+def _measured(guard: Guard, work: nn.Module) -> Score:
     """The measure, infinite where a correction has made the outputs NaN or infinite."""
     try:
         return guard.measure(work)
     except BadInput:
         never = torch.full((1,), math.inf, dtype=torch.float64, device="cpu")
-        return _Measured(math.inf, never, never)
+        return Score(math.inf, never, never)
 
 
-def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any], guard: _Guard) -> Repaired:
+def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any], guard: Guard) -> Repaired:
     """Repair the vectors of a compressed model and write them anew, in as many bits as are worth it.
 
     A bit for every weight divides the divergence by four, and the norm of the error by two: divergence * 4^(bits per

@@ -10,15 +10,15 @@ from functools import partial
 import numpy as np
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.search import Bracket
-from waterfill.compression.allocation.spend import Ledger
-from waterfill.compression.steps.compensate import Drift
+from waterfill.compression.allocation.to_size.search import Bracket
+from waterfill.compression.allocation.to_size.spend import Ledger
+from waterfill.compression.steps.compensate import Compensation
 from waterfill.compression.task import Compression
 from waterfill.model.entry import Entry
-from waterfill.network.forward import copy_of
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.forward import copy_of
+from waterfill.network.running.inputs import Inputs
 
-_LAST = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
+_SHARE_REFITTED = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
 
 def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None) -> None:
@@ -30,11 +30,12 @@ def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: 
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
     compressed = work.model().install(copy_of(model))
-    layouts = {weight.name: weight.layout for weight in work.weights if not weight.reason}
-    drift = Drift(model, compressed, inputs.batches, layouts, inputs.forward, work.options.memory)
+    real = (weight for weight in work.weights if not weight.reason and not weight.layout.dtype.is_complex)
+    layouts = {weight.name: weight.layout for weight in real}
+    drift = Compensation(model, compressed, inputs.batches, layouts, inputs.forward, work.options.memory)
     uses = drift.order()
     order = [positions[name] for name in uses]
-    pace = _Pace(work, ledger, None if size is None else ledger.total, order)
+    pace = _BudgetController(work, ledger, None if size is None else ledger.total, order)
     state = compressed.state_dict()
     for stage in _stages(order, ledger, work.options.steps.stages):
         names = {work.weights[i].name: uses[work.weights[i].name] for i in stage}
@@ -49,7 +50,8 @@ def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: 
     if size is not None:
         work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
-        work.entries[i] = _seen_from(model.state_dict()[work.weights[i].name], work.entries[i])
+        seen = work.weights[i].seen(model.state_dict()[work.weights[i].name])
+        work.entries[i] = _seen_from(seen, work.entries[i])
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -74,12 +76,12 @@ def _late(order: Sequence[int], ledger: Ledger) -> list[int]:
     total, late = sum(ledger.bits[i] for i in order), list[int]()
     for i in reversed(order):
         late.append(i)
-        if sum(ledger.bits[j] for j in late) >= _LAST * total:
+        if sum(ledger.bits[j] for j in late) >= _SHARE_REFITTED * total:
             break
     return sorted(late, key=lambda i: -ledger.bits[i])
 
 
-class _Pace:
+class _BudgetController:
     """The price for each weight in turn, so that all of them together spend what was spent before."""
 
     def __init__(self, work: Compression, ledger: Ledger, allowed: float | None, order: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ direction and a length, standardized ones. It is told from the numbers, whatever
 import torch
 from torch import Tensor
 
-_LEFT = 1e-4  # of the energy that no multiple explains: roundings of a cast, not those of four bits
+_UNEXPLAINED_ENERGY = 1e-4  # of the energy that no multiple explains: roundings of a cast, not those of four bits
 
 
 @torch.no_grad()
@@ -15,6 +15,8 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
     None where the one is not so computed from the other.
     """
     rows, cols = matrix
+    if is_part(weight, result):
+        return weight.new_ones(rows, dtype=torch.float32), False
     w, r = (value.detach().reshape(-1, cols).float() for value in (weight, result))
     for moved in (False, True):
         if moved:
@@ -22,9 +24,15 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
         energy, along = w.square().sum(1), (w * r).sum(1)
         factors = torch.where(energy > 0, along / energy, torch.nan)
         left = (r - factors.nan_to_num()[:, None] * w).square().sum()
-        if bool(left <= _LEFT * r.square().sum()) and bool(along.any()):
+        if bool(left <= _UNEXPLAINED_ENERGY * r.square().sum()) and bool(along.any()):
             factors = factors.nan_to_num(float(factors.nanmean()))  # of a row of zeros it cannot be told
             return factors.reshape(-1, rows).square().mean(0).sqrt(), moved
         if cols < 3:  # any two numbers are a multiple of any others, moved
             return None
     return None
+
+
+def is_part(weight: Tensor, result: Tensor) -> bool:
+    """Whether some entries are those of a weight, to the bit, and all others are zero: hidden by a mask."""
+    seen = result != 0
+    return bool(seen.any()) and not bool(seen.all()) and torch.equal(result, torch.where(seen, weight, 0))

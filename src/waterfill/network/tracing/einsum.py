@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Product:
+class Contraction:
     """How to order dimensions so that the last of x meets the weight, and the last of y comes from it.
 
     inputs: of x, one for each of y; None for one that x lacks and is repeated along (the experts of a stack).
@@ -32,7 +32,7 @@ class Product:
         return x.expand(*outputs[:-1], x.shape[-1])
 
 
-def product_of(equation: str, dims: Sequence[int], at: int, transposed: bool) -> Product | None:
+def product_of(equation: str, dims: Sequence[int], at: int, transposed: bool) -> Contraction | None:
     """The product that an equation of two factors stands for; None where it is another one, such as a sum over experts.
 
     dims: of the factors. at: which of them is the weight, a matrix [rows, cols] or a stack of them, or transposed.
@@ -50,7 +50,7 @@ def product_of(equation: str, dims: Sequence[int], at: int, transposed: bool) ->
     if not fits or set(x) - {met} - set(rest) or not repeated <= set(stack) <= set(rest):
         return None
     inputs = [None if letter in repeated else x.index(letter) for letter in rest]
-    return Product((*inputs, x.index(met)), tuple(map(y.index, rest + made)), mixes)
+    return Contraction((*inputs, x.index(met)), tuple(map(y.index, rest + made)), mixes)
 
 
 def _letters(equation: str, dims: Sequence[int]) -> list[str] | None:

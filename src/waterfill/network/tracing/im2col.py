@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LEAST = 8192  # positions of a batch that are always used
+_POSITIONS_ALWAYS_USED = 8192  # positions of a batch that are always used
+_LEAST_SQUARE = 1e-24  # of a sum of squares in float32; below, some of them may have vanished
 _PER_COLUMN = 4  # and so many for each column
 
 
@@ -49,7 +50,7 @@ def pick(positions: int, cols: int, generator: torch.Generator) -> Tensor | None
 
     One at random from each of as many equal stretches.
     """
-    wanted = max(_LEAST, _PER_COLUMN * cols)
+    wanted = max(_POSITIONS_ALWAYS_USED, _PER_COLUMN * cols)
     if positions <= wanted:
         return None
     within = torch.rand(wanted, dtype=torch.float64, device="cpu", generator=generator)
@@ -118,6 +119,12 @@ def _places(counts: Sequence[int], steps: Sequence[int], space: Sequence[int]) -
 
 
 def squares(values: Tensor, channel: int) -> Tensor:
-    """Sums of squares over all dimensions but one, counted from the end: [channels]."""
+    """Sums of squares over all dimensions but one, counted from the end: [channels]; float64 where float32 is too short
+    for them."""
     others = [d for d in range(values.ndim) if d != values.ndim + channel]
-    return values.float().square().sum(others) if others else values.float().square()
+    values = values.detach()
+    found = values.float().square().sum(others) if others else values.float().square()
+    if not _LEAST_SQUARE < float(found.sum()) < math.inf and bool(values.any()):
+        wide = values.double().square()
+        return wide.sum(others) if others else wide
+    return found

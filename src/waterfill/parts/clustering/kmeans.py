@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MOST_BINS = 4096
-_SAMPLE = 1 << 16
+_ENTRIES_SAMPLED = 1 << 16
 _ROUNDS = 8
 
 
@@ -50,7 +50,7 @@ def collect(x: np.ndarray, w: np.ndarray) -> Bins:
 
 
 def _edges(x: np.ndarray) -> np.ndarray:
-    sample = np.unique(x[:: -(-len(x) // _SAMPLE)])
+    sample = np.unique(x[:: -(-len(x) // _ENTRIES_SAMPLED)])
     if len(sample) <= MOST_BINS:
         distinct = np.unique(x)
         if len(distinct) <= MOST_BINS:

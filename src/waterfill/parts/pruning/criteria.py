@@ -42,7 +42,7 @@ def within_rows(gain: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Surgeon:
+class ObsSweep:
     """Sweeps over the columns of one target [rows, cols] (float32)."""
 
     target: Tensor
@@ -89,18 +89,18 @@ class Surgeon:
         H = (self.factor.T @ self.factor).double()
         W, rows = self.target.double(), self.rows.double()
         cols = W.shape[1]
-        alive, order, costs = torch.arange(cols, dtype=torch.int64, device="cpu"), [], []
+        left, order, costs = torch.arange(cols, dtype=torch.int64, device="cpu"), [], []
         step = max(1, cols // _STEPS)
-        while len(alive):
+        while len(left):
             gain = (rows @ W.square()) / H.diagonal()
             going = gain.argsort()[:step]
-            staying = torch.ones(len(alive), dtype=torch.bool, device="cpu").index_fill_(0, going, False)
-            order.append(alive[going])
+            staying = torch.ones(len(left), dtype=torch.bool, device="cpu").index_fill_(0, going, False)
+            order.append(left[going])
             costs.append(gain[going])
             made_up = torch.linalg.solve(H[going][:, going], H[going][:, staying])
             W = W[:, staying] - W[:, going] @ made_up
             H = H[staying][:, staying] - H[:, going][staying] @ made_up
-            alive = alive[staying]
+            left = left[staying]
         places = torch.linspace(0, 1e-6, cols, dtype=torch.float64, device="cpu")
         found = torch.cat(costs).cummax(0).values * (1 + places)
         return torch.empty(cols, dtype=torch.float64, device="cpu").index_copy_(0, torch.cat(order), found)

@@ -15,11 +15,11 @@ from waterfill.parts.pruning.refit import refit
 
 _STAYING, _SLICE = 0.8, 0.06  # after each step at least so many of the units, and at most so many of all gone
 _STEPS = 6  # of conjugate gradients in between
-_FEW = 0.02  # of the units; so few go without another look
+_SHARE_AT_ONCE = 0.02  # of the units; so few go without another look
 _CHEAP = 0.1  # of the threshold; what gains less goes at once, however much it is
 
 
-class Thinning:
+class GradualPruning:
     """Units of `target` [rows, cols] that are still kept, and the values refitted on them; a Gram matrix is needed."""
 
     def __init__(self, target: Tensor, importance: Importance, units: Blocks) -> None:
@@ -31,7 +31,7 @@ class Thinning:
 
     @property
     def gain(self) -> Tensor:
-        """What each unit would add to the distortion if it alone went and nothing made up for it; 0 for those gone."""
+        """What each unit would add to the distortion if it alone went, the others as they are; 0 for those gone."""
         folded = self.units.folded(self._fitted)
         image = torch.einsum("twhi,wij->twhj", folded, self._corners) * folded
         weights = torch.nn.functional.pad(
@@ -62,7 +62,7 @@ class Thinning:
                 return self.mask
             sure = int((gain > _CHEAP * level).sum())
             self._keep(max(worth, min(sure, self._next(kept, 2 * _SLICE))))
-            if kept - worth <= _FEW * kept:
+            if kept - worth <= _SHARE_AT_ONCE * kept:
                 return self.mask
 
     def _next(self, kept: int, most: float = _SLICE) -> int:

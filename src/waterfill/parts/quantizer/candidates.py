@@ -21,17 +21,17 @@ from waterfill.parts.quantizer.grid import Grid, candidate_grids, step_weights
 
 LARGE = 1 << 22
 """From so many entries on one round of choosing is enough, and some of the rows tell the best step."""
-_SOME = 1 << 16  # from so many on some of the rows tell which grid is best: of so many entries,
-_SAMPLE = 1 << 15
-_LEAST, _ENOUGH = 64, 128  # and never fewer rows than the first, nor than the second unless they are long
-_LONG = 1 << 12
-_SEEN = 1 << 16  # entries that densities are fitted to
+_ENTRIES_TRIED_WHOLE = 1 << 16  # from so many on some of the rows tell which grid is best: of so many entries,
+_ENTRIES_TRIED = 1 << 15
+_FEWEST_ROWS, _ROWS_ENOUGH = 64, 128  # and never fewer rows than the first, nor than the second unless they are long
+_LONG_ROW = 1 << 12
+_ENTRIES_OF_DENSITY = 1 << 16  # entries that densities are fitted to
 _ROUGH = 256.0  # products of errors in bfloat16, 2^-9 apart, then add a thousandth to the distortion
-_TOGETHER = 2  # chunks of rows quantized at once
+_CHUNKS_AT_A_TIME = 2  # chunks of rows quantized at once
 
 
 @dataclass(frozen=True)
-class Way:
+class Choices:
     """How codes are found on a grid: along a trellis of so many states, or 0; with errors fed back on a device.
 
     rough: with products of errors in bfloat16 where that is quicker. like: densities of similar codes, whose factors
@@ -41,11 +41,11 @@ class Way:
     states: int = 0
     device: str = "cpu"
     rough: bool = False
-    like: fitting.Product | None = None
+    like: fitting.DensityModel | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
+class Candidate:
     """Codes [rows, cols] (int8, int16 or int32) on a grid, and what chose them; no feedback: each stands alone."""
 
     codes: np.ndarray
@@ -70,7 +70,7 @@ class Draft:
         return self.codes.reshape(len(self.codes), -1, len(self.chooser.model.positions))
 
     @classmethod
-    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, way: Way) -> "Draft":
+    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, way: Choices) -> "Candidate":
         """Round, fit the densities to that, and choose by the true cost under them."""
         shape = (target.shape[0], target.shape[1])
         kernel = density_model.spatial(shape[1], importance.kernel)
@@ -78,10 +78,10 @@ class Draft:
         codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
         cube = codes.reshape(shape[0], -1, positions)
         if way.like is None:
-            model = fitting.fit(cube, kernel, way.states, _SEEN)
+            model = fitting.fit(cube, kernel, way.states, _ENTRIES_OF_DENSITY)
         else:
-            model = fitting.fit_like(cube, kernel, way.like, way.states, _SEEN)
-        if importance.gram is None and model.flat and codes.size >= _SOME:
+            model = fitting.fit_like(cube, kernel, way.like, way.states, _ENTRIES_OF_DENSITY)
+        if importance.gram is None and model.flat and codes.size >= _ENTRIES_TRIED_WHOLE:
             grid = grid.nearer(fitting.base_offset(cube, model, way.states))
         row, col = step_weights(shape, importance)
         weights = (
@@ -92,10 +92,10 @@ class Draft:
         feedback = _feedback(importance.lower, grid.col_scales(shape[1]), chooser, way)
         return cls(_choose(target, grid, chooser, feedback), grid, chooser, feedback)
 
-    def again(self, target: Tensor) -> "Draft":
+    def again(self, target: Tensor) -> "Candidate":
         """Choose once more, under densities fitted to the codes as they are now."""
         states = self.chooser.states
-        model = fitting.fit_like(self.cube, self.kernel, self.chooser.model, states, _SEEN)
+        model = fitting.fit_like(self.cube, self.kernel, self.chooser.model, states, _ENTRIES_OF_DENSITY)
         chooser = replace(self.chooser, model=model)
         return replace(self, codes=_choose(target, self.grid, chooser, self.feedback), chooser=chooser)
 
@@ -115,36 +115,36 @@ class Draft:
 class _Trial:
     """A draft of some rows, the grid that all rows would have, D + price * bits, and whether bfloat16 will do."""
 
-    draft: Draft
+    draft: Candidate
     grid: Grid
     cost: float
     rough: bool
 
 
-def drafted(target: Tensor, importance: Importance, price: float, way: Way) -> Draft:
+def drafted(target: Tensor, importance: Importance, price: float, way: Choices) -> Candidate:
     """The draft of least cost, of all grids and, where `way` has states, with codes along the trellis or without.
 
     Budget and importance lie on the CPU, whatever the device of the feedback.
     """
     cols = max(1, target.shape[1])
-    least = max(_SAMPLE // cols, _LEAST if cols >= _LONG else _ENOUGH)
-    every = max(1, len(target) // least) if target.numel() >= _SOME else 1
+    least = max(_ENTRIES_TRIED // cols, _FEWEST_ROWS if cols >= _LONG_ROW else _ROWS_ENOUGH)
+    every = max(1, len(target) // least) if target.numel() >= _ENTRIES_TRIED_WHOLE else 1
     tried = _cheapest(target, importance, price, way, every)
     if every == 1:
         return tried.draft.again(target)
     way = replace(way, states=tried.draft.chooser.states, rough=tried.rough and target.numel() >= LARGE)
-    draft = Draft.rounded(target, importance, price, tried.grid, way)
+    draft = Candidate.rounded(target, importance, price, tried.grid, way)
     return draft.again(target) if target.numel() < LARGE else draft
 
 
-def _cheapest(target: Tensor, importance: Importance, price: float, way: Way, every: int) -> _Trial:
+def _cheapest(target: Tensor, importance: Importance, price: float, way: Choices, every: int) -> _Trial:
     """The grid on which one in `every` rows cost least, along a trellis or not."""
     grids = candidate_grids(target, importance, price)  # first of all: what it factorizes is shared
     rows = slice(None, None, every)
     seen, share = target[rows], importance.select_rows(rows)
 
-    def trial(grid: Grid, way: Way) -> _Trial:
-        draft = Draft.rounded(seen, share, price, grid.select_rows(rows), way)
+    def trial(grid: Grid, way: Choices) -> _Trial:
+        draft = Candidate.rounded(seen, share, price, grid.select_rows(rows), way)
         if not several and every == 1:
             return _Trial(draft, grid, 0.0, False)
         error = draft.error(seen)
@@ -192,7 +192,7 @@ def _by_rows(shape: tuple[int, int], make: Callable[[slice], np.ndarray], chunks
     return codes
 
 
-def _feedback(lower: np.ndarray | None, scales: np.ndarray, chooser: Chooser, way: Way) -> Feedback | None:
+def _feedback(lower: np.ndarray | None, scales: np.ndarray, chooser: Chooser, way: Choices) -> Feedback | None:
     """How errors are fed back through the factor `lower`; None where every entry stands alone."""
     positions = len(chooser.model.positions)
     if lower is None and positions == 1 and not chooser.states:
@@ -218,7 +218,7 @@ def _choose(target: Tensor, grid: Grid, chooser: Chooser, feedback: Feedback | N
         return _turned(narrow(codes)).reshape(-1, cols)
 
     on_cpu = feedback.device == "cpu"
-    return _by_rows((rows, cols), make, _TOGETHER if on_cpu else rows)  # a graphics card wants all at once
+    return _by_rows((rows, cols), make, _CHUNKS_AT_A_TIME if on_cpu else rows)  # a graphics card wants all at once
 
 
 def _turned(cube: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from waterfill.coding import density, native
 from waterfill.coding.chunking import rows_per_chunk
 from waterfill.coding.model.density_model import NEAREST
-from waterfill.coding.model.fitting import Product, center, neighbors, price_tables, shifts
+from waterfill.coding.model.fitting import DensityModel, center, neighbors, price_tables, shifts
 from waterfill.coding.trellis import lanes as trellis_lanes
 from waterfill.coding.trellis import trellis
 from waterfill.parts.quantizer.viterbi import ESCAPED
@@ -58,7 +58,7 @@ def choose_codes(
 
 
 @dataclass(frozen=True, eq=False)
-class Rule:
+class CodeCosts:
     """What the choice of the codes of some rows depends on, when columns are visited in the order of feedback.
 
     Column c * n + i is channel c of visit i. row_scale [rows], col_scale [n, channels]: scale indices (int32), added.
@@ -106,7 +106,7 @@ class Chooser:
     [rows] and [cols], bits per squared step of row and column. states: of the trellis that the codes run along, or 0.
     """
 
-    model: Product
+    model: DensityModel
     kernel: tuple[int, ...]
     weights: tuple[np.ndarray, np.ndarray]
     states: int = 0
@@ -118,7 +118,7 @@ class Chooser:
         scale = first[rows], second + third
         return choose_codes(x, scale, _NONE, _prices(self.model.shape, False), (row[rows], col))
 
-    def rule(self, rows: slice, visits: int) -> Rule:
+    def rule(self, rows: slice, visits: int) -> CodeCosts:
         """How the codes of these rows are chosen when their columns are visited `visits` times."""
         row, col = self.weights
         positions = len(self.model.positions)
@@ -127,7 +127,7 @@ class Chooser:
         by_visit = (len(col) // visits, visits)
         lanes = trellis_lanes(len(row), channels, positions) if self.states else 1
         near, taps = self._taps(visits)
-        return Rule(
+        return CodeCosts(
             row_scale=np.ascontiguousarray(first[rows]),
             col_scale=np.ascontiguousarray((second[:, None] + third).reshape(by_visit).T),
             row_weight=row[rows].astype(np.float32),

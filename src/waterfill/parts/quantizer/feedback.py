@@ -1,4 +1,4 @@
-"""Successive quantization with feedback (docs/theory.md): each column takes over the errors of the columns before it.
+"""Successive quantization with feedback (docs/theory.md): each column compensates for the errors of those before it.
 
 With A = T^T T, T lower triangular, D(E) = 1/2 sum_o g_o sum_i T_ii^2 (E_oi + sum_{j<i} T_ij / T_ii E_oj)^2; so column
 i is quantized with the target w_i + sum_{j<i} T_ij / T_ii (w_j - w^_j) and the weight T_ii^2. Going from the first
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from waterfill.coding import native
 from waterfill.coding.model.density_model import predict
-from waterfill.parts.quantizer.code_choice import Rule, choose_codes
+from waterfill.parts.quantizer.code_choice import CodeCosts, choose_codes
 from waterfill.parts.quantizer.viterbi import cheapest_path, cosets
 
 BLOCK = 128
@@ -72,7 +72,7 @@ class Feedback:
         return (self.lower[now, now] * self.steps[now] / diagonal[:, None]).astype(np.float32)
 
 
-def feed_back(x: np.ndarray, feedback: Feedback, rule: Rule) -> np.ndarray:
+def feed_back(x: np.ndarray, feedback: Feedback, rule: CodeCosts) -> np.ndarray:
     """Codes (int32) of x [n, channels, rows] (float32, in steps): visit i quantizes x[i] as errors before it ask for.
 
     On return x holds x - codes.
@@ -94,7 +94,11 @@ def feed_back(x: np.ndarray, feedback: Feedback, rule: Rule) -> np.ndarray:
 
 
 def _block(
-    block: tuple[np.ndarray, np.ndarray], ratio: np.ndarray, codes: np.ndarray, start: int, by: tuple[Rule, np.ndarray]
+    block: tuple[np.ndarray, np.ndarray],
+    ratio: np.ndarray,
+    codes: np.ndarray,
+    start: int,
+    by: tuple[CodeCosts, np.ndarray],
 ) -> None:
     """Choose codes[start:] for the (targets, errors) of a block, which both change: see feedback.cpp."""
     (targets, errors), (rule, ends) = block, by
@@ -115,12 +119,12 @@ def _block(
         errors[i] -= codes[start + i]
 
 
-def _alone(rule: Rule, visit: int, targets: np.ndarray, mean: np.ndarray, _: np.ndarray) -> np.ndarray:
+def _alone(rule: CodeCosts, visit: int, targets: np.ndarray, mean: np.ndarray, _: np.ndarray) -> np.ndarray:
     scale, weights = (rule.col_scale[visit], rule.row_scale), (rule.col_weight[visit], rule.row_weight)
     return choose_codes(targets, scale, mean, rule.prices, weights)
 
 
-def _along(rule: Rule, visit: int, targets: np.ndarray, mean: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _along(rule: CodeCosts, visit: int, targets: np.ndarray, mean: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Codes along the trellis; ends [chunks, positions, lanes]: the states of its paths, which move on."""
     codes = np.empty(targets.shape, np.int32)
     mean = mean if mean.size else np.zeros(targets.shape, np.int32)

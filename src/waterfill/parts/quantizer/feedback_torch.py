@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from waterfill.coding import density
-from waterfill.parts.quantizer.code_choice import Rule
+from waterfill.parts.quantizer.code_choice import CodeCosts
 from waterfill.parts.quantizer.feedback import BLOCK, Feedback
 from waterfill.parts.quantizer.viterbi import FAR, FARTHEST, SETTLE, steps
 
@@ -68,7 +68,7 @@ class _Choice:
 class _Tables:
     """The arrays of a rule, on a device."""
 
-    rule: Rule
+    rule: CodeCosts
     row_scale: Tensor
     col_scale: Tensor
     row_weight: Tensor
@@ -76,7 +76,7 @@ class _Tables:
     prices: Tensor
 
     @classmethod
-    def of(cls, rule: Rule, device: torch.device) -> "_Tables":
+    def of(cls, rule: CodeCosts, device: torch.device) -> "_Tables":
         arrays = rule.row_scale, rule.col_scale, rule.row_weight, rule.col_weight, rule.prices
         return cls(rule, *(torch.from_numpy(array).to(device) for array in arrays))
 
@@ -90,7 +90,7 @@ class _Tables:
         return _Choice(scale, mean >> 1, self.col_weight[visit, :, None] * self.row_weight, self.prices)
 
 
-def feed_back(x: Tensor, feedback: Feedback, rule: Rule) -> Tensor:
+def feed_back(x: Tensor, feedback: Feedback, rule: CodeCosts) -> Tensor:
     """Codes (int32) of x [n, channels, rows] (float32, in steps), on the device of x, which keeps its values."""
     n, device = len(x), x.device
     codes, errors = torch.zeros(x.shape, dtype=torch.int32, device=device), x.clone()
@@ -115,7 +115,7 @@ def feed_back(x: Tensor, feedback: Feedback, rule: Rule) -> Tensor:
     return codes
 
 
-def _along(choice: _Choice, target: Tensor, ends: Tensor, at: tuple[int, Rule]) -> Tensor:
+def _along(choice: _Choice, target: Tensor, ends: Tensor, at: tuple[int, CodeCosts]) -> Tensor:
     """Codes [channels, rows] along the trellis; ends [chunks, positions, lanes]: where its paths are.
 
     Channels of one lane follow one another.

@@ -14,7 +14,7 @@ FARTHEST = 200
 """Scale exponents lie within 25 octaves either way."""
 _FINEST = 2.0**-22  # of the largest entry: codes stay within 24 bits
 _COARSEST = 2.0**32  # of the largest entry: where errors cost less than such steps say, all codes are zero
-_BOUND = 3.0
+_OCTAVES_ABOVE_MEDIAN = 3.0
 _SPREAD = 0.1  # octaves of scatter in the ideal steps below which scales are not worth trying
 
 
@@ -124,12 +124,13 @@ def _mean_squares(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bounded(offsets: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
-    """Steps (octaves) at most `_BOUND` octaves longer than half of all are, each in deviations of what it divides.
+    """Steps [n] (octaves), each at most 8 times the median step, both relative to the deviation of what they divide.
 
-    Where inputs were never seen an error seems to cost nothing, and codes along a trellis are not free to be zero.
+    An input that was always zero in calibration gives an infinite step; scalar codes are then zero, trellis codes
+    cannot be.
     """
     deviations = 0.5 * np.log2(np.maximum(mean_square, 1e-12 * max(float(mean_square.mean()), 1e-30)))
-    return np.minimum(offsets, deviations + np.median(offsets - deviations) + _BOUND)
+    return np.minimum(offsets, deviations + np.median(offsets - deviations) + _OCTAVES_ABOVE_MEDIAN)
 
 
 def _exponents(logs: np.ndarray) -> np.ndarray | None:

@@ -13,20 +13,20 @@ from torch import Tensor
 from waterfill.coding.chunking import row_chunks
 from waterfill.coding.stream import Tally
 from waterfill.importance import Importance
-from waterfill.parts.quantizer.candidates import LARGE, Draft
+from waterfill.parts.quantizer.candidates import LARGE, Candidate
 from waterfill.parts.quantizer.grid import FARTHEST, Grid
 
-_SEEN = 1 << 17  # entries of the rows that tell the step
+_ENTRIES_SAMPLED = 1 << 17  # entries of the rows that tell the step
 
 
-def refitted(target: Tensor, importance: Importance, price: float, draft: Draft) -> Grid:
+def refitted(target: Tensor, importance: Importance, price: float, draft: Candidate) -> Grid:
     """The draft's grid with the best step and, where rows have scales, the eighths of an octave nearest to the best.
 
     Row scales stay as they are unless the distortion falls by more than price * bits, and in large matrices. Where they
     do, some of the rows tell the step.
     """
     few = draft.grid.rows is None or draft.codes.size >= LARGE
-    every = max(1, draft.codes.size // _SEEN) if few else 1
+    every = max(1, draft.codes.size // _ENTRIES_SAMPLED) if few else 1
     shared, energy = _moments(target, importance, draft, every)
     weights = torch.from_numpy(np.broadcast_to(importance.rows.double().numpy(), len(target)).copy())[::every]
     grid = _with_step(draft.grid, weights @ shared, weights @ energy)
@@ -49,7 +49,7 @@ def refitted(target: Tensor, importance: Importance, price: float, draft: Draft)
     return other if better else grid
 
 
-def _moments(target: Tensor, importance: Importance, draft: Draft, every: int) -> tuple[Tensor, Tensor]:
+def _moments(target: Tensor, importance: Importance, draft: Candidate, every: int) -> tuple[Tensor, Tensor]:
     """<w_o, A w^_o> and <w^_o, A w^_o> of one in `every` rows, float64."""
     shared, energy = [], []
     codes = torch.from_numpy(draft.codes)

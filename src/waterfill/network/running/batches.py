@@ -61,11 +61,17 @@ def _items(batch: Any) -> Sequence[Any]:
 def output_of(result: Any) -> Tensor:
     """The output tensor of what a model returned. Raises BadInput if there is none."""
     found = tensor_in(result)
-    if found is not None and not found.is_floating_point():
-        found = next((value for value in tensors_in(result) if value.is_floating_point()), found)
+    if found is not None and not isinstance(result, Tensor) and not _answers(found):
+        real = [value for value in tensors_in(result) if value.is_floating_point()]
+        found = next((value for value in real if _answers(value)), real[0] if real else found)
     if found is None:
         raise BadInput(f"the model returned {type(result).__name__} without a tensor; give forward=, which returns one")
     return found
+
+
+def _answers(value: Tensor) -> bool:
+    """Whether a tensor may be outputs: real numbers, and not one alone, such as a loss that stands before them."""
+    return value.is_floating_point() and value.ndim > 0
 
 
 def tensor_in(result: Any) -> Tensor | None:
@@ -89,13 +95,23 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, item.name, None))
 
 
+def never(outputs: Tensor) -> Tensor:
+    """Where outputs say never, bool: minus infinity, or as good as the least number of their type, as in a mask."""
+    return outputs < torch.finfo(outputs.dtype).min / 2
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor is an array of numbers in memory: not nested, sparse, quantized or without values."""
+    return value.layout == torch.strided and not value.is_nested and not value.is_quantized and not value.is_meta
+
+
 def _finite(outputs: Tensor) -> Tensor:
     if not outputs.is_floating_point():
         raise BadInput(
             f"the model's outputs are {outputs.dtype}, not real numbers; give forward=, which returns logits"
         )
-    bad = outputs.numel() - int(torch.isfinite(outputs).sum())
-    if bad:
+    bad = int((outputs.isnan() | outputs.isposinf()).sum())
+    if bad or bool(outputs.numel() and outputs.isneginf().all()):
         raise BadInput(
             f"{bad} of {outputs.numel()} outputs of a batch are NaN or infinite; "
             "look at the inputs first, then at the weights (more bits, another recipe)"

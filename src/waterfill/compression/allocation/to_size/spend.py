@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from waterfill.compression.allocation.search import Bracket
+from waterfill.compression.allocation.to_size.search import Bracket
 from waterfill.compression.workers import Workers
 
 FILL = 0.993

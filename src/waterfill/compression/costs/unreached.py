@@ -22,7 +22,7 @@ def at_common_price(weights: Sequence[Weight]) -> list[Weight]:
     """The weights, of which those without importance cost as much as a typical one of their size with it."""
     if all(weight.importance is not None or weight.layout.role == RAW for weight in weights):
         return list(weights)
-    known = {kind: _factor([w for w in weights if _counts(w, kind)]) for kind in (True, False)}
+    known = {kind: typical_factor([w for w in weights if _counts(w, kind)]) for kind in (True, False)}
     return [w if w.importance is not None else replace(w, factor=w.factor * _of(known, w)) for w in weights]
 
 
@@ -36,11 +36,11 @@ def _of(known: Mapping[bool, float | None], weight: Weight) -> float:
     return known[vector] or known[not vector] or 1.0
 
 
-def _factor(weights: Sequence[Weight]) -> float | None:
+def typical_factor(weights: Sequence[Weight]) -> float | None:
     """The median of measured over assumed costs, by their water levels; None where there is nothing to compare."""
     ratios = []
     for weight in weights[:: max(1, len(weights) // _MOST_COMPARED)]:
-        target = weight.layout.split(weight.load())[0]
+        target = weight.layout.split(weight.tensor())[0]
         if bool(target.any()):
             assert weight.importance is not None
             given = replace(weight.importance())  # its factor is not kept

@@ -12,6 +12,7 @@ from waterfill.compression.workers import Workers
 
 HIGHEST, LOWEST = 30, -30
 """Exponents of 4: beyond these prices nothing more is saved or bought."""
+_USUAL, _FURTHER = 14, 16  # first guesses lie within the first of 0, unless costs are in a unit of their own
 _PLATEAU = 4  # prices in a row at which the bits do not change
 
 
@@ -59,6 +60,7 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
 
     at = {guess: measure(guess)}
     k, unchanged = guess, 0
+    lowest, highest = min(guess, -_USUAL) - _FURTHER, max(guess, _USUAL) + _FURTHER
     direction = 1 if at[k].sum() > bits else -1
 
     def short(k: int) -> bool:
@@ -67,12 +69,12 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
             at[k] = measure(k)
         return bool((at[k].sum() > bits) == (direction > 0))
 
-    while short(k) and unchanged < _PLATEAU and LOWEST < k < HIGHEST:
+    while short(k) and unchanged < _PLATEAU and lowest < k < highest:
         k += direction
         short(k)
         unchanged = unchanged + 1 if abs(at[k].sum() - at[k - direction].sum()) <= 1e-4 * at[k].sum() + 8 else 0
     if short(k):  # a plateau, where everything or nothing is bought: it may end further on
-        k = _crossing(short, k, HIGHEST if direction > 0 else LOWEST)
+        k = _crossing(short, k, highest if direction > 0 else lowest)
     low = k - 1 if direction > 0 else k
     return Bracket(low, at[low] if low in at else measure(low), at[low + 1] if low + 1 in at else measure(low + 1))
 

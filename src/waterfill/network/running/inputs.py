@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
-from waterfill.network.batches import check_batches, split, spread
-from waterfill.network.forward import Forward, call
+from waterfill.network.running.batches import check_batches, split, spread
+from waterfill.network.running.forward import Forward, call
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ little. So weights are fitted, one after the other, and each time the whole file
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from waterfill.compression.allocation.search import HIGHEST, LOWEST
-from waterfill.compression.allocation.spend import FILL, Fit, Ledger
+from waterfill.compression.allocation.to_size.search import HIGHEST, LOWEST
+from waterfill.compression.allocation.to_size.spend import FILL, Fit, Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.network.layout import RAW
 

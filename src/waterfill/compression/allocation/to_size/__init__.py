@@ -1,0 +1,1 @@
+"""A size met to the byte."""

@@ -1,0 +1,71 @@
+"""What decides whether a correction is kept: the outputs of the reference on inputs that were held out."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.evaluation.metrics import centered, divergences, relative, rows_of, squared_errors
+from waterfill.network.running.forward import Forward, as_deployed, call
+
+_KEPT = 1 << 24  # entries of reference outputs that are remembered
+
+
+class Guard:
+    """The measure of a network on held-out inputs."""
+
+    def __init__(self, reference: nn.Module, held: list[Any], forward: Forward | None, logits: bool) -> None:
+        self.model, self.held, self.forward, self.logits = reference, held, forward, logits
+        self._known: dict[int, Tensor] = {}
+        with as_deployed(reference):
+            room = _KEPT
+            for i, batch in enumerate(held):
+                outputs = call(reference, batch, forward)
+                self.logits = self.logits and outputs.ndim > 0 and outputs.shape[-1] > 1
+                room -= outputs.numel()
+                if room >= 0:
+                    self._known[i] = outputs.clone()
+
+    @property
+    def name(self) -> str:
+        return "divergence" if self.logits else "output error"
+
+    def measure(self, model: nn.Module) -> "Score":
+        """Run a network. Raises BadInput for outputs that are not finite."""
+        nats, errors, energy = [], [], 0.0
+        with as_deployed(model, self.model):
+            for i, batch in enumerate(self.held):
+                wanted = self._known[i] if i in self._known else call(self.model, batch, self.forward)
+                found, true = rows_of(call(model, batch, self.forward), wanted)
+                if self.logits:  # a shift of all classes means nothing
+                    found, true = centered(found), centered(true)
+                errors.append(squared_errors(found, true))
+                energy += float(squared_errors(torch.zeros_like(true), true).sum())
+                if self.logits:
+                    nats.append(divergences(found, true))
+        error = torch.cat(errors)
+        value = float(torch.cat(nats).mean()) if nats else relative(float(error.sum()), energy)
+        return Score(max(0.0, value), torch.cat(nats) if nats else error, error)
+
+
+@dataclass(frozen=True)
+class Score:
+    """value: divergence in nats a row, or relative output error. rows: that of every row (its square). errors: squared
+    output errors of the rows."""
+
+    value: float
+    rows: Tensor
+    errors: Tensor
+
+    def below(self, other: "Score") -> bool:
+        """Whether both the measure and the squared output error have fallen, one of them by more than chance.
+
+        The error has its say because a confident network has hardly any divergence on most inputs: a few rows decide
+        it. Chance is a standard error of the rows' differences.
+        """
+        falls = (other.rows - self.rows, other.errors - self.errors)
+        if any(not float(fall.sum()) > 0 for fall in falls):
+            return False
+        return any(len(f) < 2 or float(f.mean()) > float(f.std()) / math.sqrt(len(f)) for f in falls)

@@ -1,0 +1,170 @@
+"""Tensors put into a module of the user's own class, or a word about why they do not fit."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import Mismatch
+from waterfill.network.tensors import is_foreign, is_lazy
+
+_SHOWN = 5
+
+
+@torch.no_grad()
+def install(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the file") -> nn.Module:
+    """Load tensors by name into a module, which is returned; parameters on the meta device get memory of their own.
+
+    A name that the tensors lack is no mismatch where the module ties it to one that they have, or where it is an extra
+    state that is no tensor, which stays. Warns where the module holds a narrower type, and where a part of it stays on
+    the meta device. Raises Mismatch where names or shapes differ, or where values do not fit the module's types.
+    """
+    wanted = module.state_dict(keep_vars=True)
+    kind = type(module).__name__
+    state = dict(tensors) | _tied(wanted, tensors)
+    state |= {name: value for name, value in wanted.items() if name not in state and is_foreign(name, value)}
+    shapes = {name: _shape(value, state.get(name)) for name, value in wanted.items()}
+    _check_names(shapes, {name: _shape(value) for name, value in state.items()}, (kind, source))
+    fitting = {name: _as_held(name, value, wanted[name]) for name, value in state.items()}
+    _warn_narrower(wanted, tensors)
+    _materialize(module)
+    module.load_state_dict(fitting, strict=True)
+    torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
+    left = [name for name, value in _all(module) if value.is_meta]
+    if left:
+        warnings.warn(
+            f"{_listed(left)} of the {kind} stay on the meta device: {source} does not hold them; "
+            "set them before the module runs",
+            stacklevel=3,
+        )
+    return module
+
+
+def converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another type. Raises Mismatch, naming it, if a finite value leaves that type's range, or is no number
+    that it has where it holds integers."""
+    if value.dtype == dtype:
+        return value
+    parts = [value.real, value.imag] if value.is_complex() and not dtype.is_complex else [value]
+    made = parts[0].to(dtype)
+    if _surely_holds(dtype, parts[0]) and len(parts) == 1:
+        return made
+    if dtype.is_floating_point or dtype.is_complex:
+        fits = _inside(parts[0], made) | ~_is_finite(parts[0])
+    else:
+        fits = made.to(parts[0].dtype) == parts[0]
+    fits = fits & (parts[-1] == 0) if len(parts) > 1 else fits
+    if not bool(fits.all()):
+        odd = value[~fits].reshape(-1)[0].item()
+        raise Mismatch(
+            f"{name!r} holds {int((~fits).sum())} values, such as {odd:.6g}, that {_named(dtype)} cannot hold; "
+            f"use {_named(value.dtype)} there"
+        )
+    return made
+
+
+def _surely_holds(dtype: torch.dtype, values: Tensor) -> bool:
+    """Whether all values lie in the range of a floating-point type; told at the cost of one look at them."""
+    if not (dtype.is_floating_point and values.is_floating_point() and values.numel()):
+        return False
+    least, most = (float(edge) for edge in (values.float() if values.dtype.itemsize == 1 else values).aminmax())
+    return torch.finfo(dtype).min <= least and most <= torch.finfo(dtype).max
+
+
+def _inside(values: Tensor, made: Tensor) -> Tensor:
+    """Whether each value was in the range of the type that it was made of; some types have no infinity to show it."""
+    limits = torch.finfo(made.dtype)
+    return _is_finite(made) & (values.abs().double() <= limits.max * (1 + limits.eps / 2))
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """Whether each value is finite, of float8 types too."""
+    return torch.isfinite(values.float() if values.dtype.itemsize == 1 else values)
+
+
+def _as_held(name: str, value: Any, held: Any) -> Any:
+    """A value in the type of the tensor it will be copied into."""
+    if not isinstance(value, Tensor) or not isinstance(held, Tensor) or is_lazy(held):
+        return value
+    return converted(name, value, held.dtype)
+
+
+def _tied(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What lacks among the tensors and is, in the module, one with a tensor that is there."""
+    known = {id(value): tensors[name] for name, value in wanted.items() if name in tensors}
+    return {name: known[id(value)] for name, value in wanted.items() if name not in tensors and id(value) in known}
+
+
+def _shape(value: Any, given: Any = None) -> tuple[int, ...]:
+    """The shape of a tensor; of one that waits for its shape, that of what it is given."""
+    if is_lazy(value):
+        value = given
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _check_names(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], told_of: tuple[str, str]
+) -> None:
+    kind, source = told_of
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
+    both = [name for name in wanted if name in found]
+    wrong = [f"{n}: module {list(wanted[n])}, file {list(found[n])}" for n in both if wanted[n] != found[n]]
+    told = [
+        f"{label}: {_listed(names)}"
+        for label, names in ((f"{source} lacks", missing), (f"{kind} lacks", extra), ("shapes differ", wrong))
+        if names
+    ]
+    if told:
+        raise Mismatch(f"{source} does not fit a {kind}; {'; '.join(told)}. Build the module it was compressed from")
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
+
+
+def _warn_narrower(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Say which tensors lose digits that they have."""
+    pairs = {
+        name: (value.dtype, wanted[name].dtype)
+        for name, value in tensors.items()
+        if value.is_floating_point() and isinstance(wanted[name], Tensor) and wanted[name].is_floating_point()
+    }
+    narrower = [name for name, (own, held) in pairs.items() if torch.finfo(held).eps > torch.finfo(own).eps]
+    if narrower:
+        own, held = (_named(dtype) for dtype in pairs[narrower[0]])
+        warnings.warn(
+            f"the module holds {held} where there is {own}, in {_listed(narrower)}: values are rounded to it",
+            stacklevel=4,
+        )
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _all(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers, those that are not in the state too."""
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _materialize(module: nn.Module) -> None:
+    """Give what the module's state has on the meta device memory on the CPU, tied tensors once; values come later."""
+    state = {id(value) for value in module.state_dict(keep_vars=True).values()}
+    made: dict[int, Tensor] = {}
+    for child in module.modules():
+        for held, wrap in ((child._parameters, _parameter), (child._buffers, _buffer)):
+            for key, value in held.items():
+                if value is not None and value.is_meta and id(value) in state and not is_lazy(value):
+                    made.setdefault(id(value), wrap(value))
+                    held[key] = made[id(value)]  # type: ignore[assignment]  # of the kind that was there
+
+
+def _buffer(value: Tensor) -> Tensor:
+    return torch.empty_like(value, device="cpu")
+
+
+def _parameter(value: Tensor) -> Tensor:
+    return nn.Parameter(torch.empty_like(value, device="cpu"), requires_grad=value.requires_grad)

@@ -1,0 +1,1 @@
+"""A network run on its inputs: batches, calls, and the state that a run leaves as it was."""
