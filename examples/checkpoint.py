@@ -11,7 +11,8 @@ import waterfill
 
 def main(source: str, bits: str = "4") -> None:
     plan = waterfill.plan_file(source, bits=float(bits))
-    print(f"planned: {plan.size} bytes, about {plan.seconds:.0f} s and {plan.memory / 1e6:.0f} MB of memory")
+    least, most = plan.seconds
+    print(f"planned: {plan.size} bytes, {least:.0f} to {most:.0f} s and {plan.memory / 1e6:.0f} MB of memory")
 
     target = Path(source).with_suffix(".wf")
     summary = waterfill.compress_file(source, target, bits=float(bits))  # killed? the same call goes on

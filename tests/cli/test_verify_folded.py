@@ -65,7 +65,7 @@ def test_statistics_have_a_row_of_their_own(run, place, tmp_path) -> None:
 def test_another_model_of_the_same_class_does_not_pass(run, place, tmp_path) -> None:
     save_file(lively(Normed, images(64), seed=8).state_dict(), tmp_path / "other.safetensors")
     ran = run("verify", place / "net.wf", "--against", tmp_path / "other.safetensors")
-    assert ran.code == Exit.VERIFY_FAILED and "as two models do" in ran.err
+    assert ran.code == Exit.VERIFY_FAILED and "as those of two models do" in ran.err
 
 
 def test_a_file_that_does_not_say_which_cannot_be_compared(run, place, tmp_path) -> None:

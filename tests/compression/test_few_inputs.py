@@ -13,7 +13,7 @@ from waterfill.calibration.calibrate import calibrate
 from waterfill.compression.steps import few_inputs
 from waterfill.compression.steps.few_inputs import better_without
 from waterfill.compression.task import Compression
-from waterfill.network.inputs import Inputs
+from waterfill.network.running.inputs import Inputs
 
 
 class Net(nn.Module):
@@ -96,3 +96,22 @@ def test_a_file_made_without_its_inputs_says_so_and_keeps_to_the_budget(net, mon
     made = waterfill.compress(net, [smooth(4, 3)], spec="Quantize()", bits=3)
     assert "4 samples made the outputs of others worse" in made.warnings[""]
     assert 0.9 * 3 < made.bits <= 3
+
+
+def test_a_loader_that_shuffles_shows_both_networks_the_same(net) -> None:
+    class Shuffled:
+        """Batches in another order each time."""
+
+        def __init__(self) -> None:
+            self.times = 0
+
+        def __iter__(self):
+            self.times += 1
+            order = torch.randperm(96, generator=torch.Generator().manual_seed(self.times))
+            return iter(smooth(96, 7)[order].split(32))
+
+    shuffled, listed = (
+        lost(net, waterfill.compress(net, b, spec="Quantize()", bits=2.5))
+        for b in (Shuffled(), list(smooth(96, 7).split(32)))
+    )
+    assert shuffled < 1.15 * listed

@@ -105,7 +105,7 @@ def temporary_folder() -> Iterator[Path]:
 def _remove_if_left(folder: Path) -> None:
     """Remove a temporary folder of this user if it holds a lock that no process has."""
     with contextlib.suppress(OSError):
-        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+        if folder.is_symlink() or not hasattr(os, "geteuid") or folder.stat().st_uid != os.geteuid():
             return
         locks = [file for file in folder.iterdir() if OWN.fullmatch(file.name) and file.suffix == ".lock"]
         found = [held(lock) for lock in locks]

@@ -1,6 +1,7 @@
 """Importance from data, and what it makes of weights that the data say nothing about.
 
-Measured and assumed costs have different units: D of the one is in squared outputs, of the other in relative errors.
+Measured and assumed costs have different units: D of the one is in relative errors of the outputs, of the other
+in those of the weight.
 One price serves both once the assumed ones are scaled by the median ratio on weights that were reached, of which both
 are known. A weight that was not reached then gets the bits of a typical one of its size (docs/decisions.md).
 """

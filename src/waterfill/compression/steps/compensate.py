@@ -180,13 +180,13 @@ class Compensation:
 
     def order(self) -> dict[str, int]:
         """The weights that one batch runs through, in the order of their first use, and how often each is used."""
-        return self._run(self.original, next(iter(self.batches)), {}, None).order
+        return self._run(self.original, self._batches[0], {}, None).order
 
     def targets(self, names: Mapping[str, int]) -> dict[str, Tensor]:
         """For weights and how often each is used: the tensors to be approximated instead, where there is a drift."""
         sums: dict[tuple[str, Place], _Moments] = {}
         calls = sum(names.values())
-        for i, batch in enumerate(spread(self.batches, _BATCHES_PER_STAGE)):
+        for i, batch in enumerate(self._batches):
             before = self._run(self.original, batch, names, calls).seen if self._kept is None else self._kept[i]
             after = _columns(self._run(self.compressed, batch, names, calls).seen, names)
             for key, columns in _columns(before, names).items():
@@ -205,12 +205,17 @@ class Compensation:
         return found
 
     @cached_property
+    def _batches(self) -> list[Any]:
+        """What both networks are run on: a loader that shuffles gives others each time."""
+        return list(spread(self.batches, _BATCHES_PER_STAGE))
+
+    @cached_property
     def _kept(self) -> list[list[_Seen]] | None:
         """The inputs of all weights of the original, by batch; None where they take more than the memory."""
         if not self.memory:
             return None
         kept, size = [], 0
-        for batch in spread(self.batches, _BATCHES_PER_STAGE):
+        for batch in self._batches:
             kept.append(self._run(self.original, batch, self.layouts, None).seen)
             size += sum(one.x.nbytes for one in kept[-1])
             if size > self.memory:
