@@ -161,6 +161,6 @@ def test_a_terminal_is_left_as_it_was_found(monkeypatch, quiet):
 def test_words_of_any_length_leave_a_table_its_width():
     columns = Column("name", text=True), Column("what", text=True), Column("bytes")
     for long in (10**3, 10**7):
-        lines = table(columns, [["x" * long + "END", "y" * long, "7"], ["short", "word", "12345"]]).split("\n")
+        lines = table(columns, [["x" * long + "END", "y" * long, "7"], ["short", "word", "12345"]], WIDTH).split("\n")
         assert {len(line) for line in lines[1:3]} == {WIDTH}
         assert lines[2].startswith("xxx") and "END" in lines[2] and lines[2].endswith("7")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
-from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
+from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate, weights_of
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options
@@ -77,6 +77,7 @@ def calibrated(
     """
     inputs.check(model)
     assert isinstance(model, nn.Module)
+    weights_of(model)  # NaN in a weight is told as such, before outputs show it
     wanted = as_spec(DEFAULT_SPEC if spec is None else spec)
     inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
     with ExitStack() as stack:

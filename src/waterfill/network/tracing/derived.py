@@ -35,4 +35,7 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
 def is_part(weight: Tensor, result: Tensor) -> bool:
     """Whether some entries are those of a weight, to the bit, and all others are zero: hidden by a mask."""
     seen = result != 0
-    return bool(seen.any()) and not bool(seen.all()) and torch.equal(result, torch.where(seen, weight, 0))
+    hidden = torch.where(seen, 0, weight)
+    if not bool((hidden < 0).any() and (hidden > 0).any()):  # nothing, or what a rectifier would hide
+        return False
+    return bool(seen.any()) and torch.equal(result, torch.where(seen, weight, 0))
