@@ -64,6 +64,7 @@ def beside_a_checkpoint(tmp_path, monkeypatch):
     nets = types.ModuleType("nets")
     vars(nets).update(build=build, inputs=lambda: INPUTS.split(32), labelled=labelled)
     monkeypatch.setitem(sys.modules, "nets", nets)
+    torch.manual_seed(1)  # of some networks one answer of 64 is so near a tie that no rounding keeps it
     save_file(Net().state_dict(), "net.safetensors")
 
 

@@ -17,7 +17,7 @@ from torch import nn
 import waterfill
 from waterfill import Options, Steps
 from waterfill.cli import main
-from waterfill.model.entry import Entry
+from waterfill.model.entry import Entry, encode
 from waterfill.network.layout import layout_of
 from waterfill.parts.dense import DensePart
 from waterfill.parts.lowrank import LowRankPart
@@ -57,7 +57,8 @@ def denormal() -> waterfill.CompressedModel:
     halves = waterfill.compress(
         {"b": torch.randn(200).mul(1e-39).bfloat16(), "h": torch.randn(200).mul(1e-6).half()}, price=1e-9
     )
-    product = Entry("w", layout_of((12, 10), torch.float32), (LowRankPart((12, 10), factors),))
+    parts = (LowRankPart((12, 10), factors),)
+    product = Entry("w", layout_of((12, 10), torch.float32), parts, encode(parts))
     return waterfill.CompressedModel({"w": product, **halves.entries})
 
 

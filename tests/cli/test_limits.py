@@ -1,6 +1,7 @@
 """`waterfill limits`: the bound it prints, and how far above it files are."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,8 +121,7 @@ def test_norms_folded_into_weights_change_no_bound(run, place) -> None:
     network, batches = space["net"](), list(space["inputs"]())
     folded = fold_batch_norm(network, batches[0])
     model = waterfill.compress(folded, bits=4.0, importance=waterfill.calibrate(folded, batches, probes=2))
-    model.notes["folded"] = True
-    model.save("folded.wf")
+    replace(model, notes=model.notes | {"folded": True}).save("folded.wf")
     ran = run("limits", *with_data(name), "--compare", "folded.wf", "--json", "--bits", "2")
     assert ran.code == 0, ran.err
     assert 0.1 < ran.json["files"][0]["above"] < 1.5
