@@ -165,7 +165,10 @@ def _refitted(
     before, options = compression.model(), compression.options
     if not options.steps.stages:
         return before
-    refit_in_order(compression, ledger, work, inputs, size)
+    try:
+        refit_in_order(compression, ledger, work, inputs, size)
+    except BadInput:  # so few bits that the network says nothing that is a number, and nothing could be compensated
+        return before
     after = compression.model()
     if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
