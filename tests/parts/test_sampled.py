@@ -68,7 +68,7 @@ def test_the_likeliest_family_is_chosen(beta: float | None, name: str) -> None:
 
 
 def test_the_deviation_is_kept_and_the_size_is_a_few_bytes() -> None:
-    target = 0.3 * torch.randn(300, 300)
+    target = 0.3 * torch.randn(120, 120)
     part = Sampled().fit(target, Importance(), 1.0)
     assert float(part.dense().std()) == pytest.approx(float(target.std()), rel=0.02)
     assert len(part.encode()) <= 8

@@ -107,12 +107,15 @@ class Compression:
     ) -> "Compression":
         """Nothing fitted yet; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
-        notes: dict[str, Any] = {"original": sum(t.numel() * t.element_size() for t in tensors.values())}
+        original = sum(t.numel() * t.element_size() for t in tensors.values())
+        notes: dict[str, Any] = {
+            "recipe": spec,
+            "original": original,
+        }  # in the order of `compress_file`: no byte differs
         module = model if isinstance(model, nn.Module) else None
         warnings = dict.fromkeys(foreign_names(module) if module is not None else (), _FOREIGN)
         if spec == LOSSLESS:
             weights = lossless_weights(tensors)
-            notes["recipe"] = spec
         else:
             parsed = as_spec(spec)
             constants = constants_of(module) if module is not None else ()
