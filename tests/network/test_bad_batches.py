@@ -72,7 +72,6 @@ class Logarithm(nn.Module):
         (net(), [*BATCHES, X[:0]], r"batch 4 .*holds no inputs, but \[0, 16\]"),
         (Logarithm(), BATCHES, "batch 0 .*inputs at 'second.weight'"),
         (broken(), BATCHES, "'0.weight' holds 1 values that are NaN"),
-        (made_in_inference_mode(), BATCHES, "inference_mode"),
         (Raises(KeyError("gone")), BATCHES, "KeyError 'gone'"),
         (Raises(AssertionError()), BATCHES, "AssertionError"),
     ],
@@ -81,6 +80,13 @@ def test_what_cannot_work_is_refused(model, batches, words) -> None:
     for attempt in (calibrate, lambda *given: waterfill.compress(*given, bits=4)):
         with pytest.raises(BadInput, match=words):
             attempt(model, batches)
+
+
+def test_a_model_made_in_inference_mode_can_be_copied_and_not_differentiated() -> None:
+    with pytest.raises(BadInput, match="inference_mode"):
+        calibrate(made_in_inference_mode(), BATCHES)
+    made = waterfill.compress(made_in_inference_mode(), BATCHES, bits=8, options=waterfill.Options(steps=QUICK))
+    assert made.warnings == {} and made.bits <= 8
 
 
 def test_a_loss_that_fails_a_cache_that_is_a_file_and_logits_that_are_none(tmp_path) -> None:

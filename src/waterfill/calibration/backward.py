@@ -25,6 +25,7 @@ from waterfill.network.running.state import unchanged
 from waterfill.network.tracing.tracer import Tracer
 from waterfill.network.tracing.views import WeightViews
 from waterfill.progress import Progress
+from waterfill.storage.remarks import FEW_SAMPLES
 
 Loss = Callable[[Tensor, Any], Tensor]
 """(outputs, batch) -> scalar, the mean over the rows of the outputs."""
@@ -118,12 +119,15 @@ class Passes:
         if found is not None:
             full = recorder.wanted.full[name]
             about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
-            return Measurement(found[0], about | {"unmet": found[1]})
+            return Measurement(found[0], about | {"unmet": found[1] if self.rows >= FEW_SAMPLES else ""})
         diagonal = slope.importance(self.rows)
         if diagonal is not None and recorder.layouts[name].role == VECTOR:
             return Measurement(diagonal, about)
         if diagonal is not None:
-            about |= {"note": f"diagonal only, of its gradient: used by {calls or 'other code'}", "unmet": slope.unmet}
+            about |= {
+                "note": f"diagonal only, of its gradient: used by {calls or 'other code'}",
+                "unmet": slope.unmet if self.rows >= FEW_SAMPLES else "",
+            }
             return Measurement(diagonal, about)
         if calls:
             return Measurement(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})

@@ -18,9 +18,9 @@ from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options
-from waterfill.compression.steps import few_inputs
 from waterfill.compression.steps.choice import choose_kinds
-from waterfill.compression.steps.prepare import prepare, warn
+from waterfill.compression.steps.few_inputs import better_without
+from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
 from waterfill.compression.task import Compression, resolve, with_remark
@@ -35,6 +35,7 @@ from waterfill.network.tensors import tensors_of
 from waterfill.part import Choice, Spec, terms_of
 from waterfill.recipe import as_spec
 from waterfill.storage.folds import pack
+from waterfill.storage.remarks import FEW_SAMPLES, UNUSED
 from waterfill.storage.work_directory import temporary_folder
 
 DEFAULT_SPEC = (
@@ -91,8 +92,8 @@ def calibrated(
             "folded": _fold_notes(model, work) if prepared.folded else False,
             "unreached": sorted(calibration.unreached),
         }
-        warnings = (*prepared.warnings, *few_inputs.warnings_of(calibration))
-        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes, warnings)
+        notes |= {"remarks": list(prepared.remarks)} if prepared.remarks else {}
+        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
 
 
 def _measured(model: nn.Module, inputs: Inputs, cache: Path | None, options: Options) -> Calibration:
@@ -119,7 +120,6 @@ class Calibrated:
     calibration: Calibration
     options: Options
     notes: dict[str, Any]
-    warnings: tuple[str, ...] = ()
 
     def __call__(self, bits: float) -> CompressedModel:
         """The model in a file of so many bits per weight. Raises BudgetError."""
@@ -134,7 +134,7 @@ class Calibrated:
         made = _refitted(compression, ledger, self.model, self.inputs, size)
         if self.options.steps.repair:
             made = _repaired(made, self.model, self.inputs, size)
-        if size is not None and 1 < self.calibration.samples < few_inputs.FEW:
+        if size is not None and 1 < self.calibration.samples < FEW_SAMPLES:
             made = self._guarded(made, budget)
         return with_remark(made, size)
 
@@ -142,14 +142,14 @@ class Calibrated:
         """Every weight fitted by itself, to what errors cost by some inputs, or by none."""
         compression = Compression.of(self.model, self.specs[0], importance, self.options)
         compression.notes.update(self.notes)
-        unused = few_inputs.UNUSED.format(self.calibration.samples)
-        warn(compression.notes, self.warnings if importance is not None else [unused])
+        if importance is None:
+            compression.notes["remarks"] = [UNUSED]
         choose_kinds(compression, self.specs, budget)
         return compression, compression.run.meet(budget, compression.original)
 
     def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
         """What was made of few inputs, or, where inputs that were held out tell so, what is made without."""
-        free = few_inputs.better_without(
+        free = better_without(
             self.model,
             self.inputs,
             lambda some: _measured(self.model, some, None, self.options),

@@ -14,6 +14,7 @@ from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
 from waterfill.storage import FileReader, FileWriter, size_of
 from waterfill.storage.manifest import Manifest
+from waterfill.storage.remarks import warning_in
 
 _UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -79,8 +80,9 @@ class CompressedModel:
     def warnings(self) -> dict[str, str]:
         """By name, what a user should know of how a tensor was compressed: that no input reached it, say; by "", of the
         network as a whole."""
-        told = self.notes.get("warnings")
-        return {name: f"{text}" for name, text in told.items()} if isinstance(told, Mapping) else {}
+        told, whole = self.notes.get("warnings"), warning_in(self.notes)
+        by_name = {name: f"{text}" for name, text in told.items()} if isinstance(told, Mapping) else {}
+        return by_name | ({"": whole} if whole else {})
 
     def save(self, path: "str | Path", *, force: bool = False) -> int:
         """Write the file; returns its size in bytes. Raises OutputExists unless `force`."""

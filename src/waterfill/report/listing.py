@@ -10,6 +10,7 @@ from waterfill.report.text import Column, bytes_text, count_text, screen, table
 from waterfill.storage import FileReader
 from waterfill.storage.folds import Fold, unpack
 from waterfill.storage.manifest import Manifest
+from waterfill.storage.remarks import warning_in
 
 SHORT = 40
 """Rows of a table up to which every tensor has its own."""
@@ -129,8 +130,7 @@ class Listing:
     @property
     def warning(self) -> str:
         """What a user should know of the network as a whole, or nothing."""
-        warned = self.notes.get("warnings")
-        return str(warned.get("", "")) if isinstance(warned, dict) else ""
+        return warning_in(self.notes)
 
     @property
     def folds(self) -> list[Fold] | None:

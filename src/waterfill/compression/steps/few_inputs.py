@@ -11,16 +11,6 @@ from waterfill.importance import ImportanceMap
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.running.inputs import Inputs
 
-FEW = 16
-"""Samples; from so many on no trial is made."""
-WARNING = "few samples: {} outputs were seen, and what errors cost is in part assumed; a few hundred tell more"
-UNUSED = "{} samples made the outputs of others worse than none: the file was made without them"
-
-
-def warnings_of(calibration: Calibration) -> list[str]:
-    """What a user should know of so few samples."""
-    return [WARNING.format(calibration.samples)] if 0 < calibration.samples < FEW else []
-
 
 def better_without(
     model: nn.Module,

@@ -3,7 +3,6 @@
 What cannot work shows here, before anything that takes long.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,24 +12,18 @@ from waterfill.compression.options import Steps
 from waterfill.network.batch_norm import fold_in_place, nearly_equal
 from waterfill.network.running.forward import as_deployed, call, copy_of
 from waterfill.network.running.inputs import Inputs
-
-WHOLE = ""
-"""The name under which warnings of a table are kept that concern no tensor alone."""
-_UNSTEADY = (
-    "two runs of one batch gave different outputs: weights were not fitted to what the compressed layers before them "
-    "give, nor repaired, as both compare runs"
-)
-_RANDOM = "outputs depend on random numbers: networks were compared at equal ones"
+from waterfill.storage.remarks import RANDOM, UNSTEADY
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """model: the copy. steps: those that make sense with it. folded: whether norms were. warnings: of it as a whole."""
+    """model: the copy. steps: those that make sense with it. folded: whether norms were. remarks: words of
+    `storage.remarks`."""
 
     model: nn.Module
     steps: Steps
     folded: bool
-    warnings: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def prepare(model: nn.Module, inputs: Inputs, steps: Steps) -> Prepared:
@@ -41,23 +34,15 @@ def prepare(model: nn.Module, inputs: Inputs, steps: Steps) -> Prepared:
     if steps.fold and norms:
         fold_in_place(work, inputs.batches, inputs.forward)
     once, again, otherwise = _runs(work, first, inputs)
-    warnings = []
+    remarks = []
     if not nearly_equal(again, once):
-        warnings, steps = [_UNSTEADY], replace(steps, stages=0, repair=False)
+        remarks, steps = [UNSTEADY], replace(steps, stages=0, repair=False)
     elif not nearly_equal(otherwise, once):
-        warnings = [_RANDOM]
-    return Prepared(work, steps, steps.fold and norms, tuple(warnings))
+        remarks = [RANDOM]
+    return Prepared(work, steps, steps.fold and norms, tuple(remarks))
 
 
 def _runs(model: nn.Module, batch: Any, inputs: Inputs) -> list[Tensor]:
     """The outputs of one batch, twice with the same random numbers and once with others."""
     with as_deployed(model):
         return [call(model, batch, inputs.forward, seed=seed) for seed in (0, 0, 1)]
-
-
-def warn(notes: dict[str, Any], warnings: Iterable[str]) -> None:
-    """Add to the notes of a file what a user should know of it as a whole."""
-    told = "; ".join(warnings)
-    if told:
-        before = notes.setdefault("warnings", {})
-        before[WHOLE] = f"{before[WHOLE]}; {told}" if WHOLE in before else told
