@@ -21,8 +21,9 @@ export MKL_NUM_THREADS ?= 1
 .PHONY: demo test test-all test-oldest smoke-oldest check format bench native clean
 .DEFAULT_GOAL := test
 
-# torch comes first and exactly, so that nothing else chooses a bigger build.
-$(READY): pyproject.toml
+# torch comes first and exactly, so that nothing else chooses a bigger build. An installation in place knows the folders of
+# the day it was made: where one is new, it is made again.
+$(READY): pyproject.toml $(shell find src/waterfill -name __init__.py)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet $(BUILD_TOOLS)
