@@ -115,7 +115,7 @@ def test_a_file_to_file_compression_is_refused_with_the_same_bytes_and_so_is_its
     least = smallest(to_file)
     assert least == smallest(in_memory(NETWORKS["kernels"], "Quantize()")) == smallest(planned)
     refused_below(to_file, least)
-    assert to_file(size=least).size == least
+    assert to_file(size=least).size <= least
     assert not list(Path(tmp_path).glob("*.work"))
     assert to_file(size=3 * least).size >= 0.97 * 3 * least
 

@@ -67,7 +67,7 @@ def test_data_and_order_lower_the_error_of_outputs_at_equal_bytes(deep) -> None:
     )
     errors = [output_error(deep, model, HELD_OUT) for model in (blind, at_once, in_order)]
     assert errors[1] < 0.8 * errors[0]
-    assert errors[2] < 0.9 * errors[1]
+    assert errors[2] < 0.95 * errors[1]
     for model in (at_once, in_order):
         assert 0.97 * blind.size < model.size <= int(2.5 * model.weights / 8)
 
