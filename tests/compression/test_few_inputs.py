@@ -98,6 +98,7 @@ def test_a_file_made_without_its_inputs_says_so_and_keeps_to_the_budget(net, mon
     assert 0.9 * 3 < made.bits <= 3
 
 
+@pytest.mark.slow
 def test_a_loader_that_shuffles_shows_both_networks_the_same(net) -> None:
     class Shuffled:
         """Batches in another order each time."""

@@ -133,6 +133,7 @@ def test_another_measurement_has_to_be_of_the_same_inputs() -> None:
         compress_to_quality(nn.Linear(1, 1), Measure(changing), 0.1, compressor=Fake)
 
 
+@pytest.mark.slow
 def test_what_was_calibrated_once_makes_the_files_that_calibrating_anew_makes() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(24, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8)).eval()
