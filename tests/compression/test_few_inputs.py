@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import waterfill
 from waterfill import Options
 from waterfill.calibration.calibrate import calibrate
+from waterfill.cli import main
 from waterfill.compression import post_training
 from waterfill.compression.steps.few_inputs import better_without
 from waterfill.compression.task import Compression
@@ -96,6 +97,24 @@ def test_a_file_made_without_its_inputs_says_so_and_keeps_to_the_budget(net, mon
     made = waterfill.compress(net, [smooth(4, 3)], spec="Quantize()", bits=3)
     assert "made the outputs of others worse" in made.warnings[""]
     assert 0.9 * 3 < made.bits <= 3
+
+
+def test_what_is_to_be_known_of_the_whole_travels_as_a_word(net, tmp_path, capsys) -> None:
+    class Noisy(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0.1 * torch.randn(10)
+
+    model = Noisy().eval()
+    model.load_state_dict(net.state_dict())
+    made = waterfill.compress(model, [smooth(8, 7)], spec="Quantize()", bits=3)
+    assert "random numbers" in made.warnings[""] and "8 outputs were seen" in made.warnings[""]
+    made.save(tmp_path / "m.wf")
+    assert waterfill.load(tmp_path / "m.wf").warnings == made.warnings
+    assert main(["info", str(tmp_path / "m.wf")]) == 0
+    assert f"warning: {made.warnings['']}" in capsys.readouterr().out
+    for remarks in (3, {}, ["none of ours", 4]):
+        made.notes["remarks"] = remarks
+        assert "8 outputs" in made.warnings[""] and "random" not in made.warnings[""]
 
 
 @pytest.mark.slow
