@@ -65,6 +65,13 @@ def refused_below(compress: Compressor, least: int) -> None:
         compress(size=least - 1)
 
 
+@pytest.mark.parametrize("network", ["tiny", "kernels"])
+def test_no_price_gives_a_file_below_the_smallest(network) -> None:
+    compress = in_memory(NETWORKS[network], "Quantize()")
+    least = smallest(compress)
+    assert all(compress(price=2.0**k).size >= least for k in range(-10, 4))
+
+
 @pytest.mark.parametrize(("network", "recipe"), CASES)
 def test_every_size_from_the_smallest_file_on_is_met_and_used(network, recipe, tmp_path) -> None:
     compress = in_memory(NETWORKS[network], recipe)
@@ -115,7 +122,7 @@ def test_a_file_to_file_compression_is_refused_with_the_same_bytes_and_so_is_its
     least = smallest(to_file)
     assert least == smallest(in_memory(NETWORKS["kernels"], "Quantize()")) == smallest(planned)
     refused_below(to_file, least)
-    assert to_file(size=least).size <= least
+    assert to_file(size=least).size == least
     assert not list(Path(tmp_path).glob("*.work"))
     assert to_file(size=3 * least).size >= 0.97 * 3 * least
 

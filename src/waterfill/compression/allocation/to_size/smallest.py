@@ -4,6 +4,7 @@ Where a file has few bytes, names, words and side information are most of it, an
 little. So weights are fitted, one after the other, and each time the whole file is counted.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,10 +45,10 @@ class Trials:
     def shrink(self, prices: Sequence[Sequence[float]]) -> None:
         """Take from the `prices` of every weight what makes the file smaller, until none does.
 
-        At first one place in all lists: words that several tensors share are in the manifest once.
+        At first about one price in all lists: words that several tensors share are in the manifest once.
         """
-        places = range(max(map(len, prices), default=0))
-        starts = [[own[min(place, len(own) - 1)] for own in prices] for place in places]
+        common = sorted({price for own in prices for price in own}, reverse=True)
+        starts = [[min(own, key=lambda one: abs(math.log(one / price))) for own in prices] for price in common]
         size, before = self._bytes_at(min(starts, key=self._bytes_at, default=[])), -1
         while size != before:
             before = size
