@@ -59,17 +59,17 @@ HELD_OUT = smooth(64, 8)
 
 
 def test_data_and_order_lower_the_error_of_outputs_at_equal_bytes(deep) -> None:
-    blind = waterfill.compress(deep, bits=2.5)
+    blind = waterfill.compress(deep, bits=2.6)
     steps = Steps(stages=0, repair=False)
-    at_once = waterfill.compress(deep, BATCHES, spec="Quantize()", bits=2.5, options=waterfill.Options(steps=steps))
+    at_once = waterfill.compress(deep, BATCHES, spec="Quantize()", bits=2.6, options=waterfill.Options(steps=steps))
     in_order = waterfill.compress(
-        deep, BATCHES, spec="Quantize()", bits=2.5, options=waterfill.Options(steps=Steps(repair=False))
+        deep, BATCHES, spec="Quantize()", bits=2.6, options=waterfill.Options(steps=Steps(repair=False))
     )
     errors = [output_error(deep, model, HELD_OUT) for model in (blind, at_once, in_order)]
     assert errors[1] < 0.8 * errors[0]
-    assert errors[2] < 0.95 * errors[1]
+    assert errors[2] < 0.9 * errors[1]
     for model in (at_once, in_order):
-        assert 0.97 * blind.size < model.size <= int(2.5 * model.weights / 8)
+        assert 0.97 * blind.size < model.size <= int(2.6 * model.weights / 8)
 
 
 def test_the_model_and_its_modes_stay_as_they_were(shallow) -> None:

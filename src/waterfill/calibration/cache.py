@@ -96,7 +96,8 @@ class ImportanceCache:
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(self._path(name), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - an open file is no mapping
+            return values, dict(file.metadata() or {})
 
 
 def fingerprint(weights: Mapping[str, Tensor], options: Mapping[str, Any], batches: Iterable[Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ rows_i = sum over positions of E[x_i^2]. Both take x and g for independent, as K
 (arXiv 1503.05671); products are gathered by whole samples besides, where that is not needed (`coherence`).
 """
 
+import functools
 import math
 
 import torch
@@ -129,18 +130,19 @@ class Moments:
         gradients = gradients if unit == 1 else gradients / unit
         weights = per_sample.row_weights(gradients)
         cut = self.whole.cut(samples)
-        for half, some in enumerate((slice(0, cut), slice(cut, samples))):
-            if some.stop == some.start:
+        for half, (start, stop) in enumerate(((0, cut), (cut, samples))):
+            if stop == start:
                 continue
-            gram, exact = per_sample.moments(
-                gradients[some],
-                lambda part, at=some.start: columns(slice(part.start + at, part.stop + at)),  # type: ignore[misc]
-                self.whole.shape[1],
-                weights,
-            )
-            room = self.whole.room(half, some.stop - some.start, gradients.device)
+            own = functools.partial(_columns_from, columns, start)
+            gram, exact = per_sample.moments(gradients[start:stop], own, self.whole.shape[1], weights)
+            room = self.whole.room(half, stop - start, gradients.device)
             room += gram
             self.exact = exact.cpu().double() * unit**2 + (0 if self.exact is None else self.exact)
+
+
+def _columns_from(columns: per_sample.Columns, start: int, part: slice) -> Tensor:
+    """The columns of some samples, which are counted from `start` on."""
+    return columns(slice(part.start + start, part.stop + start))
 
 
 def unit_of(gradients: Tensor) -> float:
