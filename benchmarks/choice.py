@@ -22,8 +22,10 @@ import waterfill
 from waterfill.calibration.calibrate import calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.options import Options
 from waterfill.compression.post_training import DEFAULT_SPEC
-from waterfill.compression.task import Compression
+from waterfill.compression.store import MemoryStore
+from waterfill.compression.task import Compression, Task, in_memory
 from waterfill.network.batch_norm import fold_batch_norm
 from waterfill.part import Choice, cost, terms_of
 
@@ -81,19 +83,19 @@ def calibrated(name: str) -> bool:
     return name != "GPT-2 attention"
 
 
-def compression(name: str) -> Compression:
+def compression(name: str) -> Compression[MemoryStore]:
     """A network with its norms folded, on its way, with what errors cost."""
     folder = data_folder()
     model = model_of(name, folder, networks()[name].state(folder))
     batches = calibration_batches(name, folder, STORIES if name.startswith("Llama") else INPUTS)
     if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         model = fold_batch_norm(model, batches[0])
-    return Compression.of(model, LEADING, calibrate(model, batches, importance="auto", probes=2), None)
+    return in_memory(Task.of(model, LEADING, calibrate(model, batches, importance="auto", probes=2)), Options())
 
 
-def costs(work: Compression, bits: float) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+def costs(work: Compression[MemoryStore], bits: float) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """By recipe: bits and cost over price of all weights; and seconds."""
-    size = work.allowed(Budget(bits=bits))
+    size = work.task.allowed(Budget(bits=bits))
     assert size is not None
     price = work.run.price_for(size)
     weights = [weight for weight in work.weights if not weight.reason]

@@ -10,7 +10,7 @@ from torch import nn
 
 import waterfill
 from waterfill.compression.options import Steps
-from waterfill.compression.task import Compression
+from waterfill.compression.task import Task
 from waterfill.errors import PlanMismatch
 
 WIDE = """
@@ -85,7 +85,7 @@ def test_a_cache_of_other_inputs_is_refused(tmp_path) -> None:
 
 def test_matrices_on_disk_are_not_kept_by_the_weights(tmp_path) -> None:
     found = waterfill.calibrate(layers(), BATCHES, cache=tmp_path)
-    work = Compression.of(layers(), "Quantize()", found, waterfill.Options())
+    work = Task.of(layers(), "Quantize()", found)
     first = next(weight for weight in work.weights if weight.name == "0.weight")
     first.fit(1e-4)
     assert first.curve.at(1e-4).bits > 0 and first.level is not None

@@ -8,12 +8,11 @@ from tests.support.small_networks import images
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import Options
 from waterfill.calibration.calibrate import calibrate
 from waterfill.cli import main
 from waterfill.compression import post_training
 from waterfill.compression.steps.few_inputs import better_without
-from waterfill.compression.task import Compression
+from waterfill.compression.task import Task
 from waterfill.network.running.inputs import Inputs
 
 
@@ -62,7 +61,7 @@ def test_so_few_inputs_are_better_than_none_and_a_word_says_that_they_are_few(ne
 
 def test_one_sample_counts_a_third_of_what_it_says_of_rows(net) -> None:
     word = calibrate(net, [smooth(1, 5)])
-    work = Compression.of(net, "Quantize()", word, Options())
+    work = Task.of(net, "Quantize()", word)
     for weight in work.weights:
         if weight.layout.entries > 1000:
             given, leaning = (rows / rows.mean() for rows in (word[weight.name].rows, weight.importance().rows))
@@ -71,7 +70,7 @@ def test_one_sample_counts_a_third_of_what_it_says_of_rows(net) -> None:
 
 def test_many_samples_are_taken_at_their_word(net) -> None:
     found = calibrate(net, [smooth(96, 6)])
-    work = Compression.of(net, "Quantize()", found, Options())
+    work = Task.of(net, "Quantize()", found)
     for weight in work.weights:
         assert weight.importance is None or torch.equal(weight.importance().rows, found[weight.name].rows)
 

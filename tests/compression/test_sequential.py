@@ -1,7 +1,5 @@
 """Weights fitted once more in the order of the network: stages, their pace, and the budget."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,8 @@ from waterfill.compression.allocation.curve import Curve, Point
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options, Steps
 from waterfill.compression.steps.sequential import _BudgetController, _late, _stages, refit_in_order
-from waterfill.compression.task import Compression
+from waterfill.compression.task import Task, in_memory, model_of
+from waterfill.model.compressed import CompressedModel
 from waterfill.network.running.inputs import Inputs
 
 BITS = st.lists(st.floats(1, 1e6), min_size=1, max_size=30)
@@ -119,35 +118,35 @@ def net() -> nn.Module:
         return Net().eval()
 
 
-def refitted(net: nn.Module, stages: int, budget: bool = True) -> tuple[Compression, Compression, int]:
+def refitted(net: nn.Module, stages: int, budget: bool = True) -> tuple[CompressedModel, CompressedModel, int]:
     """The same compression before and after, and its limit in bytes."""
     batches = list(inputs(192, 1).split(64))
-    work = Compression.of(net, "Quantize()", calibrate(net, batches), Options(steps=Steps(stages=stages)))
+    work = in_memory(Task.of(net, "Quantize()", calibrate(net, batches)), Options(steps=Steps(stages=stages)))
     target = Budget(bits=4) if budget else Budget(price=1e-5)
-    ledger = work.run.meet(target, work.original)
-    before = replace(work, entries=dict(work.entries), weights=list(work.weights))
-    refit_in_order(work, ledger, net, Inputs(batches), work.allowed(target))
-    assert ledger.bits == {i: 8.0 * len(entry.blob) for i, entry in work.entries.items()}
-    return before, work, work.allowed(target)
+    ledger = work.meet(target)
+    before = model_of(work)
+    refit_in_order(work, ledger, net, Inputs(batches), work.task.allowed(target))
+    assert ledger.bits == {i: 8.0 * len(entry.blob) for i, entry in work.store.entries.items()}
+    return before, model_of(work), work.task.allowed(target)
 
 
-def lost(net: nn.Module, work: Compression) -> float:
+def lost(net: nn.Module, made: CompressedModel) -> float:
     x = inputs(256, 2)
     with torch.no_grad():
-        return float((work.model().install(Net())(x) - net(x)).norm() / net(x).norm())
+        return float((made.install(Net())(x) - net(x)).norm() / net(x).norm())
 
 
 @pytest.mark.parametrize("stages", [1, 16])
 def test_the_budget_is_kept_whatever_the_stages(net, stages) -> None:
     before, after, allowed = refitted(net, stages)
-    assert 0.97 * allowed < after.model().size <= allowed
+    assert 0.97 * allowed < after.size <= allowed
     assert stages == 1 or lost(net, after) < lost(net, before)
 
 
 def test_at_a_price_sizes_may_move_but_prices_do_not(net) -> None:
     before, after, _ = refitted(net, 16, budget=False)
     assert lost(net, after) < lost(net, before)
-    assert after.model().size == pytest.approx(before.model().size, rel=0.1)
+    assert after.size == pytest.approx(before.size, rel=0.1)
 
 
 def test_errors_are_measured_from_the_original_weights(net) -> None:

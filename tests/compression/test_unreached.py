@@ -12,7 +12,7 @@ import waterfill
 from waterfill.calibration.calibrate import calibrate
 from waterfill.cli import main
 from waterfill.compression.options import Steps
-from waterfill.compression.task import Compression
+from waterfill.compression.task import Task
 
 
 class Layers(nn.Module):
@@ -61,8 +61,7 @@ def test_the_unit_of_the_outputs_changes_no_cost(net) -> None:
         model.head.weight *= 8
         model.head.bias *= 8
     small, large = (
-        {w.name: w.factor for w in Compression.of(m, "Quantize()", calibrate(m, BATCHES), None).weights}
-        for m in (net, model)
+        {w.name: w.factor for w in Task.of(m, "Quantize()", calibrate(m, BATCHES)).weights} for m in (net, model)
     )
     assert large["spare.weight"] == pytest.approx(small["spare.weight"], rel=0.01)
     assert large["layers.0.weight"] == small["layers.0.weight"] == 1
@@ -70,7 +69,7 @@ def test_the_unit_of_the_outputs_changes_no_cost(net) -> None:
 
 def test_importance_of_the_users_own_changes_no_other_weight(net) -> None:
     given = {"layers.0.weight": waterfill.Importance(torch.tensor(100.0))}
-    work = Compression.of(net, "Quantize()", given, None)
+    work = Task.of(net, "Quantize()", given)
     assert {w.factor for w in work.weights} == {1.0} and "warnings" not in work.notes
 
 

@@ -9,7 +9,7 @@ from waterfill.arithmetic import AsSet, own_arithmetic
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.options import Options
 from waterfill.compression.post_training import compress_with_inputs
-from waterfill.compression.task import LOSSLESS, Compression, resolve, with_remark
+from waterfill.compression.task import LOSSLESS, Task, in_memory, model_of, resolve, with_remark
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
@@ -72,10 +72,10 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
             raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
         recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
         with own_arithmetic():
-            work = Compression.of(model, recipe, importance, options)
+            work = in_memory(Task.of(model, recipe, importance), options)
             resolved = resolve(budget, recipe)
-            work.run.meet(resolved, work.original)
-            return with_remark(work.model(), work.allowed(resolved))
+            work.meet(resolved)
+            return with_remark(model_of(work), work.task.allowed(resolved))
     if lossless or importance is not None:
         given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
         raise BadRecipe(f"{given}: leave the batches out")

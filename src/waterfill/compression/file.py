@@ -2,27 +2,22 @@
 
 import hashlib
 import time
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.compression.allocation.budget import Budget, unused
-from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.estimate import seconds_of
 from waterfill.compression.options import Options
-from waterfill.compression.task import LOSSLESS, resolve
-from waterfill.dtypes import octets
-from waterfill.errors import BadInput, BudgetError, PlanMismatch
-from waterfill.model.compressed import count_weights, table_row
-from waterfill.model.entry import row_of
+from waterfill.compression.store import DirectoryStore
+from waterfill.compression.task import LOSSLESS, Compression, Task, in_memory, remarked, resolve
+from waterfill.errors import BadInput, BudgetError
+from waterfill.model.compressed import table_row
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
 from waterfill.network.kept import BINARY, why_kept
 from waterfill.network.layout import RAW, layout_of
@@ -31,11 +26,12 @@ from waterfill.network.stored import IMPLIED
 from waterfill.part import Spec
 from waterfill.parts import Dense
 from waterfill.recipe import DEFAULT_RECIPE, as_spec
-from waterfill.storage import FileWriter, size_of
+from waterfill.storage import FileWriter
 from waterfill.storage.atomic import claimed
-from waterfill.storage.manifest import Manifest
 from waterfill.storage.paths import check_target
 from waterfill.storage.work_directory import Journal
+
+_MEMORY, _BYTES_AN_ENTRY = 300_000_000, 14  # at the peak: beside the weights, and for each entry that is worked on
 
 
 @dataclass(frozen=True)
@@ -63,89 +59,57 @@ class Summary:
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint, what is to be done to it, and its weights in order. remarks: what the notes of the file add."""
+    """A checkpoint and what is to be done to it."""
 
     checkpoint: Checkpoint
-    spec: Spec
+    task: Task
     budget: Budget
-    lossless: bool
-    weights: list[Weight]
-    remarks: dict[str, str]
 
     @classmethod
-    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget, lossless: bool) -> "Job":
-        """Read the headers and lay out every tensor. Raises BadInput, CorruptFile, BadRecipe, BudgetError."""
+    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget) -> "Job":
+        """Read the headers and lay out every tensor; the spec `LOSSLESS` keeps every bit.
+
+        Raises BadInput, CorruptFile, BadRecipe, BudgetError.
+        """
         checkpoint = open_checkpoint(source)
         if not checkpoint.tensors:
             raise BadInput(f"{source} holds no tensors; there is nothing to compress")
-        parsed = Dense(format="lossless") if lossless else as_spec(spec)
-        masks = {} if lossless else hidden_in({name: stored.load for name, stored in checkpoint.tensors.items()})
-        weights = []
-        for name, stored in checkpoint.tensors.items():
-            kept = "" if lossless else why_kept(name, stored.load())
-            layout = layout_of(stored.shape, stored.dtype, RAW if lossless or kept not in ("", BINARY) else None)
-            mask = None if kept else masks.get(name)
-            weights.append(Weight(name, layout, parsed, stored.load, kept=kept, mask=mask))
-            weights[-1].check()
-        known = weights if lossless else informed(weights)
-        return cls(checkpoint, parsed, resolve(budget, LOSSLESS if lossless else parsed), lossless, known, {})
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What the file says of how it was made."""
-        text = LOSSLESS if self.lossless else repr(self.spec)
-        metadata = {key: text for key, text in self.checkpoint.metadata.items() if (key, text) not in IMPLIED}
-        told = {"metadata": metadata} if metadata else {}
-        return {"recipe": text, "original": self.checkpoint.original_bytes, **told, **self.remarks}
-
-    @property
-    def size(self) -> int | None:
-        """The bytes that the file may have; None where a price decides."""
-        return self.budget.file_bytes(self.count, self.checkpoint.original_bytes)
-
-    @property
-    def count(self) -> int:
-        """Entries that count as weights."""
-        return count_weights((w.name, w.layout) for w in self.weights)
+        parsed = None if spec == LOSSLESS else as_spec(spec)
+        metadata = {key: text for key, text in checkpoint.metadata.items() if (key, text) not in IMPLIED}
+        notes: dict[str, Any] = {
+            "recipe": LOSSLESS if parsed is None else repr(parsed),
+            "original": checkpoint.original_bytes,
+        }
+        task = Task(
+            _weights(checkpoint, parsed), checkpoint.aliases, notes | ({"metadata": metadata} if metadata else {})
+        )
+        return cls(checkpoint, task, resolve(budget, LOSSLESS if parsed is None else parsed))
 
     def fingerprint(self) -> dict[str, Any]:
         """What makes this job this job: another input, recipe, budget or version is another one. Of the input these are
-        names, types and shapes; the values of each tensor are noted with what became of it (`Records`)."""
+        names, types and shapes; the values of each tensor are noted with what became of it (`DirectoryStore`)."""
         digest = hashlib.sha256()
         for stored in self.checkpoint.tensors.values():
             digest.update(f"{stored.name} {stored.dtype} {stored.shape}\n".encode())
         return {
             "input": digest.hexdigest(),
-            "recipe": self.notes["recipe"],
+            "recipe": self.task.notes["recipe"],
             "budget": self.budget.given,
             "version": metadata.version("waterfill"),
         }
 
-    def manifest(self, words: Sequence[str]) -> dict[str, Any]:
-        """The manifest of the file, given what every tensor became."""
-        rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
-        return Manifest(rows, self.checkpoint.aliases, self.notes).pack()
 
-    def file_bytes(self, words: Sequence[str], lengths: Sequence[int]) -> int:
-        """Exact bytes of the file of blobs of these lengths."""
-        names = [w.name for w in self.weights]
-        return size_of(self.manifest(words), dict(zip(names, lengths, strict=True)))
-
-    def run(self, records: "Records", options: Options) -> Fitter:
-        """What will meet the budget."""
-
-        def overhead(lengths: Sequence[int]) -> int:
-            return self.file_bytes(records.words(), lengths) - sum(lengths)
-
-        return Fitter(self.weights, records.fit, overhead, options.progress, options.workers)
-
-    def with_remark(self, words: Sequence[str], lengths: Sequence[int]) -> "Job":
-        """The job; where the file leaves much of its budget, its notes say so, if that fits."""
-        remark = None if self.size is None else unused(self.size, self.file_bytes(words, lengths))
-        if self.size is None or remark is None:
-            return self
-        remarked = replace(self, remarks={"budget": remark})
-        return remarked if remarked.file_bytes(words, lengths) <= self.size else self
+def _weights(checkpoint: Checkpoint, spec: Spec | None) -> list[Weight]:
+    """A `Weight` for every tensor; without a spec each as it is, bit for bit. Raises BadInput."""
+    weights = []
+    masks = {} if spec is None else hidden_in({name: stored.load for name, stored in checkpoint.tensors.items()})
+    for name, stored in checkpoint.tensors.items():
+        kept = "" if spec is None else why_kept(name, stored.load())
+        layout = layout_of(stored.shape, stored.dtype, RAW if spec is None or kept not in ("", BINARY) else None)
+        mask = None if kept else masks.get(name)
+        weights.append(Weight(name, layout, spec or Dense(format=LOSSLESS), stored.load, kept=kept, mask=mask))
+        weights[-1].check()
+    return weights if spec is None else informed(weights)
 
 
 @by_own_arithmetic
@@ -169,79 +133,37 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     began = time.monotonic()
     path = Path(target)
     check_target(target, options.force)
-    job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
-    work = options.work or path.with_name(path.name + ".work")
-    with claimed(path), Journal.claim(work):
-        records, written = _run(job, Journal.begin(work, job.fingerprint()), path, options)
+    job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price))
+    folder = options.work or path.with_name(path.name + ".work")
+    with claimed(path), Journal.claim(folder):
+        journal = Journal.begin(folder, job.fingerprint())
+        work = Compression(job.task, DirectoryStore(journal, job.task.weights), options)
+        written = _run(work, job.budget, journal, path)
     seconds = time.monotonic() - began
-    original = job.checkpoint.original_bytes
-    return Summary(path, records.rows(), written, original, job.count, seconds, job.checkpoint.aliases)
+    return Summary(path, _rows(work), written, job.task.original, job.task.count, seconds, job.checkpoint.aliases)
 
 
-def _run(job: Job, journal: Journal, path: Path, options: Options) -> tuple["Records", int]:
-    """Do the job and write the file; what is known of each weight, and the bytes of the file."""
-    records = Records(job, journal)
+def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, path: Path) -> int:
+    """Do the job and write the file, of so many bytes."""
     try:
-        ledger = job.run(records, options).meet(job.budget, job.checkpoint.original_bytes)
+        lengths = work.meet(budget).lengths
     except (BudgetError, BadInput):
         journal.remove()  # going on with the same job would end the same way
         raise
-    with FileWriter(path, force=options.force) as out:
-        for i, weight in enumerate(job.weights):
-            out.add(weight.name, journal.blob(i))
-        words = records.words()
-        written = out.finish(job.with_remark(words, ledger.lengths).manifest(words))
+    task = work.task
+    notes = remarked(task.notes, task.allowed(budget), lambda notes: work.with_notes(notes).file_bytes(lengths))
+    with FileWriter(path, force=work.options.force) as out:
+        for i, weight in enumerate(task.weights):
+            out.add(weight.name, work.store.blob(i))
+        written = out.finish(work.with_notes(notes).manifest())
     journal.remove()
-    return records, written
+    return written
 
 
-class Records:
-    """What is known of each weight's blob in the journal while a job runs. Without a journal no blob is kept.
-
-    Raises PlanMismatch for a blob of other values than the checkpoint has now.
-    """
-
-    def __init__(self, job: Job, journal: Journal | None) -> None:
-        self._job = job
-        self._journal = journal
-        self._notes = {} if journal is None else journal.finished(len(job.weights))
-        for i, note in self._notes.items():
-            if note.get("input") != _digest(job.weights[i].load()):
-                raise PlanMismatch(
-                    f"the work directory belongs to another job: tensor {job.weights[i].name!r} has other values now. "
-                    "Put the checkpoint back, or delete the folder to begin anew"
-                )
-
-    def fit(self, i: int, price: float) -> float:
-        """Fit weight i and keep its blob; real bits. What was last found at the same price, by an earlier run perhaps,
-        is taken as it is."""
-        if self._notes.get(i, {}).get("price") != price:
-            weight = self._job.weights[i]
-            read = _digest(weight.load())
-            entry = weight.fit(price)
-            note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price, "input": read}
-            if self._journal is not None:
-                self._journal.put(i, entry.blob, note)
-            self._notes[i] = note
-        return 8.0 * self._notes[i]["bytes"]
-
-    def words(self) -> list[str]:
-        """What each tensor became, as far as is known."""
-        return [self._notes.get(i, {}).get("words", "quantized") for i in range(len(self._job.weights))]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for each tensor, as of `CompressedModel.table`."""
-        return [
-            table_row(
-                w.name, w.layout, (self._notes[i]["words"], w.reason), self._notes[i]["bytes"], self._notes[i]["error"]
-            )
-            for i, w in enumerate(self._job.weights)
-        ]
-
-
-def _digest(tensor: Tensor) -> int:
-    """Tells the values of a tensor from others, quickly."""
-    return zlib.crc32(octets(tensor).numpy().data)
+def _rows(work: Compression[DirectoryStore]) -> list[dict[str, Any]]:
+    """A row for each tensor, as of `CompressedModel.table`."""
+    fitted = [(weight, work.store.get(i)) for i, weight in enumerate(work.weights)]
+    return [table_row(w.name, w.layout, (f.words, w.reason), f.size, f.error) for w, f in fitted if f is not None]
 
 
 @dataclass(frozen=True)
@@ -274,19 +196,20 @@ def plan_file(  # noqa: PLR0913 - as compress_file
 
     For the time a few weights are fitted.
     """
-    job = Job.of(source, spec, Budget(bits, size, ratio, price), lossless)
+    job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price))
     began = time.monotonic()
-    run = job.run(Records(job, None), options)
-    at = (job.budget.price or FIXED_RATE_PRICE) if job.size is None else run.price_for(job.size)
-    points = [w.curve.at(at) for w in job.weights]
-    measuring = 0.0 if job.size is None else time.monotonic() - began  # at a price given nothing is measured
-    seconds = seconds_of(job.weights, at, options.workers, measuring)
+    weights, allowed = job.task.weights, job.task.allowed(job.budget)
+    run = in_memory(job.task, replace(options, threads=options.workers)).run
+    at = (job.budget.price or FIXED_RATE_PRICE) if allowed is None else run.price_for(allowed)
+    points = [w.curve.at(at) for w in weights]
+    measuring = 0.0 if allowed is None else time.monotonic() - began  # at a price given nothing is measured
+    seconds = seconds_of(weights, at, options.workers, measuring)
     lengths = [int(p.bits / 8) for p in points]
     rows = [
         table_row(w.name, w.layout, ("", w.reason), length, None) | {"distortion": point.distortion}
-        for w, length, point in zip(job.weights, lengths, points, strict=True)
+        for w, length, point in zip(weights, lengths, points, strict=True)
     ]
-    entries = [w.layout.entries for w in job.weights]
-    memory = 300_000_000 + 14 * max(entries) * min(options.workers, len(entries))
+    entries = [w.layout.entries for w in weights]
+    memory = _MEMORY + _BYTES_AN_ENTRY * max(entries) * min(options.workers, len(entries))
     total = sum(lengths) + run.overhead(lengths)
-    return Plan(rows, total, job.checkpoint.original_bytes, job.count, at, memory, seconds)
+    return Plan(rows, total, job.task.original, job.task.count, at, memory, seconds)

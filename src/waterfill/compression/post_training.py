@@ -23,7 +23,8 @@ from waterfill.compression.steps.few_inputs import better_without
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
-from waterfill.compression.task import Compression, resolve, with_remark
+from waterfill.compression.store import MemoryStore
+from waterfill.compression.task import Compression, Task, in_memory, model_of, resolve, with_remark
 from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import ReferenceOutputs
 from waterfill.importance import ImportanceMap
@@ -130,7 +131,7 @@ class Calibrated:
     def to(self, budget: Budget) -> CompressedModel:
         """The model compressed to a budget. Raises BudgetError."""
         compression, ledger = self._fitted(budget, self.calibration)
-        size = compression.allowed(budget)
+        size = compression.task.allowed(budget)
         made = _refitted(compression, ledger, self.model, self.inputs, size)
         if self.options.steps.repair:
             made = _repaired(made, self.model, self.inputs, size)
@@ -138,14 +139,15 @@ class Calibrated:
             made = self._guarded(made, budget)
         return with_remark(made, size)
 
-    def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression, Ledger]:
+    def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression[MemoryStore], Ledger]:
         """Every weight fitted by itself, to what errors cost by some inputs, or by none."""
-        compression = Compression.of(self.model, self.specs[0], importance, self.options)
-        compression.notes.update(self.notes)
+        task = Task.of(self.model, self.specs[0], importance)
+        task.notes.update(self.notes)
         if importance is None:
-            compression.notes["remarks"] = [UNUSED]
+            task.notes["remarks"] = [UNUSED]
+        compression = in_memory(task, self.options)
         choose_kinds(compression, self.specs, budget)
-        return compression, compression.run.meet(budget, compression.original)
+        return compression, compression.meet(budget)
 
     def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
         """What was made of few inputs, or, where inputs that were held out tell so, what is made without."""
@@ -153,23 +155,23 @@ class Calibrated:
             self.model,
             self.inputs,
             lambda some: _measured(self.model, some, None, self.options),
-            lambda importance: self._fitted(budget, importance)[0].model(),
+            lambda importance: model_of(self._fitted(budget, importance)[0]),
         )
         return made if free is None else free
 
 
 def _refitted(
-    compression: Compression, ledger: Ledger, work: nn.Module, inputs: Inputs, size: int | None
+    compression: Compression[MemoryStore], ledger: Ledger, work: nn.Module, inputs: Inputs, size: int | None
 ) -> CompressedModel:
     """The model with its weights fitted again in order, or as it was where its outputs were closer."""
-    before, options = compression.model(), compression.options
+    before, options = model_of(compression), compression.options
     if not options.steps.stages:
         return before
     try:
         refit_in_order(compression, ledger, work, inputs, size)
     except BadInput:  # so few bits that the network says nothing that is a number, and nothing could be compensated
         return before
-    after = compression.model()
+    after = model_of(compression)
     if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
         return before
     judge = ReferenceOutputs(work, inputs.batches, inputs.forward)

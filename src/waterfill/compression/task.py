@@ -1,24 +1,26 @@
-"""One compression under way."""
+"""What is to be compressed, and a compression under way: the same for a model in memory and for a checkpoint."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from waterfill.compression.allocation.budget import Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
+from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.costs.few import leaning
 from waterfill.compression.costs.unreached import at_common_price
 from waterfill.compression.options import Options
+from waterfill.compression.store import MemoryStore, Store
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, ImportanceMap
 from waterfill.model.compressed import CompressedModel, count_weights
-from waterfill.model.entry import Entry
+from waterfill.model.entry import Entry, row_of
 from waterfill.network.kept import BINARY, why_kept
 from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.network.pruned import hidden_in
@@ -26,10 +28,14 @@ from waterfill.network.tensors import constants_of, foreign_names, tensors_of
 from waterfill.part import Spec
 from waterfill.parts import Dense
 from waterfill.recipe import as_spec
+from waterfill.storage import size_of
+from waterfill.storage.manifest import Manifest
 
 LOSSLESS = "lossless"
 """What stands for a recipe where every bit is kept."""
 _FOREIGN = "an extra state that is no tensor: not in the file; a module that this is loaded into keeps its own"
+_UNFITTED = "quantized"  # what a weight is taken to become until it is fitted
+_MOST_THREADS = 2  # weights of a model in memory at a time, where nothing else is asked for
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
 
@@ -85,17 +91,16 @@ def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
 
 
 @dataclass(frozen=True, eq=False)
-class Compression:
-    """A model in memory on its way: its weights, what they have become so far, and the run that fits them.
+class Task:
+    """What is to be compressed, whatever it comes from.
 
-    entries: by the position of the weight. notes: what the file is to say of how it was made.
+    weights: all tensors in order. aliases: by tied name, the one that holds the data. notes: what the file is to say of
+    how it was made; among them "original", the bytes of the tensors as they were.
     """
 
     weights: list[Weight]
-    entries: dict[int, Entry]
-    aliases: dict[str, str]
+    aliases: Mapping[str, str]
     notes: dict[str, Any]
-    options: Options
 
     @classmethod
     def of(
@@ -103,64 +108,116 @@ class Compression:
         model: "nn.Module | Mapping[str, Tensor]",
         spec: "Spec | str",
         importance: Mapping[str, Importance] | None,
-        options: Options,
-    ) -> "Compression":
-        """Nothing fitted yet; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
+    ) -> "Task":
+        """Of a model in memory; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
         original = sum(t.numel() * t.element_size() for t in tensors.values())
-        notes: dict[str, Any] = {
-            "recipe": spec,
-            "original": original,
-        }  # in the order of `compress_file`: no byte differs
         module = model if isinstance(model, nn.Module) else None
         warnings = dict.fromkeys(foreign_names(module) if module is not None else (), _FOREIGN)
         if spec == LOSSLESS:
-            weights = lossless_weights(tensors)
+            weights, recipe = lossless_weights(tensors), LOSSLESS
         else:
             parsed = as_spec(spec)
             constants = constants_of(module) if module is not None else ()
-            weights = plan_weights(tensors, parsed, roles, importance, constants)
-            notes["recipe"] = repr(parsed)
+            weights, recipe = plan_weights(tensors, parsed, roles, importance, constants), repr(parsed)
             kept = {weight.name for weight in weights if weight.kept}
-            told = importance.warnings if isinstance(importance, ImportanceMap) else {}
-            warnings |= {name: text for name, text in told.items() if name not in kept}
-        return cls(weights, {}, aliases, notes | ({"warnings": warnings} if warnings else {}), options)
+            measured = importance.warnings if isinstance(importance, ImportanceMap) else {}
+            warnings |= {name: text for name, text in measured.items() if name not in kept}
+        notes = {"recipe": recipe, "original": original}  # in the order of `compress_file`: no byte differs
+        return cls(weights, aliases, notes | ({"warnings": warnings} if warnings else {}))
 
     @property
     def original(self) -> int:
         """Bytes of the tensors as they were."""
         return int(self.notes["original"])
 
-    def fit(self, i: int, price: float) -> float:
-        """Fit weight i at a price and keep its entry; real bits."""
-        self.entries[i] = self.weights[i].fit(price)
-        return 8.0 * len(self.entries[i].blob)
-
-    def model(self) -> CompressedModel:
-        """What there is so far, with empty entries for weights that are not fitted yet."""
-        filled = [self.entries.get(i) or Entry(w.name, w.layout, (), b"", w.reason) for i, w in enumerate(self.weights)]
-        return CompressedModel({entry.name: entry for entry in filled}, self.aliases, self.notes)
+    @property
+    def count(self) -> int:
+        """Entries that count as weights."""
+        return count_weights((w.name, w.layout) for w in self.weights)
 
     def allowed(self, budget: Budget) -> int | None:
-        """The size that the file may have; None where a price decides."""
-        return budget.file_bytes(count_weights((w.name, w.layout) for w in self.weights), self.original)
+        """The bytes that the file may have; None where a price decides."""
+        return budget.file_bytes(self.count, self.original)
+
+
+_Kept = TypeVar("_Kept", bound=Store)
+
+
+@dataclass(frozen=True, eq=False)
+class Compression(Generic[_Kept]):
+    """A task under way: what its weights have become so far, and the run that fits them."""
+
+    task: Task
+    store: _Kept
+    options: Options
+
+    @property
+    def weights(self) -> list[Weight]:
+        """The weights of the task."""
+        return self.task.weights
+
+    def with_notes(self, notes: dict[str, Any]) -> "Compression[_Kept]":
+        """The same, of which the file says something else."""
+        return replace(self, task=replace(self.task, notes=notes))
+
+    def fit(self, i: int, price: float) -> float:
+        """Fit weight i at a price and keep what it becomes; real bits."""
+        return 8.0 * self.store.fit(i, self.weights[i], price).size
+
+    def manifest(self) -> dict[str, Any]:
+        """What the file says beside the blobs."""
+        fitted = [self.store.get(i) for i in range(len(self.weights))]
+        words = [_UNFITTED if one is None else one.words for one in fitted]
+        rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
+        return Manifest(rows, self.task.aliases, self.task.notes).pack()
+
+    def file_bytes(self, lengths: Sequence[int]) -> int:
+        """Exact bytes of the file, were these the lengths of its blobs."""
+        names = [weight.name for weight in self.weights]
+        return size_of(self.manifest(), dict(zip(names, lengths, strict=True)))
 
     @cached_property
     def run(self) -> Fitter:
         """What fits the weights to a budget."""
-        threads = self.options.threads or min(2, torch.get_num_threads())
-        return Fitter(
-            self.weights, self.fit, lambda lengths: self.model().overhead(lengths), self.options.progress, threads
-        )
+        return Fitter(self.weights, self.fit, self._overhead, self.options.progress, self.options.workers)
+
+    def _overhead(self, lengths: Sequence[int]) -> int:
+        return self.file_bytes(lengths) - sum(lengths)
+
+    def meet(self, budget: Budget) -> Ledger:
+        """Fit every weight as the budget asks. Raises BudgetError."""
+        return self.run.meet(budget, self.task.original)
+
+
+def in_memory(task: Task, options: Options) -> Compression[MemoryStore]:
+    """A compression of which nothing is fitted yet and everything will be kept in memory."""
+    threads = options.threads or min(_MOST_THREADS, torch.get_num_threads())
+    return Compression(task, MemoryStore(), replace(options, threads=threads))
+
+
+def model_of(work: Compression[MemoryStore]) -> CompressedModel:
+    """What there is so far, with empty entries for weights that are not fitted yet."""
+    known = work.store.entries
+    entries = [known.get(i) or Entry(w.name, w.layout, (), b"", w.reason) for i, w in enumerate(work.weights)]
+    return CompressedModel({entry.name: entry for entry in entries}, dict(work.task.aliases), work.task.notes)
 
 
 def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
     """The model; where it leaves much of the `size` bytes that it may have, its notes say so, if that fits."""
-    remark = None if size is None else unused(size, model.size)
+    return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size))
+
+
+def remarked(notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
+    """Notes that say so where a file leaves much of the `size` bytes that it may have, if there is room for that.
+
+    file_bytes: (notes) -> bytes of the file with these.
+    """
+    remark = None if size is None else unused(size, file_bytes(notes))
     if size is None or remark is None:
-        return model
-    remarked = replace(model, notes=model.notes | {"budget": remark})
-    return remarked if remarked.size <= size else model
+        return notes
+    more = notes | {"budget": remark}
+    return more if file_bytes(more) <= size else notes
 
 
 def resolve(budget: Budget, spec: "Spec | str") -> Budget:

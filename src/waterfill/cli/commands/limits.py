@@ -63,7 +63,7 @@ def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
     from waterfill.compression.file import Job
     from waterfill.recipe import DEFAULT_RECIPE
 
-    weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0), lossless=False).weights
+    weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0)).task.weights
     layers = {w.name: Layer(w.layout, w.tensor, None, w.factor, w.lines) for w in weights if _is_matrix(w.layout)}
     left_out = {w.name: w.kept for w in weights if w.kept and len(w.layout.shape) > 1}
     return {name: layer for name, layer in layers.items() if name not in left_out}, left_out

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.store import MemoryStore
 from waterfill.compression.task import Compression
 from waterfill.part import Choice, Spec, cost
 
@@ -16,7 +17,7 @@ MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
 
 
-def choose_kinds(work: Compression, specs: Sequence[Spec], budget: Budget) -> None:
+def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: Budget) -> None:
     """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at the budget.
 
     Raises BudgetError where the smallest file is larger.
@@ -37,9 +38,9 @@ def choose_kinds(work: Compression, specs: Sequence[Spec], budget: Budget) -> No
     work.weights[:] = work.run.workers.map(lambda i: chosen(work.weights[i]), range(len(work.weights)))
 
 
-def _price(work: Compression, budget: Budget) -> float:
+def _price(work: Compression[MemoryStore], budget: Budget) -> float:
     """The price at which the budget will be met, by the curves."""
-    size = work.allowed(budget)
+    size = work.task.allowed(budget)
     if size is not None:
         return work.run.price_for(size)
     assert budget.price is not None  # a budget is a price or a size

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from waterfill.compression.allocation.to_size.search import Bracket
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.steps.compensate import Compensation
-from waterfill.compression.task import Compression
+from waterfill.compression.store import MemoryStore
+from waterfill.compression.task import Compression, model_of
 from waterfill.model.entry import Entry
 from waterfill.network.running.forward import copy_of
 from waterfill.network.running.inputs import Inputs
@@ -21,7 +22,9 @@ from waterfill.network.running.inputs import Inputs
 _SHARE_REFITTED = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
 
-def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None) -> None:
+def refit_in_order(
+    work: Compression[MemoryStore], ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None
+) -> None:
     """Fit the weights of `work` again, in place; its file has about `size` bytes then, if that is given.
 
     A little more only where the weights fitted again cannot be as small as those before.
@@ -29,7 +32,7 @@ def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: 
     ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed.
     """
     positions = {weight.name: i for i, weight in enumerate(work.weights)}
-    compressed = work.model().install(copy_of(model))
+    compressed = model_of(work).install(copy_of(model))
     real = (weight for weight in work.weights if not weight.reason and not weight.layout.dtype.is_complex)
     layouts = {weight.name: weight.layout for weight in real}
     drift = Compensation(model, compressed, inputs.batches, layouts, inputs.forward, work.options.memory)
@@ -46,12 +49,12 @@ def refit_in_order(work: Compression, ledger: Ledger, model: nn.Module, inputs: 
                 work.weights[i] = original.with_values(partial(_same, targets[original.name]))
             price = pace.price(i)
             ledger.prices[i], ledger.bits[i] = price, work.fit(i, price)
-            state[original.name].copy_(work.entries[i].tensor())
+            state[original.name].copy_(work.store.entries[i].tensor())
     if size is not None:
         work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
         seen = work.weights[i].seen(model.state_dict()[work.weights[i].name])
-        work.entries[i] = _seen_from(seen, work.entries[i])
+        work.store.entries[i] = _seen_from(seen, work.store.entries[i])
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -84,7 +87,9 @@ def _late(order: Sequence[int], ledger: Ledger) -> list[int]:
 class _BudgetController:
     """The price for each weight in turn, so that all of them together spend what was spent before."""
 
-    def __init__(self, work: Compression, ledger: Ledger, allowed: float | None, order: Sequence[int]) -> None:
+    def __init__(
+        self, work: Compression[MemoryStore], ledger: Ledger, allowed: float | None, order: Sequence[int]
+    ) -> None:
         self._ledger = ledger
         self._allowed = allowed
         self._left = list(order)

@@ -1,0 +1,98 @@
+"""Where a compression keeps what its weights become: in memory, or in a work directory that outlives a crash."""
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from waterfill.compression.allocation.weight import Weight
+from waterfill.dtypes import octets
+from waterfill.errors import PlanMismatch
+from waterfill.model.entry import Entry
+from waterfill.storage.work_directory import Journal
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted weight without its blob. words: what it became. size: bytes. error: relative to the tensor's norm."""
+
+    words: str
+    size: int
+    error: float | None
+
+
+class Store(Protocol):
+    """What weights have become, by their positions. Of two fits of a weight the later one is kept."""
+
+    def fit(self, i: int, weight: Weight, price: float) -> Fitted:
+        """Fit a weight at a price, nats per bit, and keep the result."""
+
+    def get(self, i: int) -> Fitted | None:
+        """A fitted weight; None where it is not fitted yet."""
+
+    def blob(self, i: int) -> bytes:
+        """The bytes of a fitted weight."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryStore:
+    """Everything in memory, the parts of each weight too."""
+
+    entries: dict[int, Entry] = field(default_factory=dict)
+
+    def fit(self, i: int, weight: Weight, price: float) -> Fitted:
+        self.entries[i] = weight.fit(price)
+        return _described(self.entries[i])
+
+    def get(self, i: int) -> Fitted | None:
+        return _described(self.entries[i]) if i in self.entries else None
+
+    def blob(self, i: int) -> bytes:
+        return self.entries[i].blob
+
+
+class DirectoryStore:
+    """Blobs in a work directory. What an earlier run found at the same price is taken as it is.
+
+    Raises:
+        PlanMismatch: for a blob of other values than the weight has now.
+    """
+
+    def __init__(self, journal: Journal, weights: list[Weight]) -> None:
+        self._journal = journal
+        self._notes = journal.finished(len(weights))
+        for i, note in self._notes.items():
+            if note.get("input") != _checksum(weights[i].load()):
+                raise PlanMismatch(
+                    f"the work directory belongs to another job: tensor {weights[i].name!r} has other values now. "
+                    "Put the checkpoint back, or delete the folder to begin anew"
+                )
+
+    def fit(self, i: int, weight: Weight, price: float) -> Fitted:
+        if self._notes.get(i, {}).get("price") != price:
+            read = _checksum(weight.load())
+            entry = weight.fit(price)
+            note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price, "input": read}
+            self._journal.put(i, entry.blob, note)
+            self._notes[i] = note
+        return _noted(self._notes[i])
+
+    def get(self, i: int) -> Fitted | None:
+        return _noted(self._notes[i]) if i in self._notes else None
+
+    def blob(self, i: int) -> bytes:
+        return self._journal.blob(i)
+
+
+def _described(entry: Entry) -> Fitted:
+    return Fitted(entry.words, len(entry.blob), entry.error)
+
+
+def _noted(note: dict[str, Any]) -> Fitted:
+    return Fitted(note["words"], note["bytes"], note["error"])
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Distinguishes the values of a tensor from others, quickly."""
+    return zlib.crc32(octets(tensor).numpy().data)
