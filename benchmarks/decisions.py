@@ -1,6 +1,7 @@
 """What some decisions of calibration are worth (docs/decisions.md): each is undone, with all else as it is.
 
 * few: of few samples, the output and the position that are added to those that were seen.
+* leaning: of few samples, the costs assumed without data that those measured lean on.
 * sequences: for a language model, how far chances are softened, and the squared error of its outputs instead.
 * unreached: for weights that no input reaches (copies of three layers beside a network), the typical cost.
 
@@ -31,6 +32,9 @@ from waterfill import Steps
 LENET, LLAMA, RESNET = "LeNet-300-100", "Llama 260K", "ResNet-20"
 BITS = {LENET: 3.0, LLAMA: 3.0, RESNET: 1.6}
 SAMPLES = (1, 2, 256)
+LEANT = {2.0: (1, 2, 4, 32), 1.2: (1, 2)}
+"""Bits per weight -> how many samples."""
+LEANING, AT_THEIR_WORD = "leaning", "at their word"
 AS_IT_IS, BLIND = "as it is", "without data"
 CHANCES: dict[str, float | None] = {
     "softened to 2 nats": 2.0,
@@ -52,7 +56,9 @@ def main() -> None:
     jobs += [("sequences", (name,)) for name in CHANCES]
     jobs += [("few", (variant, count)) for variant in (AS_IT_IS, "only what was seen") for count in SAMPLES]
     jobs += [("few", (BLIND, 0))]
-    found: dict[str, list[Row]] = {"few": [], "sequences": [], "unreached": []}
+    jobs += [("leaning", (BLIND, bits, 0)) for bits in LEANT]
+    jobs += [("leaning", (way, bits, n)) for bits in LEANT for n in LEANT[bits] for way in (AT_THEIR_WORD, LEANING)]
+    found: dict[str, list[Row]] = {"few": [], "leaning": [], "sequences": [], "unreached": []}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         for (table, _), rows in zip(jobs, pool.map(measured, *zip(*jobs, strict=True)), strict=True):
             print(table, *rows, sep="\n  ", flush=True)
@@ -62,12 +68,14 @@ def main() -> None:
 
 
 def tables_of(found: Mapping[str, list[Row]]) -> dict[str, Table]:
-    """The three tables."""
+    """A table for each decision."""
     few = {"calibration": "", "inputs": "d", "bits": ".3f", "divergence": ".3g", "accuracy, %": ".2f"}
+    leant = {"costs": "", "bits": ".3f", "inputs": "d", "divergence": ".3g", "accuracy, %": ".2f"}
     chances = {"chances": "", "bits": ".3f", "divergence": ".3g", "bits/byte": ".4f"}
     unreached = {"network": "", "layer": "", "cost of the copy": "", "bits of the layer": ".2f", "of its copy": ".2f"}
     return {
         "few": Table(f"{LENET} at {BITS[LENET]:g} bits, from few samples", few, found["few"]),
+        "leaning": Table(f"{RESNET}, costs measured on few samples", leant, found["leaning"]),
         "sequences": Table(f"{LLAMA} at {BITS[LLAMA]:g} bits, by its chances", chances, found["sequences"]),
         "unreached": Table("Bits per entry of copies that no input reaches", unreached, found["unreached"]),
     }
@@ -75,7 +83,12 @@ def tables_of(found: Mapping[str, list[Row]]) -> dict[str, Table]:
 
 def measured(table: str, job: tuple[Any, ...]) -> list[Row]:
     """The rows of one job."""
-    measures: dict[str, Callable[..., list[Row]]] = {"few": few, "sequences": sequence, "unreached": unreached}
+    measures: dict[str, Callable[..., list[Row]]] = {
+        "few": few,
+        "leaning": leaning,
+        "sequences": sequence,
+        "unreached": unreached,
+    }
     return measures[table](*job)
 
 
@@ -88,6 +101,17 @@ def few(variant: str, count: int) -> list[Row]:
         with ExitStack() if variant == AS_IT_IS else only_seen():
             made = waterfill.compress(model, batches, bits=BITS[LENET])
     return [[variant, count, made.bits, *quality(LENET, made)]]
+
+
+def leaning(way: str, bits: float, count: int) -> list[Row]:
+    """What a network is worth whose few samples are taken at their word, lean on what is assumed, or are not used."""
+    model, batches = prepared(RESNET, max(1, count))
+    with ExitStack() as stack:
+        if way == AT_THEIR_WORD:
+            stack.enter_context(patch("waterfill.compression.costs.few.FEW", 0))
+            stack.enter_context(patch("waterfill.compression.post_training.FEW_SAMPLES", 0))
+        made = waterfill.compress(model, None if way == BLIND else batches, bits=bits)
+    return [[way, made.bits, count, *quality(RESNET, made)]]
 
 
 def sequence(name: str) -> list[Row]:

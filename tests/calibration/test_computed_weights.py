@@ -58,7 +58,7 @@ def network(kind: str) -> tuple[nn.Module, Tensor, str]:
     torch.manual_seed(0)
     make, name = COMPUTED[kind]
     model = nn.Sequential(make(), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)).eval()
-    x = torch.randn(96, 12, 9) @ torch.randn(9, 9)
+    x = torch.randn(96, 12, 9) @ (torch.logspace(0, -1, 9)[:, None] * torch.randn(9, 9))
     x = x.unsqueeze(2) if kind == "standardized" else x
     with torch.no_grad():
         weight = model.state_dict()[f"0.{name}"]
@@ -78,16 +78,16 @@ def test_a_weight_that_others_are_computed_from_costs_what_is_measured(kind):
 @pytest.mark.parametrize("kind", COMPUTED)
 def test_it_is_compressed_with_its_own_metric(kind):
     model, x, name = network(kind)
-    small = waterfill.compress(model, x[:64].split(16), bits=7)
+    small = waterfill.compress(model, x[:64].split(16), bits=5)
     entry = next(row for row in small.table() if row["name"] == name)
     assert entry["reason"] == "" and entry["warning"] == ""
-    blind = waterfill.compress(model, bits=7)
+    blind = waterfill.compress(model, bits=5)
     errors = []
     for made in (small, blind):
         again = made.install(network(kind)[0]).eval()
         with torch.no_grad():
             errors.append(float((again(x[64:]) - model(x[64:])).square().mean()))
-    assert errors[0] < errors[1]
+    assert errors[0] < 0.85 * errors[1]
 
 
 def test_kernels_stay_kernels_where_they_are_computed_from_something():

@@ -28,7 +28,7 @@ def lost(model: nn.Module, made: waterfill.CompressedModel, inputs: Tensor, scal
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("scale", [1e-14, 1e-8, 1e8, 1e14])
+@pytest.mark.parametrize("scale", [1e-14, 1e8])
 def test_the_unit_of_the_outputs_is_nothing(scale) -> None:
     plain, scaled = waterfill.calibrate(net(), X.split(48)), waterfill.calibrate(net(scale), X.split(48))
     assert scaled.unit == pytest.approx(scale**2 * plain.unit)

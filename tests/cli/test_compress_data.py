@@ -60,6 +60,7 @@ def test_a_cache_is_gone_on_from_and_memory_may_be_short(loaders, capsys) -> Non
     assert "--cache goes with --data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_budget_in_quality(loaders, capsys) -> None:
     data = ["--network", f"{loaders}:net", "--data", f"{loaders}:inputs", "--held-out", f"{loaders}:labelled"]
     assert main(["compress", "model.safetensors", "--max-drop", "5%", *data, "--json", "--quiet"]) == 0

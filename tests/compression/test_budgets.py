@@ -136,7 +136,7 @@ def with_data(recipe: str | None) -> Compressor:
     return lambda **budget: waterfill.compress(model, batches, **given, options=options, **budget)
 
 
-@pytest.mark.parametrize("recipe", [None, pytest.param("Quantize()", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", [pytest.param(None, marks=pytest.mark.slow), "Quantize()"])
 def test_with_data_every_size_from_the_smallest_file_on_is_met(recipe) -> None:
     compress = with_data(recipe)
     least = smallest(compress)

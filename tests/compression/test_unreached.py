@@ -41,8 +41,7 @@ BATCHES = list((torch.randn(192, 24, generator=torch.Generator().manual_seed(2))
 QUICK = Steps(stages=0, repair=False)
 
 
-@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize(("bits", "scale"), [(2, 1e-2), (2, 1e2), (4, 1.0)])
 def test_a_weight_out_of_reach_gets_the_bits_of_its_neighbors(net, scale, bits) -> None:
     model = copy.deepcopy(net)
     with torch.no_grad():

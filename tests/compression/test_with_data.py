@@ -1,6 +1,7 @@
 """The whole way with data: the budget holds, data help, order helps, and what cannot work says so."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -81,12 +82,13 @@ def test_the_model_and_its_modes_stay_as_they_were(shallow) -> None:
 
 def test_a_file_with_folded_norms_loads_into_the_users_own_class(tmp_path) -> None:
     model = lively(Normed, images(64))
-    made = waterfill.compress(model, [images(48, 2), images(48, 3)], bits=11)
-    assert made.notes["folded"] and made.notes["samples"] == 96
+    made = waterfill.compress(model, [images(16, 2), images(16, 3)], bits=11)
+    assert made.notes["folded"] and made.notes["samples"] == 32
     made.save(tmp_path / "normed.wf")
     again = waterfill.load(tmp_path / "normed.wf")
     assert output_error(model, again, images(32, 4)) < 0.2
-    kept = waterfill.compress(model, [images(48, 2)], bits=12, options=waterfill.Options(steps=Steps(fold=False)))
+    steps = Steps(fold=False, stages=0, repair=False)
+    kept = waterfill.compress(model, [images(8, 2)], bits=12, options=waterfill.Options(steps=steps))
     assert not kept.notes["folded"]
 
 
@@ -112,12 +114,13 @@ def test_a_weight_that_no_batch_reaches_is_named(shallow) -> None:
 
 def test_every_kind_of_budget_is_kept(shallow) -> None:
     weights = sum(p.numel() for p in shallow.parameters())
-    assert waterfill.compress(shallow, BATCHES[:1], size=weights // 2).size <= weights // 2
-    assert waterfill.compress(shallow, BATCHES[:1], ratio=10).size <= 4 * weights // 10
-    cheap, dear = (waterfill.compress(shallow, BATCHES[:1], price=p).size for p in (1e-6, 1e-3))
-    assert dear < cheap
+    options = waterfill.Options(steps=Steps(stages=2, repair=False))
+    compress = functools.partial(waterfill.compress, shallow, BATCHES[:1], options=options)
+    assert compress(size=weights // 2).size <= weights // 2
+    assert compress(ratio=10).size <= 4 * weights // 10
+    assert compress(price=1e-3).size < compress(price=1e-6).size
     with pytest.raises(BudgetError):
-        waterfill.compress(shallow, BATCHES[:1], size=100)
+        compress(size=100)
 
 
 def test_one_sample_is_enough(shallow) -> None:
@@ -152,5 +155,4 @@ def test_what_was_found_first_is_kept_where_no_second_way_meets_the_budget() -> 
     torch.manual_seed(0)
     layers = [nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4)]
     model, batches = nn.Sequential(*layers), torch.randn(64, 16).split(16)
-    for size in (388, 390):
-        assert waterfill.compress(model, batches, size=size).size <= size
+    assert waterfill.compress(model, batches, size=388).size <= 388

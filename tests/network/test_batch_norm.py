@@ -128,8 +128,13 @@ def test_a_norm_is_folded_only_if_it_follows_its_layer_in_every_batch(order) -> 
     with torch.no_grad():
         for batch in batches:
             assert torch.allclose(folded(batch), model(batch), rtol=1e-4, atol=1e-4)
+    with pytest.raises(BadInput, match="no batches"):
+        fold_batch_norm(model)
+
+
+def test_batches_of_several_sizes_can_be_compressed_with() -> None:
+    model = lively(Paths, images(32))
+    batches = [torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(size)) for size in (12, 8, 20)]
     made = waterfill.compress(model, batches, bits=9).install(Paths()).eval()
     with torch.no_grad():
         assert all(float((made(b) - model(b)).norm() / model(b).norm()) < 0.1 for b in batches)
-    with pytest.raises(BadInput, match="no batches"):
-        fold_batch_norm(model)
