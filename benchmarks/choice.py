@@ -116,7 +116,7 @@ def costs(work: Compression[MemoryStore], bits: float) -> tuple[dict[str, tuple[
 def fitted(weight: Weight, recipe: str, price: float) -> tuple[float, float]:
     """Bits of one weight under a recipe, and what it costs over the price."""
     spent = total = 0.0
-    for target, importance in weight.asked(price):
+    for target, importance in weight.matrices(price):
         part = waterfill.parse(recipe).fit(target, importance, price)
         spent += part.bits
         total += cost(part, target, importance, price) / price

@@ -18,7 +18,8 @@ from lib.coding_weights import weight_claims, weights_table
 from lib.common import Table, claim, claims_table, data_folder, finish, timed
 
 from waterfill.coding import rans
-from waterfill.coding.density import SCALES, SHAPES, table
+from waterfill.coding.density import SCALES, table
+from waterfill.coding.density_tables import SHAPES
 
 SYMBOLS = 50_000_000
 PEER_SYMBOLS = 4_000_000

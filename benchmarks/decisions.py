@@ -172,9 +172,11 @@ def quality(network: str, made: waterfill.CompressedModel) -> tuple[float | None
 def only_seen() -> Iterator[None]:
     """Nothing is added to the outputs and positions that were seen, but a floor that keeps costs above zero."""
     with ExitStack() as stack:
-        for place in ("waterfill.calibration.combine.shared", "waterfill.calibration.moments.shared"):
-            stack.enter_context(patch(place, lambda rows, _: rows.clamp_min(1e-6 * float(rows.mean()))))
-        stack.enter_context(patch("waterfill.calibration.combine._spread", lambda shape, _: shape))
+        for place in ("waterfill.calibration.combine", "waterfill.calibration.moments"):
+            stack.enter_context(
+                patch(f"{place}.with_pseudo_sample", lambda rows, _: rows.clamp_min(1e-6 * float(rows.mean())))
+            )
+        stack.enter_context(patch("waterfill.calibration.combine._shrunk", lambda gram, _: gram))
         yield
 
 

@@ -114,7 +114,7 @@ def told_but(state: State, left_out: str) -> Mapping[str, Importance]:
     for weight in weights:
         name, factor = weight.name, places.get(weight.name, 1.0) * norms.get(weight.name, 1.0)
         if weight.layout.role in (MATRIX, KERNEL, VECTOR):
-            target, own = next(replace(weight, factor=factor, lines=lines.get(name, "")).asked(1.0))
+            target, own = next(replace(weight, factor=factor, lines=lines.get(name, "")).matrices(1.0))
             if left_out == KERNELS and weight.layout.kernel:
                 own = relative(target, weight.layout.kernel, SMOOTHNESS, SIZE_EXPONENT).scaled(factor)
             found[name] = own

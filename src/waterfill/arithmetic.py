@@ -1,4 +1,4 @@
-"""Our own arithmetic, whatever PyTorch's global state says: the same network gives the same file under autocast.
+"""Arithmetic that does not depend on PyTorch's global state: the same network gives the same file under autocast.
 
 What the user wrote (the network, a loss, a measure) runs as the user has set things up; what decides about bits does
 not. Every tensor names its dtype and device besides, as the state of those is asked for in too many places.
@@ -32,7 +32,7 @@ def own_arithmetic() -> Iterator[None]:
         if precision != _FULL_FLOAT32:
             stack.callback(torch.set_float32_matmul_precision, precision)
             torch.set_float32_matmul_precision(_FULL_FLOAT32)
-        if np.float32(_DENORMAL) * np.float32(1) == 0:  # of the thread that asks: nothing else tells
+        if np.float32(_DENORMAL) * np.float32(1) == 0:  # the state of this thread, which nothing else reports
             stack.callback(torch.set_flush_denormal, True)
             torch.set_flush_denormal(False)
         yield

@@ -14,7 +14,7 @@ STORED = (  # a type's place is a part of its number in files (`parts.dense`): a
 def octets(tensor: Tensor) -> Tensor:
     """The bytes of a tensor in order of its entries, uint8 [bytes]."""
     whole = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    # one entry counts as contiguous whatever its stride, but only a stride of one can be seen as bytes
+    # one entry counts as contiguous whatever its stride, but only a stride of one can be viewed as bytes
     return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8)
 
 

@@ -2,7 +2,14 @@
 
 
 class WaterfillError(Exception):
-    """Base of all errors below; catching it catches everything the library raises on purpose."""
+    """Base class of every error that the library raises on purpose.
+
+    Example:
+        >>> try:
+        ...     waterfill.compress(model, size=100)
+        ... except waterfill.WaterfillError as error:
+        ...     print(error)
+    """
 
 
 class CorruptFile(WaterfillError):

@@ -1,7 +1,9 @@
-"""What an error costs: D(E) = 1/2 sum_o rows_o * E_o A E_o^T, in nats.
+"""What an error E in a weight matrix [rows, cols] costs: D(E) = 1/2 sum_o g_o * E_o A E_o^T, in nats.
 
-A is the second moment of a layer's inputs. It comes in three sizes: the identity or a diagonal [cols], a full Gram
-matrix [cols, cols], or one small Gram matrix over the positions of a spatial kernel, the same for every channel.
+A is the layer Hessian of GPTQ and OBS, X X^T over the inputs X of the layer, as a mean; g_o weights output o (`rows`
+below), as the Gauss-Newton or Fisher diagonal of the outputs does. A comes in three sizes: the identity or a diagonal
+[cols], a full Gram matrix [cols, cols], or one small Gram matrix over the positions of a spatial kernel, the same for
+every channel.
 """
 
 import copy
@@ -29,14 +31,24 @@ def _one() -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """The cost of an error in one weight matrix [rows, cols].
+    """The cost of an error in one weight matrix [rows, cols]; `Importance()` is uniform.
 
-    rows: [rows] output weights g_o, or a scalar for all. diagonal: [cols] of A, or a scalar for all.
-    gram: A itself, [cols, cols], or [positions, positions] when `kernel` names that many positions; then
-    A is that matrix for each channel and zero between channels. kernel: the spatial extent behind one input channel;
-    cols = channels * prod(kernel), positions fastest. damping: what is added to the diagonal of `gram` before it is
-    factorized, relative to its mean; the distortion itself is not damped. halves: `gram` as each half of the inputs
-    gives it, by which `waterfill.damping` finds the damping.
+    Args:
+        rows: output weights g_o, [rows], or a scalar for all.
+        diagonal: of A, [cols], or a scalar for all; without meaning where there is a `gram`.
+        gram: A itself, [cols, cols], or [positions, positions] where `kernel` has that many positions; then A is that
+            matrix for each channel and zero between channels.
+        kernel: the spatial extent behind one input channel; cols = channels * prod(kernel), positions fastest.
+        damping: what is added to the diagonal of `gram` before it is factorized, relative to its mean (`percdamp` of
+            GPTQ); `distortion` has no damping.
+        halves: `gram` as measured on each half of the inputs, from which the damping is cross-validated.
+
+    Raises:
+        BadInput: values that are not finite, negative weights or damping, a Gram matrix that is not square.
+
+    Example:
+        >>> importance = Importance(gram=x.T @ x / len(x))  # x: inputs of the layer, [samples, cols]
+        >>> nats = importance.distortion(weight - part.dense())
     """
 
     rows: Tensor = field(default_factory=_one)
@@ -66,8 +78,8 @@ class Importance:
             raise BadInput(f"importance: a Gram matrix is square, this one is {list(self.gram.shape)}")
         if self.halves is not None and (self.gram is None or any(h.shape != self.gram.shape for h in self.halves)):
             shapes = " and ".join(str(list(half.shape)) for half in self.halves)
-            wanted = "there is none" if self.gram is None else f"it is {list(self.gram.shape)}"
-            raise BadInput(f"importance: halves of a Gram matrix have its shape, these are {shapes} and {wanted}")
+            expected = "there is none" if self.gram is None else f"it is {list(self.gram.shape)}"
+            raise BadInput(f"importance: halves of a Gram matrix have its shape, these are {shapes} and {expected}")
 
     @property
     def positions(self) -> int:
@@ -132,20 +144,20 @@ class Importance:
         return [torch.bmm(folded[:, None, :], b[:, :, None].to(a))[:, 0, 0] * scale for b in others]
 
     def distortion(self, error: Tensor) -> float:
-        """D(error [rows, cols]) in nats."""
+        """D(error) of a matrix [rows, cols], in nats, without the damping."""
         return 0.5 * self.inner(error, error)
 
     def expected(self, error: Tensor) -> float:
-        """D(error) with the damping, which stands for other inputs than those that A was measured on, nats.
+        """D(error) of a matrix [rows, cols] with the damping added to A, in nats: an estimate for other inputs.
 
-        Where inputs were silent by chance an error costs nothing in `distortion`, and all that leaves out columns or
-        directions would look better than it is.
+        An input that was zero by chance has no cost in `distortion`, so that dropping its column, or a direction that
+        was not sampled, would look better than it is.
         """
-        found = self.distortion(error)
+        measured = self.distortion(error)
         if self.gram is None:
-            return found
+            return measured
         extra = 0.5 * self.damping * float(self.gram.diagonal().double().mean())
-        return found + extra * replace(self, gram=None, diagonal=_one(), halves=None).inner(error, error)
+        return measured + extra * replace(self, gram=None, diagonal=_one(), halves=None).inner(error, error)
 
     def row_weights(self, rows: int) -> Tensor:
         """The output weights g, [rows] (float32)."""
@@ -166,7 +178,7 @@ class Importance:
         return self.gram is not None and len(self.gram) == cols > self.positions
 
     def times_gram(self, matrix: Tensor) -> Tensor:
-        """`matrix` [rows, cols] times A; with the damping, if A is of data: what is solved for stays bounded."""
+        """`matrix` [rows, cols] times A; A is damped if it is a Gram matrix over all columns, to bound solutions."""
         if self.gram is None:
             return matrix * self.diagonal.to(matrix)
         folded = matrix.reshape(matrix.shape[0], -1, len(self.gram))
@@ -176,18 +188,18 @@ class Importance:
         return image + self.damping * float(self.gram.diagonal().double().mean()) * matrix
 
     def scaled(self, factor: float) -> "Importance":
-        """The same importance, every error `factor` times as dear."""
+        """The same importance with every cost multiplied by `factor`."""
         return self._with_rows(self.rows.double() * factor)
 
     def select_rows(self, index: "Tensor | slice") -> "Importance":
-        """The importance of some of the rows."""
+        """The importance of some of the rows, given by their indices or a slice."""
         return self._with_rows(self.rows[index] if self.rows.ndim else self.rows)
 
     def _with_rows(self, rows: Tensor) -> "Importance":
-        """The same A, its factors with it if they are known, and other output weights."""
-        made = copy.copy(self)
-        object.__setattr__(made, "rows", rows)
-        return made
+        """The same A and other output weights; factors of A that are cached stay so."""
+        reweighted = copy.copy(self)
+        object.__setattr__(reweighted, "rows", rows)
+        return reweighted
 
     def cpu(self) -> "Importance":
         """The same importance with all its tensors on the CPU."""
@@ -204,7 +216,7 @@ class Importance:
         )
 
     def select(self, rows: Tensor, cols: Tensor) -> "Importance":
-        """The importance of some rows and columns: of all, or of whole channels, where there is a Gram matrix."""
+        """The importance of some rows and columns, by index; with a Gram matrix, of all columns or whole channels."""
         picked = self.select_rows(rows)
         return replace(picked, diagonal=self.diagonal[cols] if self.diagonal.ndim else self.diagonal)
 
@@ -221,14 +233,14 @@ class Importance:
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are finite; their sum mostly tells."""
+    """Whether all values are finite: if their sum is, they are."""
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _factorize(gram: Tensor) -> bool:
     """Replace `gram` [n, n] (float32) by the lower triangular T of gram = T^T T; False where a pivot is too small.
 
-    From the last block of rows to the first: what those below it make of the sum is taken out in one product.
+    Blocks of rows from the last to the first: the contribution of the rows below is subtracted in one product.
     """
     least = math.sqrt(_LEAST_PIVOT * float(gram.diagonal().mean()))
     for start in reversed(range(0, len(gram), _BLOCK)):
@@ -257,10 +269,12 @@ def smooth_gram(kernel: tuple[int, ...], correlation: float) -> Tensor:
 
 
 class ImportanceMap(Mapping[str, Importance]):
-    """Importance by the names of weights, all in one unit.
+    """Importance by the names of weights, all in one unit: what `calibrate` returns.
 
-    warnings: by name, why a weight has none, or what was left out. streamed: whether what is asked for is read from
-    disk each time, and nothing is kept. samples: how many outputs tell of the whole network; 0 if that is not known.
+    Attributes:
+        warnings: by name, why a weight has no importance, or what its importance leaves out.
+        samples: output rows (images, tokens) that it was measured on; 0 if that is not known.
+        streamed: whether each access reads from disk and nothing is kept in memory.
     """
 
     warnings: Mapping[str, str] = {}
@@ -269,4 +283,4 @@ class ImportanceMap(Mapping[str, Importance]):
 
 
 UNTESTED = 10.0**-1.5
-"""Where nothing was held out."""
+"""Damping where it could not be cross-validated, because no inputs were held out."""

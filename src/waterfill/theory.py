@@ -68,8 +68,8 @@ def reverse_water_filling(
         level = min(float(2.0 ** ((tails[at] - 2 * rate) / above[at])), float(up[-1]))
     assert level is not None
     wet = up[up > level]
-    found = 0.5 * float(np.log2(wet / level).sum()) if level > 0 else math.inf
-    return Water(level, found, float(np.minimum(up, level).sum()))
+    bits = 0.5 * float(np.log2(wet / level).sum()) if level > 0 else math.inf
+    return Water(level, bits, float(np.minimum(up, level).sum()))
 
 
 def _level_of_distortion(up: np.ndarray, above: np.ndarray, distortion: float) -> float:
@@ -255,12 +255,12 @@ class NetworkLimit:
     def at_rate(self, bits: float) -> Limit:
         """The bound at so many bits per weight, zero or more."""
         _refuse(not 0 <= bits < math.inf, "bits", bits, "give a finite number of bits per weight, zero or more")
-        return self._solve(lambda found: found.rate >= bits)
+        return self._solve(lambda limit: limit.rate >= bits)
 
     def at_nats(self, nats: float) -> Limit:
         """The bound at a distortion of all weights together, above zero."""
         _refuse(not 0 < nats < math.inf, "nats", nats, "give a positive distortion: none at all takes infinite bits")
-        return self._solve(lambda found: found.nats <= nats)
+        return self._solve(lambda limit: limit.nats <= nats)
 
     def gap(self, bits: float, nats: float) -> float:
         """Bits per weight that a result of `bits` per weight lies above the bound at its distortion `nats`."""
@@ -290,7 +290,7 @@ class NetworkLimit:
         return [s for spectra in self.layers.values() for s in spectra]
 
 
-def _refuse(wrong: bool, what: str, found: Any, wanted: str) -> None:
+def _refuse(wrong: bool, what: str, given: Any, advice: str) -> None:
     """Raise BadInput if something is wrong."""
     if wrong:
-        raise BadInput(f"{what} {found}: {wanted}")
+        raise BadInput(f"{what} {given}: {advice}")

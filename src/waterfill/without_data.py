@@ -1,4 +1,4 @@
-"""What an error in one weight is taken to cost where only its values are known (docs/theory.md, *Without data*)."""
+"""The importance that is assumed of a weight where only its values are known (docs/theory.md, *Without data*)."""
 
 import math
 
@@ -15,10 +15,11 @@ SIZE_EXPONENT = 0.2
 
 
 def without_data(target: Tensor, kernel: tuple[int, ...] = (), entries: int | None = None) -> Importance:
-    """Importance of a weight [rows, cols] of which nothing but its values is known.
+    """Importance of a weight [rows, cols] of which only the values are known.
 
-    A squared error counts relative to the weight's own energy; inputs of smooth kernels are taken to be smooth. Kernels
-    of differences count as if theirs were too, since they see little of such inputs, but errors in them are not shaped.
+    A squared error counts relative to the weight's own energy. Inputs of spatial kernels are assumed to have the
+    correlation that `expected_correlation` estimates. The energy is the least of that under this correlation and under
+    SMOOTHNESS, so that errors in difference kernels, which pass little of smooth inputs, count more.
     `entries`: how many the whole weight has, where `target` is a sample of its rows.
     """
     entries = entries or target.numel()
@@ -33,10 +34,10 @@ def without_data(target: Tensor, kernel: tuple[int, ...] = (), entries: int | No
 
 
 def expected_correlation(target: Tensor, kernel: tuple[int, ...]) -> float:
-    """The correlation of neighboring inputs that spatial kernels [rows, channels * positions] seem to be made for.
+    """The correlation of neighboring inputs, estimated from spatial kernels [rows, channels * positions].
 
-    Where inputs are smooth, so are kernels, by their mean correlation of neighbors; a network that is to tell noise
-    from structure has white ones. From 0 for kernels of differences to SMOOTHNESS.
+    Where inputs are smooth, so are kernels, by the mean correlation of their neighbors; a network that distinguishes
+    noise from structure has white ones. From 0 for difference kernels to SMOOTHNESS.
     """
     kernels = target.double().reshape(-1, *kernel)
     square = kernels.square().mean().clamp_min(1e-300)

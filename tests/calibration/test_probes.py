@@ -7,24 +7,24 @@ import torch
 from torch import nn
 
 import waterfill
-from waterfill.calibration.probes import signs, softened
+from waterfill.calibration.probes import signs, tempered
 from waterfill.evaluation.divergence import ENTROPY, are_logits, distance
 
 
 def moment(logits: torch.Tensor, count: int = 40_000) -> torch.Tensor:
-    """E[v v^T] of softened probes at one row of logits."""
-    found = softened(logits.expand(count, -1), torch.Generator().manual_seed(0))
+    """E[v v^T] of tempered probes at one row of logits."""
+    found = tempered(logits.expand(count, -1), torch.Generator().manual_seed(0))
     return found.T @ found / count
 
 
-def form(chances: torch.Tensor) -> torch.Tensor:
+def form(probabilities: torch.Tensor) -> torch.Tensor:
     """diag(p) - p p^T, and a tenth of its mean over classes for a shift of all."""
-    plain = torch.diag(chances) - torch.outer(chances, chances)
-    return plain + 0.1 * plain.trace() / len(chances) ** 2
+    plain = torch.diag(probabilities) - torch.outer(probabilities, probabilities)
+    return plain + 0.1 * plain.trace() / len(probabilities) ** 2
 
 
-def entropy(chances: torch.Tensor) -> float:
-    return float(-(chances * chances.log()).sum())
+def entropy(probabilities: torch.Tensor) -> float:
+    return float(-(probabilities * probabilities.log()).sum())
 
 
 def test_where_the_network_is_unsure_they_are_of_the_divergence():
@@ -34,7 +34,7 @@ def test_where_the_network_is_unsure_they_are_of_the_divergence():
     assert float((moment(logits) - wanted).norm() / wanted.norm()) < 0.05
 
 
-def test_where_it_is_sure_chances_are_softened_to_the_entropy():
+def test_where_it_is_sure_probabilities_are_tempered_to_the_entropy():
     logits = 30 * torch.randn(24, generator=torch.Generator().manual_seed(1))
     assert entropy(logits.softmax(0).clamp_min(1e-30)) < 0.1
     low, high = 1.0, 1e3
@@ -44,14 +44,14 @@ def test_where_it_is_sure_chances_are_softened_to_the_entropy():
     assert float((moment(logits) - wanted).norm() / wanted.norm()) < 0.05
 
 
-def test_two_classes_are_softened_too():
+def test_two_classes_are_tempered_too():
     assert moment(torch.tensor([40.0, 0.0])).trace() > 0.2  # of at most a half: without, it is 1e-17
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)])
-def test_signs_and_softened_have_the_shape_of_the_outputs(shape):
+def test_signs_and_tempered_have_the_shape_of_the_outputs(shape):
     outputs = torch.randn(shape)
-    assert signs(outputs, torch.Generator()).shape == softened(outputs, torch.Generator()).shape == shape
+    assert signs(outputs, torch.Generator()).shape == tempered(outputs, torch.Generator()).shape == shape
     assert set(signs(outputs, torch.Generator()).unique().tolist()) == {-1.0, 1.0}
 
 
@@ -91,8 +91,8 @@ def test_by_itself_the_divergence_counts_for_sequences_alone(pooled, same):
 def test_the_distance_is_that_of_the_forms_for_small_errors():
     logits = torch.randn(50, 24, generator=torch.Generator().manual_seed(3))
     error = 1e-2 * torch.randn(50, 24, generator=torch.Generator().manual_seed(4))
-    chances = logits.softmax(1)
-    forms = ((chances * error**2).sum(1) - (chances * error).sum(1) ** 2).mean() / 2
+    probabilities = logits.softmax(1)
+    forms = ((probabilities * error**2).sum(1) - (probabilities * error).sum(1) ** 2).mean() / 2
     assert distance(logits + error, logits) == pytest.approx(float(forms), rel=0.05)
     assert distance(logits + 7, logits) == pytest.approx(0, abs=1e-6)
 

@@ -112,7 +112,3 @@ def test_prices_are_bits_and_what_must_escape_pays_for_it():
     assert prices[0] == 1
     assert prices[density.ESCAPE & 255] == 8
     assert prices[2] == 16
-
-
-def test_shapes_have_names():
-    assert density.shape_name(SHAPES.index(2.0)) == "generalized Gaussian 2"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from waterfill.calibration.per_sample import moments, row_weights
-from waterfill.calibration.recorder import MomentRecorder, Wanted
+from waterfill.calibration.recorder import MomentRecorder, Selection
 from waterfill.network.layout import layout_of
 from waterfill.network.tracing import recurrent
 from waterfill.network.tracing.im2col import all_windows, geometry_of, pick, windows
@@ -27,7 +27,7 @@ def traced(module: nn.Module) -> tuple[Tracer, MomentRecorder]:
     """A tracer of all matrices of a module, and what it tells."""
     weights = {name: value.detach() for name, value in module.named_parameters() if value.ndim > 1}
     layouts = {name: layout_of(tuple(value.shape), value.dtype) for name, value in weights.items()}
-    recorder = MomentRecorder(layouts, Wanted(dict.fromkeys(weights, True)), torch.Generator().manual_seed(0))
+    recorder = MomentRecorder(layouts, Selection(dict.fromkeys(weights, True)), torch.Generator().manual_seed(0))
     return Tracer(WeightViews(weights, layouts), recorder), recorder
 
 

@@ -60,28 +60,6 @@ def test_binary_and_ternary_are_the_best_of_all_assignments(x: list[float]) -> N
         assert squared_error(values_, w, find(values_, w)) == pytest.approx(min(errors), abs=1e-9)
 
 
-@given(values, st.integers(0, 7))
-def test_binary_plus_sparse_is_the_best_of_all_supports(x: list[float], kept: int) -> None:
-    values_ = np.array(x)
-    a, corrections = closed_forms.binary_plus_sparse(values_, kept)
-    assert (corrections != 0).sum() <= kept
-    rest = values_ - corrections
-    found = float(np.minimum((rest - a) ** 2, (rest + a) ** 2).sum())
-    free = len(x) - min(kept, len(x))
-    errors = [np.var(np.abs(values_[list(c)])) * free for c in combinations(range(len(x)), free)] if free else [0.0]
-    assert found == pytest.approx(min(errors), abs=1e-9)
-
-
-@given(values, st.integers(0, 7))
-def test_fixed_book_plus_sparse_is_the_best_of_all_supports(x: list[float], kept: int) -> None:
-    values_, levels = np.array(x), np.array([-2.0, 0.0, 1.0])
-    codes, corrections = closed_forms.fixed_book_plus_sparse(values_, levels, kept)
-    assert (corrections != 0).sum() <= kept
-    found = float(((values_ - levels[codes] - corrections) ** 2).sum())
-    residuals = sorted((values_[:, None] - levels).__pow__(2).min(1))
-    assert found == pytest.approx(sum(residuals[: max(len(x) - kept, 0)]), abs=1e-9)
-
-
 @pytest.mark.parametrize(("levels", "half", "error"), [(2, [0.7979], 0.3634), (4, [0.4528, 1.510], 0.1175)])
 def test_lloyd_max_of_a_gaussian(levels: int, half: list[float], error: float) -> None:
     """The textbook optimal quantizers (Max, 1960), from far more distinct values than there are bins."""

@@ -11,7 +11,7 @@ from waterfill.coding.model.density_model import DensityModel
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
 from waterfill.parts.quantizer import candidates, feedback_torch
-from waterfill.parts.quantizer.candidates import Choices, drafted
+from waterfill.parts.quantizer.candidates import Choices, best_candidate
 from waterfill.parts.quantizer.code_choice import Chooser
 from waterfill.parts.quantizer.feedback import Feedback, feed_back
 
@@ -28,7 +28,7 @@ def test_codes_are_those_of_the_compiled_core(search):
 
 @pytest.mark.parametrize("states", [0, 8])
 @pytest.mark.parametrize("kernel", [(), (3, 3)])
-def test_a_draft_costs_what_one_by_the_compiled_core_does(states, kernel, monkeypatch):
+def test_a_candidate_costs_what_one_by_the_compiled_core_does(states, kernel, monkeypatch):
     monkeypatch.setattr(candidates, "feed_back", None)  # it is not used
     cols = 270
     inputs = torch.randn(2 * cols, cols) @ (torch.eye(cols) + torch.randn(cols, cols) / cols**0.5)
@@ -37,8 +37,8 @@ def test_a_draft_costs_what_one_by_the_compiled_core_does(states, kernel, monkey
     price = 0.03 * importance.distortion(target) / target.numel()
 
     def cost(device: str) -> float:
-        draft = drafted(target, importance, price, Choices(states, device))
-        return importance.distortion(draft.error(target)) + price * draft.bits(1.0)
+        candidate = best_candidate(target, importance, price, Choices(states, device))
+        return importance.distortion(candidate.error(target)) + price * candidate.bits(1.0)
 
     other = cost("cpu:0")  # by name another device than "cpu", and the one that there is
     monkeypatch.undo()

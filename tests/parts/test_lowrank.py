@@ -7,7 +7,6 @@ from waterfill.errors import BadRecipe
 from waterfill.importance import Importance, smooth_gram
 from waterfill.part import SumPart, cost
 from waterfill.parts import LowRank, Quantize
-from waterfill.parts.lowrank import error_curve
 
 FINE = 1e-12
 
@@ -41,18 +40,6 @@ def test_eckart_young(name: str, rank: int) -> None:
     assert importance.distortion(target - part.dense()) == pytest.approx(
         0.5 * float(sigma[rank:].square().sum()), rel=1e-3
     )
-
-
-@pytest.mark.parametrize("name", ["uniform", "diagonal", "gram", "kernel"])
-def test_the_error_curve_is_what_every_rank_leaves(name: str) -> None:
-    importance, _ = importances(10, 18)[name]
-    target = torch.randn(10, 18)
-    curve = error_curve(target, importance)
-    assert curve.shape == (11,) and float(curve[0]) == pytest.approx(importance.distortion(target), rel=1e-5)
-    for rank in (0, 1, 4, 9):
-        part = LowRank(rank=rank).fit(target, importance, FINE)
-        assert importance.distortion(target - part.dense()) == pytest.approx(float(curve[rank]), rel=1e-3)
-    assert curve.tolist() == sorted(curve.tolist(), reverse=True) and float(curve[10]) == 0
 
 
 def test_few_inputs_do_not_decide_everything() -> None:

@@ -1,4 +1,4 @@
-"""Passes over the batches: forward traced, backward from a probe of the outputs."""
+"""Passes over the batches: a traced forward pass, and a backward pass from each random probe of the outputs."""
 
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +14,8 @@ from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import Measurement
 from waterfill.calibration.combine import merge
 from waterfill.calibration.moments import GradientSquares
-from waterfill.calibration.probes import signs, softened
-from waterfill.calibration.recorder import MomentRecorder, Wanted
+from waterfill.calibration.probes import signs, tempered
+from waterfill.calibration.recorder import MomentRecorder, Selection
 from waterfill.errors import BadInput
 from waterfill.evaluation.divergence import are_logits
 from waterfill.network.layout import VECTOR, Layout
@@ -33,35 +33,38 @@ AUTO, OUTPUTS, DIVERGENCE, FISHER = "auto", "outputs", "divergence", "fisher"
 _SEQUENCE = 3  # dimensions of the outputs of a sequence: batch, places, classes
 KINDS = (AUTO, OUTPUTS, DIVERGENCE, FISHER)
 RELATIVE = (AUTO, OUTPUTS)
-"""Kinds of which D is relative to what losing all outputs would cost, so that the unit of the outputs is nothing."""
+"""Kinds whose D is relative to the cost of losing all outputs, so that it does not depend on the outputs' unit."""
 
 
 @contextmanager
-def _asked(model: nn.Module, wanted: Container[str]) -> Iterator[dict[str, nn.Parameter]]:
-    """The wanted parameters, which alone ask for a gradient inside the block; after it, all ask as they did before."""
+def _differentiating(model: nn.Module, names: Container[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """A block in which only the named parameters require gradients; after it all do as they did before."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    parameters = {name: value for name, value in named.items() if name in wanted}
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    parameters = {name: value for name, value in named.items() if name in names}
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     made = next((name for name, parameter in named.items() if parameter.is_inference()), None)
     if made is not None:
         raise BadInput(
             f"{made!r} was made in torch.inference_mode and can have no gradient; build the model outside it"
         )
     try:
-        for parameter, _ in asked:
+        for parameter, _ in before:
             parameter.requires_grad_(False)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         yield parameters
     finally:
-        for parameter, flag in asked:
+        for parameter, flag in before:
             parameter.requires_grad_(flag)
 
 
 @dataclass
 class Passes:
-    """Passes over the batches with one model. importance: see `calibrate`. passes: how many there will be.
-    rows: of outputs in this pass. energy: what losing all outputs would cost, 2 D, added up over the rows."""
+    """Passes over the batches with one model.
+
+    importance: see `calibrate`. passes: how many there will be. rows: output rows in this pass. energy: the cost of
+    losing all outputs, 2 D, summed over the rows.
+    """
 
     model: nn.Module
     batches: Iterable[Any]
@@ -75,58 +78,61 @@ class Passes:
     energy: float = field(default=0.0)
 
     def gather(
-        self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], wanted: Wanted
+        self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], selection: Selection
     ) -> Iterator[tuple[str, Measurement]]:
-        """One pass: what was found of each wanted weight."""
+        """One pass over the batches: the measurement of each selected weight."""
         matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
-        recorder = MomentRecorder(layouts, wanted, torch.Generator("cpu").manual_seed(self.seed + 1))
+        recorder = MomentRecorder(layouts, selection, torch.Generator("cpu").manual_seed(self.seed + 1))
         tracer = Tracer(WeightViews(matrices, layouts), recorder)
         generator = torch.Generator("cpu").manual_seed(self.seed)
         self.rows, self.energy = 0, 0.0
         count = 0
-        derived = {name: value for name, value in statistics(self.model).items() if name in wanted.full}
-        asked = {*wanted.full, *(value.source for value in derived.values())}
-        slopes = {
-            name: GradientSquares(layout, wanted.probes) for name, layout in layouts.items() if name in wanted.full
+        derived = {name: value for name, value in statistics(self.model).items() if name in selection.full}
+        differentiated = {*selection.full, *(value.source for value in derived.values())}
+        gradient_squares = {
+            name: GradientSquares(layout, selection.probes)
+            for name, layout in layouts.items()
+            if name in selection.full
         }
-        with as_deployed(self.model), _asked(self.model, asked) as parameters, torch.enable_grad():
+        with as_deployed(self.model), _differentiating(self.model, differentiated) as parameters, torch.enable_grad():
             for batch in self.batches:
                 own = each_tensor(batch, Tensor.detach)
                 try:
                     with unchanged(self.model):
                         for gradients in self._probe_all(own, (tracer, recorder), list(parameters.values()), generator):
                             by_name = dict(zip(parameters, gradients, strict=True))
-                            for name, slope in slopes.items():
+                            for name, squares in gradient_squares.items():
                                 gradient = by_name.get(derived[name].source if name in derived else name)
                                 if gradient is not None:
-                                    slope.add(gradient * derived[name].factor if name in derived else gradient)
+                                    squares.add(gradient * derived[name].factor if name in derived else gradient)
                 except BadInput as error:
                     raise BadInput(f"batch {count} of the calibration: {error}") from error
                 count += 1
                 self._report(count)
         if count == 0:
             raise BadInput("there are no batches to calibrate with; does the loader yield any, or was it used up?")
-        for name in wanted.full:
-            yield name, self._found(name, (tracer, recorder), slopes[name])
+        for name in selection.full:
+            yield name, self._measurement(name, (tracer, recorder), gradient_squares[name])
 
-    def _found(self, name: str, seen: tuple[Tracer, MomentRecorder], slope: GradientSquares) -> Measurement:
-        """The importance of a weight at the end of a pass, or why it has none."""
-        (tracer, recorder), about = seen, {"samples": str(self.rows), "unit": repr(self._unit(seen[1].wanted.probes))}
+    def _measurement(self, name: str, traced: tuple[Tracer, MomentRecorder], gradient: GradientSquares) -> Measurement:
+        """The importance of a weight at the end of a pass, or the reason why it has none."""
+        tracer, recorder = traced
+        about = {"samples": str(self.rows), "unit": repr(self._unit(recorder.selection.probes))}
         terms = list(recorder.terms.pop(name, {}).values())
-        exact = slope.count > 0 and not callable(self.importance)
-        found = merge(terms, recorder.layouts[name], self.rows, slope if exact else None)
+        exact = gradient.count > 0 and not callable(self.importance)
+        merged = merge(terms, recorder.layouts[name], self.rows, gradient if exact else None)
         calls = ", ".join(sorted(tracer.others.get(name, ())))
-        if found is not None:
-            full = recorder.wanted.full[name]
+        if merged is not None:
+            full = recorder.selection.full[name]
             about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
-            return Measurement(found[0], about | {"unmet": found[1] if self.rows >= FEW_SAMPLES else ""})
-        diagonal = slope.importance(self.rows)
+            return Measurement(merged[0], about | {"unmet": merged[1] if self.rows >= FEW_SAMPLES else ""})
+        diagonal = gradient.importance(self.rows)
         if diagonal is not None and recorder.layouts[name].role == VECTOR:
             return Measurement(diagonal, about)
         if diagonal is not None:
             about |= {
                 "note": f"diagonal only, of its gradient: used by {calls or 'other code'}",
-                "unmet": slope.unmet if self.rows >= FEW_SAMPLES else "",
+                "unmet": gradient.unmet if self.rows >= FEW_SAMPLES else "",
             }
             return Measurement(diagonal, about)
         if calls:
@@ -139,14 +145,14 @@ class Passes:
     def _probe_all(
         self,
         batch: Any,
-        seen: tuple[Tracer, MomentRecorder],
+        traced: tuple[Tracer, MomentRecorder],
         parameters: Sequence[Tensor],
         generator: torch.Generator,
     ) -> Iterator[Sequence[Tensor | None]]:
-        """Run a batch forward and, for every probe, backward: the gradients of the parameters."""
-        (tracer, recorder), samples = seen, samples_in(batch)
+        """Run a batch forward and, for every probe, backward; the gradients of the parameters for each."""
+        (tracer, recorder), samples = traced, samples_in(batch)
         recorder.begin(samples)
-        if any(found.numel() == 0 for found in tensors_in(batch)) and samples == 0:
+        if any(tensor.numel() == 0 for tensor in tensors_in(batch)) and samples == 0:
             raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
         with tracer:
             outputs = call(self.model, batch, self.forward)
@@ -158,19 +164,19 @@ class Passes:
             )
         rows = outputs.numel() // outputs.shape[-1] if outputs.ndim > 1 else outputs.numel()
         self.rows += rows
-        for probe in range(recorder.wanted.probes):
-            last = probe == recorder.wanted.probes - 1
+        for probe in range(recorder.selection.probes):
+            last = probe == recorder.selection.probes - 1
             what, at = self._probe(outputs, batch, rows, generator)
             self.energy += _energy(outputs, at) if self.importance in RELATIVE else 0.0
             if what.requires_grad:
-                asked = [*parameters, recorder.anchor]
-                yield torch.autograd.grad(what, asked, at, retain_graph=not last, allow_unused=True)[:-1]
+                differentiated = [*parameters, recorder.anchor]
+                yield torch.autograd.grad(what, differentiated, at, retain_graph=not last, allow_unused=True)[:-1]
 
     def _probe(self, outputs: Tensor, batch: Any, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What to differentiate and the gradient at it."""
-        soft = self.importance == DIVERGENCE or (self.importance == AUTO and outputs.ndim == _SEQUENCE)
-        if soft and are_logits(outputs):
-            return outputs, softened(outputs, generator)
+        """The tensor to differentiate, and the gradient to start from."""
+        tempered_outputs = self.importance == DIVERGENCE or (self.importance == AUTO and outputs.ndim == _SEQUENCE)
+        if tempered_outputs and are_logits(outputs):
+            return outputs, tempered(outputs, generator)
         if self.importance in (AUTO, OUTPUTS, DIVERGENCE):
             return outputs, signs(outputs, generator)
         if self.importance == FISHER:
@@ -193,7 +199,7 @@ class Passes:
         return loss, torch.full_like(loss, float(rows))
 
     def _unit(self, probes: int) -> float:
-        """What D of one row of outputs is to be divided by."""
+        """The unit of D: what the D of one output row is divided by."""
         mean = self.energy / (probes * max(1, self.rows))
         return mean if self.importance in RELATIVE and 0 < mean < math.inf else 1.0
 
@@ -205,9 +211,9 @@ class Passes:
 
 
 def _energy(outputs: Tensor, probe: Tensor) -> float:
-    """The squared product of outputs and a probe of them, added up over the rows; of signs in expectation."""
-    wanted = outputs.detach().double().masked_fill(never(outputs), 0.0)
+    """The squared inner product of outputs and a probe, summed over the rows; for signs its expectation."""
+    values = outputs.detach().double().masked_fill(never(outputs), 0.0)
     if bool(((probe.abs() == 1) | (probe == 0)).all()):
-        return float(wanted.square().sum())
-    rows = wanted * probe.double()
+        return float(values.square().sum())
+    rows = values * probe.double()
     return float(rows.reshape(-1, rows.shape[-1]).sum(1).square().sum())

@@ -19,8 +19,8 @@ class Derived:
 
 
 def statistics(model: nn.Module) -> dict[str, Derived]:
-    """By the names of running means and variances, of norms that have weights and biases."""
-    found = {}
+    """By the names of running means and variances: their gradients, for batch norms that have weights and biases."""
+    gradients = {}
     for prefix, module in model.named_modules():
         if not isinstance(module, _BatchNorm) or not module.affine or module.running_var is None:
             continue
@@ -28,6 +28,6 @@ def statistics(model: nn.Module) -> dict[str, Derived]:
         with torch.no_grad():
             square = module.running_var.float() + module.eps
             weight = module.weight.float()
-            found[f"{at}running_mean"] = Derived(f"{at}bias", -weight / square.sqrt())
-            found[f"{at}running_var"] = Derived(f"{at}weight", -weight / (2 * square))
-    return found
+            gradients[f"{at}running_mean"] = Derived(f"{at}bias", -weight / square.sqrt())
+            gradients[f"{at}running_var"] = Derived(f"{at}weight", -weight / (2 * square))
+    return gradients

@@ -1,8 +1,9 @@
-"""Where finished importance is kept: in memory, or one file a weight in a folder, from which a later run goes on."""
+"""Where finished importance is kept: in memory, or in a folder with a file for each weight, reusable by later runs."""
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _SAMPLED = 1 << 12  # entries of a tensor that its fingerprint is taken from
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """The importance of a weight, or None, and what there is to say about it."""
+    """The importance of a weight, or None, and remarks on it."""
 
     importance: Importance | None
     about: dict[str, str]
@@ -39,19 +40,22 @@ class ImportanceCache:
 
     @classmethod
     def open(cls, folder: Path | None, names: Sequence[str], plan: Mapping[str, Any]) -> "ImportanceCache":
-        """The shelf of a folder, what it holds included. Raises PlanMismatch if it is another model's."""
+        """The cache in a folder, with what it holds; of each file only the header is read.
+
+        Raises BadInput if the folder is a file, PlanMismatch if the cache is another model's.
+        """
         if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
             raise BadInput(f"the cache {folder} is a file; name a folder, which need not be there yet")
         if folder is not None:
             Journal.begin(Path(folder), plan)
-        shelf = cls(names, None if folder is None else Path(folder))
-        for name in names:
+        cache = cls(names, None if folder is None else Path(folder))
+        for name in names if folder is not None else ():
             try:
-                if folder is not None:
-                    shelf._kept[name] = Measurement(None, shelf._read(name)[1])
+                with safe_open(cache._path(name), framework="pt") as file:  # refuses a file of another length
+                    cache._kept[name] = Measurement(None, dict(file.metadata() or {}))
             except (OSError, SafetensorError):
                 continue  # not there, or cut short by a crash
-        return shelf
+        return cache
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
@@ -60,14 +64,14 @@ class ImportanceCache:
         """Remarks on a weight."""
         return self._kept[name].about
 
-    def put(self, name: str, found: Measurement) -> None:
-        """Keep what was found of a weight."""
+    def put(self, name: str, measurement: Measurement) -> None:
+        """Keep the measurement of a weight."""
         if self.folder is None:
-            self._kept[name] = found
+            self._kept[name] = measurement
             return
-        about, values = dict(found.about), dict[str, Tensor]()
-        if found.importance is not None:
-            value = found.importance
+        about, values = dict(measurement.about), dict[str, Tensor]()
+        if measurement.importance is not None:
+            value = measurement.importance
             values = {"rows": value.rows, "diagonal": value.diagonal}
             values |= {} if value.gram is None else {"gram": value.gram}
             values |= {} if value.halves is None else dict(zip(("first", "second"), value.halves, strict=True))
@@ -81,9 +85,9 @@ class ImportanceCache:
     def get(self, name: str) -> Importance:
         """The importance of a weight, memory-mapped where it is on disk."""
         if self.folder is None:
-            found = self._kept[name].importance
-            assert found is not None
-            return found
+            importance = self._kept[name].importance
+            assert importance is not None
+            return importance
         values, about = self._read(name)
         kernel = tuple(map(int, about["kernel"].split()))
         halves = (values["first"], values["second"]) if "first" in values else None
@@ -92,7 +96,12 @@ class ImportanceCache:
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None
-        return self.folder / f"{list(self.names).index(name)}.safetensors"
+        return self.folder / f"{self._positions[name]}.safetensors"
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        """The number of each weight, which names its file."""
+        return {name: i for i, name in enumerate(self.names)}
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(self._path(name), framework="pt") as file:
@@ -101,9 +110,9 @@ class ImportanceCache:
 
 
 def fingerprint(weights: Mapping[str, Tensor], options: Mapping[str, Any], batches: Iterable[Any]) -> dict[str, Any]:
-    """What a cache belongs to: names, shapes and samples of the weights, the options, and the batches.
+    """What identifies a cache: names, shapes and samples of the weights, the options, and the batches.
 
-    Of a list of batches the first counts; a loader, which may shuffle, is known by its length alone.
+    Of a list of batches the first one is sampled; a loader, which may shuffle, counts by its length only.
     """
     marks = [f"{name} {list(value.shape)} {value.dtype} {_mark(value)}" for name, value in weights.items()]
     count = count_of(batches)
@@ -116,7 +125,7 @@ def fingerprint(weights: Mapping[str, Tensor], options: Mapping[str, Any], batch
 
 
 def _marks(batch: Any) -> int:
-    """A number for what the tensors of a batch hold."""
+    """A checksum of samples of the tensors of a batch."""
     if isinstance(batch, Tensor):
         return _mark(batch)
     items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()

@@ -1,7 +1,8 @@
 """Importance from data: what an error in each weight costs the outputs of a network on given inputs.
 
-One forward and `probes` backward passes a batch; no labels. Matrices are gathered for as many weights at once as memory
-allows, and written to a folder, if there is one, as soon as they are finished.
+For each weight the layer Hessian A = X X^T (as in GPTQ) and output weights (the Gauss-Newton or Fisher diagonal), from
+one forward and `probes` backward passes a batch; no labels. Gram matrices are accumulated for as many weights at once
+as memory allows, and written to a folder, if there is one, as soon as they are finished.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Passes
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import ImportanceCache, fingerprint
 from waterfill.calibration.moments import bytes_of
-from waterfill.calibration.recorder import Wanted
+from waterfill.calibration.recorder import Selection
 from waterfill.errors import BadInput
 from waterfill.importance import Importance, ImportanceMap
 from waterfill.network.kept import why_kept
@@ -27,36 +28,40 @@ from waterfill.network.tensors import tensors_of
 from waterfill.progress import Progress
 
 MEMORY = 1 << 30
-"""Bytes of Gram matrices that are gathered in one pass over the batches, where nothing else is said."""
+"""Default of the bytes of Gram matrices that are accumulated in one pass over the batches."""
 
 
 class Calibration(ImportanceMap):
-    """Importance by the names of weights, and of vectors of parameters, read from disk when asked for if in a cache.
+    """The importance of weights and vectors of parameters, by name; with a cache, each is read from disk on access.
 
-    unreached: why the other weights with two or more dimensions have none. samples: rows of outputs that were seen
-    (images, or tokens). notes: remarks by name. warnings: what a table says of weights, and vectors, beside their
-    importance. unit: what a D of 1 is in squared outputs, or in nats, of one row.
+    Attributes:
+        unreached: weights with two or more dimensions that have no importance, each with the reason.
+        samples: output rows (images, tokens) that it was measured on.
+        notes: remarks by name, such as that only a diagonal was measured.
+        warnings: by name, what `CompressedModel.warnings` says of the measurement.
+        unit: squared outputs, or nats, of one row that a distortion of 1 stands for.
+        streamed: whether it lies in a cache on disk.
     """
 
-    def __init__(self, shelf: ImportanceCache, vectors: Container[str]) -> None:
-        self._shelf = shelf
-        found = {name: shelf.about(name) for name in shelf.names}
-        missing = {name: about["reason"] for name, about in found.items() if about.get("reason")}
+    def __init__(self, cache: ImportanceCache, vectors: Container[str]) -> None:
+        self._cache = cache
+        remarks = {name: cache.about(name) for name in cache.names}
+        missing = {name: about["reason"] for name, about in remarks.items() if about.get("reason")}
         self.unreached = {name: reason for name, reason in missing.items() if name not in vectors}
-        self.notes = {name: about["note"] for name, about in found.items() if about.get("note")}
-        self.samples = max((int(about.get("samples", 0)) for about in found.values()), default=0)
-        self.unit = next((float(about["unit"]) for about in found.values() if "unit" in about), 1.0)
+        self.notes = {name: about["note"] for name, about in remarks.items() if about.get("note")}
+        self.samples = max((int(about.get("samples", 0)) for about in remarks.values()), default=0)
+        self.unit = next((float(about["unit"]) for about in remarks.values() if "unit" in about), 1.0)
         self.warnings = {name: f"{reason}: what its errors cost is assumed" for name, reason in missing.items()}
         for key in ("note", "unmet"):
-            for name in (name for name, about in found.items() if about.get(key)):
-                self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), found[name][key]])
-        self.streamed = shelf.folder is not None
-        self._names = [name for name in shelf.names if name not in missing]
+            for name in (name for name, about in remarks.items() if about.get(key)):
+                self.warnings[name] = "; ".join([*filter(None, [self.warnings.get(name)]), remarks[name][key]])
+        self.streamed = cache.folder is not None
+        self._names = [name for name in cache.names if name not in missing]
 
     def __getitem__(self, name: str) -> Importance:
         if name not in self._names:
             raise KeyError(name)
-        return self._shelf.get(name).scaled(1 / float(self._shelf.about(name).get("unit", 1)))
+        return self._cache.get(name).scaled(1 / float(self._cache.about(name).get("unit", 1)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -82,20 +87,40 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
     seed: int = 0,
     memory: int = MEMORY,
 ) -> Calibration:
-    """The importance of every weight, bias and other parameter that the batches reach.
+    """Measure the importance of every weight, bias and other parameter that the batches reach.
 
-    A batch is a tensor, a tuple of arguments, or a dict of them by keyword; `forward(model, batch)` where it is none.
-    importance: "outputs", Gauss-Newton weights of the squared error of the outputs, by random signs at each of them, D
-    relative to half their energy; "divergence", those of the divergence of probabilities, in nats, where outputs
-    [rows, classes] or [rows, places, classes] may be logits, else signs; "auto", the probes of "divergence" where every
-    place of a sequence has outputs of its own, else signs, D relative to what losing all outputs would cost;
-    "fisher", the gradient of the log likelihood of labels drawn from the model's own softmax over the last dimension;
-    or a loss (outputs, batch) -> scalar, the mean over the rows of the outputs. D counts per output row (image, token).
-    probes: backward passes a batch. cache: a folder to keep the results in and to go on from. memory: bytes of Gram
-    matrices gathered in one pass over the batches, which must then be iterable again; without a cache all are gathered
-    in one pass, and a matrix that alone is larger is gathered as its diagonal only. The model comes back as it was.
-    Raises BadInput: no batches, a batch the model cannot take, values that are not finite, outputs without a gradient;
-    PlanMismatch for a cache of another model or of other options.
+    The distortion counts per output row (image, token). The model comes back as it was.
+
+    Args:
+        model: run in evaluation mode.
+        batches: each a tensor, a tuple of arguments, a dict of them by keyword, or anything that `forward` takes.
+        importance: the measure of output errors, by which the output weights are found.
+            "outputs": the squared error of the outputs (Gauss-Newton, by random signs), relative to half their energy.
+            "divergence": the KL divergence of probabilities, in nats, where outputs [rows, classes] or
+            [rows, places, classes] can be logits; else as "outputs", not made relative.
+            "auto": "divergence" for sequences [rows, places, classes], else "outputs"; both relative to the cost of
+            losing all outputs.
+            "fisher": the log likelihood of labels drawn from the model's own softmax over the last dimension.
+            A function (outputs, batch) -> loss: a scalar, the mean over the rows of the outputs.
+        probes: backward passes a batch.
+        cache: a folder to keep the results in, and to go on from.
+        forward: (model, batch) -> outputs, where a batch is not simply the arguments.
+        progress: called after each batch.
+        seed: of the random probes.
+        memory: bytes of Gram matrices accumulated in one pass over the batches; with a cache there are as many passes
+            as that takes, without one a single pass. A larger matrix is reduced to its diagonal.
+
+    Returns:
+        Importance by the names of the parameters.
+
+    Raises:
+        BadInput: no batches, a batch that the model cannot take, values that are not finite, outputs without a
+            gradient, or several passes over batches that can be read only once.
+        PlanMismatch: a cache of another model, other batches or other options.
+
+    Example:
+        >>> importance = waterfill.calibrate(model, inputs.split(32))
+        >>> small = waterfill.compress(model, importance=importance, bits=2)
     """
     if probes < 1 or memory < 1:
         raise BadInput(f"probes={probes}, memory={memory}: give 1 or more")
@@ -106,23 +131,25 @@ def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and whe
     check_batches(model, batches)
     weights, layouts = weights_of(model)
     options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed, "unit": 2}
-    shelf = ImportanceCache.open(cache, list(layouts), fingerprint(weights, options, batches) if cache else {})
-    passes = _passes(layouts, [name for name in layouts if name not in shelf], memory, cache is not None)
+    kept = ImportanceCache.open(cache, list(layouts), fingerprint(weights, options, batches) if cache else {})
+    passes = _passes(layouts, [name for name in layouts if name not in kept], memory, cache is not None)
     if len(passes) > 1 and iter(batches) is batches:
         raise BadInput(
             f"{len(passes)} passes over the batches are needed with memory={memory}, and these can be read only once: "
             "give a list or a loader, or more memory"
         )
     run = Passes(model, batches, importance, forward, seed, progress, len(passes))
-    for wanted in passes:
-        for name, found in run.gather(weights, layouts, Wanted(wanted, probes)):
-            shelf.put(name, found)
-    return Calibration(shelf, {name for name, layout in layouts.items() if layout.role == VECTOR})
+    for full in passes:
+        for name, measurement in run.gather(weights, layouts, Selection(full, probes)):
+            kept.put(name, measurement)
+    return Calibration(kept, {name for name, layout in layouts.items() if layout.role == VECTOR})
 
 
 def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Layout]]:
-    """The weights of a model, its vectors of parameters and statistics, tied ones once, and their layouts; not what is
-    kept bit for bit, whatever its errors would cost, nor complex ones. Raises BadInput for NaN."""
+    """The weights of a model, its vectors of parameters and statistics, and their layouts; tied ones once.
+
+    Without complex tensors and those that are kept bit for bit. Raises BadInput for NaN.
+    """
     tensors, _, roles = tensors_of(model)
     tensors = {name: value for name, value in tensors.items() if not value.is_complex() and not why_kept(name, value)}
     layouts = {name: layout_of(tuple(t.shape), t.dtype, roles.get(name)) for name, t in tensors.items()}
@@ -136,12 +163,12 @@ def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Layout]]:
 
 
 def bytes_in_all(model: nn.Module) -> int:
-    """Memory for the Gram matrices of all weights of a model at once, bytes."""
+    """Bytes of the Gram matrices of all weights of a model."""
     return sum(bytes_of(layout) for layout in weights_of(model)[1].values() if layout.role != VECTOR)
 
 
 def _passes(layouts: Mapping[str, Layout], names: Iterable[str], memory: int, several: bool) -> list[dict[str, bool]]:
-    """Weights to gather together, and whether their whole Gram matrices."""
+    """The names that each pass measures, each with whether the whole Gram matrix is accumulated."""
     passes: list[dict[str, bool]] = []
     room = 0
     for name in names:

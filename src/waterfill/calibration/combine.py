@@ -1,7 +1,8 @@
-"""One importance from all that was gathered of a weight.
+"""One importance of a weight from the sums of all its uses.
 
-Uses in several places and groups of a convolution are terms of their own. Their sum becomes a single product rows x A:
-every row keeps its trace, and the shapes A_t / tr A_t are weighted by the energy of their rows.
+Each place where a weight is used, and each group of a convolution, is a term. Their sum is approximated by a single
+product rows x A: every row keeps its trace, and A is the mean of the normalized A_t / tr A_t, weighted by the energy of
+their rows.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from waterfill.calibration.moments import FLOOR, UNMET, GradientSquares, Moments, shared, unmet, words_of_unmet
+from waterfill.calibration.moments import (
+    FLOOR,
+    UNMET,
+    GradientSquares,
+    Moments,
+    unmet,
+    warning_of_unmet,
+    with_pseudo_sample,
+)
 from waterfill.importance import UNTESTED, Importance
 from waterfill.network.layout import KERNEL, STACK, Layout
 
@@ -19,27 +28,30 @@ _RANGE = 1e-20, 1e20  # of a trace of A that float32 can hold as it is
 
 @dataclass
 class _Sum:
-    """The terms of a weight added up. rows: [rows] traces; shapes: A times the energy of its rows, of the first half,
-    the second and both; energy, plain: of the rows, with and without the trace of A; seen: positions; met: by row, what
-    came in, without floors."""
+    """The sum of the terms of a weight.
+
+    rows: [rows], energies times traces of A. grams: normalized A times the energy of its rows, of the first half of the
+    inputs, the second and both. energy: sum of `rows`; plain: the same without the traces. tested: whether both halves
+    hold inputs. positions: how many were sampled. measured: `rows` without floors.
+    """
 
     rows: Tensor
-    shapes: list[Tensor]
+    grams: list[Tensor]
     energy: float = 0.0
     plain: float = 0.0
     tested: bool = True
-    seen: int = 0
-    met: Tensor | None = None
+    positions: int = 0
+    measured: Tensor | None = None
 
 
 def merge(
-    terms: Sequence[Moments], layout: Layout, outputs: int, slope: GradientSquares | None = None
+    terms: Sequence[Moments], layout: Layout, outputs: int, gradient: GradientSquares | None = None
 ) -> tuple[Importance, str] | None:
-    """One importance for all terms of a weight, and the rows and columns that met nothing, in words; None if no output
-    of the model depends on the weight.
+    """One importance for all terms of a weight, and a warning of rows and columns that were always zero, or "".
 
-    outputs: output rows that the sums of squares are spread over. slope: of the whole gradient;
-    its total counts where a sample was not seen whole, as in the steps of a recurrent layer.
+    None if no output of the model depends on the weight.
+    outputs: output rows that the sums of squares are divided by. gradient: sums of the weight's whole gradient, whose
+    total is used where samples went through the weight in pieces, as in the steps of a recurrent layer.
     """
     total = _Sum(torch.zeros(layout.matrix[0], dtype=torch.float64, device="cpu"), [])
     for term in terms:
@@ -49,80 +61,80 @@ def merge(
     scale = total.energy / total.plain  # the mean trace of A
     scale = scale if _RANGE[0] < scale < _RANGE[1] else 1.0
     rows = total.rows / scale / (layout.count if layout.role == STACK else 1)
-    if slope is not None:
-        rows = rows * _correction(terms, layout, slope, total.energy * outputs)
-    rows = shared(rows, outputs)
-    first, second, both = (mean * (scale / total.energy) for mean in total.shapes)
+    if gradient is not None:
+        rows = rows * _correction(terms, layout, gradient, total.energy * outputs)
+    rows = with_pseudo_sample(rows, outputs)
+    first, second, both = (mean * (scale / total.energy) for mean in total.grams)
     kernel = layout.kernel if layout.role == KERNEL else ()
-    silent = (both if both.ndim == 1 else both.diagonal()).clone()
-    assert total.met is not None
-    told = words_of_unmet(total.met, silent)
+    diagonal = (both if both.ndim == 1 else both.diagonal()).clone()
+    assert total.measured is not None
+    warning = warning_of_unmet(total.measured, diagonal)
     if both.ndim == 1:
         cols = unmet(both, both)
-        return Importance(rows, diagonal=cols.clamp_min(FLOOR * float(cols.mean())).float(), kernel=kernel), told
-    first, second, both = (_spread(_woken(mean, silent), total.seen) for mean in (first, second, both))
+        return Importance(rows, diagonal=cols.clamp_min(FLOOR * float(cols.mean())).float(), kernel=kernel), warning
+    first, second, both = (_shrunk(_with_costs(mean, diagonal), total.positions) for mean in (first, second, both))
     halves = (first.float(), second.float()) if total.tested else None
-    return Importance(rows, gram=both.float(), kernel=kernel, damping=UNTESTED, halves=halves), told
+    return Importance(rows, gram=both.float(), kernel=kernel, damping=UNTESTED, halves=halves), warning
 
 
-def _correction(terms: Sequence[Moments], layout: Layout, slope: GradientSquares, energy: float) -> float:
-    """What the rows are to be multiplied by so that they hold the energy of the whole gradient.
+def _correction(terms: Sequence[Moments], layout: Layout, gradient: GradientSquares, energy: float) -> float:
+    """The factor that gives the rows the energy of the whole gradient.
 
-    Nothing where each input of a batch went through the weight once and as a whole: then the sum is exact.
+    1 where each input of a batch went through the weight once and as a whole: then the sum is exact.
     """
     used = sum(term.calls * (term.stop - term.start) for term in terms) / layout.matrix[0]
-    once = used <= slope.count / slope.probes
+    once = used <= gradient.count / gradient.probes
     whole = all(term.aligned and term.exact is not None for term in terms)
-    return 1.0 if slope.total == 0 or (once and whole) else slope.total / slope.probes / energy
+    return 1.0 if gradient.total == 0 or (once and whole) else gradient.total / gradient.probes / energy
 
 
 def _add(total: _Sum, term: Moments, outputs: int) -> None:
-    """Add a term, its rows and its shapes, each group's of trace one times the energy of its rows."""
-    near = term.near.means
-    if near is None or term.energy is None:
+    """Add one use: rows += E|d_o|^2; A += energy of the rows times A_t / tr A_t, group by group."""
+    by_position = term.by_position.means
+    if by_position is None or term.energy is None:
         return
     energy, least = term.energy, term.floor
     if least and bool((met := energy > 0).any()):
         least = max(least, UNMET * float(energy[met].mean()))
     weights = energy.clamp_min(least) / (outputs * term.repeats)
-    traces = _traces(near[2]) * (term.unit or 1.0) ** 2
+    traces = _traces(by_position[2]) * (term.unit or 1.0) ** 2
     rows = weights * traces.repeat_interleave(len(weights) // term.groups)
-    whole = term.whole.means
-    if whole is not None and term.exact is not None:
+    by_sample = term.by_sample.means
+    if by_sample is not None and term.exact is not None:
         rows = term.exact / (outputs * term.repeats)
     energy = rows.reshape(term.groups, -1).sum(1)
     if not float(energy.sum()) > 0:
         return
-    if total.met is None:
-        total.met = torch.zeros_like(total.rows)
-    total.met[term.start : term.stop] += rows * (term.energy > 0)
+    if total.measured is None:
+        total.measured = torch.zeros_like(total.rows)
+    total.measured[term.start : term.stop] += rows * (term.energy > 0)
     total.rows[term.start : term.stop] += rows
     total.energy += float(energy.sum())
     total.plain += float((energy / traces.clamp_min(1e-300)).sum())
-    total.seen += sum(term.near.counts)
-    total.tested = total.tested and term.near.tested and (whole is None or term.whole.tested)
-    means = whole or near
+    total.positions += sum(term.by_position.counts)
+    total.tested = total.tested and term.by_position.tested and (by_sample is None or term.by_sample.tested)
+    means = by_sample or by_position
     share = (energy / _traces(means[2]).clamp_min(1e-300)).to(means[0])
-    shapes = [(share.reshape(-1, *[1] * (mean.ndim - 1)) * mean).sum(0) for mean in means]
-    total.shapes = [a + b for a, b in zip(total.shapes, shapes, strict=True)] if total.shapes else shapes
+    grams = [(share.reshape(-1, *[1] * (mean.ndim - 1)) * mean).sum(0) for mean in means]
+    total.grams = [a + b for a, b in zip(total.grams, grams, strict=True)] if total.grams else grams
 
 
-def _spread(shape: Tensor, seen: int) -> Tensor:
-    """A shape of A, of fewer positions than columns beside one more that all columns share in.
+def _shrunk(gram: Tensor, positions: int) -> Tensor:
+    """A shrunk toward a multiple of the identity where it was measured on fewer positions than it has columns.
 
-    Otherwise errors in the directions that were never seen, most of them, would cost nothing at all.
+    Otherwise errors in the directions that were not sampled, most of them, would cost nothing.
     """
-    if seen >= len(shape):
-        return shape
-    eye = torch.eye(len(shape), dtype=shape.dtype, device=shape.device)
-    return (seen * shape + shape.diagonal().mean() * eye) / (seen + 1)
+    if positions >= len(gram):
+        return gram
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return (positions * gram + gram.diagonal().mean() * eye) / (positions + 1)
 
 
-def _woken(shape: Tensor, energy: Tensor) -> Tensor:
-    """A shape of A with a cost for the columns that were silent, of these energies in all."""
-    woken = shape.clone()
-    woken.diagonal().copy_(unmet(shape.diagonal(), energy))
-    return woken
+def _with_costs(gram: Tensor, energy: Tensor) -> Tensor:
+    """A with a diagonal of `unmet` costs at the columns of zero energy [cols]."""
+    filled = gram.clone()
+    filled.diagonal().copy_(unmet(gram.diagonal(), energy))
+    return filled
 
 
 def _traces(mean: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Exact second moments of the gradient of a weight, sample by sample.
 
 The gradient of row o in sample n is d_no = sum over positions p of g_nop x_np. Where inputs or gradients of neighboring
-positions correlate, as before a global average, its square is not the sum of squares g^2 x x^T: taking positions for
+positions correlate, as before a global average, its square is not the sum of squares g^2 x x^T: treating positions as
 independent was measured to be wrong by factors from 1/6 to 3 between the layers of one network, and by up to 0.8 bit
-in the shape of A. So sum_n |d_no|^2 gives the rows and sum_no w_o d_no^T d_no gives A, w_o = 1 / energy of the row.
+in the shape of A. So the rows are sum_n |d_no|^2, and A is sum_no w_o d_no^T d_no with w_o = 1 / energy of row o.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _AT_ONCE = 1 << 24  # entries of the columns of some samples
-_QUIET = 0.01  # of the mean energy: quieter rows do not weigh more
+_LEAST_ENERGY = 0.01  # of the mean energy; rows of less are weighted as if they had this much
 
 Columns = Callable[[slice], Tensor]
 """(samples) -> their columns [samples, groups, cols, positions], float32."""
@@ -21,7 +21,7 @@ Columns = Callable[[slice], Tensor]
 def row_weights(gradients: Tensor) -> Tensor:
     """The inverse energy of each row, [groups, rows], of gradients [samples, groups, rows, positions]."""
     energy = gradients.square().sum((0, 3))
-    least = (_QUIET * energy.mean()).clamp_min(torch.finfo(torch.float32).tiny)
+    least = (_LEAST_ENERGY * energy.mean()).clamp_min(torch.finfo(torch.float32).tiny)
     return 1 / energy.clamp_min(float(least))
 
 
@@ -44,7 +44,7 @@ def moments(gradients: Tensor, columns: Columns, cols: int, weights: Tensor) -> 
 def _factors(g: Tensor, x: Tensor, weights: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     """L and R with sum L^T R = sum_no w_o d_no^T d_no, both [samples, groups, any, cols]; x is [..., positions, cols].
 
-    Adds |d_no|^2 to the energy. The shorter way of two: by rows, or by positions.
+    Adds |d_no|^2 to the energy. Computed by rows or by positions, whichever takes fewer operations.
     """
     if g.shape[3] >= g.shape[2]:
         own = g @ x

@@ -1,4 +1,4 @@
-"""What each product with a weight adds to its importance: products, mixtures of rows, convolutions and look-ups."""
+"""The contribution of each product with a weight to its importance: products, mixtures, convolutions, look-ups."""
 
 import math
 from collections import defaultdict
@@ -20,31 +20,31 @@ PRODUCT, MIXTURE = "product", "mixture"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a pass is to gather. full: the names to gather, and whether whole Gram matrices. probes: how often the
-    gradient comes back for each batch."""
+class Selection:
+    """What one pass measures. full: by the name of a weight, whether its whole Gram matrix is accumulated, or only the
+    diagonal. probes: backward passes for each batch."""
 
     full: Mapping[str, bool]
     probes: int = 1
 
 
 class MomentRecorder(Recorder):
-    """Gathers `Moments` of the products with weights, from inputs now and from gradients when they come.
+    """Accumulates the `Moments` of products with weights, of inputs in the forward and gradients in the backward pass.
 
-    layouts: of all weights. anchor: a zero that every first output is made to depend on; its gradient is to be asked
-    for, so that none has to be computed for the weights. terms: by weight, what was gathered of each way it is used.
+    layouts: of all weights. anchor: a zero that outputs without a gradient are made to depend on, so that the backward
+    pass reaches them although no gradient of the weights is computed. terms: by weight, the sums of each of its uses.
     """
 
-    def __init__(self, layouts: Mapping[str, Layout], wanted: Wanted, generator: torch.Generator) -> None:
+    def __init__(self, layouts: Mapping[str, Layout], selection: Selection, generator: torch.Generator) -> None:
         self.layouts = layouts
-        self.wanted = wanted
+        self.selection = selection
         self.anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
         self.terms: dict[str, dict[tuple[Any, ...], Moments]] = defaultdict(dict)
         self._samples = 0
         self._generator = generator
 
     def begin(self, samples: int) -> None:
-        """A batch of so many samples is about to run."""
+        """Start a batch of so many samples."""
         self._samples = samples
 
     def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
@@ -114,23 +114,23 @@ class MomentRecorder(Recorder):
         """Rows of a weight by their number: a mixture of one."""
         rows = view.rows[1] - view.rows[0]
         counts = torch.bincount(tokens.reshape(-1) % rows, minlength=rows)
-        return self.mixture(view, counts.double(), y, floor=0.5)  # a row that was not met may be met next
+        return self.mixture(view, counts.double(), y, floor=0.5)  # a row that was not used may be used by other inputs
 
     def _term(self, view: WeightView, kind: str, groups: int = 1) -> Moments | None:
-        """Where to add what this view of a weight brings; None if it is not wanted in this pass."""
-        full = self.wanted.full.get(view.name)
+        """The sums for this use of a weight; None if the weight is not measured in this pass."""
+        full = self.selection.full.get(view.name)
         if full is None:
             return None
         key = (kind, *view.rows, groups)
         if key not in self.terms[view.name]:
             cols = self.layouts[view.name].matrix[1]
             self.terms[view.name][key] = Moments(view.rows, groups, cols, full)
-            self.terms[view.name][key].repeats = self.wanted.probes if kind == PRODUCT else 1
+            self.terms[view.name][key].repeats = self.selection.probes if kind == PRODUCT else 1
         self.terms[view.name][key].calls += 1
         return self.terms[view.name][key]
 
     def _watch(self, output: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
-        """The output, made part of the graph; `callback` gets its gradient."""
+        """The output, as part of the graph; `callback` is called with its gradient."""
         if not torch.is_grad_enabled():
             return output
         if not output.requires_grad:
@@ -145,7 +145,7 @@ class MomentRecorder(Recorder):
 
 
 def _ignore(gradient: Tensor) -> None:
-    """Nothing is wanted of this one."""
+    """For outputs whose gradient is not used."""
 
 
 def _finite(fine: bool, name: str, what: str) -> None:

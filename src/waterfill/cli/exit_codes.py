@@ -8,7 +8,7 @@ from waterfill import errors
 
 
 class Exit(IntEnum):
-    """What the shell is told; documented in `waterfill --help` and never renumbered."""
+    """Exit codes; documented in `waterfill --help` and never renumbered."""
 
     OK = 0
     UNEXPECTED = 1
@@ -55,7 +55,7 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (NotADirectoryError, Exit.USAGE),
     (KeyboardInterrupt, Exit.INTERRUPTED),
 )
-_NO_MEMORY = ("allocate memory", "out of memory")  # how torch says it
+_NO_MEMORY = ("allocate memory", "out of memory")  # in messages of torch
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -81,8 +81,8 @@ def message_of(error: BaseException) -> str:
         missing = "there is no file; check the path" if isinstance(error, FileNotFoundError) else None
         return f"{missing or error.strerror or error}{_at(error)}"
     if code is Exit.UNEXPECTED:
-        said = str(error) or "no message"
-        return f"unexpected {type(error).__name__}: {said}\nrun it again with --debug for the traceback"
+        text = str(error) or "no message"
+        return f"unexpected {type(error).__name__}: {text}\nrun it again with --debug for the traceback"
     return str(error) or "interrupted"
 
 

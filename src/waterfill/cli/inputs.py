@@ -41,27 +41,27 @@ def load_inputs(text: str, model: nn.Module | None = None, targets: bool = False
     """
     if text.lower().endswith((".npy", ".npz")):
         return Inputs(model, array_batches(Path(text), targets))
-    found = _call(text, "batches")
-    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module):
-        model, found = found
-    if isinstance(found, Tensor):
-        found = found.split(BATCH)
-    if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping | nn.Module):
+    returned = _call(text, "batches")
+    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], nn.Module):
+        model, returned = returned
+    if isinstance(returned, Tensor):
+        returned = returned.split(BATCH)
+    if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | Mapping | nn.Module):
         raise BadInput(
-            f"{text} returned {_kind(found)}; return an iterable of batches, such as a list of tensors or a loader, "
+            f"{text} returned {_kind(returned)}; return an iterable of batches, such as a list of tensors or a loader, "
             "or a pair (model, batches)"
         )
-    return Inputs(model, found)
+    return Inputs(model, returned)
 
 
 def load_model(text: str) -> nn.Module:
     """The model that `module:function` returns. Raises BadInput."""
-    found = _call(text, "a model")
-    if isinstance(found, tuple) and found and isinstance(found[0], nn.Module):
-        found = found[0]
-    if not isinstance(found, nn.Module):
-        raise BadInput(f"{text} returned {_kind(found)}; return a torch.nn.Module with its weights loaded")
-    return found
+    returned = _call(text, "a model")
+    if isinstance(returned, tuple) and returned and isinstance(returned[0], nn.Module):
+        returned = returned[0]
+    if not isinstance(returned, nn.Module):
+        raise BadInput(f"{text} returned {_kind(returned)}; return a torch.nn.Module with its weights loaded")
+    return returned
 
 
 def array_batches(path: Path, targets: bool = False) -> list[Any]:
@@ -99,8 +99,8 @@ def _chosen(archive: "np.lib.npyio.NpzFile", path: Path, targets: bool) -> list[
         named = [name for name in _NAMES if name in archive.files]
         chosen = archive.files if len(archive.files) == 1 else named
         if len(chosen) != 1:
-            found = f"the arrays {', '.join(archive.files)}" if archive.files else "no arrays"
-            raise BadInput(f"{path} holds {found}; give one array, or name the inputs {' or '.join(_NAMES)}")
+            held = f"the arrays {', '.join(archive.files)}" if archive.files else "no arrays"
+            raise BadInput(f"{path} holds {held}; give one array, or name the inputs {' or '.join(_NAMES)}")
         chosen = [*chosen, *[name for name in _TARGETS if targets and name in archive.files][:1]]
         return [archive[name] for name in chosen]
 

@@ -40,7 +40,7 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
         raise Mismatch(f"{path} does not fit the network of --network: {_start(str(error))}") from error
 
 
-def _start(said: str) -> str:
-    """The beginning of what PyTorch says, which names every tensor of a network."""
-    line = " ".join(said.split())
+def _start(message: str) -> str:
+    """The beginning of PyTorch's message, which names every tensor of a network."""
+    line = " ".join(message.split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."

@@ -10,12 +10,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from waterfill.coding.density_tables import OCTAVE, SHAPES, SURVIVAL
+from waterfill.coding.density_tables import OCTAVE, SURVIVAL
 
 PRECISION = 12
 """Frequencies of a table sum to 2**PRECISION exactly."""
 ESCAPE = -128
-"""The symbol that says: the value follows in the escape stream."""
+"""The symbol of a value that follows in the escape stream."""
 SCALES = 73
 """Scale index k is a standard deviation of 2**(k / 8 - 5) steps: from 1/32 to 16 steps."""
 PHASES = 5
@@ -91,8 +91,3 @@ def price_list(freq: np.ndarray) -> np.ndarray:
     bits = PRECISION - np.log2(np.maximum(freq, 1))
     escape = bits[..., ESCAPE & 255 : (ESCAPE & 255) + 1] + 8
     return np.where(freq > 0, bits, escape).astype(np.float32)
-
-
-def shape_name(shape: int) -> str:
-    """The exponent of a shape index, as people write it: 2.0 is Gaussian, 1.0 Laplace."""
-    return f"generalized Gaussian {SHAPES[shape]:g}"

@@ -1,6 +1,6 @@
 """The entropy coder as the library uses it: arguments checked, and the compiled loops wherever there are any.
 
-The stream is specified in `waterfill.coding.reference`; every implementation writes and reads the same bytes.
+The stream is specified in `rans_reference`; every implementation writes and reads the same bytes.
 """
 
 from collections.abc import Sequence
@@ -131,8 +131,8 @@ def _stream(name: str, isa: str | None, *arguments: object) -> Any:
 
 def _vector(values: np.ndarray, dtype: type, name: str) -> np.ndarray:
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype != dtype:
-        found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(f"{name} must be a vector of {np.dtype(dtype)}; found {found}")
+        actual = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{name} must be a vector of {np.dtype(dtype)}; found {actual}")
     return np.ascontiguousarray(values)
 
 

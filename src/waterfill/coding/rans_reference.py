@@ -129,9 +129,9 @@ class StreamDecoder:
         codes = self._code_of_slot[table, slot]
         state[:] = self._tables.freq[table, codes] * (state >> TABLE_BITS) + slot - self._tables.start[table, codes]
         refill = state < STATE_FLOOR
-        wanted = int(refill.sum())
-        words, self._words = self._words[:wanted], self._words[wanted:]
-        if len(words) < wanted:
+        count = int(refill.sum())
+        words, self._words = self._words[:count], self._words[count:]
+        if len(words) < count:
             return None
         state[refill] = state[refill] << _WORD_BITS | words
         return codes

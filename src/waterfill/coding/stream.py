@@ -1,9 +1,9 @@
-"""Tally, Writer, Reader: one set of verbs. What a part writes, it tallies and reads with the same words.
+"""Tally, Writer and Reader share one set of methods: a part counts its bits, writes and reads by the same calls.
 
-Tally counts ideal bits without coding; Writer makes the bytes; Reader takes them back and proves every count before it
-is used. An array that is read must be *earned*: a blob of n bytes may expand to `FREE + PER_BYTE * n` entries, and the
-writer pads the rare blob (a large constant) that would expand to more. As a blob has a byte or more, a file of n bytes
-expands to `(FREE + PER_BYTE) * n` entries at most, however many blobs it holds.
+Tally counts ideal bits without coding; Writer makes the bytes; Reader reads them back and checks every count before it
+is used. Allocation limit: a blob of n bytes may decode to at most `FREE + PER_BYTE * n` entries, and the writer pads
+the rare blob (a large constant) that would decode to more. As a blob has a byte or more, a file of n bytes decodes to
+at most `(FREE + PER_BYTE) * n` entries, however many blobs it holds.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ PER_BYTE = 4096
 
 
 class Planned(Protocol):
-    """A matrix of numbers whose bytes are decided: how many entries, in how many bits, before a byte is written."""
+    """A matrix of numbers with its coding decided: its entries and bits are known before a byte is written."""
 
     @property
     def entries(self) -> int:
@@ -28,14 +28,14 @@ class Planned(Protocol):
 
     @property
     def bits(self) -> float:
-        """What `write` is going to take, ideal for what is entropy coded."""
+        """The bits that `write` takes; ideal ones where it codes by entropy."""
 
     def write(self, out: "Sink") -> None:
-        """Write everything that reading back needs, but what the reader is told from outside."""
+        """Write everything that reading needs and the reader does not know from the context."""
 
 
 class Sink(ABC):
-    """The verbs that Tally and Writer share."""
+    """The methods that Tally and Writer share."""
 
     def __init__(self) -> None:
         self.entries = 0
@@ -50,7 +50,7 @@ class Sink(ABC):
 
     @abstractmethod
     def put(self, plan: Planned) -> None:
-        """What a plan says, such as that of `waterfill.coding.codes.matrix` for a matrix of codes."""
+        """A plan, such as that of `waterfill.coding.codes.matrix` for a matrix of codes."""
 
     def uint(self, value: int) -> None:
         """A non-negative integer, 7 bits a byte, low bits first."""

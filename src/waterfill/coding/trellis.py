@@ -1,11 +1,11 @@
-"""The trellis along which codes may run: a convolutional code decides which parity each code has.
+"""The trellis along which codes may run: a convolutional code gives the parity of each code.
 
 The codes of a path are integers z = 2k + b: the state gives b, its parity; k is free and coded; the lowest bit of k,
 the path bit, moves the state. So a coder spends bits on a lattice of step 2, and a quantizer that searches the paths
 packs the points of the finer one as densely as in many dimensions (trellis coded quantization, Marcellin and Fischer,
 IEEE Trans. Commun. 38, 1990). The codes are Ungerboeck's for one dimension (IEEE Trans. Inf. Theory 28, 1982, table I).
 
-Whether codes run along a trellis depends on their two lowest bits alone, never on the model they are coded under.
+Whether codes run along a trellis depends only on their two lowest bits, not on the model they are coded under.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _CHECKS = {
     256: (0o515, 0o362),
 }
 STATES = tuple(_CHECKS)
-"""The numbers of states there are."""
+"""The numbers of states that are supported."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,9 @@ def parities(path: np.ndarray, lanes: int, states: int) -> np.ndarray:
     """The parity (uint8 [n]) of the state before each entry; path: int8 [n], whose lowest bits are the path bits."""
     code = trellis(states)
     if native.core is not None:
-        found = np.empty(len(path), dtype=np.uint8)
-        native.core.trellis_parities(np.ascontiguousarray(path), lanes, code.transition, found)
-        return found
+        parity = np.empty(len(path), dtype=np.uint8)
+        native.core.trellis_parities(np.ascontiguousarray(path), lanes, code.transition, parity)
+        return parity
     steps = (path & 1).reshape(-1, lanes)
     before = np.empty(steps.shape, dtype=np.uint8)
     state = np.zeros(lanes, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""compress(): a network or a state dict to a budget, with inputs or without."""
+"""`compress`: a network or a state dict to a budget, with inputs or without."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -39,26 +39,26 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         model: a module, which is not changed, or without inputs a state dict.
         batches: inputs of the module, gone through several times: a list or a loader of tensors, of tuples of
             arguments, of dicts of them by keyword, or of anything that `forward` takes.
-        spec: what to look for, a spec or its text. Without it "Quantize()", or, with inputs, the choice among codes,
-            fewer columns and two thin factors, weight by weight.
-        bits: per weight of the whole file; 4 where no budget is given and the recipe has no rate of its own. Weights
+        spec: a spec or its text. None for "Quantize()", or, with inputs, the cheapest, weight by weight, of trellis
+            quantization, the same with pruned columns, and two low-rank factors.
+        bits: per weight, of the whole file; 4 where no budget is given and the spec has no rate of its own. Weights
             are all floating-point entries but running statistics of norms.
         size: bytes of the file.
         ratio: bytes of the original tensors over bytes of the file.
-        price: the water level itself, nats per bit.
-        lossless: every tensor bit for bit, without a budget.
+        price: the water level itself, nats per bit: the Lagrange multiplier.
+        lossless: keep every tensor bit for bit; excludes budgets and inputs.
         forward: (model, batch) -> outputs, where a batch is not simply the arguments.
-        importance: by tensor name, what errors cost, as `calibrate` returns it; instead of inputs.
+        importance: by tensor name, the cost of errors, as `calibrate` returns it; instead of inputs.
         options: progress, threads, memory, and which steps are taken.
 
     Returns:
-        The network in compressed form. With inputs and `options.steps.fold` its norms hold constants and its
-        convolutions what they held; it loads into the same class.
+        The network in compressed form, for a module of the same class. With inputs and `options.steps.fold` batch norms
+        are folded: the layers before them hold their scales, and they hold constants.
 
     Raises:
-        BadInput: NaN, batches that the model cannot take or that can be read only once.
+        BadInput: weights that are NaN, batches that the model cannot take or that can be read only once.
         BadRecipe: a spec that has no meaning, or arguments that exclude one another.
-        BudgetError: a budget below the smallest file, whose bytes it names.
+        BudgetError: a budget below the smallest file, whose bytes the message gives.
 
     Example:
         >>> small = waterfill.compress(model, inputs.split(32), bits=2)

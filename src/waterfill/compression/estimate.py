@@ -1,4 +1,4 @@
-"""How long a job will take, from a few of its weights fitted for real."""
+"""The time that a job takes, estimated by fitting a few of its weights."""
 
 import os
 import time
@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from waterfill.compression.allocation.weight import Weight
 
-_PROBED = 1 << 19  # entries of a weight that is fitted to learn how long it takes; of larger ones some rows
+_PROBED = 1 << 19  # entries of a weight that is timed; of larger ones some rows
 _PROBES = 3  # weights of a kind, of different sizes
-_AGAIN = 1.0, 1.7  # fits for each weight, at best and at worst, until a size is met
-_WARM = 0.6  # of the time of measuring is left, at best, when tables are made and files in memory
-_SHARED = 0.5  # of a thread is gained by each further one, at worst
+_AGAIN = 1.0, 1.7  # fits of each weight, at best and at worst, until a size is met
+_WARM = 0.6  # share of the measuring time, at best, once tables and files are in memory
+_SHARED = 0.5  # threads gained by each further one, at worst
 
 
 def seconds_of(weights: Sequence[Weight], price: float, workers: int, measuring: float) -> tuple[float, float]:
@@ -30,7 +30,7 @@ def seconds_of(weights: Sequence[Weight], price: float, workers: int, measuring:
 
 
 def _seconds(weights: list[Weight], price: float) -> float:
-    """Of all weights of a kind, one after the other."""
+    """Seconds for all weights of a kind, one after the other."""
     ranked = sorted(weights, key=lambda weight: weight.layout.entries)
     count = min(_PROBES, len(ranked))
     places = {round(i * (len(ranked) - 1) / max(1, count - 1)) for i in range(count)}

@@ -1,42 +1,43 @@
 """Compress a checkpoint of any size: one weight in memory at a time for each thread, resumable after any crash."""
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE
-from waterfill.compression.allocation.weight import Weight
-from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.estimate import seconds_of
+from waterfill.compression.job import Job
 from waterfill.compression.options import Options
 from waterfill.compression.store import DirectoryStore
-from waterfill.compression.task import LOSSLESS, Compression, Task, in_memory, remarked, resolve
+from waterfill.compression.task import LOSSLESS, Compression, in_memory, remarked
 from waterfill.errors import BadInput, BudgetError
 from waterfill.model.compressed import table_row
-from waterfill.network.checkpoint import Checkpoint, open_checkpoint
-from waterfill.network.kept import BINARY, why_kept
-from waterfill.network.layout import RAW, layout_of
-from waterfill.network.pruned import hidden_in
-from waterfill.network.stored import IMPLIED
 from waterfill.part import Spec
-from waterfill.parts import Dense
-from waterfill.recipe import DEFAULT_RECIPE, as_spec
+from waterfill.recipe import DEFAULT_RECIPE
 from waterfill.storage import FileWriter
 from waterfill.storage.atomic import claimed
 from waterfill.storage.paths import check_target
 from waterfill.storage.work_directory import Journal
 
-_MEMORY, _BYTES_AN_ENTRY = 300_000_000, 14  # at the peak: beside the weights, and for each entry that is worked on
+_MEMORY, _BYTES_AN_ENTRY = 300_000_000, 14  # at the peak: fixed, and for each entry of the weights being fitted
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job made. rows: as of `CompressedModel.table`. seconds: wall time. size and original: bytes."""
+    """The result of `compress_file`.
+
+    Attributes:
+        path: of the file.
+        rows: as of `CompressedModel.table`.
+        size: bytes of the file.
+        original: bytes of the original tensors.
+        weights: how many there are.
+        seconds: wall time.
+        aliases: tied names, each with the name that holds the parts.
+    """
 
     path: Path
     rows: list[dict[str, Any]]
@@ -57,61 +58,6 @@ class Summary:
         return self.original / self.size
 
 
-@dataclass(frozen=True)
-class Job:
-    """A checkpoint and what is to be done to it."""
-
-    checkpoint: Checkpoint
-    task: Task
-    budget: Budget
-
-    @classmethod
-    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget) -> "Job":
-        """Read the headers and lay out every tensor; the spec `LOSSLESS` keeps every bit.
-
-        Raises BadInput, CorruptFile, BadRecipe, BudgetError.
-        """
-        checkpoint = open_checkpoint(source)
-        if not checkpoint.tensors:
-            raise BadInput(f"{source} holds no tensors; there is nothing to compress")
-        parsed = None if spec == LOSSLESS else as_spec(spec)
-        metadata = {key: text for key, text in checkpoint.metadata.items() if (key, text) not in IMPLIED}
-        notes: dict[str, Any] = {
-            "recipe": LOSSLESS if parsed is None else repr(parsed),
-            "original": checkpoint.original_bytes,
-        }
-        task = Task(
-            _weights(checkpoint, parsed), checkpoint.aliases, notes | ({"metadata": metadata} if metadata else {})
-        )
-        return cls(checkpoint, task, resolve(budget, LOSSLESS if parsed is None else parsed))
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What makes this job this job: another input, recipe, budget or version is another one. Of the input these are
-        names, types and shapes; the values of each tensor are noted with what became of it (`DirectoryStore`)."""
-        digest = hashlib.sha256()
-        for stored in self.checkpoint.tensors.values():
-            digest.update(f"{stored.name} {stored.dtype} {stored.shape}\n".encode())
-        return {
-            "input": digest.hexdigest(),
-            "recipe": self.task.notes["recipe"],
-            "budget": self.budget.given,
-            "version": metadata.version("waterfill"),
-        }
-
-
-def _weights(checkpoint: Checkpoint, spec: Spec | None) -> list[Weight]:
-    """A `Weight` for every tensor; without a spec each as it is, bit for bit. Raises BadInput."""
-    weights = []
-    masks = {} if spec is None else hidden_in({name: stored.load for name, stored in checkpoint.tensors.items()})
-    for name, stored in checkpoint.tensors.items():
-        kept = "" if spec is None else why_kept(name, stored.load())
-        layout = layout_of(stored.shape, stored.dtype, RAW if spec is None or kept not in ("", BINARY) else None)
-        mask = None if kept else masks.get(name)
-        weights.append(Weight(name, layout, spec or Dense(format=LOSSLESS), stored.load, kept=kept, mask=mask))
-        weights[-1].check()
-    return weights if spec is None else informed(weights)
-
-
 @by_own_arithmetic
 def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
@@ -125,10 +71,36 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     lossless: bool = False,
     options: Options = Options(),
 ) -> Summary:
-    """Compress a `.safetensors` checkpoint (one file, or shards with an index) into the file `target`.
+    """Compress a checkpoint of any size into a file, one weight in memory at a time for each thread, without inputs.
 
-    Budgets as in `compress`. Killed at any moment, the same call goes on from the work directory.
-    Raises BadInput, CorruptFile, BadRecipe, BudgetError, OutputExists, PlanMismatch, OSError.
+    Killed at any moment, the same call goes on from the work directory.
+
+    Args:
+        source: a `.safetensors` file, or the folder or index of a sharded checkpoint.
+        target: the `.wf` file to write.
+        spec: a spec or its text.
+        bits: per weight, of the whole file; 4 where no budget is given and the spec has no rate of its own.
+        size: bytes of the file.
+        ratio: bytes of the original tensors over bytes of the file.
+        price: the water level itself, nats per bit.
+        lossless: keep every tensor bit for bit; excludes budgets.
+        options: progress, threads, work directory, and whether the target may be replaced.
+
+    Returns:
+        The bytes, the time, and what became of every tensor.
+
+    Raises:
+        BadInput: a checkpoint that cannot be compressed: NaN, a missing shard, no tensors.
+        CorruptFile: a checkpoint that is damaged.
+        BadRecipe: a spec that has no meaning, or budgets that exclude one another.
+        BudgetError: a budget below the smallest file, whose bytes the message gives.
+        OutputExists: the target is there and `options.force` is not set, or another process writes it.
+        PlanMismatch: a work directory of another checkpoint, recipe, budget or version.
+        OSError: what the system reports, such as a full disk.
+
+    Example:
+        >>> summary = waterfill.compress_file("net.safetensors", "net.wf", ratio=10)
+        >>> print(summary.size, summary.bits)
     """
     began = time.monotonic()
     path = Path(target)
@@ -144,7 +116,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
 
 
 def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, path: Path) -> int:
-    """Do the job and write the file, of so many bytes."""
+    """Fit every weight and write the file; its bytes."""
     try:
         lengths = work.meet(budget).lengths
     except (BudgetError, BadInput):
@@ -168,8 +140,17 @@ def _rows(work: Compression[DirectoryStore]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job would make. rows: name, shape, dtype, bytes, bits, reason, predicted error. size: bytes of the file.
-    memory: bytes at the peak, about. seconds: wall time at best and at worst."""
+    """The result of `plan_file`: an estimate.
+
+    Attributes:
+        rows: as of `CompressedModel.table`, without parts and errors, and with the predicted distortion in nats.
+        size: bytes of the file.
+        original: bytes of the original tensors.
+        weights: how many there are.
+        price: the water level, nats per bit.
+        memory: bytes at the peak, about.
+        seconds: wall time at best and at worst.
+    """
 
     rows: list[dict[str, Any]]
     size: int
@@ -192,9 +173,29 @@ def plan_file(  # noqa: PLR0913 - as compress_file
     lossless: bool = False,
     options: Options = Options(),
 ) -> Plan:
-    """What `compress_file` would do with these arguments, from samples of every tensor; nothing is written.
+    """Estimate what `compress_file` would do with the same arguments; nothing is written.
 
-    For the time a few weights are fitted.
+    Every tensor is measured on a sample of its entries, and a few weights are fitted to estimate the time.
+
+    Args:
+        source: as of `compress_file`, and so are the others.
+        spec: a spec or its text.
+        bits: per weight, of the whole file.
+        size: bytes of the file.
+        ratio: bytes of the original tensors over bytes of the file.
+        price: the water level itself, nats per bit.
+        lossless: keep every tensor bit for bit.
+        options: progress and threads.
+
+    Returns:
+        Bytes, memory and time, and a row for each tensor.
+
+    Raises:
+        BadInput, CorruptFile, BadRecipe, BudgetError: as `compress_file`.
+
+    Example:
+        >>> plan = waterfill.plan_file("net.safetensors", bits=3)
+        >>> print(plan.size, plan.seconds)
     """
     job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price))
     began = time.monotonic()

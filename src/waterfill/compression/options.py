@@ -1,4 +1,4 @@
-"""What is asked of a compression beside its budget and its recipe."""
+"""Options of a compression: how the work is done, and which steps are taken with inputs."""
 
 import os
 from collections.abc import Callable
@@ -11,16 +11,24 @@ from waterfill.progress import Progress
 
 _MOST_THREADS = 4
 STAGES = 64
-"""Times that the inputs are run through the networks; weights of one stage do not see each other's errors."""
+"""Passes of the inputs through both networks while weights are fitted in order. Weights fitted in the same pass do not
+compensate for each other's errors."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done with inputs beside the quantization itself.
+    """The steps taken with inputs, beside fitting each weight by itself.
 
-    fold: batch norms into the layers that feed them. stages: passes in which weights are fitted to the inputs that the
-    compressed layers before them give, which is kept if outputs come closer; 0 for none. repair: corrections of small
-    tensors, each kept only if outputs on inputs held out come closer. importance, probes: as of `calibrate`.
+    Args:
+        fold: fold batch norms into the layers that feed them.
+        stages: passes in which weights are fitted again, in order of execution, to the inputs that the compressed
+            layers before them give; kept if outputs come closer. 0 for none.
+        repair: correct biases, norms and scales; each kind kept only if outputs on held-out inputs come closer.
+        importance: as of `calibrate`.
+        probes: as of `calibrate`.
+
+    Example:
+        >>> quick = Options(steps=Steps(stages=0, repair=False))
     """
 
     fold: bool = True
@@ -32,12 +40,19 @@ class Steps:
 
 @dataclass(frozen=True)
 class Options:
-    """How the work is done; the result depends on `steps` alone.
+    """How the work is done; of these only `steps` changes the result.
 
-    progress: called now and then. threads: weights at a time; None for one a core, at most four. memory: bytes for
-    what is measured at a time; where all of it takes more, it goes through a folder. cache: that folder, kept, so that
-    a later run goes on from it. work: the work directory of a file under way; None for one beside the target. force: an
-    existing target may be replaced. steps: what is done with inputs.
+    Args:
+        progress: called with a `Progress` after each batch or tensor.
+        threads: weights fitted at a time; None for one a core, at most four for files and two for models in memory.
+        memory: bytes of Gram matrices measured at a time; if all of them take more, they are kept in a folder.
+        cache: that folder, kept, so that a later run goes on from it; None for a temporary one.
+        work: the work directory of `compress_file`; None for one beside the target.
+        force: whether an existing target of `compress_file` may be replaced.
+        steps: what is done with inputs.
+
+    Example:
+        >>> small = waterfill.compress(model, batches, bits=2, options=Options(threads=1))
     """
 
     progress: Callable[[Progress], None] | None = None
@@ -50,5 +65,5 @@ class Options:
 
     @property
     def workers(self) -> int:
-        """Threads to run."""
+        """Threads that `compress_file` runs."""
         return self.threads or min(_MOST_THREADS, os.cpu_count() or 1)

@@ -1,7 +1,7 @@
-"""The whole way from a network and a few hundred of its inputs to a file, without training.
+"""Compression with a few hundred inputs, without training: the sequence of its steps.
 
-Fold norms, measure what errors cost, share out the bits at one price, fit the weights in the order in which they run,
-and repair what small tensors can. Each step is a module of its own; this one only puts them in a row.
+Fold batch norms, measure the cost of errors, allocate bits at one price, fit the weights in the order of execution, and
+correct small tensors. Each step is a module of its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,10 +42,10 @@ from waterfill.storage.work_directory import temporary_folder
 DEFAULT_SPEC = (
     "Quantize(states=64) | Prune(pattern='columns', values=Quantize(states=64)) | LowRank(factors=Quantize(states=64))"
 )
-"""What to look for where there are data: codes along a trellis, for each weight as they are, without the columns that
-others can make up for, or of two thin factors."""
+"""The recipe with inputs: for each weight the cheapest of trellis quantization, the same with pruned columns for which
+the others compensate, and two low-rank factors."""
 AUTOMATIC = "automatic"
-"""What a file says of its recipe if it was that one: in a small network its text would be dear."""
+"""The recipe in the notes of a file made with it: in a small network its whole text would take too many bytes."""
 
 
 @torch.inference_mode(False)
@@ -79,8 +79,8 @@ def calibrated(
     """
     inputs.check(model)
     assert isinstance(model, nn.Module)
-    weights_of(model)  # NaN in a weight is told as such, before outputs show it
-    wanted = as_spec(DEFAULT_SPEC if spec is None else spec)
+    weights_of(model)  # NaN in a weight is reported as such, before it shows in outputs
+    parsed = as_spec(DEFAULT_SPEC if spec is None else spec)
     inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
     with ExitStack() as stack:
         with own_arithmetic():
@@ -88,13 +88,13 @@ def calibrated(
             work, options = prepared.model, replace(options, steps=prepared.steps)
             calibration = _measured(work, inputs, stack.enter_context(_room(work, options)), options)
         notes = {
-            "recipe": AUTOMATIC if spec is None else repr(wanted),
+            "recipe": AUTOMATIC if spec is None else repr(parsed),
             "samples": calibration.samples,
             "folded": _fold_notes(model, work) if prepared.folded else False,
             "unreached": sorted(calibration.unreached),
         }
         notes |= {"remarks": list(prepared.remarks)} if prepared.remarks else {}
-        yield Calibrated(work, inputs, terms_of(Choice, wanted), calibration, options, notes)
+        yield Calibrated(work, inputs, terms_of(Choice, parsed), calibration, options, notes)
 
 
 def _measured(model: nn.Module, inputs: Inputs, cache: Path | None, options: Options) -> Calibration:
@@ -113,7 +113,7 @@ def _measured(model: nn.Module, inputs: Inputs, cache: Path | None, options: Opt
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A model, its norms folded, and what errors in its weights cost. notes: what its files say of how it was done."""
+    """A model with folded norms and the importance of its weights. notes: of its files, how they were made."""
 
     model: nn.Module
     inputs: Inputs
@@ -140,7 +140,7 @@ class Calibrated:
         return with_remark(made, size)
 
     def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression[MemoryStore], Ledger]:
-        """Every weight fitted by itself, to what errors cost by some inputs, or by none."""
+        """Every weight fitted by itself, with this importance, or an assumed one."""
         task = Task.of(self.model, self.specs[0], importance)
         task.notes.update(self.notes)
         if importance is None:
@@ -150,29 +150,29 @@ class Calibrated:
         return compression, compression.meet(budget)
 
     def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
-        """What was made of few inputs, or, where inputs that were held out tell so, what is made without."""
-        free = better_without(
+        """The model as made with few inputs, or without any where held-out inputs show that to be better."""
+        without = better_without(
             self.model,
             self.inputs,
             lambda some: _measured(self.model, some, None, self.options),
             lambda importance: model_of(self._fitted(budget, importance)[0]),
         )
-        return made if free is None else free
+        return made if without is None else without
 
 
 def _refitted(
     compression: Compression[MemoryStore], ledger: Ledger, work: nn.Module, inputs: Inputs, size: int | None
 ) -> CompressedModel:
-    """The model with its weights fitted again in order, or as it was where its outputs were closer."""
+    """The model with its weights fitted again in order, or as before where its outputs were closer."""
     before, options = model_of(compression), compression.options
     if not options.steps.stages:
         return before
     try:
         refit_in_order(compression, ledger, work, inputs, size)
-    except BadInput:  # so few bits that the network says nothing that is a number, and nothing could be compensated
+    except BadInput:  # with so few bits the outputs are not finite, and there is nothing to compensate
         return before
     after = model_of(compression)
-    if size is not None and after.size > size:  # of a few bytes there may be no second way to meet them
+    if size is not None and after.size > size:  # a file of few bytes may not fit a second time
         return before
     judge = ReferenceOutputs(work, inputs.batches, inputs.forward)
     return min(after, before, key=judge.error)
@@ -180,7 +180,7 @@ def _refitted(
 
 @contextmanager
 def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
-    """The folder for what calibration finds; None where memory holds all of it."""
+    """The folder for the results of calibration; None where memory holds all of them."""
     if options.cache is not None or bytes_in_all(model) <= options.memory:
         yield options.cache
         return
@@ -189,7 +189,7 @@ def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
 
 
 def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
-    """What a file says of the norms that were folded."""
+    """The notes on the norms that were folded."""
     tensors, aliases, _ = tensors_of(work)
     return pack(folds_between(model, work), [*tensors, *aliases])
 
@@ -198,9 +198,9 @@ def _repaired(made: CompressedModel, work: nn.Module, inputs: Inputs, allowed: i
     """The model with the repairs that help and, where there is a limit, fit."""
     if not _can_hold_out(work, inputs):
         return made
-    found = repair(made, work, inputs.batches, forward=inputs.forward).model
-    assert isinstance(found, CompressedModel)
-    return found if allowed is None or found.size <= allowed else made
+    repaired = repair(made, work, inputs.batches, forward=inputs.forward).model
+    assert isinstance(repaired, CompressedModel)
+    return repaired if allowed is None or repaired.size <= allowed else made
 
 
 def _can_hold_out(work: nn.Module, inputs: Inputs) -> bool:
@@ -208,7 +208,7 @@ def _can_hold_out(work: nn.Module, inputs: Inputs) -> bool:
     try:
         with as_deployed(work):
             for part in inputs.hold_out(0.25):
-                next(part.outputs(work))  # what was cut in two may have been a single input
+                next(part.outputs(work))  # a single input cannot be held out
     except BadInput:
         return False
     return True

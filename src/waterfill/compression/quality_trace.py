@@ -1,4 +1,4 @@
-"""What a search for a budget in quality has tried, and what it says of it."""
+"""The trace of a search for a budget in quality: every file that was tried, and a report."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,16 +6,16 @@ from typing import Any
 
 from waterfill.evaluation.paired import Difference
 
-_UNSURE = 0.8  # below, more inputs are advised
+_UNSURE = 0.8  # probability; below, more inputs are advised
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A file that was tried: bits per weight asked for, its bytes, the quality of its network, what was lost.
+    """A file that was tried.
 
-    lost: as measured. smoothed: as measured here and, where more bits lost more, which only chance can do, in the
-    neighbors too. met: whether both are allowed. Bytes are None where no file can be so small; then nothing was
-    measured.
+    bits: per weight, requested. size: bytes of the file; None where none can be so small, and nothing was measured.
+    quality: of its network. difference: from the original. smoothed: the loss after isotonic regression over the files,
+    as fewer bits can lose less only by chance. met: whether the loss and the smoothed loss are both allowed.
     """
 
     bits: float
@@ -31,16 +31,17 @@ class Trial:
         return self.difference.lost
 
     def sure(self, allowed: float) -> float | None:
-        """The chance that no more than is allowed is lost; None where it is not known."""
+        """The probability that no more than `allowed` is lost; None where it is not known."""
         worst = max(self.lost, self.smoothed) if not math.isnan(self.smoothed) else self.lost
         return replace(self.difference, lost=worst).sure(allowed)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """original: quality before compression. allowed: loss, in its unit. trials: in the order they were made.
+    """The trials of `compress_to_quality`.
 
-    points: whether quality is a share, shown in percentage points. chosen: the trial whose file is returned, if any.
+    original: quality before compression. allowed: the loss that is allowed, in its unit. trials: in order. points:
+    whether quality is a share, shown in percentage points. chosen: the trial whose file is returned, if any.
     """
 
     original: float
@@ -50,7 +51,7 @@ class Trace:
     chosen: Trial | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For JSON; numbers that are not finite are null."""
+        """The trace for JSON; numbers that are not finite are null."""
         rows = [self._row(trial) for trial in self.trials]
         return {
             "original": self.original,
@@ -73,7 +74,7 @@ class Trace:
         return {key: _plain(value) for key, value in row.items()}
 
     def text(self) -> str:
-        """A line for every trial, and what is known of the file that was chosen."""
+        """A line for every trial, and the verdict on the file that was chosen."""
         lines = [f"original {self.original:.6g}, may lose {self.allowed:.6g}"]
         for t in self.trials:
             about = "" if math.isnan(t.difference.error) else f" ± {t.difference.error:.2g}"
@@ -84,7 +85,7 @@ class Trace:
         return "\n".join(lines if self.chosen is None else [*lines, self.verdict(self.chosen)])
 
     def verdict(self, trial: Trial) -> str:
-        """How much a file loses, and how sure it is that this is no more than is allowed."""
+        """The loss of a file with its error, and the probability that it is allowed, in words."""
         unit = " points" if self.points else ""
         lost, error, allowed = (
             f"{(100 if self.points else 1) * value:.3g}" for value in (trial.lost, trial.difference.error, self.allowed)
@@ -92,22 +93,22 @@ class Trace:
         sure = trial.sure(self.allowed)
         if sure is None:
             return f"drop {lost}{unit}; how sure that is, a measure that gives one number does not say"
-        said = (
+        report = (
             f"drop {lost} ± {error}{unit} (paired, {trial.difference.inputs:,} inputs); "
             f"{percent(sure)} sure that at most {allowed}{unit} are lost"
         )
-        return said if sure >= _UNSURE else f"{said}: more inputs, or a surer search, would leave less to chance"
+        return report if sure >= _UNSURE else f"{report}: more inputs, or a surer search, would leave less to chance"
 
 
-def percent(chance: float) -> str:
-    """A chance for reading: 96 %, never 100 %."""
-    return "over 99.9 %" if chance > 0.999 else f"{100 * chance:.3g} %" if chance > 0.99 else f"{100 * chance:.0f} %"
+def percent(p: float) -> str:
+    """A probability for reading: 96 %, never 100 %."""
+    return "over 99.9 %" if p > 0.999 else f"{100 * p:.3g} %" if p > 0.99 else f"{100 * p:.0f} %"
 
 
 def smoothed(trials: list[Trial]) -> list[Trial]:
-    """The trials with losses that fall as bits grow, by least squares (isotonic regression, pooling neighbors).
+    """The trials with smoothed losses, which do not rise with bits: least squares (isotonic regression by pooling).
 
-    Only trials whose error is known take part: where a loss is a number alone, nothing says that it is chance.
+    Only trials whose standard error is known take part.
     """
     known = [trial for trial in trials if not math.isnan(trial.difference.error) and not math.isnan(trial.lost)]
     pools: list[tuple[float, list[Trial]]] = []  # of rising bits, their means falling

@@ -1,4 +1,4 @@
-"""Where a compression keeps what its weights become: in memory, or in a work directory that outlives a crash."""
+"""Stores for the results of fitted weights: in memory, or in a work directory that outlives a crash."""
 
 import zlib
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from waterfill.storage.work_directory import Journal
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted weight without its blob. words: what it became. size: bytes. error: relative to the tensor's norm."""
+    """A fitted weight without its blob. words: its parts described. size: bytes. error: relative to the tensor's norm."""
 
     words: str
     size: int
@@ -23,7 +23,7 @@ class Fitted:
 
 
 class Store(Protocol):
-    """What weights have become, by their positions. Of two fits of a weight the later one is kept."""
+    """The results of fitted weights, by position. Of two fits of a weight the later one is kept."""
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
         """Fit a weight at a price, nats per bit, and keep the result."""
@@ -53,10 +53,10 @@ class MemoryStore:
 
 
 class DirectoryStore:
-    """Blobs in a work directory. What an earlier run found at the same price is taken as it is.
+    """Blobs in a work directory. A blob of the same price, also of an earlier run, is reused.
 
     Raises:
-        PlanMismatch: for a blob of other values than the weight has now.
+        PlanMismatch: a blob whose weight has other values now.
     """
 
     def __init__(self, journal: Journal, weights: list[Weight]) -> None:
@@ -71,9 +71,15 @@ class DirectoryStore:
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
         if self._notes.get(i, {}).get("price") != price:
-            read = _checksum(weight.load())
+            values = _checksum(weight.load())
             entry = weight.fit(price)
-            note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price, "input": read}
+            note = {
+                "words": entry.words,
+                "error": entry.error,
+                "bytes": len(entry.blob),
+                "price": price,
+                "input": values,
+            }
             self._journal.put(i, entry.blob, note)
             self._notes[i] = note
         return _noted(self._notes[i])
@@ -94,5 +100,5 @@ def _noted(note: dict[str, Any]) -> Fitted:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """Distinguishes the values of a tensor from others, quickly."""
+    """A checksum of the values of a tensor."""
     return zlib.crc32(octets(tensor).numpy().data)

@@ -1,4 +1,4 @@
-"""What is to be compressed, and a compression under way: the same for a model in memory and for a checkpoint."""
+"""What is compressed, and the state of a compression: the same for a model in memory and for a checkpoint."""
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
-from waterfill.compression.costs.few import leaning
+from waterfill.compression.costs.few import toward_assumed
 from waterfill.compression.costs.unreached import at_common_price
 from waterfill.compression.options import Options
 from waterfill.compression.store import MemoryStore, Store
@@ -32,10 +32,10 @@ from waterfill.storage import size_of
 from waterfill.storage.manifest import Manifest
 
 LOSSLESS = "lossless"
-"""What stands for a recipe where every bit is kept."""
+"""The recipe in the notes of a file that keeps every bit."""
 _FOREIGN = "an extra state that is no tensor: not in the file; a module that this is loaded into keeps its own"
-_UNFITTED = "quantized"  # what a weight is taken to become until it is fitted
-_MOST_THREADS = 2  # weights of a model in memory at a time, where nothing else is asked for
+_UNFITTED = "quantized"  # the description of a weight until it is fitted
+_MOST_THREADS = 2  # default of the threads for a model in memory
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
 
@@ -66,11 +66,15 @@ def plan_weights(
         weight.check()
         weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
     weights = informed(weights)
-    return at_common_price(leaning(weights, importance.samples)) if isinstance(importance, ImportanceMap) else weights
+    return (
+        at_common_price(toward_assumed(weights, importance.samples))
+        if isinstance(importance, ImportanceMap)
+        else weights
+    )
 
 
 def _reader(importance: Mapping[str, Importance], name: str) -> Callable[[], Importance] | None:
-    """What reads the importance of a tensor, in memory or where it lies on disk; None where there is none."""
+    """A function that reads the importance of a tensor, from memory or disk; None where there is none."""
     return partial(importance.__getitem__, name) if name in importance else None
 
 
@@ -79,7 +83,7 @@ def _on_cpu(value: Tensor) -> Tensor:
 
 
 def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
-    """Every tensor as it is, bit for bit. Raises BadInput for what no file can hold."""
+    """A weight for every tensor, kept bit for bit. Raises BadInput for one that no file can hold."""
     exact = Dense(format="lossless")
     weights = [
         Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
@@ -92,10 +96,10 @@ def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be compressed, whatever it comes from.
+    """All that is to be compressed, from a model or a checkpoint.
 
-    weights: all tensors in order. aliases: by tied name, the one that holds the data. notes: what the file is to say of
-    how it was made; among them "original", the bytes of the tensors as they were.
+    weights: all tensors in order. aliases: by tied name, the one that holds the data. notes: of the file, how it was
+    made; among them "original", the bytes of the original tensors.
     """
 
     weights: list[Weight]
@@ -109,7 +113,7 @@ class Task:
         spec: "Spec | str",
         importance: Mapping[str, Importance] | None,
     ) -> "Task":
-        """Of a model in memory; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
+        """The task of a model in memory; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
         original = sum(t.numel() * t.element_size() for t in tensors.values())
         module = model if isinstance(model, nn.Module) else None
@@ -128,7 +132,7 @@ class Task:
 
     @property
     def original(self) -> int:
-        """Bytes of the tensors as they were."""
+        """Bytes of the original tensors."""
         return int(self.notes["original"])
 
     @property
@@ -137,7 +141,7 @@ class Task:
         return count_weights((w.name, w.layout) for w in self.weights)
 
     def allowed(self, budget: Budget) -> int | None:
-        """The bytes that the file may have; None where a price decides."""
+        """Bytes that the file may have; None where a price decides."""
         return budget.file_bytes(self.count, self.original)
 
 
@@ -146,7 +150,7 @@ _Kept = TypeVar("_Kept", bound=Store)
 
 @dataclass(frozen=True, eq=False)
 class Compression(Generic[_Kept]):
-    """A task under way: what its weights have become so far, and the run that fits them."""
+    """A task with the results so far of its weights, and the fitter."""
 
     task: Task
     store: _Kept
@@ -158,58 +162,58 @@ class Compression(Generic[_Kept]):
         return self.task.weights
 
     def with_notes(self, notes: dict[str, Any]) -> "Compression[_Kept]":
-        """The same, of which the file says something else."""
+        """The same compression with other notes."""
         return replace(self, task=replace(self.task, notes=notes))
 
     def fit(self, i: int, price: float) -> float:
-        """Fit weight i at a price and keep what it becomes; real bits."""
+        """Fit weight i at a price and keep the result; its real bits."""
         return 8.0 * self.store.fit(i, self.weights[i], price).size
 
     def manifest(self) -> dict[str, Any]:
-        """What the file says beside the blobs."""
+        """The manifest of the file."""
         fitted = [self.store.get(i) for i in range(len(self.weights))]
         words = [_UNFITTED if one is None else one.words for one in fitted]
-        rows = [row_of(w.layout, said, w.reason) for w, said in zip(self.weights, words, strict=True)]
+        rows = [row_of(w.layout, own, w.reason) for w, own in zip(self.weights, words, strict=True)]
         return Manifest(rows, self.task.aliases, self.task.notes).pack()
 
     def file_bytes(self, lengths: Sequence[int]) -> int:
-        """Exact bytes of the file, were these the lengths of its blobs."""
+        """Exact bytes of a file with blobs of these lengths."""
         names = [weight.name for weight in self.weights]
         return size_of(self.manifest(), dict(zip(names, lengths, strict=True)))
 
     @cached_property
     def run(self) -> Fitter:
-        """What fits the weights to a budget."""
+        """The fitter that meets a budget."""
         return Fitter(self.weights, self.fit, self._overhead, self.options.progress, self.options.workers)
 
     def _overhead(self, lengths: Sequence[int]) -> int:
         return self.file_bytes(lengths) - sum(lengths)
 
     def meet(self, budget: Budget) -> Ledger:
-        """Fit every weight as the budget asks. Raises BudgetError."""
+        """Fit every weight to the budget. Raises BudgetError."""
         return self.run.meet(budget, self.task.original)
 
 
 def in_memory(task: Task, options: Options) -> Compression[MemoryStore]:
-    """A compression of which nothing is fitted yet and everything will be kept in memory."""
+    """A compression with nothing fitted yet, whose results are kept in memory."""
     threads = options.threads or min(_MOST_THREADS, torch.get_num_threads())
     return Compression(task, MemoryStore(), replace(options, threads=threads))
 
 
 def model_of(work: Compression[MemoryStore]) -> CompressedModel:
-    """What there is so far, with empty entries for weights that are not fitted yet."""
+    """The compressed model so far, with empty entries for weights that are not fitted yet."""
     known = work.store.entries
     entries = [known.get(i) or Entry(w.name, w.layout, (), b"", w.reason) for i, w in enumerate(work.weights)]
     return CompressedModel({entry.name: entry for entry in entries}, dict(work.task.aliases), work.task.notes)
 
 
 def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
-    """The model; where it leaves much of the `size` bytes that it may have, its notes say so, if that fits."""
+    """The model, with a remark in its notes where it leaves much of the `size` bytes unused, if that fits."""
     return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size))
 
 
 def remarked(notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
-    """Notes that say so where a file leaves much of the `size` bytes that it may have, if there is room for that.
+    """Notes, with a remark where a file leaves much of the `size` bytes unused, if there is room for it.
 
     file_bytes: (notes) -> bytes of the file with these.
     """
@@ -221,7 +225,7 @@ def remarked(notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict
 
 
 def resolve(budget: Budget, spec: "Spec | str") -> Budget:
-    """The budget to work to: the default where none was given. Raises BadRecipe for a budget that makes no sense."""
+    """The budget, or the default where none was given. Raises BadRecipe for a budget of a lossless file."""
     if spec == LOSSLESS:
         if budget.given:
             raise BadRecipe("lossless takes what it takes: give no budget with it")

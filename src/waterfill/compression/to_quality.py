@@ -1,4 +1,4 @@
-"""A budget in quality: the smallest file whose network, measured, has lost no more than was allowed."""
+"""A budget in quality: the smallest file whose network, as measured, loses no more than is allowed."""
 
 import math
 from collections.abc import Callable
@@ -18,15 +18,25 @@ from waterfill.network.running.forward import as_deployed, copy_of
 Compressor = Callable[[float], CompressedModel]
 """Bits per weight -> the model compressed to them."""
 
-_STEP = 1.6  # factor between bits per weight while a file that meets the drop, and one that does not, are looked for
-_CLEAR = 2.0  # standard errors beyond what is allowed, from which a loss is no matter of chance
+_STEP = 1.6  # factor between bits per weight until one file meets the drop and another does not
+_CLEAR = 2.0  # standard errors beyond the allowed loss above which a trial clearly fails
 
 
 @dataclass(frozen=True)
 class Search:
-    """How far to look. bits: the range of bits per weight, from `start`. tolerance: relative, to which bits are found.
-    evaluations: of compressed models, at most. sure: the chance that a file has to have of losing no more than is
-    allowed, where the measure gives scores; 0.5 takes what was measured as it is."""
+    """The limits of a search for the smallest file.
+
+    Args:
+        bits: range of bits per weight.
+        start: bits per weight of the first file.
+        tolerance: relative, to which bits per weight are found.
+        evaluations: of compressed models, at most.
+        sure: probability that the chosen file loses no more than is allowed, where the measure gives scores; 0.5 takes
+            what was measured as it is.
+
+    Raises:
+        BadInput: values outside their ranges.
+    """
 
     bits: tuple[float, float] = (0.5, 8.0)
     start: float = 3.0
@@ -49,19 +59,32 @@ def compress_to_quality(
     compressor: Compressor | None = None,
     search: Search = Search(),
 ) -> tuple[CompressedModel, Trace]:
-    """The smallest file found whose network loses at most `drop`, and every file that was tried.
+    """Find the smallest file whose network loses at most `drop` of its quality.
 
-    measure: of a module with the compressed weights in it, in evaluation mode, on inputs that calibration has not seen;
-    a bare function counts as one of which more is better. drop: in the unit of the measure; a `Drop` may be a share of
-    the original's value. compressor: (bits per weight) -> compressed model; by default `waterfill.compress`, which
-    knows no data (see `calibrated` for one that does). The model itself is not changed.
+    Quality rises with bits. Where a measure gives scores, the loss has a standard error, paired over the same inputs:
+    the search goes on below a file that loses too much by less than two of them, and where fewer bits measured a
+    smaller loss than more bits, neighbors share their mean (isotonic regression), so that no file is taken by chance.
+    With a measure of single numbers each file is taken as measured.
 
-    Quality rises with bits. Where a measure gives scores, its loss on the same inputs has a standard error: a file that
-    loses too much by less than two of them is no end of the search, which goes on below it, and where fewer bits seem
-    to lose less, neighbors share their mean, so that no lucky file is taken. With numbers alone a file is taken as it
-    was measured.
-    Raises BudgetError if even the most bits lose more, BadInput for arguments without meaning or an original that
-    measures NaN or no better than what always gives the same answer.
+    Args:
+        model: the original; not changed.
+        measure: the quality of a module, called in evaluation mode with the compressed weights in it, on inputs that
+            were not used to calibrate. A plain function (module) -> float counts as more is better.
+        drop: the loss that is allowed, in the unit of the measure; a `Drop` may be relative to the original's value.
+        compressor: (bits per weight) -> compressed model; None for `waterfill.compress` without inputs. See
+            `waterfill.compression.post_training.calibrated` for one with inputs.
+        search: the range of bits, and how many files to try.
+
+    Returns:
+        The compressed model of the smallest file that meets the drop, and the trace of all that were tried.
+
+    Raises:
+        BudgetError: even the most bits lose more.
+        BadInput: arguments without meaning, or an original that measures NaN or no better than a constant answer.
+
+    Example:
+        >>> small, trace = waterfill.compress_to_quality(model, accuracy, drop=0.005)
+        >>> print(trace.text())
     """
     measure = measure if isinstance(measure, Measure) else Measure(measure)
     drop = drop if isinstance(drop, Drop) else Drop(drop)
@@ -83,8 +106,8 @@ def _measured(measure: Measure, work: nn.Module) -> "float | Scores":
         return measure.scores(work)
 
 
-def _value(found: "float | Scores") -> float:
-    return found.value if isinstance(found, Scores) else found
+def _value(quality: "float | Scores") -> float:
+    return quality.value if isinstance(quality, Scores) else quality
 
 
 def _check_original(original: "float | Scores", measure: Measure) -> None:
@@ -101,10 +124,10 @@ def _check_original(original: "float | Scores", measure: Measure) -> None:
 
 @dataclass
 class _Trials:
-    """What was tried, and what to try next.
+    """The trials of a search so far, and the bits per weight to try next.
 
-    goal: the original's quality or scores, the loss that is allowed, the measure. models: of the trials whose files may
-    still be chosen.
+    goal: the original's quality or scores, the loss that is allowed, the measure. models: by bits, of the trials that
+    may still be chosen.
     """
 
     compressor: Compressor
@@ -115,7 +138,7 @@ class _Trials:
     models: dict[float, CompressedModel] = field(default_factory=dict)
 
     def run(self) -> tuple[CompressedModel, Trace]:
-        """Try until bits are known well enough. Raises BudgetError."""
+        """Try files until the bits are known to the tolerance. Raises BudgetError."""
         low, high = self.search.bits
         at: float | None = min(max(self.search.start, low), high)
         while at is not None:
@@ -145,7 +168,7 @@ class _Trials:
         return math.sqrt(left * right) if right > left * (1 + self.search.tolerance) else None
 
     def _try(self, bits: float) -> None:
-        """Compress, measure, and say anew of every trial whether it meets the goal."""
+        """Compress and measure one file, then decide again for every trial whether it meets the goal."""
         original, _, measure = self.goal
         try:
             compressed = self.compressor(bits)
@@ -157,10 +180,10 @@ class _Trials:
         except BadInput:  # outputs that are NaN or infinite
             quality = math.nan
         if isinstance(quality, Scores) and isinstance(original, Scores):
-            found = difference(original, quality, measure.better)
+            lost = difference(original, quality, measure.better)
         else:
-            found = Difference(measure.better * (_value(original) - _value(quality)))
-        self.trials.append(Trial(bits, compressed.size, _value(quality), found))
+            lost = Difference(measure.better * (_value(original) - _value(quality)))
+        self.trials.append(Trial(bits, compressed.size, _value(quality), lost))
         self.models[bits] = compressed
         self.trials = [replace(trial, met=self._meets(trial)) for trial in smoothed(self.trials)]
         for trial in self.trials:
@@ -173,27 +196,27 @@ class _Trials:
 
     @property
     def _most(self) -> float:
-        """What may be lost, and rounding with it."""
+        """The loss that is allowed, with a margin for rounding."""
         return self.goal[1] + 1e-12 * abs(_value(self.goal[0]))
 
     def _clearly_fails(self, trial: Trial) -> bool:
-        """Whether a trial loses too much, and not by chance as far as is known."""
+        """Whether a trial loses too much, by more than chance explains as far as its error is known."""
         margin = 0.0 if math.isnan(trial.difference.error) else _CLEAR * trial.difference.error
         return not trial.met and not trial.lost - self.goal[1] <= margin
 
     def _never(self) -> str:
         original, allowed, measure = self.goal
         measured = [trial for trial in self.trials if not math.isnan(trial.lost)]
-        wanted = f"a loss of at most {allowed:.6g} from {_value(original):.6g} was not met"
+        unmet = f"a loss of at most {allowed:.6g} from {_value(original):.6g} was not met"
         low, high = self.search.bits
         if not measured:
-            return f"{wanted}: no file of {low:g} to {high:g} bits per weight could be measured"
+            return f"{unmet}: no file of {low:g} to {high:g} bits per weight could be measured"
         least = min(measured, key=lambda trial: trial.lost)
-        said = (
-            f"{wanted}: at {least.bits:.3g} bits per weight ({least.size} bytes) {least.lost:.6g} is lost; "
+        report = (
+            f"{unmet}: at {least.bits:.3g} bits per weight ({least.size} bytes) {least.lost:.6g} is lost; "
             "allow more, or give it more bits or a finer recipe"
         )
         if least.lost > self._most:
-            return said
+            return report
         trace = Trace(_value(original), allowed, tuple(self.trials), measure.points)
-        return f"{wanted} with the certainty asked for: {trace.verdict(least)}"
+        return f"{unmet} with the certainty asked for: {trace.verdict(least)}"

@@ -1,4 +1,4 @@
-"""The divergence of probabilities at a temperature."""
+"""The KL divergence of temperature-scaled probabilities."""
 
 import math
 
@@ -7,15 +7,10 @@ from torch import Tensor
 
 from waterfill.evaluation.metrics import divergences, rows_of, squared_errors
 
-ENTROPY = 2.0  # nats
-
-
-_SHARE_OF_UNIFORM_ENTROPY = 0.8  # of the entropy of uniform probabilities, where that is less
-
-
+ENTROPY = 2.0
+"""The least entropy of temperature-scaled probabilities, nats."""
+_SHARE_OF_UNIFORM_ENTROPY = 0.8  # of the entropy of uniform probabilities, where that is less than ENTROPY
 _HIGHEST_TEMPERATURE = 1e4
-
-
 _TEMPERATURE_HALVINGS = 20
 
 
@@ -25,32 +20,33 @@ def are_logits(outputs: Tensor) -> bool:
 
 
 def distance(outputs: Tensor, reference: Tensor) -> float:
-    """Whole errors as `softened` weighs small ones: nats of KL(reference || outputs), both softened, a row on average.
+    """KL(reference || outputs) at the temperature of the reference, nats, mean of the rows.
 
-    Where outputs cannot be logits, their mean squared error.
+    For small errors it is the form that `calibration.probes.tempered` estimates. Where outputs cannot be logits: their
+    mean squared error.
     """
-    found, wanted = rows_of(outputs, reference)
+    actual, expected = rows_of(outputs, reference)
     if not are_logits(reference):
-        return float(squared_errors(found, wanted).sum()) / max(1, found.numel())
-    wanted, found = wanted.float(), found.float()
-    temperature = _temperature(wanted)
-    return float(divergences(found / temperature, wanted / temperature).mean())
+        return float(squared_errors(actual, expected).sum()) / max(1, actual.numel())
+    expected, actual = expected.float(), actual.float()
+    temperature = _temperature(expected)
+    return float(divergences(actual / temperature, expected / temperature).mean())
 
 
 def _temperature(logits: Tensor) -> Tensor:
-    """The least T [..., 1], 1 or more, at which softmax(logits / T) has the entropy wanted.
+    """The least temperature T [..., 1], at least 1, at which softmax(logits / T) has the entropy that is required.
 
-    Classes that can never be, of logits minus infinity, are none.
+    Masked classes, of logits minus infinity, do not count.
     """
     possible = logits.isfinite().sum(-1, keepdim=True).clamp_min(1)
-    wanted = (_SHARE_OF_UNIFORM_ENTROPY * possible.to(logits).log()).clamp_max(ENTROPY)
+    target = (_SHARE_OF_UNIFORM_ENTROPY * possible.to(logits).log()).clamp_max(ENTROPY)
     low = torch.zeros_like(logits[..., :1])  # logarithms of T
     high = torch.full_like(low, math.log(_HIGHEST_TEMPERATURE))
     for _ in range(_TEMPERATURE_HALVINGS):
         middle = (low + high) / 2
-        short = _entropy(logits / middle.exp()) < wanted
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return torch.where(_entropy(logits) < wanted, high.exp(), 1.0)
+        below = _entropy(logits / middle.exp()) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(_entropy(logits) < target, high.exp(), 1.0)
 
 
 def _entropy(logits: Tensor) -> Tensor:

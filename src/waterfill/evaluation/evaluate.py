@@ -1,4 +1,4 @@
-"""How good a network is on data, and how far it is from the one that it was made of: one pass, sums only."""
+"""The quality of a network on data, and its distance from a reference network: one pass, sums only."""
 
 import math
 from collections import defaultdict
@@ -34,15 +34,24 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; None where the batches held no targets, no reference was given or the metric has no meaning.
+    """The result of `evaluate`; None where there were no targets or no reference, or the metric has no meaning.
 
-    rows: output rows, one for each distribution over the classes (an image, a token). accuracy, top5, agreement: shares
-    of 0 to 1, top5 from ten classes. nats: -log p(target), mean; perplexity = exp(nats); bits_per_token = nats / ln 2;
-    bits_per_byte: all bits over all bytes. divergence: KL(reference || model) of the softmax outputs, nats, mean of the
-    rows. output_error: norm of the difference of all outputs relative to that of the reference's. metrics: the
-    caller's own, mean of what they return. layers: by name in order of execution, norm of the difference of the
-    layer's outputs relative to the reference's, each network run whole on the same inputs, so that errors of the
-    layers before are in it. scores: by the name of the metric, input by input.
+    Attributes:
+        batches: how many were run.
+        rows: output rows, one for each distribution over the classes (an image, a token).
+        accuracy: share of targets that are the class of the largest logit, 0 to 1.
+        top5: share of targets among the five largest logits, 0 to 1; for ten classes or more.
+        nats: mean of -log p(target).
+        perplexity: exp(nats).
+        bits_per_token: nats / ln 2.
+        bits_per_byte: all bits over all bytes of the data.
+        divergence: mean over the rows of KL(reference || model) of the softmax outputs, nats.
+        agreement: share of rows whose largest logit is that of the reference, 0 to 1.
+        output_error: norm of the difference of all outputs relative to that of the reference's.
+        metrics: mean of each metric of the caller's.
+        layers: by name in order of execution, the output error of each layer. Both networks are run whole on the same
+            inputs, so that it includes the errors of the layers before.
+        scores: by the name of the metric, input by input.
     """
 
     batches: int
@@ -61,12 +70,12 @@ class Evaluation:
     scores: dict[str, Scores] = field(default_factory=dict, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        """What was measured, for JSON; a number that is not finite is null."""
+        """The numbers that were measured, for JSON; one that is not finite is null."""
         plain = {name: _jsonable(value) for name, value in vars(self).items() if value is not None and name != "scores"}
         return {name: value for name, value in plain.items() if value != {}}
 
     def text(self) -> str:
-        """A table for people."""
+        """A table in plain text, a line for each number that was measured."""
         rows = [("batches", f"{self.batches}"), ("rows", f"{self.rows}")]
         for name, (title, unit) in _TITLES.items():
             value = getattr(self, name)
@@ -99,20 +108,32 @@ def evaluate(  # noqa: PLR0913 - what is measured, and three ways in which users
     logits: bool = True,
     layers: bool = False,
 ) -> Evaluation:
-    """Measure a model on batches, each a tensor of inputs, or (inputs, ..., targets), or a dict for keywords.
+    """Measure a model on batches, and its distance from a reference.
 
-    reference: the original, for divergence, agreement and output error. targets: "last" takes the last item of a tuple
-    of two or more, or the item "targets" or "labels" of a dict, away from the inputs; None: everything is input; a
-    function: (batch) -> class numbers, and everything is input. A model that returns a loss for the labels of a dict is
-    given them, and its loss says whether an output stands for its own label or, shifted, for the one after it.
-    Outputs are logits [batch, classes] or [batch, time, classes], targets class numbers of the shape before the
-    classes; -100 does not count. metrics: more of them by name, (outputs, targets or None) -> a value for each row,
-    shifted where targets are. forward: (model, inputs) -> outputs, where a
-    tensor is not the argument and a tuple not the arguments. data_bytes: of all the data that the targets stand for,
-    or (batch) -> those of a batch. logits=False: outputs are no logits, and have neither accuracy nor divergence.
-    layers: the output error of every layer too; needs the reference.
-    Raises BadInput: no batches, outputs that are NaN or infinite, shapes that do not fit, targets that are the inputs
-    themselves or disagree with the model's own loss.
+    Outputs are logits [batch, classes] or [batch, time, classes]; targets are class numbers, of the same shape without
+    the classes, and -100 does not count. A model that returns a loss for the labels of a dict is given them, and its
+    loss shows whether an output predicts its own label or the one after it.
+
+    Args:
+        model: run in evaluation mode, and left as it was.
+        batches: each a tensor of inputs, a tuple (inputs, ..., targets), or a dict of arguments by keyword.
+        reference: the original, for divergence, agreement and output error.
+        targets: "last": the last item of a tuple of two or more, or "targets" or "labels" of a dict, which is then no
+            input. None: there are none. A function (batch) -> class numbers: all of the batch is input.
+        metrics: further metrics by name, (outputs, targets or None) -> a value for each row; where each output predicts
+            the next label, outputs and targets are already cut to fit.
+        forward: (model, inputs) -> outputs, where inputs are not simply the arguments.
+        data_bytes: of all the data that the targets stand for, or (batch) -> those of a batch; for bits per byte.
+        logits: False for outputs that are no logits, which have neither accuracy nor divergence.
+        layers: measure the output error of every layer too; needs a reference.
+
+    Raises:
+        BadInput: no batches, outputs that are NaN or infinite, shapes that do not fit, targets that are the inputs
+            themselves or disagree with the model's own loss.
+
+    Example:
+        >>> result = waterfill.evaluate(small.install(Net()), loader, reference=model)
+        >>> print(result.accuracy, result.divergence)
     """
     if layers and reference is None:
         raise BadInput("layers=True compares the layers with those of a reference; give reference=")
@@ -132,31 +153,31 @@ class _Layers:
         self._sums: dict[str, tuple[float, float]] = {}
 
     def remember(self, name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        """A layer of the reference has run."""
-        found = tensor_in(output)
-        if found is not None:
-            self._outputs[name].append(found.clone())  # what follows may write into it
+        """Hook of a layer of the reference: keep its output."""
+        tensor = tensor_in(output)
+        if tensor is not None:
+            self._outputs[name].append(tensor.clone())  # layers that follow may write into it
 
     def compare(self, name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        """The same layer of the model has run."""
-        found = tensor_in(output)
-        if found is None or not self._outputs[name]:
+        """Hook of the same layer of the model: add its error to the sums."""
+        tensor = tensor_in(output)
+        if tensor is None or not self._outputs[name]:
             return
-        wanted, found = self._outputs[name].pop(0).double(), found.double()
-        if wanted.shape == found.shape:
+        expected, actual = self._outputs[name].pop(0).double(), tensor.double()
+        if expected.shape == actual.shape:
             error, energy = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (
-                error + float((found - wanted).square().sum()),
-                energy + float(wanted.square().sum()),
+                error + float((actual - expected).square().sum()),
+                energy + float(expected.square().sum()),
             )
 
     def forget(self) -> None:
-        """A batch is done."""
+        """Drop the outputs that were kept, at the end of a batch."""
         self._outputs.clear()
 
     @property
     def errors(self) -> dict[str, float]:
-        """By name in order of execution."""
+        """Relative errors by name, in order of execution."""
         return {name: relative(*sums) for name, sums in self._sums.items()}
 
 
@@ -182,11 +203,11 @@ class _Task:
                 if layers:
                     hooks.enter_context(hooked(layers_of(reference), self.layers.remember))
                     hooks.enter_context(hooked(layers_of(model), self.layers.compare))
-                wanted, _ = self._run(reference, batch, "reference")
+                expected, _ = self._run(reference, batch, "reference")
             outputs, loss = self._run(model, batch, "model")
         self.layers.forget()
         if reference is not None:
-            self.distance.add(outputs, wanted, self.logits)
+            self.distance.add(outputs, expected, self.logits)
         kept, targets = self._aligned(batch, outputs, loss)
         if targets is not None and self.logits:
             self.score.add(kept, targets)
@@ -206,7 +227,7 @@ class _Task:
             raise BadInput(f"batch {self.batches} of the evaluation, {which}: {error}") from error
 
     def _aligned(self, batch: Any, outputs: Tensor, loss: float | None) -> tuple[Tensor, Tensor | None]:
-        """The outputs and targets that are compared: where outputs are no logits, targets are the caller's own."""
+        """The outputs and targets to compare; targets are not shifted where outputs are no logits."""
         try:
             return self.reader.aligned(batch, outputs, loss if self.logits else None, self.logits)
         except BadInput as error:
@@ -215,18 +236,18 @@ class _Task:
     def result(self, compared: bool) -> Evaluation:
         if self.batches == 0:
             raise BadInput("there are no batches to evaluate on; does the loader yield any, or was it used up before?")
-        score, distance, found = self.score, self.distance, dict[str, float | None]()
+        score, distance, values = self.score, self.distance, dict[str, float | None]()
         if score.rows:
             nats = score.nats / score.rows
-            found = {"accuracy": score.first / score.rows, "nats": nats, "bits_per_token": nats / math.log(2)}
-            found["perplexity"] = math.exp(nats) if nats < 700 else math.inf
-            found["top5"] = None if score.five is None else score.five / score.rows
-            found["bits_per_byte"] = score.nats / math.log(2) / self.bytes if self.bytes else None
+            values = {"accuracy": score.first / score.rows, "nats": nats, "bits_per_token": nats / math.log(2)}
+            values["perplexity"] = math.exp(nats) if nats < 700 else math.inf
+            values["top5"] = None if score.five is None else score.five / score.rows
+            values["bits_per_byte"] = score.nats / math.log(2) / self.bytes if self.bytes else None
         if compared:
-            found["output_error"] = distance.relative
+            values["output_error"] = distance.relative
             if self.logits:
-                found["divergence"] = distance.divergence
-                found["agreement"] = distance.agreeing / max(1, distance.rows)
+                values["divergence"] = distance.divergence
+                values["agreement"] = distance.agreeing / max(1, distance.rows)
         means = {name: total / max(1, count) for name, (total, count) in self.means.items()}
         scores = score.scores() | distance.scores()
-        return Evaluation(self.batches, self.rows, metrics=means, layers=self.layers.errors, scores=scores, **found)
+        return Evaluation(self.batches, self.rows, metrics=means, layers=self.layers.errors, scores=scores, **values)

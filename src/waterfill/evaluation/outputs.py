@@ -1,4 +1,4 @@
-"""How far the outputs of a compressed network are from those of the original, to tell two attempts apart."""
+"""Distance of a compressed network's outputs from those of the original, to choose the better of two attempts."""
 
 import math
 from collections.abc import Iterable
@@ -23,16 +23,16 @@ class ReferenceOutputs:
         self._model = copy_of(model)
         self._forward = forward
         self._batches = list(spread(batches, _BATCHES_COMPARED))
-        self._wanted = self._outputs()
+        self._reference = self._outputs()
 
     def error(self, compressed: CompressedModel) -> float:
-        """The distance of its outputs from these, a batch on average; infinite where they are not finite."""
+        """The distance of its outputs from these, mean of the batches; infinite where they are not finite."""
         try:
             compressed.install(self._model)
-            found = self._outputs()
+            outputs = self._outputs()
         except BadInput:
             return math.inf
-        total = sum(map(distance, found, self._wanted)) / len(found)
+        total = sum(map(distance, outputs, self._reference)) / len(outputs)
         return math.inf if math.isnan(total) else total
 
     def _outputs(self) -> list[Tensor]:

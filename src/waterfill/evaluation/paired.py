@@ -1,8 +1,9 @@
-"""What a network scores on each input, and how sure a difference between two networks on the same inputs is.
+"""The scores of a network on each input, and the standard error of a difference between two networks on the same ones.
 
-Inputs are drawn by chance, and so is every mean over them. Two networks meet the same inputs: what most of them answer
-alike cancels in the paired differences, whose standard error is far below that of either mean. Rows of one input, the
-tokens of a text, are not independent: an input counts as one draw (a ratio estimate over clusters; Cochran, 1977).
+Inputs are a random sample, and so every mean over them has a standard error. Two networks are run on the same inputs:
+what they share cancels in the paired differences, whose standard error is far below that of either mean. Rows of one
+input, the tokens of a text, are not independent: an input counts as one draw (a ratio estimate over clusters; Cochran,
+1977).
 """
 
 import math
@@ -19,8 +20,8 @@ from waterfill.errors import BadInput
 class Scores:
     """sums: [inputs] of the values of an input's rows, float64; counts: [inputs] of its rows.
 
-    Quality is the mean of all rows, or its exponential. chance: the quality of what answers always alike, if known.
-    step: what one row at least changes where its values are whole numbers, such as right and wrong; else 0.
+    Quality is the mean of all rows, or its exponential. chance: the quality of a constant answer, if known. step: the
+    least change of one row where its values are whole numbers, such as right and wrong; else 0.
     """
 
     sums: Tensor
@@ -31,7 +32,7 @@ class Scores:
 
     @property
     def mean(self) -> float:
-        """Of all rows."""
+        """The mean of all rows."""
         return float(self.sums.sum()) / max(1.0, float(self.counts.sum()))
 
     @property
@@ -40,7 +41,7 @@ class Scores:
         return _exponential(self.mean) if self.exponential else self.mean
 
     def influence(self) -> Tensor:
-        """What each input moves the quality by, [inputs]: their sum is 0."""
+        """The influence of each input on the quality, [inputs]; they sum to 0."""
         slope = _exponential(self.mean) if self.exponential else 1.0
         return slope * (self.sums - self.mean * self.counts) / self.counts.sum().clamp_min(1)
 
@@ -50,22 +51,22 @@ class Scores:
         return _standard_error(self.influence())
 
     def beats_chance(self, better: int) -> bool:
-        """Whether the quality is better than chance by more than two standard errors, as far as that is known."""
+        """Whether the quality is better than chance by two standard errors; true where chance is not known."""
         margin = 0.0 if math.isnan(self.error) else 2 * self.error
         return self.chance is None or better * (self.value - self.chance) > margin
 
 
 @dataclass(frozen=True)
 class Difference:
-    """lost: quality of the original less that of the other, in the sense that more is worse. error: its standard error,
-    NaN where it is not known. inputs: how many were measured, 0 where that is not known."""
+    """A difference in quality. lost: of the original less that of the other, so that more is worse. error: its standard
+    error, NaN where it is not known. inputs: how many were measured, 0 where that is not known."""
 
     lost: float
     error: float = math.nan
     inputs: int = 0
 
     def sure(self, allowed: float) -> float | None:
-        """The chance that on all inputs of this kind no more is lost than is allowed; None where it is not known."""
+        """The probability that no more than `allowed` is lost on all inputs of this kind; None where unknown."""
         if math.isnan(self.error) or math.isnan(self.lost):
             return None
         if self.error == 0:
@@ -74,9 +75,9 @@ class Difference:
 
 
 def difference(original: Scores, other: Scores, better: int) -> Difference:
-    """What is lost from the original to another network on the same inputs. Raises BadInput if they are not the same.
+    """The loss of quality from the original to another network. Raises BadInput if their inputs are not the same.
 
-    Where values are whole numbers, one more changed input is counted than was seen: of few inputs none may have changed
+    Where values are whole numbers, one more changed input than observed is counted: among few inputs there may be none
     by chance (Agresti and Min, 2005).
     """
     if not torch.equal(original.counts, other.counts):

@@ -1,4 +1,4 @@
-"""What quality is, and what a drop of it is."""
+"""Measures of quality, and how much of it may be lost."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,9 +14,7 @@ from waterfill.evaluation.paired import Scores
 from waterfill.network.running.forward import Forward, copy_of
 
 METRICS = {"accuracy": 1, "top5": 1, "agreement": 1, "perplexity": -1, "nats": -1, "divergence": -1}
-"""What `measure_of` can measure, and whether more is better (1) or less (-1)."""
-
-
+"""The metrics of `measure_of`, and whether more is better (1) or less (-1)."""
 _AGAINST = ("agreement", "divergence")
 _SHARES = ("accuracy", "top5", "agreement")
 
@@ -63,11 +61,11 @@ def parse_drop(text: str, metric: str = "accuracy") -> Drop:
 
 @dataclass(frozen=True)
 class Measure:
-    """Quality, and which way it counts.
+    """A measure of quality, and whether more of it is better.
 
     fn: (module) -> quality: a number; or the scores of the inputs, a tensor [inputs] whose mean it is, or `Scores`.
-    With scores two networks are compared input by input, and how sure the difference is can be said. better: 1 if more
-    of it is better, -1 if less (perplexity, divergence). points: whether it is a share, shown in percentage points.
+    With scores two networks are compared input by input, which gives the difference a standard error. better: 1 if
+    more is better, -1 if less (perplexity, divergence). points: whether it is a share, shown in percentage points.
     """
 
     fn: "Callable[[nn.Module], float | Tensor | Scores]"
@@ -80,22 +78,22 @@ class Measure:
 
     def __call__(self, model: nn.Module) -> float:
         """The quality of a model."""
-        found = self.scores(model)
-        return found.value if isinstance(found, Scores) else found
+        quality = self.scores(model)
+        return quality.value if isinstance(quality, Scores) else quality
 
     def scores(self, model: nn.Module) -> "float | Scores":
-        """What `fn` says, a tensor as the scores that it stands for."""
-        found = self.fn(model)
-        if isinstance(found, Tensor) and found.ndim == 1 and len(found) > 1:
-            values = found.detach().double().cpu()
+        """The result of `fn`, a tensor as `Scores`."""
+        quality = self.fn(model)
+        if isinstance(quality, Tensor) and quality.ndim == 1 and len(quality) > 1:
+            values = quality.detach().double().cpu()
             return Scores(values, torch.ones_like(values), step=float(bool((values == values.round()).all())))
-        return found if isinstance(found, Scores) else float(found)
+        return quality if isinstance(quality, Scores) else float(quality)
 
 
 def measure_of(
     metric: str, batches: Iterable[Any], reference: nn.Module, *, targets: Any = "last", forward: Forward | None = None
 ) -> Measure:
-    """What measures a model on batches by one of METRICS; see `evaluate` for what batches and targets are.
+    """A measure of models on batches by one of METRICS; batches and targets as of `evaluate`.
 
     The batches are kept: they are run once for every measurement. Raises BadInput, then or when it is called, for a
     metric that the batches do not allow, such as accuracy without targets.
@@ -106,9 +104,9 @@ def measure_of(
     original = copy_of(reference) if metric in _AGAINST else None
 
     def measure(model: nn.Module) -> Scores:
-        found: Evaluation = evaluate(model, kept, reference=original, targets=targets, forward=forward)
-        if metric not in found.scores:
+        evaluation: Evaluation = evaluate(model, kept, reference=original, targets=targets, forward=forward)
+        if metric not in evaluation.scores:
             raise BadInput(f"the batches do not tell {metric}: it needs targets (and top5 ten classes or more)")
-        return found.scores[metric]
+        return evaluation.scores[metric]
 
     return Measure(measure, METRICS[metric], points=metric in _SHARES)

@@ -1,7 +1,7 @@
-"""What of a batch are inputs and what targets, and which row of the outputs a target stands for.
+"""Which items of a batch are inputs and which targets, and which output row predicts which target.
 
 Language models of transformers take `labels` equal to `input_ids` and shift them inside: an output predicts the token
-after it. Whether a model does so is not guessed: it is given its labels, and the loss that it returns tells.
+after it. Whether a model does so is not guessed: it is given its labels, and the loss that it returns decides.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +24,10 @@ _CLOSE = 1e-2, 1e-4  # relative and absolute; a loss may be rounded to bfloat16
 
 @dataclass
 class Reader:
-    """Batches taken apart, and the convention of their targets, settled at the first one.
+    """Splits batches into inputs and targets; their convention is determined at the first batch.
 
     labelled: whether the model is run with its labels, because it returns a loss for them. shifted: whether an output
-    stands for the target after it. None: not known yet.
+    predicts the target after it. None: not known yet.
     """
 
     targets: Targets
@@ -72,7 +72,7 @@ class Reader:
     def aligned(
         self, batch: Any, outputs: Tensor, loss: float | None, logits: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs and the targets that they stand for, both cut to fit. Raises BadInput where that cannot be told."""
+        """Outputs and the targets that they predict, both cut to fit. Raises BadInput where that is unclear."""
         inputs, targets = self.split(batch)
         if targets is None:
             return outputs, None
@@ -92,16 +92,16 @@ class Reader:
         own, after = _nats(outputs, targets), _nats(outputs[:, :-1], targets[:, 1:]) if sequences else None
         gaps = [abs(nats - loss) for nats in (own, after) if nats is not None]
         if not gaps or min(gaps) > _CLOSE[0] * abs(loss) + _CLOSE[1]:
-            said = f"{own:.4g}" + (f", and {after:.4g} if each output predicts the token after it" if after else "")
+            losses = f"{own:.4g}" + (f", and {after:.4g} if each output predicts the token after it" if after else "")
             raise BadInput(
-                f"the model's own loss for its labels is {loss:.4g}, but the log loss of its outputs is {said}: they "
+                f"the model's own loss for its labels is {loss:.4g}, but the log loss of its outputs is {losses}: they "
                 "are no class numbers of these outputs; give targets=, a function of the batch, or metrics= of your own"
             )
         return after is not None and abs(after - loss) < abs((own if own is not None else torch.inf) - loss)
 
 
 class _Loss:
-    """Calls a model with a whole batch by keyword and remembers the loss in what it returns."""
+    """Calls a model with a whole batch by keyword and keeps the loss in its result."""
 
     def __init__(self) -> None:
         self.value: float | None = None
@@ -124,7 +124,7 @@ def _nats(outputs: Tensor, targets: Tensor) -> float | None:
 
 
 def _copied(inputs: Any, targets: Tensor) -> bool:
-    """Whether the targets that count are the inputs in their places."""
+    """Whether the targets that count equal the inputs at the same places."""
     counted = targets != IGNORED
     same = (t for t in tensors_in(inputs) if t.shape == targets.shape and not t.is_floating_point())
     return any(bool((t == targets)[counted].all()) for t in same)

@@ -21,7 +21,18 @@ _UNCOUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True, eq=False)
 class CompressedModel:
-    """Names to parts. aliases: tied names and the one that holds the parts. notes: how it was made."""
+    """A network in compressed form: what `compress` and `load` return.
+
+    Attributes:
+        entries: the tensors as parts, by name, in file order.
+        aliases: tied names, each with the name that holds the parts.
+        notes: how it was made: recipe, bytes of the original tensors, remarks, metadata.
+
+    Example:
+        >>> small = waterfill.compress(model, bits=4)
+        >>> print(small.size, small.bits, small.warnings)
+        >>> small.install(Net())
+    """
 
     entries: dict[str, Entry]
     aliases: dict[str, str] = field(default_factory=dict)
@@ -33,7 +44,7 @@ class CompressedModel:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the file says beside the blobs."""
+        """The manifest of the file: shapes, dtypes, aliases and notes."""
         rows = [row_of(e.layout, e.words, e.reason) for e in self.entries.values()]
         return Manifest(rows, self.aliases, self.notes).pack()
 
@@ -43,12 +54,12 @@ class CompressedModel:
         return size_of(self.manifest, {name: len(entry.blob) for name, entry in self.entries.items()})
 
     def overhead(self, lengths: Sequence[int]) -> int:
-        """Bytes of the file beside the blobs, were these their lengths."""
+        """Bytes of the file beside the blobs, for blobs of these lengths in bytes, in file order."""
         return size_of(self.manifest, dict(zip(self.entries, lengths, strict=True))) - sum(lengths)
 
     @property
     def weights(self) -> int:
-        """Entries that count as weights: all floating-point ones but a norm's running statistics."""
+        """Number of weights: floating-point entries, complex ones twice, without running statistics of norms."""
         return count_weights((e.name, e.layout) for e in self.entries.values())
 
     @property
@@ -57,35 +68,59 @@ class CompressedModel:
         return 8 * self.size / max(1, self.weights)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors, tied names included, in their own shapes and dtypes."""
+        """All tensors decoded, tied names included, in their own shapes and dtypes."""
         tensors = {name: entry.tensor() for name, entry in self.entries.items()}
         return tensors | {alias: tensors[name] for alias, name in self.aliases.items()}
 
     def install(self, module: nn.Module) -> nn.Module:
-        """Put the weights into a module of the user's own class, on the meta device too; see `waterfill.model.install`.
+        """Load the weights into a module of the user's own class.
 
-        Raises Mismatch unless names and shapes agree and the module's types can hold the values.
+        Args:
+            module: changed in place; parameters on the meta device get memory on the CPU.
+
+        Returns:
+            The module.
+
+        Raises:
+            Mismatch: names or shapes that differ, or values that the module's types cannot hold.
         """
         return install(module, self.state_dict())
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a tensor: name, shape, dtype, part, bytes, bits per entry, relative error, reason, warning."""
-        told = self.warnings
+        """A row for each tensor, a dict: name, shape, dtype, part, bytes, bits, error, reason, warning.
+
+        bits: per entry. error: norm of the error relative to that of the tensor, None for a loaded file. reason: why
+        the recipe was not applied.
+        """
+        warnings = self.warnings
         return [
-            table_row(e.name, e.layout, (e.words, e.reason), len(e.blob), e.error) | {"warning": told.get(e.name, "")}
+            table_row(e.name, e.layout, (e.words, e.reason), len(e.blob), e.error)
+            | {"warning": warnings.get(e.name, "")}
             for e in self.entries.values()
         ]
 
     @property
     def warnings(self) -> dict[str, str]:
-        """By name, what a user should know of how a tensor was compressed: that no input reached it, say; by "", of the
-        network as a whole."""
-        told, whole = self.notes.get("warnings"), warning_in(self.notes)
-        by_name = {name: f"{text}" for name, text in told.items()} if isinstance(told, Mapping) else {}
+        """Warnings by the name of the tensor, such as that no input reached it; by "", of the network as a whole."""
+        noted, whole = self.notes.get("warnings"), warning_in(self.notes)
+        by_name = {name: f"{text}" for name, text in noted.items()} if isinstance(noted, Mapping) else {}
         return by_name | ({"": whole} if whole else {})
 
     def save(self, path: "str | Path", *, force: bool = False) -> int:
-        """Write the file; returns its size in bytes. Raises OutputExists unless `force`."""
+        """Write the file, at once and whole or not at all.
+
+        Args:
+            path: of the file, usually `.wf`.
+            force: whether an existing file may be replaced.
+
+        Returns:
+            Its size in bytes, the same as `size`.
+
+        Raises:
+            OutputExists: the path is taken and `force` is not set, or another process writes it.
+            BadInput: the folder does not exist.
+            OSError: what the system reports, such as a full disk.
+        """
         with FileWriter(path, force=force) as out:
             for name, entry in self.entries.items():
                 out.add(name, entry.blob)
@@ -93,24 +128,24 @@ class CompressedModel:
 
     @classmethod
     def load(cls, path: "str | Path") -> "CompressedModel":
-        """Read a file, every checksum proved. Raises CorruptFile, NewerFormat."""
+        """Read a file; see `waterfill.load`."""
         with FileReader(path) as src:
             tensors = CompressedTensors(src)
             entries = {name: tensors.entry(name) for name in src.names}
             return cls(entries, dict(tensors.aliases), dict(tensors.manifest.notes))
 
 
-def table_row(name: str, layout: Layout, said: tuple[str, str], size: int, error: float | None) -> dict[str, Any]:
-    """A row of `CompressedModel.table`; `said`: what the tensor became, and why it stayed as it was."""
+def table_row(name: str, layout: Layout, described: tuple[str, str], size: int, error: float | None) -> dict[str, Any]:
+    """A row of `CompressedModel.table`; `described`: the words for its parts, and why the recipe was not applied."""
     return {
         "name": name,
         "shape": list(layout.shape),
         "dtype": str(layout.dtype).removeprefix("torch."),
-        "part": said[0],
+        "part": described[0],
         "bytes": size,
         "bits": 8 * size / max(1, layout.entries),
         "error": error,
-        "reason": said[1],
+        "reason": described[1],
         "warning": "",
     }
 
@@ -122,11 +157,19 @@ def count_weights(tensors: Iterable[tuple[str, Layout]]) -> int:
 
 
 def load(path: "str | Path") -> CompressedModel:
-    """Read a file, every checksum proved.
+    """Read a file and verify every checksum.
+
+    Args:
+        path: a `.wf` file.
+
+    Returns:
+        The network, every tensor as parts.
 
     Raises:
-        CorruptFile: for damage, saying where.
-        NewerFormat: for what a newer release wrote.
+        CorruptFile: damage, with its place.
+        NewerFormat: a file of a newer release.
+        BadInput: a path that is a pipe or a device.
+        OSError: a file that is not there or cannot be read.
 
     Example:
         >>> net = waterfill.load("net.wf").install(Net())

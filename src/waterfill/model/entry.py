@@ -18,8 +18,8 @@ from waterfill.storage.manifest import Row
 class Entry:
     """A tensor as parts, one for each of its matrices, and as `blob`, the bytes of these parts in a file.
 
-    reason: why it was not compressed by the recipe, if it was not. error: norm of the error relative to that of the
-    tensor, where it was just compressed.
+    reason: why the recipe was not applied, or empty. error: norm of the error relative to that of the tensor; None for
+    one that was read from a file.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Entry:
 
     @property
     def words(self) -> str:
-        """What the tensor became, in a few words: the different ones of its parts."""
+        """The descriptions of its parts, each different one once."""
         return " / ".join(dict.fromkeys(part.describe() for part in self.parts)) or "empty"
 
     def tensor(self) -> Tensor:
@@ -40,7 +40,7 @@ class Entry:
 
 
 def restored(parts: tuple[Part, ...], layout: Layout) -> Tensor:
-    """The tensor of these parts, whatever PyTorch is set to. Raises CorruptFile if a part has another type."""
+    """The tensor of these parts, independent of PyTorch's settings. Raises CorruptFile if a part has another type."""
     with own_arithmetic():
         return layout.join([part.dense() for part in parts])
 
@@ -54,7 +54,7 @@ def encode(parts: tuple[Part, ...]) -> bytes:
 
 
 def decode(blob: bytes, layout: Layout, name: str) -> tuple[Part, ...]:
-    """The parts of a blob, every count and checksum proved. Raises CorruptFile, NewerFormat."""
+    """The parts of a blob, every count and checksum verified. Raises CorruptFile, NewerFormat."""
     src = Reader(blob, f"tensor {name!r}")
     parts = tuple(read_part(src, layout.matrix) for _ in range(layout.count))
     src.end()
@@ -62,7 +62,7 @@ def decode(blob: bytes, layout: Layout, name: str) -> tuple[Part, ...]:
 
 
 def row_of(layout: Layout, words: str, reason: str) -> Row:
-    """What a manifest says of a tensor."""
+    """The manifest's row of a tensor."""
     return Row(layout.shape, dtype_name(layout.dtype), layout.role, words, reason)
 
 

@@ -1,4 +1,4 @@
-"""Tensors put into a module of the user's own class, or a word about why they do not fit."""
+"""Loads tensors into a module of the user's own class; an error says why they do not fit."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ def install(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the
     state that is no tensor, which stays. Warns where the module holds a narrower type, and where a part of it stays on
     the meta device. Raises Mismatch where names or shapes differ, or where values do not fit the module's types.
     """
-    wanted = module.state_dict(keep_vars=True)
+    held = module.state_dict(keep_vars=True)
     kind = type(module).__name__
-    state = dict(tensors) | _tied(wanted, tensors)
-    state |= {name: value for name, value in wanted.items() if name not in state and is_foreign(name, value)}
-    shapes = {name: _shape(value, state.get(name)) for name, value in wanted.items()}
+    state = dict(tensors) | _tied(held, tensors)
+    state |= {name: value for name, value in held.items() if name not in state and is_foreign(name, value)}
+    shapes = {name: _shape(value, state.get(name)) for name, value in held.items()}
     _check_names(shapes, {name: _shape(value) for name, value in state.items()}, (kind, source))
-    fitting = {name: _as_held(name, value, wanted[name]) for name, value in state.items()}
-    _warn_narrower(wanted, tensors)
+    fitting = {name: _as_held(name, value, held[name]) for name, value in state.items()}
+    _warn_narrower(held, tensors)
     _materialize(module)
     module.load_state_dict(fitting, strict=True)
     torch.clear_autocast_cache()  # in a block of autocast, the module would go on with casts of its old weights
@@ -66,7 +66,7 @@ def converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _surely_holds(dtype: torch.dtype, values: Tensor) -> bool:
-    """Whether all values lie in the range of a floating-point type; told at the cost of one look at them."""
+    """Whether all values lie in the range of a floating-point type, in one pass; False where it is not certain."""
     if not (dtype.is_floating_point and values.is_floating_point() and values.numel()):
         return False
     least, most = (float(edge) for edge in (values.float() if values.dtype.itemsize == 1 else values).aminmax())
@@ -91,10 +91,10 @@ def _as_held(name: str, value: Any, held: Any) -> Any:
     return converted(name, value, held.dtype)
 
 
-def _tied(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What lacks among the tensors and is, in the module, one with a tensor that is there."""
-    known = {id(value): tensors[name] for name, value in wanted.items() if name in tensors}
-    return {name: known[id(value)] for name, value in wanted.items() if name not in tensors and id(value) in known}
+def _tied(held: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names that are missing among the tensors and that the module ties to one of them."""
+    known = {id(value): tensors[name] for name, value in held.items() if name in tensors}
+    return {name: known[id(value)] for name, value in held.items() if name not in tensors and id(value) in known}
 
 
 def _shape(value: Any, given: Any = None) -> tuple[int, ...]:
@@ -105,32 +105,34 @@ def _shape(value: Any, given: Any = None) -> tuple[int, ...]:
 
 
 def _check_names(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], told_of: tuple[str, str]
+    held: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], names_of: tuple[str, str]
 ) -> None:
-    kind, source = told_of
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted))
-    both = [name for name in wanted if name in found]
-    wrong = [f"{n}: module {list(wanted[n])}, file {list(found[n])}" for n in both if wanted[n] != found[n]]
-    told = [
+    kind, source = names_of
+    missing = sorted(set(held) - set(given))
+    extra = sorted(set(given) - set(held))
+    both = [name for name in held if name in given]
+    wrong = [f"{n}: module {list(held[n])}, file {list(given[n])}" for n in both if held[n] != given[n]]
+    problems = [
         f"{label}: {_listed(names)}"
         for label, names in ((f"{source} lacks", missing), (f"{kind} lacks", extra), ("shapes differ", wrong))
         if names
     ]
-    if told:
-        raise Mismatch(f"{source} does not fit a {kind}; {'; '.join(told)}. Build the module it was compressed from")
+    if problems:
+        raise Mismatch(
+            f"{source} does not fit a {kind}; {'; '.join(problems)}. Build the module it was compressed from"
+        )
 
 
 def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
 
 
-def _warn_narrower(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Say which tensors lose digits that they have."""
+def _warn_narrower(in_module: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Warn of tensors that the module rounds to a narrower type."""
     pairs = {
-        name: (value.dtype, wanted[name].dtype)
+        name: (value.dtype, in_module[name].dtype)
         for name, value in tensors.items()
-        if value.is_floating_point() and isinstance(wanted[name], Tensor) and wanted[name].is_floating_point()
+        if value.is_floating_point() and isinstance(in_module[name], Tensor) and in_module[name].is_floating_point()
     }
     narrower = [name for name, (own, held) in pairs.items() if torch.finfo(held).eps > torch.finfo(own).eps]
     if narrower:

@@ -36,10 +36,10 @@ class CompressedTensors(Mapping[str, Tensor]):
     @property
     def metadata(self) -> dict[str, str]:
         """The texts that the header of the original `.safetensors` file held. Raises CorruptFile."""
-        found = self.manifest.notes.get("metadata", {})
-        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        texts = self.manifest.notes.get("metadata", {})
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
             raise CorruptFile("the manifest's metadata are not what a writer would have written; the file is damaged")
-        return found
+        return texts
 
     def entry(self, name: str) -> Entry:
         """One tensor as parts; for a tied name, that of the name that holds the data."""
@@ -63,11 +63,20 @@ class CompressedTensors(Mapping[str, Tensor]):
 
 
 def load_tensor(path: "str | Path", name: str) -> Tensor:
-    """One tensor of a file, the others unread.
+    """One tensor of a file; the others are not read.
+
+    Args:
+        path: a `.wf` file.
+        name: of the tensor; tied names too.
+
+    Returns:
+        The tensor in its own shape and dtype.
 
     Raises:
-        BadInput: for a name that the file does not hold.
-        CorruptFile, NewerFormat: for a file that cannot be read.
+        BadInput: a name that the file does not hold, or a path that is a pipe or a device.
+        CorruptFile: damage in what is read.
+        NewerFormat: a file of a newer release.
+        OSError: a file that is not there or cannot be read.
 
     Example:
         >>> weight = waterfill.load_tensor("net.wf", "conv.weight")

@@ -1,6 +1,6 @@
-"""Batch normalization folded into the layer that feeds it: the same function, with three of four vectors constant.
+"""Folds batch norms into the layers that feed them: the same function, with three of four vectors constant.
 
-Which norm follows which layer is found by running the network; what folding does to tensors is in `folds`.
+Running the network shows which norm follows which layer; the change of the tensors is in `folds`.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ def fold_batch_norm(module: nn.Module, *batches: Any, forward: Forward | None = 
     norm keeps weight 1, mean 0, variance 1 - eps, and as its bias the shift, if the layer has none to take it. Pairs
     are found by running the batches: a norm is fed by a layer if its input is the layer's output, unchanged, in every
     batch in which either runs. A pair that would change the outputs of any batch (its layer feeds others too) is left
-    as it is. What no batch shows is not known: give one of every kind that there is, in size, in mode, in path.
+    as it is. Give batches of every size, mode and path that the network has.
     For evaluation mode: statistics of a folded norm must not be trained on. Outputs stay the same but for rounding.
     Raises BadInput for a batch that the model cannot take, or none.
     """
@@ -48,27 +48,27 @@ def fold_in_place(model: nn.Module, batches: Iterable[Any], forward: Forward | N
     """`fold_batch_norm` in the model itself; the batches are gone through several times."""
     with as_deployed(model):
         pairs = _always_fed(model, batches, forward)
-        wanted = copy_of(model) if pairs else model
+        original = copy_of(model) if pairs else model
         undo = [_fold(model, norm, layer) for norm, layer in pairs.items()]
-        with as_deployed(wanted):
-            if _alike(model, wanted, batches, forward):
+        with as_deployed(original):
+            if _alike(model, original, batches, forward):
                 return
             for restore in reversed(undo):
                 restore.back()
             for norm, layer in pairs.items():
                 one = _fold(model, norm, layer)
-                if not _alike(model, wanted, batches, forward):
+                if not _alike(model, original, batches, forward):
                     one.back()
 
 
 def _always_fed(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> dict[str, str]:
-    """The pairs of `fed_norms` that are such in every batch in which the norm or the layer runs."""
+    """The pairs that `fed_norms` finds in every batch in which the norm or the layer runs."""
     pairs: dict[str, str] = {}
     broken: set[str] = set()
     for batch in batches:
-        found, ran = _fed_norms(model, batch, forward)
-        broken |= {norm for norm, layer in found.items() if pairs.setdefault(norm, layer) != layer}
-        broken |= ran - found.keys() - set(found.values())
+        fed, ran = _fed_norms(model, batch, forward)
+        broken |= {norm for norm, layer in fed.items() if pairs.setdefault(norm, layer) != layer}
+        broken |= ran - fed.keys() - set(fed.values())
     return {norm: layer for norm, layer in pairs.items() if not {norm, layer} & broken}
 
 
@@ -79,22 +79,22 @@ def fed_norms(model: nn.Module, batch: Any, forward: Forward | None = None) -> d
 
 def _fed_norms(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[dict[str, str], set[str]]:
     """The pairs, and all layers and norms that ran."""
-    wanted = {name: m for name, m in model.named_modules() if isinstance(m, (*LAYERS, *BATCH_NORM))}
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, (*LAYERS, *BATCH_NORM))}
     outputs: dict[int, tuple[str, Tensor, int]] = {}
     runs: dict[str, int] = {}
     pairs: dict[str, str] = {}
 
-    def seen(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         runs[name] = runs.get(name, 0) + 1
-        found = tensor_in(output)
-        if isinstance(module, LAYERS) and found is not None:
-            outputs[id(found)] = (name, found, _version(found))  # kept, so that no other tensor gets its identity
+        tensor = tensor_in(output)
+        if isinstance(module, LAYERS) and tensor is not None:
+            outputs[id(tensor)] = (name, tensor, _version(tensor))  # kept alive, so that no other tensor gets its id
         elif isinstance(module, BATCH_NORM) and module.track_running_stats and inputs:
             layer, _, version = outputs.get(id(inputs[0]), ("", None, -1))
-            if layer and _version(inputs[0]) == version and _channels_fit(wanted[layer], inputs[0]):
+            if layer and _version(inputs[0]) == version and _channels_fit(modules[layer], inputs[0]):
                 pairs[name] = layer
 
-    with as_deployed(model), hooked(wanted, seen):
+    with as_deployed(model), hooked(modules, record):
         call(model, batch, forward)
     shared = {layer for layer in pairs.values() if list(pairs.values()).count(layer) > 1}
     once = {norm: layer for norm, layer in pairs.items() if layer not in shared}
@@ -114,7 +114,7 @@ def _channels_fit(layer: nn.Module, output: Tensor) -> bool:
 
 
 def output_axis(layer: nn.Module) -> int:
-    """The dimension of the weight that counts output channels."""
+    """The output channel dimension of the weight."""
     return 1 if isinstance(layer, _TRANSPOSED) else 0
 
 
@@ -126,7 +126,7 @@ def along(values: Tensor, axis: int, ndim: int) -> Tensor:
 
 
 def folds_between(before: nn.Module, after: nn.Module) -> list[Fold]:
-    """Which norms of a module were folded into which of its layers to make another, told by their tensors."""
+    """Which norms of a module were folded into which of its layers to make another, found from their tensors."""
     was, now = (
         {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
         for module in (before, after)
@@ -134,26 +134,26 @@ def folds_between(before: nn.Module, after: nn.Module) -> list[Fold]:
     changed = [name for name, value in was.items() if not torch.equal(value, now[name])]
     modules = {name: before.get_submodule(name) for name in dict.fromkeys(n.rpartition(".")[0] for n in changed)}
     left = [name for name, module in modules.items() if isinstance(module, LAYERS) and f"{name}.weight" in was]
-    found = []
+    folds_made = []
     for norm, module in modules.items():
         if isinstance(module, BATCH_NORM):
             folds = (Fold(norm, layer, module.eps, output_axis(modules[layer]) == 1) for layer in left)
             fold = next((fold for fold in folds if _explains(fold, was, now)), None)
             if fold is not None:
                 left.remove(fold.layer)
-                found.append(fold)
-    return found
+                folds_made.append(fold)
+    return folds_made
 
 
 def _explains(fold: Fold, was: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
-    """Whether a fold gives exactly what is there afterwards."""
+    """Whether a fold gives exactly the tensors afterwards."""
     weight = was[f"{fold.layer}.weight"]
     if weight.shape[fold.transposed] != was[f"{fold.norm}.running_var"].numel():
         return False
     vectors = {name: was[name] for name in touched(fold)[1:] if name in was}
-    rows, wanted = (v.movedim(int(fold.transposed), 0).flatten(1) for v in (weight, now[f"{fold.layer}.weight"]))
-    for columns in (slice(0, 1), slice(None)):  # most pairs are told apart by one column
-        own, other = rows[:, columns], wanted[:, columns]
+    rows, changed = (v.movedim(int(fold.transposed), 0).flatten(1) for v in (weight, now[f"{fold.layer}.weight"]))
+    for columns in (slice(0, 1), slice(None)):  # one column distinguishes most pairs
+        own, other = rows[:, columns], changed[:, columns]
         after = folded_tensors({**vectors, f"{fold.layer}.weight": own}, replace(fold, transposed=False))
         if not torch.equal(after.pop(f"{fold.layer}.weight"), other):
             return False
@@ -187,22 +187,22 @@ def _fold(model: nn.Module, norm_name: str, layer_name: str) -> _Undo:
     return undo
 
 
-def _alike(model: nn.Module, wanted: nn.Module, batches: Iterable[Any], forward: Forward | None) -> bool:
+def _alike(model: nn.Module, original: nn.Module, batches: Iterable[Any], forward: Forward | None) -> bool:
     """Whether two networks agree on every batch but for rounding, each in the scale of its own outputs."""
-    return all(nearly_equal(call(model, b, forward), call(wanted, b, forward)) for b in batches)
+    return all(nearly_equal(call(model, b, forward), call(original, b, forward)) for b in batches)
 
 
-def nearly_equal(found: Tensor, wanted: Tensor) -> bool:
-    """Whether outputs are the same but for rounding; places that never are count nothing."""
-    if found.shape != wanted.shape:
+def nearly_equal(actual: Tensor, expected: Tensor) -> bool:
+    """Whether outputs are the same but for rounding; masked ones do not count."""
+    if actual.shape != expected.shape:
         return False
-    hidden = never(wanted)
-    if not torch.equal(never(found), hidden):
+    hidden = never(expected)
+    if not torch.equal(never(actual), hidden):
         return False
-    a, b = (value.double().masked_fill(hidden, 0.0) for value in (found, wanted))
-    return float((a - b).norm()) <= _close(wanted.dtype) * float(b.norm())
+    a, b = (value.double().masked_fill(hidden, 0.0) for value in (actual, expected))
+    return float((a - b).norm()) <= _close(expected.dtype) * float(b.norm())
 
 
 def _close(dtype: torch.dtype) -> float:
-    """What rounding may add up to; more for the half-precision types."""
+    """The relative tolerance for accumulated rounding; larger for half-precision types."""
     return max(_CLOSE, 16 * torch.finfo(dtype).eps)

@@ -50,9 +50,9 @@ def open_checkpoint(source: "str | Path") -> Checkpoint:
     metadata: dict[str, str] = {}
     for file in files:
         check_source(file)
-        found, said = read_header(file)
-        metadata = said | metadata
-        for stored in found:
+        in_file, texts = read_header(file)
+        metadata = texts | metadata
+        for stored in in_file:
             if stored.name in tensors:
                 raise BadInput(f"tensor {stored.name!r} is both in {tensors[stored.name].file.name} and {file.name}")
             tensors[stored.name] = stored
@@ -66,14 +66,14 @@ def open_checkpoint(source: "str | Path") -> Checkpoint:
 def _in_folder(folder: Path) -> Path:
     """The index in a folder, or the only file of tensors in it."""
     indexes = sorted(path for path in folder.iterdir() if path.name.endswith(INDEX))
-    found = indexes or sorted(folder.glob("*.safetensors"))
-    if len(found) > 1 and folder / f"model{INDEX}" in found:
+    candidates = indexes or sorted(folder.glob("*.safetensors"))
+    if len(candidates) > 1 and folder / f"model{INDEX}" in candidates:
         return folder / f"model{INDEX}"
-    if len(found) == 1:
-        return found[0]
-    if found:
-        what = f"{len(found)} {'indexes of shards' if indexes else '.safetensors files and no index of shards'}"
-        raise BadInput(f"{folder} holds {what}, such as {found[0].name}; name the one to compress")
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        what = f"{len(candidates)} {'indexes of shards' if indexes else '.safetensors files and no index of shards'}"
+        raise BadInput(f"{folder} holds {what}, such as {candidates[0].name}; name the one to compress")
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     advice = f"{pickled[0]} is pickled: save its tensors as .safetensors first" if pickled else "is it the right one?"
     raise BadInput(f"{folder} holds 0 .safetensors files and no index of shards; {advice}")
@@ -107,13 +107,13 @@ def _check_index(index: Path, expected: dict[str, str], tensors: dict[str, Store
 
 def _tied(tensors: dict[str, Stored]) -> dict[str, str]:
     """Names of tensors with two dimensions or more that equal an earlier one bit by bit."""
-    seen: dict[tuple[tuple[int, ...], torch.dtype, bytes], list[str]] = {}
+    names_by_content: dict[tuple[tuple[int, ...], torch.dtype, bytes], list[str]] = {}
     count = Counter((stored.shape, stored.dtype) for stored in tensors.values())
     aliases: dict[str, str] = {}
     for name, stored in tensors.items():
         if len(stored.shape) < 2 or not stored.size or count[stored.shape, stored.dtype] < 2:
             continue
-        alike = seen.setdefault(
+        alike = names_by_content.setdefault(
             (stored.shape, stored.dtype, hashlib.sha256(stored.start(_ENTRIES_COMPARED_FIRST)).digest()), []
         )
         twin = next((other for other in alike if _same(tensors[other], stored)), None)

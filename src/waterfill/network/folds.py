@@ -1,4 +1,4 @@
-"""What folding a batch norm does to the tensors of the norm and of the layer before it.
+"""The tensors of a batch norm and of the layer before it after folding.
 
 w' = w * s and b' = beta + (b - mean) * s with s = gamma / sqrt(var + eps), per output channel.
 """
@@ -15,7 +15,7 @@ TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 @torch.no_grad()
 def folded_tensors(tensors: Mapping[str, Tensor], fold: Fold) -> dict[str, Tensor]:
-    """The tensors of the layer and the norm after folding, by name, of those that are there before.
+    """The tensors of the layer and the norm after folding, by name; those that are missing before stay missing.
 
     The norm keeps weight 1, mean 0, variance 1 - eps and, as its bias, the shift if the layer has none to take it; its
     mean does if it has none either. The layer's weight may be left out; then it is not computed.

@@ -1,7 +1,7 @@
-"""What is kept bit for bit though its numbers could be rounded: constants, and what has no rounding that makes sense.
+"""Tensors that are kept bit for bit though their numbers could be rounded: constants, and values without a rounding.
 
-A module says which tensors are no parameters. Of a bare state dict only values and well-known names can tell: masks of
-zeros and ones, infinities, progressions such as the frequencies of rotary embeddings.
+A module knows which tensors are no parameters. In a bare state dict they are recognized by values and well-known names:
+masks of zeros and ones, infinities, progressions such as the frequencies of rotary embeddings.
 """
 
 import math
@@ -24,32 +24,32 @@ _BEYOND = f"holds values beyond float32: {KEPT}"
 _COMPUTED = f"a constant that is computed, not learned: {KEPT}"
 
 _FREQUENCIES = ("inv_freq",)  # rotary embeddings; scaled ones are no progression any more
-_PIECE = 1 << 20  # entries that are looked at together
+_PIECE = 1 << 20  # entries that are examined at a time
 _FEWEST = 8  # entries; fewer could be a progression by chance
 
 
 def why_kept(name: str, tensor: Tensor, *, constant: bool = False, measured: bool = False) -> str:
     """Why a tensor is kept bit for bit; empty if it is not.
 
-    constant: whether a module says that it is no parameter. measured: whether it is known what errors in it cost; then
-    only values that cannot be rounded are kept. Raises BadInput for NaN in a tensor that would be rounded.
+    constant: whether a module knows it as no parameter. measured: whether its importance was measured; then only values
+    that cannot be rounded are kept. Raises BadInput for NaN in a tensor that would be rounded.
     """
     if not can_be_rounded(tensor.dtype) or tensor.numel() == 0:
         return ""
-    found = _Values.of(tensor)
-    if found.nan:
+    values = _Values.of(tensor)
+    if values.nan:
         raise BadInput(
-            f"tensor {name!r} holds {found.nan} values that are NaN; repair the checkpoint, "
+            f"tensor {name!r} holds {values.nan} values that are NaN; repair the checkpoint, "
             "or keep every bit as it is with lossless=True (--lossless)"
         )
-    if found.infinite or found.beyond:
-        return _INFINITE if found.infinite else _BEYOND
-    return "" if measured else _told_by_name_or_values(name, tensor, found, constant)
+    if values.infinite or values.beyond:
+        return _INFINITE if values.infinite else _BEYOND
+    return "" if measured else _why_constant(name, tensor, values, constant)
 
 
-def _told_by_name_or_values(name: str, tensor: Tensor, found: "_Values", constant: bool) -> str:
-    """Why finite values are a constant; empty where they may be weights."""
-    if found.binary:
+def _why_constant(name: str, tensor: Tensor, values: "_Values", constant: bool) -> str:
+    """Why finite values are a constant, by name or values; empty where they may be weights."""
+    if values.binary:
         return BINARY
     if constant:
         return _BUFFER
@@ -59,8 +59,8 @@ def _told_by_name_or_values(name: str, tensor: Tensor, found: "_Values", constan
 
 @dataclass
 class _Values:
-    """What was met among the values of a tensor: how many are NaN, infinite, or finite but beyond float32; and whether
-    all are zeros and ones, both of them."""
+    """Counts of the values of a tensor that are NaN, infinite, or finite but beyond float32; and whether all are zeros
+    and ones, both of them."""
 
     nan: int = 0
     infinite: int = 0
@@ -69,14 +69,14 @@ class _Values:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Values":
-        found, only, ones, entries = cls(), True, 0, 0
+        counts, only, ones, entries = cls(), True, 0, 0
         for piece in pieces(tensor):
             narrow = piece.float()
             if not math.isfinite(float(narrow.sum())):  # finite ones may overflow too, together
                 nan, finite = int(piece.isnan().sum()), int(piece.double().isfinite().sum())
-                found.nan += nan
-                found.infinite += piece.numel() - finite - nan
-                found.beyond += finite - int(narrow.isfinite().sum())
+                counts.nan += nan
+                counts.infinite += piece.numel() - finite - nan
+                counts.beyond += finite - int(narrow.isfinite().sum())
             if only and bool(((narrow[:64] == 0) | (narrow[:64] == 1)).all()):
                 ones += int((narrow == 1).sum())
                 entries += piece.numel()
@@ -84,8 +84,8 @@ class _Values:
             else:
                 only = False
         negative = only and bool(torch.signbit(tensor.real.float()).any())  # a codebook knows one zero
-        found.binary = only and 0 < ones < entries and not negative and not tensor.is_complex()
-        return found
+        counts.binary = only and 0 < ones < entries and not negative and not tensor.is_complex()
+        return counts
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:

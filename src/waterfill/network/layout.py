@@ -1,4 +1,4 @@
-"""How a tensor is seen as matrices [rows, cols]: the only place that knows convolutions from embeddings.
+"""Lays a tensor out as matrices [rows, cols]: the only place that distinguishes convolutions from embeddings.
 
 A convolution [out, in / groups, *kernel] is one matrix of `out` rows; an embedding, a linear layer and the gates of a
 recurrent layer are matrices already; stacked expert weights [experts, rows, cols] are a matrix each; a tensor with one
@@ -16,7 +16,7 @@ from torch import Tensor
 from waterfill.errors import CorruptFile
 from waterfill.storage.manifest import KERNEL, MATRIX, RAW, STACK, VECTOR
 
-_LONGEST_KERNEL = 31  # a third dimension up to this size is a kernel in a state dict that does not say
+_LONGEST_KERNEL = 31  # a third dimension up to this size is taken for a kernel in a state dict
 _ROUNDED = (
     *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
     *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
@@ -112,7 +112,7 @@ def within(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _looks_like_kernel(shape: tuple[int, ...]) -> bool:
-    """Whether a state dict that does not say holds a convolution in this shape."""
+    """Whether a tensor of this shape in a state dict is taken for a convolution."""
     return len(shape) in (4, 5) or (len(shape) == 3 and shape[2] <= _LONGEST_KERNEL)
 
 

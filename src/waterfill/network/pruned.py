@@ -1,6 +1,6 @@
-"""Weights that `torch.nn.utils.prune` hides parts of: a network computes with `weight_orig` times `weight_mask`.
+"""Weights masked by `torch.nn.utils.prune`: a network computes with `weight_orig` times `weight_mask`.
 
-What the mask hides is stored as zero, which costs nothing, and no error there counts.
+Masked entries are stored as zero, and errors in them do not count.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,9 +23,9 @@ def masks_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def hidden_in(load: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
-    """By the name of a pruned weight, what gives its mask (bool, true where it is seen); `load`: all tensors.
+    """By the name of a pruned weight, a function that loads its mask (bool, true where it is used).
 
-    What is no mask of its weight's shape, of zeros and ones, is none.
+    load: of all tensors, by name. Masks have their weight's shape, and only zeros and ones.
     """
     return {name: _mask(load[mask]) for name, mask in masks_of(load).items() if _fits(load[mask](), load[name]())}
 
@@ -44,13 +44,13 @@ def visible(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def within(importance: Importance, mask: Tensor, layout: Layout) -> Importance:
-    """What errors cost where a mask (bool) shows them.
+    """The importance of a weight under a mask (bool).
 
-    Rows and columns that are hidden as a whole cost nothing. Where single entries are hidden, errors of one column
-    cannot be compensated in the others, which may not be there: only the diagonal counts.
+    Rows and columns that are masked as a whole cost nothing. Where single entries are masked, errors in one column
+    cannot always be compensated in the others: only the diagonal counts.
     """
-    seen = layout.split(mask.to(torch.uint8))
-    shown = torch.stack([matrix != 0 for matrix in seen])
+    masks = layout.split(mask.to(torch.uint8))
+    shown = torch.stack([matrix != 0 for matrix in masks])
     rows, cols = shown.any(2).any(0), shown.any(1).any(0)
     weights = importance.rows.expand(len(rows)) * rows
     if importance.gram is None:
@@ -61,5 +61,5 @@ def within(importance: Importance, mask: Tensor, layout: Layout) -> Importance:
         halves = None if importance.halves is None else (importance.halves[0] * keep, importance.halves[1] * keep)
         return replace(importance, rows=weights, gram=importance.gram * keep, halves=halves)
     diagonal = importance.gram.diagonal().repeat(len(cols) // len(importance.gram))
-    floor = importance.damping * diagonal.mean()  # as of directions that were never seen
+    floor = importance.damping * diagonal.mean()  # as of directions that were not sampled
     return Importance(weights, diagonal=(diagonal + floor) * cols, kernel=importance.kernel)

@@ -39,9 +39,9 @@ DTYPES: dict[str, torch.dtype] = {said: getattr(torch, name) for said, name in _
 PACKED = {DTYPES[name]: 2 for name in ("F4",) if name in DTYPES}
 """Types of which PyTorch counts so many of the file's entries as one, along the last dimension."""
 METADATA = "__metadata__"
-"""What a header calls the texts that come with the tensors."""
+"""The key of a header under which it holds texts."""
 IMPLIED = (("format", "pt"),)
-"""The texts that every file of tensors from PyTorch has; not kept, and written anew."""
+"""Texts that every file of PyTorch tensors has; not stored, and written again on decompression."""
 
 _LENGTH = 8  # bytes, before the header
 _KNOWN = (
@@ -60,7 +60,7 @@ _PICKLED = "load it with torch.load(path, weights_only=True) and save the tensor
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor is kept, and what the header of its file says of it. start_at: its first byte in the file."""
+    """A tensor in a file, as the header describes it. start_at: its first byte in the file."""
 
     name: str
     file: Path
@@ -74,7 +74,7 @@ class Stored:
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
     def load(self) -> Tensor:
-        """The tensor, mapped from its file; the mapping goes when the tensor does, and what is written to it."""
+        """The tensor, mapped from its file copy-on-write; the mapping ends with the tensor."""
         if not self.size:
             return torch.empty(self.shape, dtype=self.dtype, device="cpu")
         try:
@@ -98,8 +98,8 @@ class Stored:
 def read_header(file: Path) -> tuple[list[Stored], dict[str, str]]:
     """The tensors of a file in the order of their names, and its metadata.
 
-    Raises CorruptFile for what is no such file, saying what it is where its first bytes tell, BadInput for a number
-    type that cannot be kept.
+    Raises CorruptFile for any other file, naming its format where its first bytes show it, BadInput for an unknown
+    number type.
     """
     try:
         with safe_open(file, framework="pt"):
@@ -114,18 +114,18 @@ def read_header(file: Path) -> tuple[list[Stored], dict[str, str]]:
     return [_stored(name, file, header[name], data) for name in sorted(header)], metadata
 
 
-def _stored(name: str, file: Path, said: dict[str, Any], data: int) -> Stored:
-    dtype, shape = DTYPES.get(said["dtype"]), tuple(said["shape"])
+def _stored(name: str, file: Path, header: dict[str, Any], data: int) -> Stored:
+    dtype, shape = DTYPES.get(header["dtype"]), tuple(header["shape"])
     if dtype is None:
-        raise BadInput(f"tensor {name!r} of {file} is of type {said['dtype']}, which PyTorch lacks; leave it out")
+        raise BadInput(f"tensor {name!r} of {file} is of type {header['dtype']}, which PyTorch lacks; leave it out")
     each = PACKED.get(dtype, 1)
     if each > 1:
         shape = (*shape[:-1], shape[-1] // each)
-    return Stored(name, file, shape, dtype, data + said["data_offsets"][0])
+    return Stored(name, file, shape, dtype, data + header["data_offsets"][0])
 
 
 def _kind(file: Path) -> str | None:
-    """What a file is by its first bytes, and what to do about it; None where these do not tell."""
+    """The format of a file by its first bytes, and advice; None where they do not show it."""
     try:
         with file.open("rb") as src:
             first = src.read(64)
@@ -135,5 +135,5 @@ def _kind(file: Path) -> str | None:
         return "it is empty; fetch it again"
     if first.lstrip().lower().startswith(_PAGES):
         return "it is a web page: the download went wrong, maybe for want of a login; fetch it again"
-    told = next((what for magic, what in _KNOWN if first.startswith(magic)), None)
-    return None if told is None else f"it is {told.format(pickled=_PICKLED)}"
+    known = next((what for magic, what in _KNOWN if first.startswith(magic)), None)
+    return None if known is None else f"it is {known.format(pickled=_PICKLED)}"

@@ -1,4 +1,4 @@
-"""The named tensors of a module or of a state dict, tied ones once, and what the module says of them."""
+"""The named tensors of a module or of a state dict, tied ones once, and their roles in the module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,14 +23,14 @@ def tensors_of(model: "nn.Module | Mapping[str, Tensor]") -> tuple[dict[str, Ten
         problem = _problem(name, value)
         if problem:
             raise BadInput(f"{name!r} {problem}")
-    seen: dict[tuple[Any, ...], str] = {}
+    owners: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, value in state.items():
         key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), value.is_conj(), value.is_neg())
-        if value.numel() and key in seen:
-            aliases[name] = seen[key]
+        if value.numel() and key in owners:
+            aliases[name] = owners[key]
         else:
-            seen[key] = name
+            owners[key] = name
     tensors = {name: value for name, value in state.items() if name not in aliases}
     roles = roles_of(model) if isinstance(model, nn.Module) else {}
     roles |= {own: roles[alias] for alias, own in aliases.items() if roles.get(alias) == KERNEL}
@@ -59,7 +59,7 @@ def _problem(name: object, value: object) -> str | None:
 
 
 def is_lazy(value: object) -> bool:
-    """Whether a tensor waits for a first batch to tell its shape."""
+    """Whether a tensor has no shape until a first batch was run."""
     return isinstance(value, UninitializedParameter | UninitializedBuffer)
 
 
@@ -86,7 +86,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def roles_of(module: nn.Module) -> dict[str, str]:
-    """What the module says of tensors with three or more dimensions: kernels of convolutions, stacked matrices, or one
+    """The roles of a module's tensors with three or more dimensions: kernels of convolutions, stacked matrices, or one
     matrix whose columns are pairs of inputs (bilinear)."""
     roles = {}
     modules = dict(module.named_modules())

@@ -102,10 +102,18 @@ def _zero(book: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Codebook(Spec):
-    """`levels` values, the best for the matrix; None: as many as pay for themselves, at most 256.
+    """Every entry is one of a few levels; the levels and an index for each entry are stored.
 
-    values: None for free levels (exact k-means), "binary" for {-a, a}, "ternary" for {-a, 0, a}, "powers" for signed
-    powers of two, with zero where `levels` is odd.
+    Args:
+        levels: how many, 1 to 256; None for as many as are worth their bits.
+        values: None for free levels (exact weighted k-means), "binary" for {-a, a}, "ternary" for {-a, 0, a},
+            "powers" for signed powers of two, with zero where `levels` is odd.
+
+    Raises:
+        BadRecipe: values that are none of these, or a number of levels that they do not allow.
+
+    Example:
+        >>> part = Codebook(levels=16).fit(weight, Importance(), price=1e-4)
     """
 
     levels: int | None = None
@@ -169,7 +177,7 @@ class Codebook(Spec):
 
 
 def _cheapest(books: Iterator[kmeans.Book], price: float) -> kmeans.Book:
-    """The book of least cost, itself included, of a series of ever larger ones; stops when they only get dearer."""
+    """The codebook of least cost, its own bits included, of a series of growing ones; ends after four worse ones."""
     best, worse = next(books), 0
     for book in books:
         better = book.cost + 32 * price * len(book.levels) < best.cost + 32 * price * len(best.levels)
@@ -196,7 +204,7 @@ def _assign(x: np.ndarray, w: np.ndarray, book: kmeans.Book, price: float) -> np
 
 
 def _means(x: np.ndarray, w: np.ndarray, codes: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Each level [k] moved to the weighted mean of its entries; one without weight stays."""
+    """Each level [k] moved to the weighted mean of its entries; a level without weight stays."""
     weight = np.bincount(codes, weights=w, minlength=len(levels))
     first = np.bincount(codes, weights=w.astype(np.float64) * x, minlength=len(levels))
     return np.where(weight > 0, first / np.where(weight > 0, weight, 1.0), levels)
@@ -208,8 +216,8 @@ def _rounded(
     """The levels that are used as a float32 book, in bfloat16 where that costs less, and the codes [n] into it."""
     book = levels.astype(np.float32) + np.float32(0)  # plus zero: no negative zeros
     half = torch.from_numpy(book).bfloat16().float().numpy()
-    dearer = 0.5 * float((w * ((x - half[codes]) ** 2 - (x - book[codes]) ** 2)).sum(dtype=np.float64))
-    if np.isfinite(half).all() and dearer < 16 * price * len(book):
+    extra = 0.5 * float((w * ((x - half[codes]) ** 2 - (x - book[codes]) ** 2)).sum(dtype=np.float64))
+    if np.isfinite(half).all() and extra < 16 * price * len(book):
         book = half
     used = np.flatnonzero(np.bincount(codes, minlength=len(book)))
     index = np.zeros(len(book), dtype=np.int64)

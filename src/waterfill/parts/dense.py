@@ -113,11 +113,20 @@ class DensePart(Part):
 
 @dataclass(frozen=True)
 class Dense(Spec):
-    """Every entry by itself.
+    """Every entry stored by itself, rounded or bit for bit.
 
-    format: "float32", "bfloat16", "float16": rounded to nearest; "lossless": as it is, in its own type, bit for bit.
-    mantissa: rounded to so many mantissa bits, 0 to 23. Neither: as many as are worth their price, or one value for
-    all. Matrices that hold values that are not finite are kept exactly.
+    Without arguments the mantissa has as many bits as are worth their price, or one value stands for all entries. A
+    matrix with values that are not finite is kept exactly.
+
+    Args:
+        format: "float32", "bfloat16" or "float16": rounded to nearest; "lossless": bit for bit, in its own type.
+        mantissa: rounded to so many mantissa bits, 0 to 23; excludes `format`.
+
+    Raises:
+        BadRecipe: both arguments, or values outside these.
+
+    Example:
+        >>> part = Dense(format="bfloat16").fit(weight, Importance(), price=1e-4)
     """
 
     format: str | None = None
@@ -171,30 +180,30 @@ def rounded(values: Tensor, mantissa: int) -> Tensor:
 def _worthwhile(target: Tensor, importance: Importance, price: float) -> int:
     """The number of mantissa bits with the lowest D + price * bits.
 
-    Another mantissa bit is another bit of every entry. Rounding errors of different entries do not correlate, so the
-    diagonal of a Gram matrix tells D, and some rows of a large matrix tell it for all. Past the first m with
+    Another mantissa bit is another bit of every entry. Rounding errors of different entries do not correlate, so that
+    D needs only the diagonal of a Gram matrix, and a large matrix is sampled by rows. Past the first m with
     D < price * entries no further bit can pay.
     """
     step = max(1, target.numel() // _ENTRIES_SAMPLED)
     rows = importance.rows[::step] if importance.rows.ndim else importance.rows
-    alone, some = Importance(rows, _diagonal(importance, target.shape[1])), target[::step]
+    independent, sampled = Importance(rows, _diagonal(importance, target.shape[1])), target[::step]
     costs: list[float] = []
     for mantissa in range(FULL + 1):
-        distortion = alone.distortion(some - rounded(some, mantissa))
-        costs.append(distortion + price * some.numel() * mantissa)
-        if distortion <= price * some.numel():
+        distortion = independent.distortion(sampled - rounded(sampled, mantissa))
+        costs.append(distortion + price * sampled.numel() * mantissa)
+        if distortion <= price * sampled.numel():
             break
     return int(np.argmin(costs))
 
 
 def _center(target: Tensor, importance: Importance) -> Tensor:
-    """The weighted mean, scalar: the best constant as far as the diagonal tells."""
+    """The mean weighted by the diagonal, scalar: the best constant if errors did not correlate."""
     if not target.numel():
         return torch.zeros((), dtype=torch.float32, device="cpu")
     rows = importance.rows.double().expand(target.shape[0])
     cols = _diagonal(importance, target.shape[1]).double().expand(target.shape[1])
     total = float(rows.sum() * cols.sum())
-    if total == 0:  # nothing costs anything: the mean is as good as any
+    if total == 0:  # all weights are zero: the plain mean is as good as any
         rows, cols, total = torch.ones_like(rows), torch.ones_like(cols), float(target.numel())
     step = max(1, _PIECE // target.shape[1])
     sums = torch.cat([some.double() @ cols for some in target.split(step)])

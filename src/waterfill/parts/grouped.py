@@ -1,6 +1,6 @@
 """Fixed-rate quantization: codes of a given number of bits, a float16 scale for every group of columns.
 
-This is the form that execution engines elsewhere take. Each scale is the best of a few clipping ranges for its group.
+This is the form that other inference engines take. Each scale is the best of a few clipping ranges for its group.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,11 @@ class GroupedPart(Part):
         return matrix.plan(self.codes.numpy())
 
     def dense(self) -> Tensor:
-        spread = torch.arange(self.shape[1], dtype=torch.int64, device="cpu") // self.group
+        group_of = torch.arange(self.shape[1], dtype=torch.int64, device="cpu") // self.group
         codes = self.codes.float()
         if self.zeros is not None:
-            codes -= self.zeros.float()[:, spread]
-        return codes.mul_(self.scales.float()[:, spread])
+            codes -= self.zeros.float()[:, group_of]
+        return codes.mul_(self.scales.float()[:, group_of])
 
     def write(self, out: Sink) -> None:
         out.uint(self.group)
@@ -90,7 +90,7 @@ class FixedRate:
         low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
         if self.symmetric:
             scale = blocks.abs().amax(2) * clip / high
-        else:  # a range that includes zero: its zero point is a code too, as execution engines want it
+        else:  # a range that includes zero: its zero point is a code too, as inference engines require
             least, most = clip * blocks.amin(2).clamp(max=0), clip * blocks.amax(2).clamp(min=0)
             scale = (most - least) / (high - low)
         scale = scale.clamp(max=_LARGEST).half().float()
@@ -101,7 +101,7 @@ class FixedRate:
 
 
 def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> GroupedPart:
-    """Fixed-rate codes for target [rows, cols], each group under the clipping range that loses least."""
+    """Fixed-rate codes for target [rows, cols], each group with the clipping range of least distortion."""
     rows, cols = target.shape
     group = max(1, min(rate.group, cols))
     groups = -(-cols // group)
@@ -113,18 +113,18 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
     scale, zero, codes = rate.round(blocks, _CLIPS[0])
     least = _lost(blocks, (scale, zero, codes), weight)
     for clip in _CLIPS[1:]:
-        found = rate.round(blocks, clip)
-        lost = _lost(blocks, found, weight)
+        trial = rate.round(blocks, clip)
+        lost = _lost(blocks, trial, weight)
         better = lost < least
         least = torch.where(better, lost, least)
-        scale, zero = torch.where(better, found[0], scale), torch.where(better, found[1], zero)
-        codes = torch.where(better[..., None], found[2], codes)
+        scale, zero = torch.where(better, trial[0], scale), torch.where(better, trial[1], zero)
+        codes = torch.where(better[..., None], trial[2], codes)
     flat = codes.reshape(rows, groups * group)[:, :cols].to(torch.int8).contiguous()
     return GroupedPart((rows, cols), flat, scale.half(), None if rate.symmetric else zero.to(torch.int16), group)
 
 
-def _lost(blocks: Tensor, found: tuple[Tensor, Tensor, Tensor], weight: Tensor) -> Tensor:
+def _lost(blocks: Tensor, trial: tuple[Tensor, Tensor, Tensor], weight: Tensor) -> Tensor:
     """Weighted squared error of each group, [rows, groups]."""
-    scale, zero, codes = found
+    scale, zero, codes = trial
     error = (blocks - (codes - zero[..., None]) * scale[..., None]).square()
     return (error * weight.view(1, -1, blocks.shape[2])).sum(2)

@@ -1,4 +1,4 @@
-"""What a container's inner matrices are made of: the only place where a kind knows another."""
+"""The default spec of the matrices inside sparse and low-rank parts: the only place where a kind knows another."""
 
 from waterfill.errors import BadRecipe
 from waterfill.part import Spec
@@ -6,7 +6,7 @@ from waterfill.parts.quantized import Quantize
 
 
 def leaf(chosen: Spec | None) -> Spec:
-    """`chosen`, or else the kind that is cheapest for most matrices."""
+    """`chosen`, or `Quantize()`, which is cheapest for most matrices."""
     return Quantize() if chosen is None else chosen
 
 

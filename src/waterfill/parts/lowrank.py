@@ -63,20 +63,26 @@ class LowRankPart(Part):
     def children(self) -> dict[str, Part]:
         return dict(zip(("left", "right"), self.factors, strict=True)) if self.factors else {}
 
-    def rebuilt(self, children: dict[str, Part]) -> Part:
-        return LowRankPart(self.shape, (children["left"], children["right"])) if children else self
-
     def describe(self) -> str:
         return f"rank {self.rank}" + (f", {self.factors[0].describe()}" if self.factors else "")
 
 
 @dataclass(frozen=True)
 class LowRank(Spec):
-    """The best product of `rank` columns and rows under the importance; None: every rank that pays for its bits.
+    """A product of two factors, [rows, rank] and [rank, cols], the best one under the importance.
 
     With A = R^T R the distortion is half the squared Frobenius norm of sqrt(g) E R^T, so the singular values of
     sqrt(g) W R^T are the exact error of every rank (Eckart, Young, 1936; with data: arXiv 2403.07378).
-    factors: what both factors are made of; None: the default leaf.
+
+    Args:
+        rank: at least 0; None for every rank that is worth its bits.
+        factors: the spec of both factors; None for `Quantize()`.
+
+    Raises:
+        BadRecipe: a rank that is no such integer, or factors that are no spec.
+
+    Example:
+        >>> part = LowRank(rank=8).fit(weight, Importance(), price=1e-4)
     """
 
     rank: int | None = None
@@ -112,15 +118,6 @@ class LowRank(Spec):
         return min(parts, key=lambda part: cost(part, target, importance, price))
 
 
-def error_curve(target: Tensor, importance: Importance) -> Tensor:
-    """The least distortion of `target` [rows, cols] at every rank, 0 to min(rows, cols), in nats (float64).
-
-    From one singular value decomposition; the Gram matrix counts with its damping, as it does in `fit`.
-    """
-    sigma = torch.linalg.svdvals(Whitening.of(importance, target).forward(target.double()))
-    return 0.5 * torch.cat([sigma.square().flip(0).cumsum(0).flip(0), sigma.new_zeros(1)])
-
-
 @dataclass(frozen=True)
 class Whitening:
     """The coordinates in which the distortion is half the squared Frobenius norm: sqrt(g) W R^T (float64)."""
@@ -131,7 +128,7 @@ class Whitening:
 
     @classmethod
     def of(cls, importance: Importance, target: Tensor) -> Self:
-        """That of an importance; what costs nothing counts a billionth of the mean, so that the way back exists."""
+        """The whitening of an importance; zero weights count a billionth of the mean, so that it is invertible."""
         rows = _positive(importance.row_weights(target.shape[0]).double()).sqrt()
         if importance.gram is not None:
             return cls(rows, torch.ones((), dtype=torch.float32, device="cpu"), importance.root)
@@ -176,7 +173,7 @@ def _right_vectors(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int
     """Sigma and V^T of `matrix` (float64): complete for a small one, else only as far as it is worthwhile.
 
     Randomized subspace iteration with a fixed seed (Halko, Martinsson, Tropp, arXiv 0909.4061), doubled in size until
-    the last singular value found is not wanted any more; if very many are, the eigenvectors of the smaller product.
+    the last singular value found is not worthwhile; if very many are, the eigenvectors of the smaller product.
     """
     smaller = min(matrix.shape)
     if smaller <= _EXACT_BELOW:
@@ -202,7 +199,7 @@ def _right_vectors(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int
 
 
 def _fitted(target: Tensor, ideal: tuple[Tensor, Tensor], importance: Importance, price: float, factors: Spec) -> Part:
-    """Both factors as parts: first the right one, then the left one, solved again for what the right one became.
+    """Both factors as parts: first the right one, then the left one, solved for the right one as it was coded.
 
     `ideal` is the right factor with the singular values. The whitened left factor has orthogonal columns of energy
     sigma, so an error F of the right one costs exactly 1/2 sum_k sigma_k F_k A F_k^T; given the right one V, an error

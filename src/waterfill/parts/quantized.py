@@ -1,7 +1,7 @@
 """Uniform quantization: integer codes times one step, times row, channel and position scales where they pay.
 
-Codes are chosen by distortion + price * bits under the densities of `waterfill.coding.product`, and coded under them:
-`waterfill.parts.drafts`. They may run along a trellis: `waterfill.parts.viterbi`.
+Codes are chosen by distortion + price * bits under the densities by which they are then entropy coded:
+`quantizer.candidates`, `coding.model`. They may be the states of a trellis: `quantizer.viterbi`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Part, Spec
 from waterfill.parts.grouped import FixedRate, fit_grouped
-from waterfill.parts.quantizer.candidates import Choices, drafted
+from waterfill.parts.quantizer.candidates import Choices, best_candidate
 from waterfill.parts.quantizer.grid import FARTHEST, Grid
 from waterfill.parts.quantizer.rescale import refitted
 
@@ -103,12 +103,24 @@ class QuantizedPart(Part):
 
 @dataclass(frozen=True)
 class Quantize(Spec):
-    """Uniform quantization at the price; with `bits`, fixed-rate codes and a float16 scale for each group of columns.
+    """Uniform quantization, entropy coded, its step set by the price; with `bits`, fixed-rate codes in groups.
 
-    bits: 2 to 8, fixed-rate codes of so many bits (what execution engines elsewhere want), or None: by the price.
-    group: columns that share a scale, or None: a whole row. symmetric: without a zero point. states: by the price, of
-    the trellis (4, 8, 16, 32, 64, 128 or 256) that codes run along wherever it costs less than scalar codes; 0: never.
     Codes are chosen on the device of the target; the part lies on the CPU.
+
+    Args:
+        bits: None for entropy-coded codes by the price; 2 to 8 for codes of so many bits with a float16 scale for each
+            group of columns, the form that other inference engines take.
+        group: with `bits`, the columns that share a scale; None for a whole row.
+        symmetric: with `bits`, whether there are no zero points.
+        states: without `bits`, the states of a trellis (4, 8, 16, 32, 64, 128 or 256), used where it costs less than
+            scalar codes; 0 for scalar codes only.
+
+    Raises:
+        BadRecipe: arguments outside these, or that exclude one another.
+
+    Example:
+        >>> part = Quantize(states=8).fit(weight, Importance(), price=1e-4)
+        >>> print(part.bits / weight.numel(), "bits per weight")
     """
 
     bits: int | None = None
@@ -146,7 +158,7 @@ class Quantize(Spec):
         device, target, importance = str(target.device), target.cpu(), importance.cpu()
         if self.bits is not None:
             return fit_grouped(target, importance, FixedRate(self.bits, self.group or target.shape[1], self.symmetric))
-        draft = drafted(target, importance, price, Choices(self.states, device))
-        grid = refitted(target, importance, price, draft)
+        candidate = best_candidate(target, importance, price, Choices(self.states, device))
+        grid = refitted(target, importance, price, candidate)
         shape = (target.shape[0], target.shape[1])
-        return QuantizedPart(shape, torch.from_numpy(draft.codes), grid, draft.kernel, draft.states)
+        return QuantizedPart(shape, torch.from_numpy(candidate.codes), grid, candidate.kernel, candidate.states)

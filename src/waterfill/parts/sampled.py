@@ -1,7 +1,7 @@
 """Sampled: a family of densities, a scale and a seed; the weights are drawn from the density, the same everywhere.
 
-The literal reading of "describe a matrix by its probability density": the cheapest part there is. It keeps the density
-and not the weights, so its distortion is about twice that of zero.
+It describes a matrix by its probability density alone, in the fewest bits of all parts. The weights themselves are not
+kept, so that its distortion is about twice that of zeros.
 """
 
 import math
@@ -64,9 +64,18 @@ class SampledPart(Part):
 
 @dataclass(frozen=True)
 class Sampled(Spec):
-    """Weights drawn from a density with the target's standard deviation.
+    """Weights drawn from a density with the root mean square of the target; the weights themselves are not kept.
 
-    family: "normal", "laplace", "uniform", or None for the likeliest generalized Gaussian. seed: which draw.
+    Args:
+        family: "normal", "laplace", "uniform", or None for the one of largest likelihood, generalized Gaussians
+            included.
+        seed: of the draw, 0 to 2^63 - 1.
+
+    Raises:
+        BadRecipe: arguments outside these.
+
+    Example:
+        >>> part = Sampled("laplace").fit(weight, Importance(), price=1e-4)
     """
 
     family: str | None = None
@@ -118,7 +127,7 @@ def _quantile(mass: np.ndarray, family: int) -> np.ndarray:
 
 
 def _likeliest(values: np.ndarray) -> int:
-    """The family of largest likelihood; its scale is the likeliest too: a^beta = beta * mean |x|^beta."""
+    """The family of largest likelihood, each at its own maximum-likelihood scale: a^beta = beta * mean |x|^beta."""
     magnitude = np.abs(values).astype(np.float64)
     largest = float(magnitude.max())
     if largest == 0:

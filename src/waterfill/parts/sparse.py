@@ -17,7 +17,7 @@ from waterfill.importance import Importance
 from waterfill.part import Part, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
 from waterfill.parts.pruning.criteria import ACTIVATION, AUTO, CRITERIA, HESSIAN, ObsSweep, static, within_rows
-from waterfill.parts.pruning.gradual import GradualPruning, thin_groups
+from waterfill.parts.pruning.gradual import GradualPruning, prune_groups
 from waterfill.parts.pruning.patterns import MOST_CHOICES, Blocks, Groups, Pattern, largest, read_pattern
 from waterfill.parts.pruning.refit import refit
 
@@ -62,9 +62,6 @@ class SparsePart(Part):
     def children(self) -> dict[str, Part]:
         return {} if self.values is None else {"values": self.values}
 
-    def rebuilt(self, children: dict[str, Part]) -> Part:
-        return SparsePart(self.shape, self.pattern, self.mask, children.get("values"))
-
     def describe(self) -> str:
         share = float(self.mask.float().mean())
         return f"{share:.3g} kept" + (f", {self.values.describe()}" if self.values is not None else "")
@@ -74,13 +71,22 @@ class SparsePart(Part):
 class Prune(Spec):
     """Keep the entries that matter most; their values are refitted on the support and are a part of their own.
 
-    keep: fraction of the units kept, exactly; None: those that lower the distortion by more than price * their bits.
-    pattern: "entry", "rows", "columns", blocks such as "4x4", or N of M neighbors in a row such as "2:4".
-    values: what the kept values are made of; None: the default leaf.
-    criterion: what a unit is worth. "magnitude": w^2. "activation": g A_ii w^2, magnitude times input norm, compared
-    within each row where `keep` gives the share (Wanda, arXiv 2306.11695). "hessian": g w^2 / [A^-1]_ii, what leaving
-    it out costs once the others compensate for it (OBS; SparseGPT, arXiv 2301.00774). "auto": g A_ii w^2 over the whole
-    matrix; where data say how inputs correlate, a share of the least at a time, the others refitted after each.
+    Args:
+        keep: fraction of the units kept, 0 to 1; None for those that lower the distortion by more than price * bits.
+        pattern: the units: "entry", "rows", "columns", blocks such as "4x4", or N of M neighbors in a row such as
+            "2:4", which goes without `keep`.
+        values: the spec of the kept values; None for `Quantize()`.
+        criterion: what a unit is worth. "magnitude": w^2. "activation": g A_ii w^2, magnitude times input norm,
+            compared within each row where `keep` is given (Wanda, arXiv 2306.11695). "hessian": g w^2 / [A^-1]_ii, the
+            cost of leaving it out once the others compensate for it (OBS; SparseGPT, arXiv 2301.00774). "auto":
+            g A_ii w^2 over the whole matrix; with a Gram matrix, gradual pruning: the least first, a share at a time,
+            the others refitted after each.
+
+    Raises:
+        BadRecipe: arguments outside these.
+
+    Example:
+        >>> part = Prune(keep=0.1).fit(weight, Importance(), price=1e-4)
     """
 
     keep: float | None = None
@@ -123,15 +129,15 @@ class Prune(Spec):
         return min(parts, key=lambda part: cost(part, target, importance, price))
 
     def _groups(self, groups: Groups, target: Tensor, importance: Importance) -> list[Tensor]:
-        """The mask of an N:M pattern, or two of which the better one is taken."""
+        """The mask of an N:M pattern, or two to choose from."""
         if self.criterion == HESSIAN:
             return [ObsSweep(target, importance).groups(groups)]
         if self.criterion == AUTO and importance.correlates(target.shape[1]):
-            return [thin_groups(target, importance, groups), ObsSweep(target, importance).groups(groups)]
+            return [prune_groups(target, importance, groups), ObsSweep(target, importance).groups(groups)]
         return [groups.select(static(target, importance, self.criterion))]
 
     def _masks(self, blocks: Blocks, target: Tensor, importance: Importance, price: float) -> list[Tensor]:
-        """What may be kept: the share `keep`, or a few masks by the price, as the bits are estimates."""
+        """The mask of the share `keep`; without it a few masks to choose from, as bits are only estimated here."""
         gain = blocks.folded(static(target, importance, self.criterion)).sum((2, 3))
         worth = partial(_threshold, size=blocks.size, price=price)
         count = None if self.keep is None else round(self.keep * gain.numel())
@@ -140,14 +146,14 @@ class Prune(Spec):
             if blocks == Blocks(target.shape[0], 1) != Blocks(1, 1):
                 gain = ObsSweep(target, importance).columns()[None]
             elif self.criterion == AUTO:
-                thinning = GradualPruning(target, importance, blocks)
-                return [thinning.to(count)] if count is not None else _thinned(thinning, worth, price)
+                pruning = GradualPruning(target, importance, blocks)
+                return [pruning.to(count)] if count is not None else _thinned(pruning, worth, price)
             else:
-                surgeon = ObsSweep(target, importance)
+                sweep = ObsSweep(target, importance)
                 if count is not None:
-                    return [largest(surgeon.share(blocks, count), count)]
-                level = worth(surgeon.blocks(blocks, worth(gain))[0])
-                return [surgeon.blocks(blocks, scale * level)[1] for scale in (*_SCALES, math.inf)]
+                    return [largest(sweep.share(blocks, count), count)]
+                level = worth(sweep.blocks(blocks, worth(gain))[0])
+                return [sweep.blocks(blocks, scale * level)[1] for scale in (*_SCALES, math.inf)]
         elif self.criterion == ACTIVATION and count is not None and gain.shape[1] > 1:
             gain = within_rows(gain)
         if count is not None:
@@ -161,7 +167,7 @@ class Prune(Spec):
 
 
 def _threshold(gain: Tensor, size: int, price: float) -> float:
-    """The gain from which on a unit [of `size` entries] is worth its bits.
+    """The gain above which a unit of `size` entries is worth its bits.
 
     A value at the water level costs about log2 of its magnitude in steps, and leaves price / (2 ln 2) of distortion; a
     position costs log2((1 - p) / p), where p is the share kept, which the threshold itself decides: a fixed point.
@@ -182,20 +188,20 @@ def _in_steps(gain: Tensor, size: int, price: float) -> Tensor:
     return (gain / size * (math.log(2) / (6 * price))).sqrt()
 
 
-def _thinned(thinning: GradualPruning, worth: Callable[[Tensor], float], price: float) -> list[Tensor]:
-    """Masks along the way down that promise to cost least, beside the empty one.
+def _thinned(pruning: GradualPruning, worth: Callable[[Tensor], float], price: float) -> list[Tensor]:
+    """The masks of gradual pruning with the lowest estimated costs, and the empty mask.
 
-    A unit's gain bounds from above what it costs to go, as others will make up for it: so the way goes on well beyond
-    the threshold, and the estimated cost of each place decides.
+    A unit's gain is an upper bound of what pruning it costs, as other units compensate for it: so pruning goes on well
+    beyond the threshold, and the estimated costs of the masks along the way decide.
     """
-    found: list[tuple[float, Tensor]] = []
+    candidates: list[tuple[float, Tensor]] = []
     for scale in (0.0, *_FURTHER):
-        mask = thinning.until(worth, scale)
-        distortion = thinning.distortion
-        if found and distortion > min(total for total, _ in found):
+        mask = pruning.until(worth, scale)
+        distortion = pruning.distortion
+        if candidates and distortion > min(total for total, _ in candidates):
             break
-        found.append((distortion + price * _bits(thinning.gain[mask], thinning.units.size, mask, price), mask))
-    best = sorted(found, key=lambda pair: pair[0])[:_TRIED]
+        candidates.append((distortion + price * _bits(pruning.gain[mask], pruning.units.size, mask, price), mask))
+    best = sorted(candidates, key=lambda pair: pair[0])[:_TRIED]
     return [*(mask for _, mask in best), torch.zeros_like(mask)]
 
 

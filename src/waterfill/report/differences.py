@@ -14,7 +14,7 @@ from waterfill.network.checkpoint import Stored, open_checkpoint
 from waterfill.network.kept import KEPT, pieces
 from waterfill.network.layout import can_be_rounded
 from waterfill.network.pruned import hidden_in, visible
-from waterfill.report.folded import as_folded
+from waterfill.report.folded import Original, as_folded
 from waterfill.report.listing import RUNNING, Item, Listing, overview
 
 _FAR = 1.2  # of the norm; two models are about sqrt(2) apart, the fewest bits about 1
@@ -37,7 +37,7 @@ class Comparison:
         return {"error": self.error, "statistics_error": self.statistics, "folded": self.folds, "errors": errors}
 
     def text(self, everything: bool) -> str:
-        """A table, or a line where there is nothing to tell."""
+        """A table, or a line where no tensor differs."""
         if not any(item.error for item in self.items):
             return "every tensor is the original's, bit for bit"
         lines = [overview(self.items, everything), ""]
@@ -57,14 +57,14 @@ def compare(tensors: CompressedTensors, listing: Listing, model: str) -> Compari
     folded.
     """
     checkpoint = open_checkpoint(model)
-    originals = checkpoint.tensors | {alias: checkpoint.tensors[name] for alias, name in checkpoint.aliases.items()}
-    _check_names(tensors, originals, model)
+    stored = checkpoint.tensors | {alias: checkpoint.tensors[name] for alias, name in checkpoint.aliases.items()}
+    _check_names(tensors, stored, model)
     folds = listing.folds
     if folds is None:
         raise BadInput("the file holds norms folded into weights and does not say which: compress the model anew")
-    originals = as_folded(originals, folds)
+    originals = as_folded(stored, folds)
     exact = listing.recipe == "lossless"
-    masks = {} if exact else hidden_in({name: stored.load for name, stored in originals.items()})
+    masks = {} if exact else hidden_in({name: original.load for name, original in originals.items()})
     items, sums = [], {False: (0.0, 0.0), True: (0.0, 0.0)}
     for item in listing.items:
         kept = exact or item.reason.endswith(KEPT)
@@ -91,23 +91,25 @@ def _check_names(tensors: CompressedTensors, originals: dict[str, Stored], model
         raise VerifyError(f"tensor {odd[0]!r} is in {only} only, one of {len(odd)} such: these are two models")
 
 
-def _distance(found: Tensor, original: Stored, exact: bool, mask: Callable[[], Tensor] | None) -> tuple[float, float]:
+def _distance(
+    restored: Tensor, original: Original, exact: bool, mask: Callable[[], Tensor] | None
+) -> tuple[float, float]:
     """Squared norms of the difference and of the original, a piece at a time; zero and zero for equal bits of numbers
-    that are no reals. mask: what tells the entries that count (bool)."""
-    wanted = original.load()
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        said = f"{list(found.shape)} {found.dtype} in the file, {list(wanted.shape)} {wanted.dtype} in {original.file}"
-        raise VerifyError(f"tensor {original.name!r} is {said}")
-    same = _same_bits(found, wanted)
-    if not same and (exact or not can_be_rounded(wanted.dtype)):
+    that are no reals. mask: gives the entries that count (bool)."""
+    expected = original.load()
+    if restored.shape != expected.shape or restored.dtype != expected.dtype:
+        ours, theirs = (f"{list(value.shape)} {value.dtype}" for value in (restored, expected))
+        raise VerifyError(f"tensor {original.name!r} is {ours} in the file, {theirs} in {original.file}")
+    same = _same_bits(restored, expected)
+    if not same and (exact or not can_be_rounded(expected.dtype)):
         raise VerifyError(f"tensor {original.name!r} was to be kept bit for bit, and differs from {original.file}")
-    if not can_be_rounded(wanted.dtype):
+    if not can_be_rounded(expected.dtype):
         return 0.0, 0.0
-    wanted = wanted if mask is None else visible(wanted, mask())
-    energy = sum(_energy(piece.double()) for piece in pieces(wanted))
+    expected = expected if mask is None else visible(expected, mask())
+    energy = sum(_energy(piece.double()) for piece in pieces(expected))
     if same:
         return 0.0, energy
-    gaps = (a.double() - b.double() for a, b in zip(pieces(found), pieces(wanted), strict=True))
+    gaps = (a.double() - b.double() for a, b in zip(pieces(restored), pieces(expected), strict=True))
     return sum(map(_energy, gaps)), energy
 
 

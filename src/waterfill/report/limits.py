@@ -1,4 +1,4 @@
-"""What the theory allows for each layer, and for the network."""
+"""The rate-distortion bound of each layer and of the network."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -78,13 +78,13 @@ class Limits:
 
     @cached_property
     def network(self) -> "NetworkLimit":
-        """The spectra of all layers, one weight in memory at a time."""
+        """The bound of the whole network, from the spectra of its layers; one weight in memory at a time."""
         from waterfill.theory import NetworkLimit, Spectrum
 
-        found = {}
+        spectra = {}
         for name, layer in self.layers.items():
-            found[name] = tuple(Spectrum.of(target, importance) for target, importance in layer.matrices())
-        return NetworkLimit(found)
+            spectra[name] = tuple(Spectrum.of(target, importance) for target, importance in layer.matrices())
+        return NetworkLimit(spectra)
 
     @cached_property
     def points(self) -> "list[Limit]":
@@ -93,7 +93,7 @@ class Limits:
 
     @cached_property
     def by_layer(self) -> "list[dict[str, Limit]]":
-        """What each weight contributes to each point."""
+        """The contribution of each weight to each point."""
         return [self.network.by_layer(point.level) for point in self.points]
 
     def of_file(self, path: str) -> OfFile:
@@ -113,8 +113,8 @@ class Limits:
                     )
                 bits += 8 * sizes[own]
                 restored = layer.layout.split(tensors[own])
-                for (target, importance), found in zip(layer.matrices(), restored, strict=True):
-                    nats += importance.distortion(target - found)
+                for (target, importance), restored_matrix in zip(layer.matrices(), restored, strict=True):
+                    nats += importance.distortion(target - restored_matrix)
         rate = bits / self.network.entries
         return OfFile(path, rate, listing.bits, nats, self.network.at_nats(nats).rate if nats > 0 else None)
 
@@ -136,7 +136,7 @@ class Limits:
         }
 
     def text(self, everything: bool) -> str:
-        """The curve, what each weight gets, and what is left out."""
+        """The curve, the contribution of each weight, and the weights left out, as text."""
         curve = [
             [f"{p.rate:.3f}", f"{p.nats:.4g}", f"{p.nats / math.log(2):.4g}", f"{p.price:.3g}"] for p in self.points
         ]

@@ -1,4 +1,4 @@
-"""What a file holds, tensor by tensor, as its manifest says it: read and shown without torch."""
+"""The content of a file, tensor by tensor, from its manifest: read and shown without torch."""
 
 import math
 import re
@@ -91,17 +91,17 @@ class Listing:
 
     @property
     def original(self) -> int | None:
-        """Bytes of the original tensors, where the file says so."""
+        """Bytes of the original tensors; None where the file does not hold them."""
         original = self.notes.get("original")
         return original if type(original) is int and 0 < original <= _MOST_BYTES else None
 
     def totals(self) -> str:
         """Size, ratio and bits per weight of the whole file, in a line."""
-        told = [f"{self.size} bytes"]
+        phrases = [f"{self.size} bytes"]
         if self.original:
-            told.append(f"{self.original / self.size:.2f} times smaller than {bytes_text(self.original)}")
+            phrases.append(f"{self.original / self.size:.2f} times smaller than {bytes_text(self.original)}")
         count = f"{count_text(self.weights)} weights in {len(self.items)} tensors"
-        return ", ".join([*told, f"{self.bits:.3f} bits per weight", count])
+        return ", ".join([*phrases, f"{self.bits:.3f} bits per weight", count])
 
     def text(self, everything: bool) -> str:
         """The table of the tensors (see `overview`), under it what concerns all of them, and that of the tied ones."""
@@ -129,7 +129,7 @@ class Listing:
 
     @property
     def warning(self) -> str:
-        """What a user should know of the network as a whole, or nothing."""
+        """The warning of the network as a whole, or empty."""
         return warning_in(self.notes)
 
     @property
@@ -160,14 +160,14 @@ def items_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Item, ...]:
 
 def read_listing(src: FileReader) -> Listing:
     """The listing of an open file. Raises CorruptFile, NewerFormat."""
-    said = Manifest.unpack(src.manifest, src.names)
-    warned = said.notes.get("warnings")
+    manifest = Manifest.unpack(src.manifest, src.names)
+    warned = manifest.notes.get("warnings")
     warnings = warned if isinstance(warned, dict) else {}
     items = [
         Item(name, row.shape, row.dtype, row.words, size, reason=row.reason, warning=str(warnings.get(name, "")))
-        for (name, size), row in zip(src.lengths.items(), said.rows, strict=True)
+        for (name, size), row in zip(src.lengths.items(), manifest.rows, strict=True)
     ]
-    return Listing(tuple(items), said.aliases, said.notes, src.size)
+    return Listing(tuple(items), manifest.aliases, manifest.notes, src.size)
 
 
 def overview(items: Sequence[Item], everything: bool = False) -> str:
@@ -207,9 +207,9 @@ def _merged(pattern: str, group: list[Item]) -> Item:
 
 def _table(items: Sequence[Item]) -> str:
     """The table, and under it why some tensors were not compressed by the recipe, and warnings."""
-    told = [("not by the recipe", item.reason) for item in items if item.reason]
-    told += [("warning", item.warning) for item in items if item.warning]
-    marks = {pair: f"[{number}]" for number, pair in enumerate(dict.fromkeys(told), 1)}
+    notes = [("not by the recipe", item.reason) for item in items if item.reason]
+    notes += [("warning", item.warning) for item in items if item.warning]
+    marks = {pair: f"[{number}]" for number, pair in enumerate(dict.fromkeys(notes), 1)}
     pairs = [(("not by the recipe", item.reason), ("warning", item.warning)) for item in items]
     rows = [
         _cells(item, " ".join(marks[pair] for pair in own if pair in marks))

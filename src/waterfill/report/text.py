@@ -15,7 +15,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 2
 
 
 class ReaderGone(Exception):
-    """Whoever read standard output (head, less) has seen enough."""
+    """The reader of standard output (head, less) has closed it."""
 
 
 def say(text: str = "") -> None:
@@ -32,7 +32,7 @@ def say_json(value: Any) -> None:
 
 
 def said() -> None:
-    """Bring what was said to its reader. Raises ReaderGone."""
+    """Flush standard output. Raises ReaderGone."""
     if sys.stdout is not None:
         _to_reader(lambda out: out.flush())
 

@@ -1,4 +1,4 @@
-"""Which norms were folded into which layers, in a few bytes: what it takes to do the same to the original's tensors."""
+"""Which norms were folded into which layers, in a few bytes, so that the original's tensors can be folded alike."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 from waterfill.errors import CorruptFile
 
 STATISTICS = "running_var"
-"""What a batch norm holds and other modules do not."""
+"""The name of a tensor that only batch norms hold."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """The names of a norm and of the layer that took it up. eps: what the norm added to its variance. transposed: its
-    channels are the second dimension of the layer's weight."""
+    """The names of a norm and of the layer that it is folded into. eps: added to the variance of the norm. transposed:
+    whether output channels are the second dimension of the layer's weight."""
 
     norm: str
     layer: str

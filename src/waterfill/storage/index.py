@@ -30,7 +30,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Index:
-    """What a file says about its blobs: the caller's manifest, bytes by name in file order, a crc32 per chunk."""
+    """The index of a file: the caller's manifest, bytes of each blob by name in file order, a CRC-32 per chunk."""
 
     manifest: dict[str, Any]
     lengths: Mapping[str, int]

@@ -1,7 +1,7 @@
-"""What a file says about its tensors: shapes, dtypes and roles in a few short strings, and how they were made.
+"""The description of a file's tensors: shapes, dtypes and roles in a few short strings, and how they were made.
 
-Text and numbers only, no tensors, so that a file is listed without torch. What was read is proved here and nowhere
-else.
+Text and numbers only, no tensors, so that a file is listed without torch. All checks of a manifest that was read are
+here.
 """
 
 import re
@@ -13,7 +13,7 @@ from waterfill.errors import CorruptFile, NewerFormat
 
 VECTOR, MATRIX, KERNEL, STACK, RAW = "v", "m", "k", "s", "r"
 ROLES = (VECTOR, MATRIX, KERNEL, STACK, RAW)
-"""How a tensor is seen as matrices: see `waterfill.network.layout`."""
+"""How a tensor is laid out as matrices: see `waterfill.network.layout`."""
 MOST_DIMENSIONS = 16
 MOST_ENTRIES = 1 << 40
 _LEAST_DIMENSIONS = {MATRIX: 2, KERNEL: 3, STACK: 3}
@@ -22,7 +22,7 @@ _SHAPE = re.compile(r"([0-9]{1,13}(,[0-9]{1,13})*)?")
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor: its shape, dtype and role, what it became (a few words), and why it was not compressed (or "")."""
+    """One tensor: its shape, dtype and role, words for its parts, and why the recipe was not applied (or "")."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a file says.
+    """The content of a manifest.
 
     rows: a tensor each, in file order. aliases: by tied name, the one that holds the data. notes: how they were made.
     """

@@ -94,9 +94,9 @@ class FileReader:
             raise self._corrupt(f"cut short after {self.size} bytes: every waterfill file has more")
         _, version, features = HEAD.unpack(head)
         if version > VERSION or features & ~FEATURES:
-            found = f"has format version {version}, required features {features:#04x}"
+            version_text = f"has format version {version}, required features {features:#04x}"
             known = f"this release reads version {VERSION}, features {FEATURES:#04x}"
-            raise NewerFormat(f"{self._path} {found}; {known}: use a newer release of waterfill")
+            raise NewerFormat(f"{self._path} {version_text}; {known}: use a newer release of waterfill")
         if version < VERSION:
             raise self._corrupt(f"byte 4: there is no format version {version}")
         return version, self._read_index(head)

@@ -1,4 +1,4 @@
-"""What a user should know of a compressed network as a whole, told from the notes of its file."""
+"""Warnings of a compressed network as a whole, from the notes of its file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _FEW = "few samples: {} outputs were seen, and what errors cost is in part assum
 def warning_in(notes: Mapping[str, Any]) -> str:
     """The remarks in words; empty for none, and for notes that no writer would have written."""
     remarks, samples = notes.get("remarks"), notes.get("samples")
-    told = [text for word, text in _TEXTS.items() if word in remarks] if isinstance(remarks, list) else []
+    texts = [text for word, text in _TEXTS.items() if word in remarks] if isinstance(remarks, list) else []
     if type(samples) is int and 0 < samples < FEW_SAMPLES:
-        told.append(_FEW.format(samples))
-    return "; ".join(told)
+        texts.append(_FEW.format(samples))
+    return "; ".join(texts)

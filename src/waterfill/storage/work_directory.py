@@ -36,13 +36,13 @@ class Journal:
         if stored is None:
             journal._write(_PLAN, json.dumps(plan).encode())
             return journal
-        found = _object(stored)
-        wanted = json.loads(json.dumps(plan))
-        for key in sorted({*found, *wanted}):
-            if found.get(key) != wanted.get(key):
+        known = _object(stored)
+        plan_now = json.loads(json.dumps(plan))
+        for key in sorted({*known, *plan_now}):
+            if known.get(key) != plan_now.get(key):
                 raise PlanMismatch(
-                    f"{folder} belongs to another job: its {key} is {_short(found.get(key))}, "
-                    f"now it is {_short(wanted.get(key))}. Finish that job, or delete the folder to begin anew"
+                    f"{folder} belongs to another job: its {key} is {_short(known.get(key))}, "
+                    f"now it is {_short(plan_now.get(key))}. Finish that job, or delete the folder to begin anew"
                 )
         return journal
 
@@ -58,10 +58,10 @@ class Journal:
         """Notes of the blobs, of `count` possible ones, that are there and whole."""
         notes = {}
         for i in range(count):
-            said, blob = self._read(f"{i}.json"), self._read(f"{i}.blob")
-            if said is None or blob is None:
+            text, blob = self._read(f"{i}.json"), self._read(f"{i}.blob")
+            if text is None or blob is None:
                 continue
-            note = _object(said)
+            note = _object(text)
             if note.get("crc") == zlib.crc32(blob):
                 notes[i] = note | {"bytes": len(blob)}
         return notes
@@ -108,10 +108,10 @@ def _remove_if_left(folder: Path) -> None:
         if folder.is_symlink() or not hasattr(os, "geteuid") or folder.stat().st_uid != os.geteuid():
             return
         locks = [file for file in folder.iterdir() if OWN.fullmatch(file.name) and file.suffix == ".lock"]
-        found = [held(lock) for lock in locks]
-        if found and None not in found:
+        free = [held(lock) for lock in locks]
+        if free and None not in free:
             shutil.rmtree(folder, ignore_errors=True)
-        for file in found:
+        for file in free:
             if file is not None:
                 file.close()
 

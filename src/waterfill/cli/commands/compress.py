@@ -68,9 +68,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write OUT and say what every tensor became. Raises what `compress_file` and `compress` raise."""
+    """Write OUT and print a row for every tensor. Raises the errors of `compress_file` and `compress`."""
     output = args.output or default_output(existing(args.model))
-    writable(output, args.force)  # said before torch is imported and the checkpoint read
+    writable(output, args.force)  # before torch is imported and the checkpoint read
     for name in _WITH_DATA:
         if getattr(args, name) and not args.data:
             raise UsageError(f"--{name.replace('_', '-')} goes with --data: name some inputs of the network")
@@ -81,13 +81,13 @@ def run(args: argparse.Namespace) -> None:
     if args.sure and not args.max_drop:
         raise UsageError("--sure goes with --max-drop")
     began = time.monotonic()
-    listing, said = _with_data(args, output) if args.data else _without(args, output)
+    listing, report = _with_data(args, output) if args.data else _without(args, output)
     seconds = time.monotonic() - began
     if args.json:
-        say_json({"file": output, "seconds": seconds} | listing.as_json() | said.get("json", {}))
+        say_json({"file": output, "seconds": seconds} | listing.as_json() | report.get("json", {}))
         return
     say(listing.text(args.all))
-    for line in said.get("lines", []):
+    for line in report.get("lines", []):
         say()
         say(line)
     say()
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _unspent(args: argparse.Namespace, listing: Listing) -> str:
-    """What there is to say if the file is far smaller than it was allowed to be, or nothing."""
+    """A remark if the file is far smaller than its budget, else empty."""
     from waterfill.compression.allocation.budget import unused
 
     allowed = args.size or (args.bits or 0) * listing.weights / 8 or (listing.original or 0) / (args.ratio or math.inf)
@@ -147,7 +147,7 @@ def _to_quality(
 
 
 def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, Any]]:
-    """Compress the network that the checkpoint's weights make, as its inputs say."""
+    """Compress the network with the checkpoint's weights, calibrated on its inputs."""
     from waterfill.calibration.calibrate import MEMORY
     from waterfill.cli.progress import Meter
     from waterfill.compression.allocation.budget import Budget
@@ -159,7 +159,7 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     goal = _goal(args)
     network, batches = network_and_batches(args.network, args.data)
     network = with_weights(network, existing(args.model))
-    said: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     with claimed(output), Meter(args.quiet) as meter:
         cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
         options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory)
@@ -169,10 +169,10 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
             if goal is None:
                 made = measured.to(budget)
             else:
-                made, said = _to_quality(args, network, measured, goal)
+                made, report = _to_quality(args, network, measured, goal)
     made.save(output, force=args.force)
     unreached = made.notes.get("unreached", [])
     if unreached:
         line = f"never reached by the data, so that what errors in them cost is assumed: {', '.join(unreached)}"
-        said["lines"] = [*said.get("lines", []), line]
-    return Listing(items_of(made.table()), made.aliases, made.notes, made.size), said
+        report["lines"] = [*report.get("lines", []), line]
+    return Listing(items_of(made.table()), made.aliases, made.notes, made.size), report

@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> None:
     network, inputs = network_and_batches(args.network, args.data, targets=True)
     models = [with_weights(copy_of(network), path) for path in paths]
     reference = models[1] if args.reference else None
-    found = evaluate(models[0], inputs, reference=reference, layers=args.layers, data_bytes=args.bytes)
-    if reference is None and found.nats is None:
+    evaluation = evaluate(models[0], inputs, reference=reference, layers=args.layers, data_bytes=args.bytes)
+    if reference is None and evaluation.nats is None:
         raise UsageError(
             f"{args.data} holds no targets, and there is nothing to compare with: let it give (inputs, targets), "
             "or name the original with --reference"
         )
     if args.json:
-        say_json({"file": args.file, "reference": args.reference} | found.as_json())
+        say_json({"file": args.file, "reference": args.reference} | evaluation.as_json())
     else:
-        say(found.text())
+        say(evaluation.text())

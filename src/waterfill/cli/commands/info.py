@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print what the manifest says. Raises CorruptFile, NewerFormat."""
+    """Print the content of the manifest. Raises CorruptFile, NewerFormat."""
     with FileReader(args.file) as src:
         version, listing = src.version, read_listing(src)
     if args.json:

@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> None:
     layers, left_out = _with_data(args, folded) if args.data else _without(existing(args.model))
     if not layers:
         raise BadInput(f"{args.model} holds no weights of two or more dimensions; there is nothing to bound")
-    found = Limits(args.model, layers, left_out, args.bits or _RATES)
-    files = [found.of_file(path) for path in args.compare]
+    limits = Limits(args.model, layers, left_out, args.bits or _RATES)
+    files = [limits.of_file(path) for path in args.compare]
     if args.json:
-        say_json(found.as_json() | {"files": [file.as_json() for file in files]})
+        say_json(limits.as_json() | {"files": [file.as_json() for file in files]})
         return
-    say(found.text(args.all))
+    say(limits.text(args.all))
     if files:
         say(f"\n{_files_text(files)}")
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
     """The weights of a checkpoint, and why some of them are kept bit for bit. Raises BadInput for NaN."""
     from waterfill.compression.allocation.budget import Budget
-    from waterfill.compression.file import Job
+    from waterfill.compression.job import Job
     from waterfill.recipe import DEFAULT_RECIPE
 
     weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0)).task.weights
@@ -100,17 +100,17 @@ def _with_data(args: argparse.Namespace, folded: bool) -> tuple[dict[str, Layer]
 
 def _folded(paths: Sequence[str], data: bool) -> bool:
     """Whether these files hold weights with norms folded into them. Raises UsageError, CorruptFile."""
-    found = []
+    folded = []
     for path in paths:
         with FileReader(path) as src:
             notes = src.manifest.get("notes", {})
-            found.append(isinstance(notes, Mapping) and bool(notes.get("folded")))
-    if any(found) and not data:
-        odd = Path(paths[found.index(True)]).name
+            folded.append(isinstance(notes, Mapping) and bool(notes.get("folded")))
+    if any(folded) and not data:
+        odd = Path(paths[folded.index(True)]).name
         raise UsageError(f"{odd} holds norms folded into weights: to do the same here, give --network and --data")
-    if any(found) and not all(found):
+    if any(folded) and not all(folded):
         raise UsageError("some of these files hold norms folded into weights and some do not: compare them apart")
-    return any(found)
+    return any(folded)
 
 
 def _rates(text: str) -> tuple[float, ...]:

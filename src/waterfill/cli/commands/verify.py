@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check and say so. Raises VerifyError for damage and differences, NewerFormat."""
+    """Check and print the result. Raises VerifyError for damage and differences, NewerFormat."""
     try:
         with FileReader(args.file) as src:
             src.verify()
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
         raise VerifyError(str(damage)) from damage
     depth = "every tensor decodes" if args.deep or args.against else "every checksum matches"
     if args.json:
-        found = {"file": args.file, "ok": True, "bytes": listing.size, "tensors": len(listing.items)}
-        say_json(found | ({} if compared is None else compared.as_json()))
+        result = {"file": args.file, "ok": True, "bytes": listing.size, "tensors": len(listing.items)}
+        say_json(result | ({} if compared is None else compared.as_json()))
         return
     if compared is not None:
         say(compared.text(args.all))

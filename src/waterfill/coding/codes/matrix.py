@@ -70,11 +70,11 @@ def _read_mode(src: Reader) -> tuple[type[Plan], int]:
 
 
 def _shortest(codes: np.ndarray, kernel: tuple[int, ...]) -> Plan:
-    found: list[Plan] = [Modeled.plan(codes, spatial(codes.shape[1], kernel)), Packed.plan(codes)]
+    plans: list[Plan] = [Modeled.plan(codes, spatial(codes.shape[1], kernel)), Packed.plan(codes)]
     span = int(codes.max()) - int(codes.min())
-    if span < 255 and (codes.size < _LARGE or found[0].bits > 0.98 * found[1].bits):
-        found.append(Histogram.plan(codes))
-    return min(found, key=lambda p: p.bits)
+    if span < 255 and (codes.size < _LARGE or plans[0].bits > 0.98 * plans[1].bits):
+        plans.append(Histogram.plan(codes))
+    return min(plans, key=lambda p: p.bits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +113,8 @@ def _distinct_rows(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     rows, cols = codes.shape
     if rows < 8 or cols < 8:
         return None
-    for seen in (codes[:, :64], codes) if cols > 64 else (codes,):
-        records = np.ascontiguousarray(seen)
+    for columns in (codes[:, :64], codes) if cols > 64 else (codes,):
+        records = np.ascontiguousarray(columns)
         records = records.view(np.dtype((np.void, records.shape[1] * records.itemsize))).ravel()
         _, first, which = np.unique(records, return_index=True, return_inverse=True)
         if len(first) > 0.95 * rows:

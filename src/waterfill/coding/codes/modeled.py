@@ -149,8 +149,8 @@ class _Source:
         if len(where) > len(self._escapes):
             raise self._src.fail("more escapes than their values")
         escapes, self._escapes = self._escapes[: len(where)], self._escapes[len(where) :]
-        alone = self._tables.passes == 1 and len(far) == 0 and np.abs(escapes).max(initial=0) <= 127
-        residual = symbol if alone else symbol.astype(np.int32)
+        in_place = self._tables.passes == 1 and len(far) == 0 and np.abs(escapes).max(initial=0) <= 127
+        residual = symbol if in_place else symbol.astype(np.int32)
         kept = symbol[far] != density.ESCAPE
         far, shift = far[kept], shift[kept]
         residual[far] = (residual[far] << shift) + self._take_low(shift) - half(shift)

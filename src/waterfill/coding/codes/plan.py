@@ -1,4 +1,4 @@
-"""What a way of writing a matrix of codes is asked for."""
+"""The interface of a way of writing a matrix of codes."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from waterfill.coding.stream import Reader, Sink
 
 @dataclass(frozen=True)
 class Frame:
-    """What a reader is told from outside: rows, cols, kernel (spatial extent, or ()), and lanes of the rANS stream."""
+    """Known to a reader from the context: rows, cols, kernel (spatial extent, or ()), and lanes of the rANS stream."""
 
     rows: int
     cols: int

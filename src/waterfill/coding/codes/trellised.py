@@ -20,9 +20,9 @@ from waterfill.coding.model.path_means import half_means
 from waterfill.coding.model.serialized import read_model, write_model
 from waterfill.coding.stream import Reader, Sink
 
-_ODD = 127  # what stands for an odd symbol that its table cannot code; `density.ESCAPE` is even
+_ODD = 127  # the escape of an odd symbol that its table cannot code; `density.ESCAPE` is even
 _REACH = 126
-_PERIOD = 16  # means are told from each other modulo two whole k, so that a symbol keeps the lowest bit of its k
+_PERIOD = 16  # means are distinguished modulo two whole k, so that a symbol keeps the lowest bit of its k
 _FARTHEST = 1 << 28
 
 
@@ -62,8 +62,8 @@ def _moved(shape: int, low: int, high: int, mean: int) -> np.ndarray:
     moved = np.zeros_like(tables)
     moved[:, symbol[inside] & 255] = tables[:, residual[inside] & 255]
     lost = (1 << density.PRECISION) - moved.sum(axis=1, dtype=np.int64)  # to the escapes, one slot or more
-    dear = np.argmax(moved, axis=1)
-    moved[np.arange(len(moved)), dear] -= (lost < 2).astype(np.uint16)
+    likeliest = np.argmax(moved, axis=1)
+    moved[np.arange(len(moved)), likeliest] -= (lost < 2).astype(np.uint16)
     lost = np.maximum(lost, 2).astype(np.uint16)
     moved[:, _ODD] = lost // 2
     moved[:, density.ESCAPE & 255] = lost - lost // 2
@@ -118,7 +118,7 @@ def read_chunk(src: Reader, paths: Paths, rows: slice, size: tuple[int, int]) ->
     return codes
 
 
-def _values(src: Reader, symbol: np.ndarray, escapes: np.ndarray, alone: bool) -> tuple[np.ndarray, np.ndarray]:
+def _values(src: Reader, symbol: np.ndarray, escapes: np.ndarray, single_pass: bool) -> tuple[np.ndarray, np.ndarray]:
     """Symbols as numbers with escapes put in, and the escapes that are left.
 
     The numbers are int32, or where there is but one pass the smallest dtype that holds the codes.
@@ -126,11 +126,11 @@ def _values(src: Reader, symbol: np.ndarray, escapes: np.ndarray, alone: bool) -
     where = np.flatnonzero((symbol == density.ESCAPE) | (symbol == _ODD))
     if len(where) > len(escapes):
         raise src.fail("more escapes than their values")
-    found = 2 * escapes[: len(where)] + (symbol[where] & 1)
-    farthest = max(int(symbol.max()), -int(symbol.min()), int(np.abs(found).max(initial=0)))
-    fitting = (kind for kind in (np.int8, np.int16) if alone and farthest < np.iinfo(kind).max // 2)
+    escaped = 2 * escapes[: len(where)] + (symbol[where] & 1)
+    farthest = max(int(symbol.max()), -int(symbol.min()), int(np.abs(escaped).max(initial=0)))
+    fitting = (kind for kind in (np.int8, np.int16) if single_pass and farthest < np.iinfo(kind).max // 2)
     value = symbol.astype(next(fitting, np.int32))
-    value[where] = found
+    value[where] = escaped
     return value, escapes[len(where) :]
 
 

@@ -1,4 +1,4 @@
-"""The density of floating-point magnitudes: the generalized Gaussian family seen on the exponent's scale.
+"""The density of floating-point magnitudes: the generalized Gaussian family on the scale of the exponent.
 
 A symbol counts steps of 1 / 2^top octave from the octave of the entry's scale (see `floats`); its frequency is the
 family's mass between the two magnitudes that bound it, from the frozen survival function in integers only. The scale is
@@ -148,15 +148,15 @@ def read_table(src: Reader) -> np.ndarray:
 def fit(words: np.ndarray, layout: WordFormat, positions: int) -> Model:
     """The model of words [rows, cols] with the shortest message; `positions` are the kernel positions of a channel."""
     stride = max(1, words.size // _WORDS_SAMPLED)
-    found = []
+    candidates = []
     for rows, cols in _log_factors(words, layout):
         for model in _rounded(rows, cols, {1, positions} if len(cols) > 1 else {1}):
             first, second = model.factors(*words.shape)
-            seen = _seen(_counts(words[::stride], layout, (first[::stride], second)), layout.top)
-            found.append(_moved(model, seen, layout.top))
+            counts = _symbol_counts(_counts(words[::stride], layout, (first[::stride], second)), layout.top)
+            candidates.append(_moved(model, counts, layout.top))
             if model.rows is None and model.channels is None:
-                found.append(_histogram(model, seen))
-    return min(found, key=lambda pair: pair[0] * stride + _side_bits(pair[1], layout))[1]
+                candidates.append(_histogram(model, counts))
+    return min(candidates, key=lambda pair: pair[0] * stride + _side_bits(pair[1], layout))[1]
 
 
 def _side_bits(model: Model, layout: WordFormat) -> float:
@@ -170,16 +170,16 @@ def _log_factors(words: np.ndarray, layout: WordFormat) -> list[tuple[np.ndarray
     rows, cols = _mean_sizes(words, layout, None, None)
     overall = np.log2(np.maximum(rows.mean(keepdims=True), _LEAST_MAGNITUDE))
     none = np.zeros(1)
-    found = [(overall, none)]
+    factors = [(overall, none)]
     if len(rows) > 1:
-        found.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), none))
+        factors.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), none))
     if len(cols) > 1 and len(rows) > 1:
-        found.append((overall, np.log2(np.maximum(cols, _LEAST_MAGNITUDE)) - overall))
-        step = max(1, len(rows) // 1024)  # a thousand entries tell a column's mean to a fifth of an eighth octave
+        factors.append((overall, np.log2(np.maximum(cols, _LEAST_MAGNITUDE)) - overall))
+        step = max(1, len(rows) // 1024)  # a thousand entries give a column's mean to a fifth of an eighth octave
         cols = _mean_sizes(words[::step], layout, rows[::step], None)[1]
         rows = _mean_sizes(words, layout, None, cols)[0]
-        found.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), np.log2(np.maximum(cols, _LEAST_MAGNITUDE))))
-    return found
+        factors.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), np.log2(np.maximum(cols, _LEAST_MAGNITUDE))))
+    return factors
 
 
 _LEAST_MAGNITUDE = 2.0**-160
@@ -252,7 +252,7 @@ def _windows(top: int) -> tuple[np.ndarray, np.ndarray]:
     return before, _REACH - 127 + ((before + moves) // PHASES << top)
 
 
-def _seen(counts: np.ndarray, top: int) -> np.ndarray:
+def _symbol_counts(counts: np.ndarray, top: int) -> np.ndarray:
     """Counts of symbols -127 to 127 and of escapes when the scale makes each of _MOVES, [moves, PHASES * 256]."""
     before, start = _windows(top)
     plain = counts[before[:, :, None], start[:, :, None] + np.arange(255)]
@@ -260,19 +260,19 @@ def _seen(counts: np.ndarray, top: int) -> np.ndarray:
     return np.concatenate([plain, escaped[:, :, None]], axis=2).reshape(len(_MOVES), -1).astype(np.float64)
 
 
-def _moved(model: Model, seen: np.ndarray, top: int) -> tuple[float, Model]:
+def _moved(model: Model, counts: np.ndarray, top: int) -> tuple[float, Model]:
     """Bits of the entries, and the model, under the best density and base."""
-    bits = seen @ _prices(top).T
+    bits = counts @ _prices(top).T
     bits[np.array(_MOVES) < -model.base] = np.inf
     move, shape = (int(i) for i in np.unravel_index(int(np.argmin(bits)), bits.shape))
     base = model.base + _MOVES[move]
     return float(bits[move, shape]), replace(model, shape=shape, freq=family(shape, top), base=base)
 
 
-def _histogram(model: Model, seen: np.ndarray) -> tuple[float, Model]:
+def _histogram(model: Model, symbol_counts: np.ndarray) -> tuple[float, Model]:
     """The same for a histogram in the place of a density; the model has no factors."""
     base = model.base // PHASES * PHASES
-    counts = seen[_MOVES.index(base - model.base)].reshape(PHASES, 256).sum(0)
+    counts = symbol_counts[_MOVES.index(base - model.base)].reshape(PHASES, 256).sum(0)
     masses = np.zeros(256, dtype=np.int64)
     masses[_SYMBOLS & 255], masses[density.ESCAPE & 255] = counts[:255], counts[255]
     freq = density.normalize(masses)

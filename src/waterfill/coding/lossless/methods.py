@@ -265,7 +265,7 @@ def plan(words: np.ndarray, form: Form) -> Plan:
         kinds.append(Signed if form.layout.signed else Short)
     if np.count_nonzero(sample) < sample.size * 63 // 64:
         kinds.append(Masked)
-    best = min((kind(sample, form) for kind in kinds), key=lambda found: found.bits)
+    best = min((kind(sample, form) for kind in kinds), key=lambda method: method.bits)
     return best if sample.size == words.size else type(best)(words, form)
 
 

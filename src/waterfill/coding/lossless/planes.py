@@ -50,7 +50,7 @@ def read(src: Reader, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _mode(count: np.ndarray) -> int:
-    """Constant if one byte is all there is; coded where the entropy says that it saves more than it costs."""
+    """Constant if all bytes are equal; coded where by its entropy that saves more than it takes."""
     used = count[count > 0]
     if len(used) == 1:
         return _CONSTANT

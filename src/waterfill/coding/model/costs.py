@@ -1,4 +1,4 @@
-"""What codes cost under product-scale densities: the inner loop of the search in `waterfill.coding.product`.
+"""The bits of codes under product-scale densities: the inner loop of the search in `search`.
 
 Costs are integers, so that the compiled loop and its NumPy form agree to the bit whatever the order of their sums.
 """
@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from waterfill.coding import density, native
+from waterfill.coding.density_tables import SHAPES
 from waterfill.coding.model.density_model import MOST_SCALE, DensityModel, half, shifts
 
 COST_UNIT = 1 << 16
@@ -18,9 +19,10 @@ _ESCAPE_BITS = 10  # bits, about, of the value of a code too far for any table
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """What is coded: residuals (int32) and phases (uint8, or empty for none) [rows, channels, positions].
+    """Residuals (int32) and phases (uint8, or empty for none) [rows, channels, positions] to be coded.
 
-    halves: of codes that run along a trellis; none of their bits go raw, so what is beyond the tables escapes.
+    halves: whether they are those of codes along a trellis; none of their bits are raw, and values beyond the tables
+    are escaped.
     """
 
     residual: np.ndarray
@@ -55,7 +57,7 @@ def cost_tables(shape: int, halves: bool = False) -> np.ndarray:
 @lru_cache(maxsize=1)
 def all_costs() -> np.ndarray:
     """`cost_tables` of every shape side by side, int32 [phases * 256 * scales, shapes]."""
-    return np.stack([cost_tables(shape).ravel() for shape in range(len(density.SHAPES))], axis=1)
+    return np.stack([cost_tables(shape).ravel() for shape in range(len(SHAPES))], axis=1)
 
 
 def axis_costs(coded: Coded, factors: tuple[np.ndarray, ...], shape: int, deltas: np.ndarray, axis: int) -> np.ndarray:
@@ -80,7 +82,7 @@ def axis_costs(coded: Coded, factors: tuple[np.ndarray, ...], shape: int, deltas
 def place(
     residual: np.ndarray, scale: np.ndarray, phase: np.ndarray, most_scale: int = MOST_SCALE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where in a flat `cost_tables` each entry finds its own, and how many of its bits go raw."""
+    """The index of each entry's cost in a flat `cost_tables`, and how many of its bits are raw."""
     scale = np.minimum(scale, most_scale)
     shift = shifts(scale)
     symbol = (residual + half(shift)) >> shift

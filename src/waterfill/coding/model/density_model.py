@@ -1,4 +1,4 @@
-"""What the decoder knows of every code before it reads it (docs/theory.md): the scale and the mean of its density.
+"""The density of every code, known to the decoder before it reads the code (docs/theory.md): its scale and its mean.
 
 Codes z [rows, channels, positions] follow a generalized Gaussian whose scale is a product of a row's, a channel's and a
 position's factor, and whose mean, for spatial kernels, is predicted from the positions already decoded. All of it is a
@@ -19,7 +19,7 @@ TAP_UNIT = 16  # taps are in sixteenths
 MOST_TAPS = 127
 """The magnitudes of one position's taps sum to at most this, so that a mean of 24-bit codes fits 32 bits."""
 MOST_SCALE = 255
-"""No entry's scale index is larger, so that at most 23 bits of a code go raw."""
+"""The largest scale index of an entry, so that at most 23 bits of a code are raw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def residuals(codes: np.ndarray, kernel: tuple[int, ...], taps: np.ndarray | Non
 
 
 def shifts(scale: np.ndarray) -> np.ndarray:
-    """Low bits that go raw, for scale indices beyond the last table: there a bin of 2^shift is nearly flat."""
+    """The number of raw low bits, for scale indices beyond the last table: there a bin of 2^shift is nearly flat."""
     return np.maximum((scale - density.SCALES + 8) >> 3, 0)
 
 

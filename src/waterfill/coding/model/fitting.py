@@ -1,6 +1,6 @@
 """The product-scale model of a matrix of codes with the shortest total message, by coordinate descent.
 
-A factor or a tap stays only where it pays for its own bits. The steps are those of `waterfill.coding.descent`.
+A factor or a tap stays only where it saves more bits than it takes. The steps are those of `search`.
 """
 
 from collections.abc import Iterator
@@ -31,24 +31,23 @@ _ENTRIES_PER_FACTOR = 256  # entries of a row or column that its factor is fitte
 _FARTHEST = 255
 
 
-def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, seen: int = _ENTRIES_SAMPLED) -> DensityModel:
+def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, sampled: int = _ENTRIES_SAMPLED) -> DensityModel:
     """The model of codes [rows, channels, positions] with the shortest total message, its own integers included.
 
-    About `seen` entries of larger ones tell which factors there are.
-
-    With `states` the codes are those of a trellis, whose halves are coded: scales are those of k in z = 2k + b.
+    sampled: about how many entries of a larger matrix decide which factors there are. states: of the trellis that the
+    codes run along, whose halves are coded: scales are those of k in z = 2k + b. 0 for none.
     """
-    sample = _thin(codes, seen)
+    sample = _thin(codes, sampled)
     everything = tuple(name for name, size in zip(AXES, codes.shape, strict=True) if size > 1)
     coded = _coded(sample, kernel, None, states)
-    found = [_fit_scales(coded, None, everything)]
+    fits = [_fit_scales(coded, None, everything)]
     if codes.shape[2] > 1:
         taps = _fit_taps(sample, kernel)
         if taps.any():
             predicted = _coded(sample, kernel, taps, states)
-            found.append(_fit_scales(predicted, taps, everything))
-            coded = predicted if found[1][0] < found[0][0] else coded
-    best = min(found, key=lambda pair: pair[0])
+            fits.append(_fit_scales(predicted, taps, everything))
+            coded = predicted if fits[1][0] < fits[0][0] else coded
+    best = min(fits, key=lambda pair: pair[0])
     for left_out in _left_out(everything):
         axes = tuple(name for name in everything if name not in left_out)
         best = min(best, _fit_scales(coded, best[1].taps, axes), key=lambda pair: pair[0])
@@ -57,15 +56,15 @@ def fit(codes: np.ndarray, kernel: tuple[int, ...], states: int = 0, seen: int =
 
 
 def fit_like(
-    codes: np.ndarray, kernel: tuple[int, ...], model: DensityModel, states: int = 0, seen: int = _ENTRIES_SAMPLED
+    codes: np.ndarray, kernel: tuple[int, ...], model: DensityModel, states: int = 0, sampled: int = _ENTRIES_SAMPLED
 ) -> DensityModel:
     """A model of these codes with the factors and taps of a model of similar ones: quicker than `fit`."""
-    sample = _thin(codes, seen)
+    sample = _thin(codes, sampled)
     vectors = zip(AXES, (model.rows, model.channels, model.positions), strict=True)
     axes = tuple(name for name, vector in vectors if vector is not None and len(vector) > 1)
-    found = _fit_scales(_coded(sample, kernel, model.taps, states), model.taps, axes)[1]
-    found = found if sample.shape == codes.shape else _refine(codes, sample, kernel, found, states)
-    return _limited(sample, kernel, found, codes.shape, states)
+    fitted = _fit_scales(_coded(sample, kernel, model.taps, states), model.taps, axes)[1]
+    fitted = fitted if sample.shape == codes.shape else _refine(codes, sample, kernel, fitted, states)
+    return _limited(sample, kernel, fitted, codes.shape, states)
 
 
 def _left_out(axes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -107,19 +106,19 @@ def side_bits(model: DensityModel) -> float:
     return 32.0 + sum(16 + rice_code(v)[0] for v in vectors if v is not None and len(v) > 1)
 
 
-def _thin(codes: np.ndarray, seen: int) -> np.ndarray:
-    """Every n-th row and m-th channel, so that about `seen` entries are left, in the same proportions."""
+def _thin(codes: np.ndarray, sampled: int) -> np.ndarray:
+    """Every n-th row and m-th channel, about `sampled` entries, in the same proportions."""
     rows, channels, positions = codes.shape
-    ratio = codes.size / seen
+    ratio = codes.size / sampled
     if ratio <= 1:
         return codes
     keep_rows = max(min(rows, 64), int(rows / ratio**0.5))
-    keep_channels = max(1, min(channels, seen // (keep_rows * positions)))
+    keep_channels = max(1, min(channels, sampled // (keep_rows * positions)))
     return codes[:: -(-rows // keep_rows), :: -(-channels // keep_channels)]
 
 
 def _coded(codes: np.ndarray, kernel: tuple[int, ...], taps: np.ndarray | None, states: int) -> Coded:
-    """What is coded of codes [rows, channels, positions], which may be some of the rows and channels of more."""
+    """The residuals of codes [rows, channels, positions], which may be a sample of rows and channels."""
     made = path_means.residuals if states else residuals
     return Coded(*made(codes, kernel, taps), halves=states > 0)
 
@@ -156,7 +155,7 @@ def _refine(
 
 
 def _best_base(coded: Coded, model: DensityModel) -> int:
-    """The base at which the entries cost least, not far from the model's."""
+    """The base near the model's at which the entries take the fewest bits."""
     factors = coded.factors(model)
     deltas = np.arange(-12, 13)
     halves = np.array_split(deltas, 2)  # few moves at once are quick

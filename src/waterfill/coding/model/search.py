@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from waterfill.coding import density, native, rice
+from waterfill.coding.density_tables import SHAPES
 from waterfill.coding.model.costs import COST_UNIT, Coded, all_costs, axis_costs, cost_tables, distinct, place
 from waterfill.coding.model.density_model import MOST_SCALE, DensityModel
 
@@ -25,12 +26,12 @@ def first_guess(coded: Coded, axes: tuple[str, ...]) -> DensityModel:
     rounds = _GUESSES if axes else 0
     if native.core is not None:
         arguments = (coded.residual, coded.phases, *logs, _mask(axes), rounds, coded.halves)
-        spread = native.core.scale_rounds(*arguments)
+        scale = native.core.scale_rounds(*arguments)
     else:
-        spread = _scale_rounds(coded, logs, axes, rounds)
+        scale = _scale_rounds(coded, logs, axes, rounds)
     return DensityModel(
         shape=3,
-        base=int(np.clip(np.rint(8 * np.log2(spread)) + density.SCALE_ZERO, 0, MOST_SCALE)),
+        base=int(np.clip(np.rint(8 * np.log2(scale)) + density.SCALE_ZERO, 0, MOST_SCALE)),
         rows=np.rint(4 * logs[0]).astype(np.int64) if "rows" in axes else None,
         channels=np.rint(4 * logs[1]).astype(np.int64) if "channels" in axes else None,
         positions=np.rint(8 * logs[2]).astype(np.int64),
@@ -39,7 +40,7 @@ def first_guess(coded: Coded, axes: tuple[str, ...]) -> DensityModel:
 
 
 def _scale_rounds(coded: Coded, logs: list[np.ndarray], axes: tuple[str, ...], rounds: int) -> float:
-    """Add to the logs what rounds of scaling say; returns the spread of what is left."""
+    """Add to the logs the result of rounds of scaling; returns the root mean square of the scaled entries."""
     size = np.abs(coded.residual - coded.phases / 8 if coded.halves else coded.residual.astype(np.float64))
     for _ in range(rounds):
         for axis, name in enumerate(AXES):
@@ -102,7 +103,7 @@ def _compiled(
 @lru_cache(maxsize=2)
 def _tables(halves: bool) -> np.ndarray:
     """`cost_tables` of every shape, int32 [shapes, phases, 256, scales]."""
-    return np.stack([cost_tables(shape, halves) for shape in range(len(density.SHAPES))])
+    return np.stack([cost_tables(shape, halves) for shape in range(len(SHAPES))])
 
 
 def _mask(axes: tuple[str, ...]) -> int:

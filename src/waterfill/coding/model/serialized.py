@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from waterfill.coding import density
+from waterfill.coding.density_tables import SHAPES
 from waterfill.coding.model.density_model import MOST_SCALE, MOST_TAPS, DensityModel, neighbors
 from waterfill.coding.stream import Reader, Sink
 
@@ -24,7 +24,7 @@ def read_model(src: Reader, size: tuple[int, int, int], kernel: tuple[int, ...])
     flags = src.uint(127)
     near = neighbors(kernel) if kernel else ()
     shape, lengths = flags & 15, (size[0], size[1], sum(map(len, near)))
-    if shape >= len(density.SHAPES) or (flags >> 6 and not kernel):
+    if shape >= len(SHAPES) or (flags >> 6 and not kernel):
         raise src.fail(f"a density model with flags {flags}")
     base = src.uint(MOST_SCALE)
     rows, channels, taps = (src.ints(n) if flags >> (4 + i) & 1 else None for i, n in enumerate(lengths))

@@ -1,4 +1,4 @@
-"""What a compression has to meet."""
+"""The budget of a compression: bits per weight, bytes, a ratio or a price."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,22 @@ from waterfill.errors import BadRecipe, BudgetError
 
 @dataclass(frozen=True)
 class Budget:
-    """What to meet, at most one of: bits per weight of the whole file, its size in bytes, the ratio to the original
-    tensors' bytes, or the price in nats per bit."""
+    """What a compressed file has to meet, at most one of four; without any the caller chooses.
+
+    Args:
+        bits: per weight, of the whole file.
+        size: bytes of the file.
+        ratio: bytes of the original tensors over bytes of the file.
+        price: the water level itself, nats per bit.
+
+    Raises:
+        BadRecipe: more than one of them.
+        BudgetError: one that is no positive finite number.
+
+    Example:
+        >>> Budget(ratio=10).file_bytes(weights=1000, original=4000)
+        400
+    """
 
     bits: float | None = None
     size: int | None = None
@@ -28,11 +42,19 @@ class Budget:
 
     @property
     def given(self) -> dict[str, float]:
-        """What was given, by name: one entry or none."""
+        """The budget that was given, by name: one entry or none."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def file_bytes(self, weights: int, original: int) -> int | None:
-        """The size that the file may have; None where a price decides."""
+        """Bytes that the file may have; None where a price decides, or nothing was given.
+
+        Args:
+            weights: how many there are.
+            original: bytes of the original tensors.
+
+        Raises:
+            BudgetError: bits per weight where there are no weights.
+        """
         if self.bits is not None:
             if weights == 0:
                 raise BudgetError(
@@ -45,9 +67,9 @@ class Budget:
 
 
 USED = 0.97
-"""The share of a budget below which it is not used, where the parts allow it."""
+"""The share of a budget that a file uses at least, where the parts allow it."""
 
 
 def unused(size: int, used: int) -> str | None:
-    """What a file of `used` bytes says of a budget of `size` bytes that the recipe could not use; None if it did."""
+    """The remark in a file of `used` bytes whose recipe could not use a budget of `size` bytes; None if it did."""
     return None if used >= USED * size else f"{size} bytes were allowed; this recipe could not use them all"

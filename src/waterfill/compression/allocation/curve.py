@@ -1,4 +1,4 @@
-"""Rate and distortion of one weight as functions of the price: the curve through measured points, and the formula."""
+"""Rate and distortion of one weight as functions of the price: interpolated from fits, and for Gaussian sources."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _QUANTILES = 128  # that stand for the variances of all rows, or of all columns
 
 @dataclass(frozen=True)
 class Point:
-    """What a weight costs at one price: bits, and distortion in nats."""
+    """Rate and distortion of a weight at one price: bits, and nats."""
 
     bits: float
     distortion: float
@@ -25,7 +25,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Bits and distortion at any price, from fits on a grid of prices that are made when they are first asked for.
+    """Bits and distortion at any price, interpolated between fits at the prices 4^k, each made on first use.
 
     measure: price -> Point. Between the prices 4^k, bits are interpolated in the logarithm of the price (at high rate
     they fall by one bit per entry for every factor of four), distortions geometrically.

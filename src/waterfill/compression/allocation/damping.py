@@ -1,9 +1,9 @@
 """Choose the damping of a Gram matrix by two-fold cross-validation at the current price.
 
-Feedback moves errors to where inputs have been small. How small they will be on other inputs, a few hundred do not tell
-well, and the less the higher the price of bits, when errors are large: so the damping goes with the price. What errors
-then cost on other inputs is more than on those that the codes were fitted to; weights for which it is much more get
-more bits.
+Error feedback (GPTQ) moves errors into directions in which the inputs were small. How small they are on other inputs is
+poorly estimated from a few hundred, which matters more at a high price, when errors are large: so the damping depends
+on the price. On held-out inputs errors cost more than on those that the codes were fitted to; weights for which it is
+much more get more bits.
 """
 
 import math
@@ -17,7 +17,8 @@ from waterfill.importance import UNTESTED, Importance
 from waterfill.parts import Quantize
 
 DAMPINGS = tuple(10.0 ** (k / 2) for k in range(-6, 2))
-"""What is tried, relative to the mean diagonal. Less is never safe: what was zero in both halves may not stay so."""
+"""The dampings to try, relative to the mean diagonal. Less is never safe: an input that was zero in both halves may not
+be zero in others."""
 _ENTRIES_FITTED = 1 << 14
 _FEWEST_ROWS_FITTED = 8
 _MOST_EXCESS = 6.0  # of the cost on the held-out half, relative to that on the fitted one
@@ -25,11 +26,11 @@ _CODES = Quantize()
 
 
 def damped(target: Tensor, importance: Importance, price: float) -> Importance:
-    """The importance with the damping that suits a target [rows, cols] at a price; as it is where no halves are known.
+    """The importance with the damping that is best for a target [rows, cols] at a price; unchanged without halves.
 
-    The costs D + price * bits are compared on the half that the codes were not fitted to, both halves in turn, from the
-    middle of `DAMPINGS` downhill. The rows are scaled by what D was short of there: the excess is in proportion to the
-    inverse of the number of inputs, so half of the excess between halves.
+    The costs D + price * bits are compared on the half that the codes were not fitted to, both halves in turn, by
+    descent from the middle of `DAMPINGS`. The rows are scaled up by the relative excess of D on the held-out half: it
+    is inversely proportional to the number of inputs, so by half of the excess between halves.
     """
     if importance.halves is None or target.numel() == 0:
         return importance

@@ -1,6 +1,6 @@
-"""Weights fitted to a budget, whoever keeps what they become.
+"""Fits all weights to a budget; the caller keeps the results.
 
-One price for all; the curves of the weights say which, and the last and largest are fitted until a size is met.
+One price for all is found from the curves of the weights; then the largest are fitted again until a size is met.
 """
 
 import math
@@ -25,20 +25,20 @@ from waterfill.progress import Progress
 from waterfill.without_data import SIZE_EXPONENT
 
 FIXED_RATE_PRICE = 4.0**-7
-"""Nats per bit for the small tensors beside a recipe of fixed rate."""
-_ROUNDS = 6  # of refits, as the manifest grows and shrinks with what weights become
-_ROUNDS_IN_ORDER = 2  # of these, those that ask only the weights they were told to
+"""Nats per bit for the small tensors of a network whose recipe has a fixed rate."""
+_ROUNDS = 6  # of refits, as the size of the manifest changes with the parts
+_ROUNDS_IN_ORDER = 2  # of these, those that refit only the weights in `order`
 _MANIFEST_BITS = 64  # that it may grow by in a round
 _TIGHT_BYTES = 64  # a matrix: with fewer, a budget may be below the smallest file
 _HALVINGS = 3  # of a factor of 4 in the price
-_MUCH, _WORTH_A_WORD = 1 / 2, 1 / 16  # of a budget
+_MUCH, _WORTH_A_WORD = 1 / 2, 1 / 16  # shares of a budget that tensors kept bit for bit take: to warn, to mention
 
 
 @dataclass
 class Fitter:
-    """One compression under way.
+    """Fits the weights of one compression.
 
-    weights: what is to be fitted. fit: (index, price) -> real bits of the blob found there, which the callee keeps.
+    weights: to be fitted. fit: (index, price) -> real bits of the blob at that price, which the callee keeps.
     overhead: (blob lengths in order) -> bytes of the file beside the blobs. threads: weights at a time.
     """
 
@@ -54,16 +54,16 @@ class Fitter:
 
     @cached_property
     def entries(self) -> int:
-        """Numbers of all weights."""
+        """Real numbers in all weights."""
         return sum(w.layout.numbers for w in self.weights)
 
     @cached_property
     def workers(self) -> Workers:
-        """What fits several weights at a time."""
+        """Threads that fit several weights at a time."""
         return Workers(min(self.threads, max(1, len(self.weights))), [w.name for w in self.weights])
 
     def meet(self, budget: Budget, original: int) -> Ledger:
-        """Fit every weight as the budget asks; `original`: bytes of the tensors as they were. Raises BudgetError."""
+        """Fit every weight to the budget; `original`: bytes of the original tensors. Raises BudgetError."""
         size = budget.file_bytes(count_weights((w.name, w.layout) for w in self.weights), original)
         return self.at_price(budget.price or FIXED_RATE_PRICE) if size is None else self.to_size(size)
 
@@ -104,7 +104,7 @@ class Fitter:
         self._spend_rest(ledger, size)
 
     def fill_up(self, ledger: Ledger, bracket: Bracket, size: int, order: Sequence[int]) -> None:
-        """Fit weights again until the file has about `size` bytes, if possible those of `order` alone.
+        """Fit weights again until the file has about `size` bytes, if possible only those in `order`.
 
         Where that does not succeed, the file may be larger.
         """
@@ -116,14 +116,14 @@ class Fitter:
         self._spend_rest(ledger, size)
 
     def _room(self, ledger: Ledger, size: int) -> float:
-        """Bits that a file of this size has for blobs."""
+        """Bits that a file of this size leaves for blobs."""
         return 8.0 * (size - self.overhead(ledger.lengths))
 
     def _refit(self, ledger: Ledger, bracket: Bracket, size: int, order: Sequence[int]) -> None:
         refit_to_budget(bracket, max(0.0, self._room(ledger, size) - _MANIFEST_BITS), self._fit, ledger, order)
 
     def _spend_rest(self, ledger: Ledger, size: int) -> None:
-        """Where much of a budget is left, give it to whoever can use it."""
+        """Where much of a budget is left, spend it on weights that can use it."""
         if self.file_bytes(ledger) < USED * size:
             Trials(self._fit, self.file_bytes, ledger).spend_rest(self.weights, size)
 
@@ -156,7 +156,7 @@ class Fitter:
 
     @contextmanager
     def _with_all_choices(self) -> Iterator[None]:
-        """Every weight may become whatever it could have become."""
+        """A block in which every weight has its whole choice of specs again."""
         chosen = list(self.weights)
         self.weights[:] = map(_widened, chosen)
         try:
@@ -169,10 +169,10 @@ class Fitter:
         smallest = self.smallest[0]
         if size < smallest:
             exact = Exact.among(self.weights)
-            told = f"; {exact.text()}" if exact.bytes > _WORTH_A_WORD * size else ""
+            kept = f"; {exact.text()}" if exact.bytes > _WORTH_A_WORD * size else ""
             raise BudgetError(
                 f"a file of {size} bytes is asked for, and the smallest that this recipe can make has {smallest}; "
-                f"allow more, or use a recipe that can spend less{told}"
+                f"allow more, or use a recipe that can spend less{kept}"
             )
 
     def price_for(self, size: int) -> float:
@@ -190,14 +190,14 @@ class Fitter:
         if bits < 8 * _TIGHT_BYTES * sum(w.layout.count for w in self.weights):
             self.check(size)
         guess = self._guess(bits / max(1, self.entries)) if self._last_k is None else self._last_k
-        found = search.bracket(self._measure, len(self.weights), bits, guess, self.workers)
-        if found.high.sum() > bits:
+        bracket = search.bracket(self._measure, len(self.weights), bits, guess, self.workers)
+        if bracket.high.sum() > bits:
             self.check(size)
-        self._last_k = found.k  # a weight or two may change before the next search
-        return found
+        self._last_k = bracket.k  # a weight or two may change before the next search
+        return bracket
 
     def _guess(self, bits: float) -> int:
-        """The k at which price 4^k spends about so many bits an entry, by the formula of Gaussian sources."""
+        """The k at which price 4^k spends about so many bits per entry, by the rate of Gaussian sources."""
         levels = [(w.level(bits), w.layout.numbers) for w in self.weights]
         known = [(level, entries) for level, entries in levels if level is not None]
         covered = sum(entries for _, entries in known)

@@ -1,4 +1,4 @@
-"""A sample of one tensor: evenly spread rows and channels of some of its matrices, and what errors in them cost."""
+"""A sample of one tensor: evenly spaced rows and channels of some of its matrices, and their importance."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from torch import Tensor
 from waterfill.importance import Importance
 
 SAMPLED_ENTRIES = 1 << 16
-"""About how many entries of a weight its curve is measured on."""
+"""About how many entries of a weight are sampled to measure its curve."""
 _SAMPLED_MATRICES = 4
 _FEWEST_ROWS = _FEWEST_CHANNELS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """rows, cols: those taken of each matrix, None for all of them. targets: [rows, cols] of each matrix in the sample.
-    importances: () -> what errors in each of these cost."""
+    """A sample. rows, cols: indices in each matrix, None for all of them. targets: [rows, cols] of each sampled matrix.
+    importances: () -> the importance of each."""
 
     rows: Tensor | None
     cols: Tensor | None
@@ -31,12 +31,12 @@ class Sample:
 
 
 def stride_of(matrices: int) -> int:
-    """One in so many matrices of a tensor is in its sample."""
+    """The step between sampled matrices of a tensor."""
     return max(1, matrices // _SAMPLED_MATRICES)
 
 
 def rows_and_cols(shape: tuple[int, int], positions: int, entries: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The rows and columns of a sample of about so many entries; None for all of a matrix that has no more.
+    """Indices of rows and columns for a sample of about so many entries; None for a matrix that is no larger.
 
     Columns are taken in whole channels of `positions` each.
     """

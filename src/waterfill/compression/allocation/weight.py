@@ -1,4 +1,4 @@
-"""One tensor on its way to parts: its matrices, what their errors cost, its curve on a sample, and its blob."""
+"""One tensor to be compressed: its matrices, the cost of their errors, its rate-distortion curve, and its entry."""
 
 import functools
 import math
@@ -33,20 +33,20 @@ _FEWEST_ENTRIES = 64  # with fewer, any side information costs more than it save
 _REASONS = {VECTOR: "one-dimensional", RAW: "not floating point: kept bit for bit"}
 
 Damping = Callable[[int], tuple[float, float]]
-"""k -> damping at the price 16^k, and what errors cost then over what they cost without it."""
+"""k -> damping at the price 16^k, and the ratio of the costs of errors with it and without."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A named tensor and how to get at it.
+    """A named tensor, how to load it, and what it is fitted to.
 
-    load: the whole tensor, as often as it is asked for. spec: what it is fitted to. choice: what it could be fitted to,
-    of which `spec` was chosen at some price; None where there was no choice. importance: reads what was given for each
-    of its matrices; None where nothing was. streamed: whether that is read from disk each time, and nothing of it is to
-    be kept. factor: what errors cost beside what is assumed of the tensor alone, where `importance` is None; lines:
-    there, whether they count relative to each row ("rows") or column ("columns"), or to the whole (""). known_damping:
-    the damping of the weight that this one was made of. kept: why the tensor is kept bit for bit though its numbers
-    could be rounded, or nothing. mask: what tells the entries that are seen (bool); None for all of them.
+    load: reads the whole tensor, each time it is called. spec: what is fitted. choice: the specs of which `spec` was
+    chosen at some price; None where there was no choice. importance: reads the measured importance of its matrices;
+    None where there is none. streamed: whether that is read from disk each time and must not be kept in memory. factor:
+    multiplies the assumed cost of errors, where `importance` is None; lines: there, whether errors count relative to
+    each row ("rows") or column ("columns"), or to the whole (""). known_damping: the damping of the weight that this
+    one was made from. kept: why the tensor is kept bit for bit though it could be rounded; else empty. mask: gives the
+    entries that the network uses (bool); None for all of them.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Weight:
         return replace(self, spec=spec, known_damping=self.damping)
 
     def with_values(self, load: Callable[[], Tensor]) -> "Weight":
-        """The weight with other values to be fitted; its damping stays what the values before have shown."""
+        """The weight with other values to be fitted, and the damping of the values before."""
         return replace(self, load=load, known_damping=self.damping)
 
     @functools.cached_property
@@ -89,7 +89,7 @@ class Weight:
 
     @property
     def chosen_spec(self) -> Spec:
-        """The user's spec, or Dense where the tensor stays as it is."""
+        """The user's spec, or another where the tensor is not compressed by it (`reason`)."""
         if self.layout.role == RAW:
             return Dense(format="lossless")
         if self.kept:
@@ -117,7 +117,7 @@ class Weight:
         return Curve(measure)
 
     def level(self, bits: float) -> float | None:
-        """The logarithm to base 4 of the price at which entries take so many bits, by the formula of Gaussian sources.
+        """The logarithm to base 4 of the price at which entries take so many bits, by the rate of Gaussian sources.
 
         None without importance from data.
         """
@@ -129,10 +129,10 @@ class Weight:
         return water_level(target, importance, bits) / 2
 
     def tensor(self) -> Tensor:
-        """The tensor; entries that a mask hides are zero, which costs least and is as good as anything."""
-        return self.seen(self.load())
+        """The tensor; entries that a mask hides are zero, which takes the fewest bits and has no effect."""
+        return self.masked(self.load())
 
-    def seen(self, values: Tensor) -> Tensor:
+    def masked(self, values: Tensor) -> Tensor:
         """Values of this tensor, zero where a mask hides them."""
         return values if self.mask is None else visible(values, self.mask())
 
@@ -153,13 +153,13 @@ class Weight:
         except BadInput as error:
             raise BadInput(f"tensor {self.name!r}: {error}") from error
 
-    def asked(self, price: float) -> Iterator[tuple[Tensor, Importance]]:
-        """Every matrix of the tensor, and what errors in it cost at a price."""
+    def matrices(self, price: float) -> Iterator[tuple[Tensor, Importance]]:
+        """Every matrix of the tensor, with the importance damped for a price."""
         for target in self.layout.split(self.tensor()):
             yield target, self._damped(self._importance(target), price)
 
     def fit(self, price: float) -> Entry:
-        """The parts at a price as their blob gives them back, and how far they are from the tensor.
+        """The parts at a price, decoded from their blob, with their error.
 
         Raises BadInput for weights that are not finite.
         """
@@ -167,18 +167,18 @@ class Weight:
 
     @functools.cached_property
     def _fit_again(self) -> Callable[[float], Entry]:
-        """`_fit`, which remembers the last few prices: near the smallest file small weights go back and forth."""
+        """`_fit` with a cache of the last few prices, between which small weights alternate near the smallest file."""
         return functools.lru_cache(_FITS_KEPT)(self._fit)
 
     def _fit(self, price: float) -> Entry:
         targets, spec = self.layout.split(self.tensor()), self.chosen_spec
         fitted = [spec.fit(target, self._damped(self._importance(target), price), price) for target in targets]
         blob = encode(tuple(fitted))
-        written = [part.dense() if math.prod(part.shape) <= _MOST_ENTRIES_COMPARED else None for part in fitted]
-        del fitted  # before they are read back: a matrix is not to be in memory more often than it must
-        parts = decode(blob, self.layout, self.name)  # what the file will hold is what counts
+        expected = [part.dense() if math.prod(part.shape) <= _MOST_ENTRIES_COMPARED else None for part in fitted]
+        del fitted  # before they are decoded: no more copies of a matrix in memory than needed
+        parts = decode(blob, self.layout, self.name)  # the error is that of the file
         lost = energy = 0.0
-        for target, before, after in zip(targets, written, parts, strict=True):
+        for target, before, after in zip(targets, expected, parts, strict=True):
             if self.layout.role == RAW and before is None:
                 continue
             restored = after.dense()
@@ -187,8 +187,8 @@ class Weight:
                     f"tensor {self.name!r} reads back otherwise than it was written; please report this"
                 )
             if self.layout.role != RAW:
-                gap, whole = _squared_norms(target, restored)
-                lost, energy = lost + gap, energy + whole
+                squared_error, squared_norm = _squared_norms(target, restored)
+                lost, energy = lost + squared_error, energy + squared_norm
         error = (lost / energy) ** 0.5 if energy > 0 else 0.0
         if not math.isfinite(error):
             raise BadInput(
@@ -199,7 +199,7 @@ class Weight:
 
     @functools.cached_property
     def damping(self) -> Damping:
-        """The damping by price, sought on the sample once for every factor of 16 in the price."""
+        """The damping by price, cross-validated on the sample once for every factor of 16 in the price."""
         if self.known_damping is not None:
             return self.known_damping
 
@@ -237,27 +237,27 @@ class Weight:
         """Columns that a sample must keep together: a channel's, or all where a Gram matrix joins them."""
         if self.importance is None:
             return math.prod(self.layout.kernel)
-        given, cols = self._given(self.importance), self.layout.matrix[1]
-        return cols if given.gram is not None and len(given.gram) == cols else given.positions
+        measured, cols = self._given(self.importance), self.layout.matrix[1]
+        return cols if measured.gram is not None and len(measured.gram) == cols else measured.positions
 
     def _importance(self, target: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Importance:
-        """What errors in a target cost, of which these are the rows and columns if it is a sample."""
+        """The importance of a target; rows, cols: its indices in the matrix if it is a sample."""
         if self.importance is not None:
-            given = self._given(self.importance)
-            return given if rows is None or cols is None else given.select(rows, cols)
+            measured = self._given(self.importance)
+            return measured if rows is None or cols is None else measured.select(rows, cols)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)
-        found = assumed(target, self.layout, self.lines).scaled(self.factor)
-        # what a mask hides cannot make up for errors beside it
-        return found if self.mask is None else replace(found, gram=None)
+        estimate = assumed(target, self.layout, self.lines).scaled(self.factor)
+        # masked entries cannot compensate for the errors of others
+        return estimate if self.mask is None else replace(estimate, gram=None)
 
     def _given(self, read: Callable[[], Importance]) -> Importance:
-        """The importance that was given, as far as a mask lets errors be seen."""
+        """The measured importance, zero where a mask hides errors."""
         return read() if self.mask is None else under_mask(read(), self.mask(), self.layout)
 
 
 def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
-    """What errors in a matrix, or in some of its rows, are taken to cost where nothing but its values is known.
+    """The importance that is assumed of a matrix, or of some of its rows, from its values alone.
 
     lines: as of a `Weight`.
     """
@@ -269,7 +269,7 @@ def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
 
 
 def _squared_norms(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """The squared norms of a - b and of a, of one shape, some entries at a time: temporaries stay in the cache."""
+    """The squared norms of a - b and of a, in pieces, so that temporaries stay in the cache."""
     lost = energy = 0.0
     for x, y in zip(a.reshape(-1).split(_ENTRIES_AT_A_TIME), b.reshape(-1).split(_ENTRIES_AT_A_TIME), strict=True):
         gap = (x - y.to(x.dtype)).reshape(1, -1)

@@ -1,1 +1,1 @@
-"""What errors cost where inputs say little or nothing: assumed, leaned on, brought to one price."""
+"""Costs of errors where there are few inputs or none: assumed, mixed with measured ones, scaled to one unit."""

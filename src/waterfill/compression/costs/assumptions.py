@@ -1,10 +1,10 @@
-"""What a network's names, shapes and norms tell of its weights where no data do: how dear an error in each one is.
+"""The cost of errors in each weight, estimated from the names, shapes and norms of a network where there are no data.
 
-Names are read for the repeated structure that they show, never for what they say: `layers.3.` and `layers.4.` are two
-blocks, whatever is in them. A block with several weights that mix channels adds to a stream that passes by it. Its
-weights are sized for one stream, so they share what an error in the block costs nearly in proportion to their entries;
-and the stream runs through what stands outside, an embedding or a head, whose entries are then no cheaper than those of
-the blocks. What a norm with statistics says is in `amplification` (docs/theory.md, *Without data*).
+Names only show repeated structure, and their words are never interpreted: `layers.3.` and `layers.4.` are two blocks.
+A block with several weights that mix channels is taken to be residual. Its weights are sized for one residual stream,
+so that they share the cost of an error in the block nearly in proportion to their entries; and the stream runs through
+the weights outside the blocks, an embedding or a head, whose entries then cost no less than those of the blocks. What
+the statistics of a norm show is in `amplification` (docs/theory.md, *Without data*).
 """
 
 import math
@@ -25,22 +25,18 @@ BLOCK_EXPONENT = 0.7
 """Of two weights in a block, one with k times the entries costs k^BLOCK_EXPONENT times as much (docs/decisions.md)."""
 OUTSIDE = 1.5
 """An entry outside of the blocks costs at least so many times what one in the blocks does (docs/decisions.md)."""
-_TALL = 4  # times as many rows as columns has a table of tokens
-_MIXING = 2  # weights of a block that mix channels; a single one may well be all that its input runs through
+_TALL = 4  # a table of tokens has more than so many times as many rows as columns
+_MIXING = 2  # weights that mix channels, at least, of a residual block
 _MEAN, _VARIANCE = "running_mean", "running_var"
 _NORM = (_MEAN, _VARIANCE, "weight")
-_EPSILON = 1e-5  # beside a variance, in a norm that does not say
+_EPSILON = 1e-5  # added to a variance, as PyTorch norms do by default
 _LEAST_SHARE = 1e-3  # of the median variance; below, a channel is dead
-_LEAST, _MOST = 0.1, 30.0  # of what a norm is trusted to tell
+_LEAST, _MOST = 0.1, 30.0  # limits of factors that a norm gives
 _TINY = 1e-30
 
 
 def informed(weights: Sequence[Weight]) -> list[Weight]:
-    """The weights, with the `factor` and the `lines` that their place in the network tells.
-
-    weights: all tensors of a network.
-    Returns the same in the same order.
-    """
+    """All tensors of a network, with the `factor` and the `lines` that follow from their place in it; same order."""
     layouts = {weight.name: weight.layout for weight in weights}
     places, lines = by_place(layouts), by_lines(layouts)
     norms = by_norms(weights)
@@ -50,49 +46,48 @@ def informed(weights: Sequence[Weight]) -> list[Weight]:
 
 
 def by_place(layouts: Mapping[str, Layout]) -> dict[str, float]:
-    """By the name of a tensor: its cost, in multiples of what its size alone lets assume.
+    """By the name of a tensor: its cost, in multiples of the cost that is assumed from its size.
 
-    A vector beside blocks costs as much as a weight in them: what it scales or shifts is what their inputs are.
-
+    A vector in a network of blocks costs as much as a weight in them, as it scales or shifts their inputs.
     layouts: of all tensors, by name.
     """
     sizes = {name: math.prod(layout.matrix) for name, layout in layouts.items() if _is_matrix(layout)}
     blocks = _blocks(layouts)
-    found = {}
+    factors = {}
     for members in blocks:
         typical = _mean_logarithm({name: sizes[name] for name in members}, sizes)
         for name in members:
             away = math.log(sizes[name]) - typical
-            found[name] = math.exp((BLOCK_EXPONENT - SIZE_EXPONENT) * away)
-    costs = {name: found.get(name, 1.0) * size ** (SIZE_EXPONENT - 1) for name, size in sizes.items()}  # an entry's
-    if found:
-        entries = {name: layouts[name].entries for name in found}
-        least = OUTSIDE * math.exp(_mean_logarithm({name: costs[name] for name in found}, entries))
-        found |= {name: max(1.0, least / costs[name]) for name in sizes if name not in found}
+            factors[name] = math.exp((BLOCK_EXPONENT - SIZE_EXPONENT) * away)
+    costs = {name: factors.get(name, 1.0) * size ** (SIZE_EXPONENT - 1) for name, size in sizes.items()}  # an entry's
+    if factors:
+        entries = {name: layouts[name].entries for name in factors}
+        least = OUTSIDE * math.exp(_mean_logarithm({name: costs[name] for name in factors}, entries))
+        factors |= {name: max(1.0, least / costs[name]) for name in sizes if name not in factors}
         typical = _mean_logarithm({name: sizes[name] for name in entries}, sizes)
         vectors = {name: layout.entries for name, layout in layouts.items() if layout.role == VECTOR}
-        found |= {name: math.exp(SIZE_EXPONENT * (typical - math.log(size))) for name, size in vectors.items()}
-    return found
+        factors |= {name: math.exp(SIZE_EXPONENT * (typical - math.log(size))) for name, size in vectors.items()}
+    return factors
 
 
 def by_lines(layouts: Mapping[str, Layout]) -> dict[str, str]:
     """By name: whether errors count relative to each column or row of a matrix; others are left out.
 
-    Of what reads a stream inside a block, the columns: some channels of a stream are many times as large as others, and
-    training made the weights that meet them small. Of a table outside, the rows: each is a token's, read by itself.
+    Columns for weights that read the residual stream inside a block: some channels of a stream are many times as large
+    as others, and training made their weights small. Rows for a table outside: each belongs to a token, read by itself.
     layouts: of all tensors, by name.
     """
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     widths = set()
     for members in _blocks(layouts):
         plain = [name for name in members if not layouts[name].kernel]
         sides = Counter(side for name in plain for side in set(layouts[name].matrix))
         width = max(sides, key=lambda side: sides[side], default=0)
-        found |= {name: COLUMNS for name in plain if layouts[name].matrix[1] == width}
+        lines |= {name: COLUMNS for name in plain if layouts[name].matrix[1] == width}
         widths.add(width)
-    outside = {name: layout.matrix for name, layout in layouts.items() if _is_matrix(layout) and name not in found}
+    outside = {name: layout.matrix for name, layout in layouts.items() if _is_matrix(layout) and name not in lines}
     tables = {name for name, (rows, cols) in outside.items() if cols in widths and rows > _TALL * cols}
-    return found | dict.fromkeys(tables, ROWS)
+    return lines | dict.fromkeys(tables, ROWS)
 
 
 def _mean_logarithm(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -101,7 +96,7 @@ def _mean_logarithm(values: Mapping[str, float], weights: Mapping[str, float]) -
 
 
 def _blocks(layouts: Mapping[str, Layout]) -> list[list[str]]:
-    """The names of the weights that mix channels, block by block, of blocks that have several and are not alone."""
+    """The names of the weights that mix channels, block by block, of repeated blocks with several such weights."""
     members: dict[str, list[str]] = defaultdict(list)
     for name, layout in layouts.items():
         if _is_matrix(layout) and _mixes(layout):
@@ -125,18 +120,18 @@ def _is_matrix(layout: Layout) -> bool:
 
 
 def _mixes(layout: Layout) -> bool:
-    """Whether an output hears of more than one input channel."""
+    """Whether an output depends on more than one input channel."""
     return layout.matrix[1] > math.prod(layout.kernel)
 
 
 def by_norms(weights: Sequence[Weight]) -> dict[str, float]:
-    """By name: how many times dearer a relative error is than assumed, as norms with statistics tell.
+    """By name: factors of the assumed cost of a relative error, from norms with statistics.
 
-    Of a norm's own vectors, and of the weight whose outputs it reads; these two have the same parent in their names.
+    For a norm's own vectors, and for the weight whose outputs it reads; both have the same parent in their names.
     weights: all tensors of a network.
     """
     named = {weight.name: weight for weight in weights}
-    found: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for prefix in [name.removesuffix(f".{_VARIANCE}") for name in named if name.endswith(f".{_VARIANCE}")]:
         own = {part: named[f"{prefix}.{part}"] for part in (*_NORM, "bias") if f"{prefix}.{part}" in named}
         values = {part: weight.load().detach().double().reshape(-1) for part, weight in own.items()}
@@ -147,18 +142,18 @@ def by_norms(weights: Sequence[Weight]) -> dict[str, float]:
         shift = values.get("bias", torch.zeros(1, dtype=torch.float64, device="cpu"))
         energy = float(shift.square().sum() / scale.square().sum().clamp_min(_TINY))
         shares = {"bias": energy, _MEAN: grown - 1, _VARIANCE: 0.25}  # the root of a variance errs by half as much
-        found |= {f"{prefix}.{part}": min(max(shares[part], _LEAST), _MOST) for part in shares if part in own}
+        factors |= {f"{prefix}.{part}": min(max(shares[part], _LEAST), _MOST) for part in shares if part in own}
         before = _before(prefix, variance, weights)
-        found |= {before: grown} if before else {}
-    return found
+        factors |= {before: grown} if before else {}
+    return factors
 
 
 def amplification(mean: Tensor, variance: Tensor, scale: Tensor) -> float:
-    """How many times larger a relative error of a layer's outputs is after a norm than before it.
+    """The factor by which the squared relative error of a layer's outputs grows in a norm.
 
-    A norm takes out the mean, which has its share in the energy of the outputs and in that of their errors: of a
-    channel the relative error grows by `1 + mean^2 / variance`; `scale^2` is its share in what leaves the norm.
-    mean, variance: [channels] of what enters. scale: [channels].
+    A norm subtracts the mean, which is part of the energy of its inputs: in one channel the squared relative error
+    grows by 1 + mean^2 / variance, and scale^2 is the share of the channel in the energy of the outputs.
+    mean, variance: of the inputs, [channels]. scale: [channels].
     """
     least = _LEAST_SHARE * float(variance.median()) + _EPSILON
     shares = scale.square()
@@ -167,8 +162,11 @@ def amplification(mean: Tensor, variance: Tensor, scale: Tensor) -> float:
 
 
 def _before(prefix: str, variance: Tensor, weights: Sequence[Weight]) -> str | None:
-    """The name of the weight whose outputs a norm reads: of those beside it that have as many rows the one that shares
-    most of its name; among several such, the one whose rows' energies go best with the variances."""
+    """The name of the weight whose outputs a norm reads.
+
+    Of those beside it with as many rows, the one that shares most of its name; among several such, the one whose rows'
+    energies correlate most with the variances.
+    """
     parent = prefix.rpartition(".")[0]
     beside = [
         weight

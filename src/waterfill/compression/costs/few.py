@@ -1,9 +1,8 @@
-"""What few samples tell, beside what is assumed without any.
+"""Costs measured on few samples, shrunk toward the assumed ones.
 
-One image says little of which rows matter, which columns go together, and which layers outweigh others: measured costs
-are noise around what many would tell, and where that noise is larger than the error of what is assumed, the assumption
-is the better guide. So both count, the measured one as the samples, the assumed one as `PRIOR` of them
-(docs/decisions.md).
+Costs measured on a few images are noisy estimates of row weights, of correlations of columns and of the scales of
+layers; where that noise is larger than the error of the assumed costs, these are the better estimate. The two are
+averaged, the assumed ones with the weight of `PRIOR` samples (docs/decisions.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +19,15 @@ from waterfill.importance import Importance
 from waterfill.network.layout import RAW, VECTOR
 
 FEW = 64
-"""Samples from which on nothing is assumed beside them."""
+"""With so many samples the measured costs are used alone."""
 PRIOR = 2.0
+"""Samples that the assumed costs count as."""
 _BITS = 2.0  # an entry, at which water levels are compared
 _TINY = 1e-300
 
 
-def leaning(weights: Sequence[Weight], samples: int) -> list[Weight]:
-    """The weights with costs between those measured on so many samples and those assumed, in the unit of the first.
+def toward_assumed(weights: Sequence[Weight], samples: int) -> list[Weight]:
+    """The weights with costs between those measured on so many samples and the assumed ones, in the measured unit.
 
     Only where the costs are in memory.
     """
@@ -36,23 +36,23 @@ def leaning(weights: Sequence[Weight], samples: int) -> list[Weight]:
     share = samples / (samples + PRIOR)
     kinds = {vector: [w for w in weights if _measured(w) and (w.layout.role == VECTOR) == vector] for vector in (0, 1)}
     factors = {vector: typical_factor(members) for vector, members in kinds.items()}
-    return [_leaning(w, share, factors[w.layout.role == VECTOR]) if _measured(w) else w for w in weights]
+    return [_shrunk(w, share, factors[w.layout.role == VECTOR]) if _measured(w) else w for w in weights]
 
 
 def _measured(weight: Weight) -> bool:
     return weight.importance is not None and not weight.streamed and weight.layout.role != RAW
 
 
-def _leaning(weight: Weight, share: float, factor: float | None) -> Weight:
+def _shrunk(weight: Weight, share: float, factor: float | None) -> Weight:
     target = weight.layout.split(weight.tensor())[0]
     if factor is None or weight.importance is None or not bool(target.any()):
         return weight
-    given = replace(weight.importance())
-    guess = assumed(target, weight.layout, weight.lines).scaled(weight.factor * factor)
-    mixed = _mixed(given, guess, share, target.shape[1])
-    levels = [water_level(target, one, _BITS) for one in (given, guess, mixed)]
-    wanted = share * levels[0] + (1 - share) * levels[1]
-    return replace(weight, importance=_read(replace(mixed).scaled(2.0 ** (wanted - levels[2]))))
+    measured = replace(weight.importance())
+    prior = assumed(target, weight.layout, weight.lines).scaled(weight.factor * factor)
+    mixed = _mixed(measured, prior, share, target.shape[1])
+    levels = [water_level(target, one, _BITS) for one in (measured, prior, mixed)]
+    level = share * levels[0] + (1 - share) * levels[1]
+    return replace(weight, importance=_read(replace(mixed).scaled(2.0 ** (level - levels[2]))))
 
 
 def _read(importance: Importance) -> Callable[[], Importance]:
@@ -63,31 +63,31 @@ def _same(importance: Importance) -> Importance:
     return importance
 
 
-def _mixed(given: Importance, guess: Importance, share: float, cols: int) -> Importance:
-    """Rows and columns between those of two importances, each in the proportions it has by itself."""
+def _mixed(measured: Importance, prior: Importance, share: float, cols: int) -> Importance:
+    """Weighted means of the rows and of the columns of two importances, each normalized to a mean of one."""
 
     def between(a: Tensor, b: Tensor) -> Tensor:
         a, b = (value / _mean(value).clamp_min(_TINY) for value in (a.double(), b.double()))
         return share * a + (1 - share) * b
 
-    rows = between(given.rows, guess.rows)
-    if given.gram is None:
-        own = guess.diagonal if guess.gram is None else guess.gram.diagonal().repeat(cols // len(guess.gram))
-        return replace(given, rows=rows, diagonal=between(given.diagonal, own).float())
-    other = _whole(guess, len(given.gram))
+    rows = between(measured.rows, prior.rows)
+    if measured.gram is None:
+        own = prior.diagonal if prior.gram is None else prior.gram.diagonal().repeat(cols // len(prior.gram))
+        return replace(measured, rows=rows, diagonal=between(measured.diagonal, own).float())
+    other = _whole(prior, len(measured.gram))
     halves = None
-    if given.halves is not None:
-        halves = between(given.halves[0], other).float(), between(given.halves[1], other).float()
-    return replace(given, rows=rows, gram=between(given.gram, other).float(), halves=halves)
+    if measured.halves is not None:
+        halves = between(measured.halves[0], other).float(), between(measured.halves[1], other).float()
+    return replace(measured, rows=rows, gram=between(measured.gram, other).float(), halves=halves)
 
 
 def _mean(value: Tensor) -> Tensor:
     return value.diagonal().mean() if value.ndim == 2 else value.mean()
 
 
-def _whole(guess: Importance, width: int) -> Tensor:
-    """A of a guess, [width, width]: the same for every channel, and nothing between them."""
-    if guess.gram is None:
-        return torch.diag(guess.diagonal.double().expand(width))
-    each = torch.eye(width // len(guess.gram), dtype=torch.float64, device="cpu")
-    return torch.kron(each, guess.gram.double())
+def _whole(prior: Importance, width: int) -> Tensor:
+    """A of an assumed importance, [width, width]: the same for every channel, zero between channels."""
+    if prior.gram is None:
+        return torch.diag(prior.diagonal.double().expand(width))
+    each = torch.eye(width // len(prior.gram), dtype=torch.float64, device="cpu")
+    return torch.kron(each, prior.gram.double())

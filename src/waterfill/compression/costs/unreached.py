@@ -1,9 +1,8 @@
-"""Importance from data, and what it makes of weights that the data say nothing about.
+"""Assumed costs of weights that no input reached, scaled to the unit of the measured ones.
 
-Measured and assumed costs have different units: D of the one is in relative errors of the outputs, of the other
-in those of the weight.
-One price serves both once the assumed ones are scaled by the median ratio on weights that were reached, of which both
-are known. A weight that was not reached then gets the bits of a typical one of its size (docs/decisions.md).
+Measured and assumed costs have different units: relative errors of the outputs, and relative errors of the weight. The
+assumed ones are scaled by the median ratio of both on weights that were reached, so that one price serves all. A weight
+that was not reached then gets the bits of a typical one of its size (docs/decisions.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,12 @@ from waterfill.compression.allocation.curve import water_level
 from waterfill.compression.allocation.weight import Weight, assumed
 from waterfill.network.layout import RAW, VECTOR
 
-_MOST_COMPARED = 24  # weights of a kind that the median is taken of; their Gram matrices have to be factorized
+_MOST_COMPARED = 24  # weights of a kind in the median; their Gram matrices have to be factorized
 _BITS = 2.0  # an entry: where most budgets lie
 
 
 def at_common_price(weights: Sequence[Weight]) -> list[Weight]:
-    """The weights, of which those without importance cost as much as a typical one of their size with it."""
+    """The weights; those without importance cost as much as a typical one of their size that has it."""
     if all(weight.importance is not None or weight.layout.role == RAW for weight in weights):
         return list(weights)
     known = {kind: typical_factor([w for w in weights if _counts(w, kind)]) for kind in (True, False)}
@@ -28,7 +27,7 @@ def at_common_price(weights: Sequence[Weight]) -> list[Weight]:
 
 
 def _counts(weight: Weight, vector: bool) -> bool:
-    """Whether both costs are known of a weight of this kind."""
+    """Whether a weight is of this kind, and both of its costs are known."""
     return weight.importance is not None and (weight.layout.role == VECTOR) == vector
 
 
@@ -44,7 +43,7 @@ def typical_factor(weights: Sequence[Weight]) -> float | None:
         target = weight.layout.split(weight.tensor())[0]
         if bool(target.any()):
             assert weight.importance is not None
-            given = replace(weight.importance())  # its factor is not kept
-            own = assumed(target, weight.layout, weight.lines).scaled(weight.factor)
-            ratios.append(water_level(target, given, _BITS) - water_level(target, own, _BITS))
+            measured = replace(weight.importance())  # a copy, so that its cached factor is not kept
+            assumed_costs = assumed(target, weight.layout, weight.lines).scaled(weight.factor)
+            ratios.append(water_level(target, measured, _BITS) - water_level(target, assumed_costs, _BITS))
     return 2.0 ** float(np.median(ratios)) if ratios else None

@@ -1,7 +1,7 @@
-"""Which of several specs each weight of a network takes, where there are inputs: decided once, at the budget's price.
+"""The choice of one of several specs for each weight, where there are inputs: made once, at the budget's price.
 
-`A | B` fits both wherever it is fitted. A network is fitted many times until it meets a budget, at prices that lie
-close together, so it is enough to find out once what suits a weight, and to go on with that.
+`A | B` fits both specs each time. A network is fitted many times until it meets a budget, at prices close to one
+another, so that it is enough to choose once.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MOST = 1 << 22
 
 
 def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: Budget) -> None:
-    """Give every weight of `work`, whose spec is the first of `specs`, the one that costs it least at the budget.
+    """Give every weight of `work`, whose spec is the first of `specs`, the one with the lowest cost at the budget.
 
     Raises BudgetError where the smallest file is larger.
     """
@@ -39,7 +39,7 @@ def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: 
 
 
 def _price(work: Compression[MemoryStore], budget: Budget) -> float:
-    """The price at which the budget will be met, by the curves."""
+    """The price at which the budget is met, by the curves."""
     size = work.task.allowed(budget)
     if size is not None:
         return work.run.price_for(size)
@@ -49,5 +49,5 @@ def _price(work: Compression[MemoryStore], budget: Budget) -> float:
 
 def _cost(weight: Weight, spec: Spec, price: float) -> float:
     """D + price * bits of all matrices of a weight, nats."""
-    asked = weight.asked(price)
-    return sum(cost(spec.fit(target, importance, price), target, importance, price) for target, importance in asked)
+    matrices = weight.matrices(price)
+    return sum(cost(spec.fit(target, importance, price), target, importance, price) for target, importance in matrices)

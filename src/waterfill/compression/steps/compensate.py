@@ -1,8 +1,8 @@
-"""How the inputs of weights drift when the layers before them are compressed, and the targets that make up for it.
+"""Targets that compensate for the changed inputs of a weight after the layers before it are compressed.
 
 Where a compressed network gives a layer x' instead of x, the matrix nearest to W in outputs is not W but
-W + W E[(x - x') x'^T] E[x' x'^T]^-1 (arXiv 2504.02692). Of that step only the share is taken that pays on inputs that
-were held out.
+W + W E[(x - x') x'^T] E[x' x'^T]^-1 (GPTAQ, arXiv 2504.02692). The size of that step is cross-validated on two halves
+of the inputs.
 """
 
 from collections import defaultdict
@@ -24,21 +24,21 @@ from waterfill.network.tracing.recorder import Recorder
 from waterfill.network.tracing.tracer import Tracer
 from waterfill.network.tracing.views import WeightView, WeightViews
 
-_BATCHES_PER_STAGE = 64  # run through the networks for each stage
-_RIDGE = 1e-2  # relative to the mean diagonal; the share that is taken does the rest
-_PRIOR_COLUMNS = 8  # the share shrinks as if so many columns more had told against it
+_BATCHES_PER_STAGE = 64  # batches run through both networks for each stage
+_RIDGE = 1e-2  # relative to the mean diagonal; the step size is cross-validated besides
+_PRIOR_COLUMNS = 8  # pseudo-columns for which a step of zero is best
 
 Place = tuple[int, int, int]
-"""Rows from and to, and the groups that these fall into."""
+"""First and last row (exclusive) of a weight, and the number of groups of these rows."""
 
 
-class _Enough(Exception):
-    """All inputs that were wanted have been seen."""
+class _AllRecorded(Exception):
+    """All selected inputs are recorded; the rest of the network need not run."""
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """The inputs of one use of a weight: [..., cols], or, with the positions of its outputs, of a convolution."""
+class _Recorded:
+    """The inputs of one use of a weight, [..., cols]; of a convolution, with its geometry and output positions."""
 
     view: WeightView
     x: Tensor
@@ -47,25 +47,25 @@ class _Seen:
 
     @property
     def place(self) -> Place:
-        """Which rows of the weight multiply them."""
+        """The rows of the weight that multiply them."""
         return (*self.view.rows, 1 if self.geometry is None else self.geometry.groups)
 
     def columns(self, generator: torch.Generator) -> Tensor:
-        """Some of them as [groups, cols, positions], float32."""
+        """A sample of them as [groups, cols, positions], float32."""
         if self.geometry is None:
             return vectors(self.x, generator)
         return windows(self.x, self.geometry, self.positions, generator)
 
 
 class _InputRecorder(Recorder):
-    """Keeps the inputs of weights that multiply them, and the order of the weights.
+    """Records the inputs of weights that multiply them, and the order of the weights.
 
-    names: of the weights whose inputs are wanted. calls: of these weights, after which the rest of the network need
+    names: of the weights whose inputs are recorded. calls: of these weights, after which the rest of the network need
     not run; None for all.
     """
 
     def __init__(self, layouts: Mapping[str, Layout], names: Container[str], calls: int | None) -> None:
-        self.seen: list[_Seen] = []
+        self.recorded: list[_Recorded] = []
         self.order: dict[str, int] = {}
         self._layouts = layouts
         self._names = names
@@ -73,36 +73,36 @@ class _InputRecorder(Recorder):
 
     def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
         """Inputs [..., cols] are kept."""
-        if self._wanted(view):
-            self.seen.append(_Seen(view, x.detach().clone()))
+        if self._selects(view):
+            self.recorded.append(_Recorded(view, x.detach().clone()))
         return y
 
     def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
         """The same."""
-        if self._wanted(view):
+        if self._selects(view):
             positions = tuple(y.shape[-len(geometry.kernel) :])
-            self.seen.append(_Seen(view, x.detach().clone(), geometry, positions))
+            self.recorded.append(_Recorded(view, x.detach().clone(), geometry, positions))
         return y
 
     def mixture(self, view: WeightView, energy: Tensor, y: Tensor, floor: float = 0.0) -> Tensor:
         """Rows are mixed, not multiplied: only the order counts."""
-        self._wanted(view)
+        self._selects(view)
         return y
 
     def transposed_convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
         """The same."""
-        self._wanted(view)
+        self._selects(view)
         return y
 
     def lookup(self, view: WeightView, tokens: Tensor, y: Tensor) -> Tensor:
         """The same."""
-        self._wanted(view)
+        self._selects(view)
         return y
 
-    def _wanted(self, view: WeightView) -> bool:
-        """Count a use; whether its inputs are wanted."""
+    def _selects(self, view: WeightView) -> bool:
+        """Count a use; whether its inputs are to be recorded."""
         if self._left == 0:
-            raise _Enough
+            raise _AllRecorded
         self.order[view.name] = self.order.get(view.name, 0) + 1
         if view.name not in self._names:
             return False
@@ -110,26 +110,26 @@ class _InputRecorder(Recorder):
         return not view.moved and self._layouts[view.name].role in (MATRIX, KERNEL)
 
 
-def _columns(seen: Iterable[_Seen], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:
-    """The columns of these weights by their place; of both networks at the same positions."""
+def _columns(recorded: Iterable[_Recorded], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:
+    """The columns of these weights by their place, sampled at the same positions for both networks."""
     generator = torch.Generator("cpu").manual_seed(0)
-    found = defaultdict(list)
-    for one in seen:
+    columns = defaultdict(list)
+    for one in recorded:
         if one.view.name in names:
-            found[one.view.name, one.place].append(one.columns(generator))
-    return found
+            columns[one.view.name, one.place].append(one.columns(generator))
+    return columns
 
 
 @dataclass
 class _Moments:
-    """Sums over the positions of each half: E[x' x'^T] and E[(x - x') x'^T], [groups, cols, cols]; and how many."""
+    """Sums of x' x'^T and (x - x') x'^T over the positions of each half, [groups, cols, cols], and their count."""
 
     own: list[Tensor] = field(default_factory=list)
     drift: list[Tensor] = field(default_factory=list)
     count: int = 0
 
     def add(self, original: Tensor, compressed: Tensor) -> None:
-        """Columns [groups, cols, positions] of both networks."""
+        """Add columns [groups, cols, positions] of both networks."""
         cut = original.shape[2] // 2
         self.count += original.shape[2]
         for half, part in enumerate((slice(None, cut), slice(cut, None))):
@@ -143,7 +143,7 @@ class _Moments:
                 self.drift[half] += drift
 
     def step(self, weight: Tensor) -> Tensor:
-        """What to add to a weight [groups, rows, cols]."""
+        """The step of a weight [groups, rows, cols], of cross-validated size."""
         gains = costs = 0.0
         for fit, held in ((0, 1), (1, 0)):
             change = _solved(weight, self.own[fit], self.drift[fit])
@@ -155,7 +155,7 @@ class _Moments:
 
 
 def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
-    """weight @ drift @ (own + damping)^-1 in float64; zero where nothing ever came in."""
+    """weight @ drift @ (own + ridge)^-1, solved in float64; zero where the inputs were always zero."""
     mean = own.diagonal(dim1=1, dim2=2).double().mean(1)
     damped = own.double() + torch.diag_embed((_RIDGE * mean + 1e-30)[:, None].expand(-1, own.shape[2]))
     factor, info = torch.linalg.cholesky_ex(damped)
@@ -166,7 +166,7 @@ def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Compensation:
-    """Two networks of one class, the original and the one that is being compressed, and inputs for both.
+    """Compares the inputs of weights in two networks of one class: the original, and the one being compressed.
 
     memory: bytes that inputs of the original's weights may take; where they take more, it runs again for each stage.
     """
@@ -179,44 +179,47 @@ class Compensation:
     memory: int = MEMORY
 
     def order(self) -> dict[str, int]:
-        """The weights that one batch runs through, in the order of their first use, and how often each is used."""
+        """The weights that one batch uses, in the order of their first use, and how often each is used."""
         return self._run(self.original, self._batches[0], {}, None).order
 
     def targets(self, names: Mapping[str, int]) -> dict[str, Tensor]:
-        """For weights and how often each is used: the tensors to be approximated instead, where there is a drift."""
+        """The tensors to approximate instead of these weights, where their inputs have changed.
+
+        names: how often each weight is used.
+        """
         sums: dict[tuple[str, Place], _Moments] = {}
         calls = sum(names.values())
         for i, batch in enumerate(self._batches):
-            before = self._run(self.original, batch, names, calls).seen if self._kept is None else self._kept[i]
-            after = _columns(self._run(self.compressed, batch, names, calls).seen, names)
+            before = self._run(self.original, batch, names, calls).recorded if self._kept is None else self._kept[i]
+            after = _columns(self._run(self.compressed, batch, names, calls).recorded, names)
             for key, columns in _columns(before, names).items():
                 moments = sums.setdefault(key, _Moments())
                 for original, compressed in zip(columns, after.get(key, ()), strict=False):
                     if original.shape == compressed.shape:
                         moments.add(original, compressed)
         state = self.original.state_dict()
-        found: dict[str, Tensor] = {}
+        targets: dict[str, Tensor] = {}
         for (name, place), moments in sums.items():
             if moments.own:
                 layout = self.layouts[name]
-                matrix = layout.split(found.get(name, state[name]))[0].clone()
+                matrix = layout.split(targets.get(name, state[name]))[0].clone()
                 _step(matrix, place, moments)
-                found[name] = layout.join([matrix])
-        return found
+                targets[name] = layout.join([matrix])
+        return targets
 
     @cached_property
     def _batches(self) -> list[Any]:
-        """What both networks are run on: a loader that shuffles gives others each time."""
+        """The batches that both networks are run on, kept because a loader that shuffles gives others each time."""
         return list(spread(self.batches, _BATCHES_PER_STAGE))
 
     @cached_property
-    def _kept(self) -> list[list[_Seen]] | None:
+    def _kept(self) -> list[list[_Recorded]] | None:
         """The inputs of all weights of the original, by batch; None where they take more than the memory."""
         if not self.memory:
             return None
         kept, size = [], 0
         for batch in self._batches:
-            kept.append(self._run(self.original, batch, self.layouts, None).seen)
+            kept.append(self._run(self.original, batch, self.layouts, None).recorded)
             size += sum(one.x.nbytes for one in kept[-1])
             if size > self.memory:
                 return None
@@ -225,7 +228,7 @@ class Compensation:
     def _run(self, model: nn.Module, batch: Any, names: Container[str], calls: int | None) -> _InputRecorder:
         weights = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in self.layouts}
         recorder = _InputRecorder(self.layouts, names, calls)
-        with as_deployed(model), Tracer(WeightViews(weights, self.layouts), recorder), suppress(_Enough):
+        with as_deployed(model), Tracer(WeightViews(weights, self.layouts), recorder), suppress(_AllRecorded):
             call(model, batch, self.forward)
         return recorder
 
@@ -234,5 +237,5 @@ def _step(matrix: Tensor, place: Place, moments: _Moments) -> None:
     """Move the rows of a place in the matrix [rows, cols]."""
     start, stop, groups = place
     step = moments.step(matrix[start:stop].reshape(groups, -1, matrix.shape[1]))
-    if bool(torch.isfinite(step).all()):  # inputs beyond float32 tell nothing
+    if bool(torch.isfinite(step).all()):  # not where inputs overflow float32
         matrix[start:stop] += step.reshape(stop - start, -1)

@@ -1,7 +1,7 @@
-"""What small tensors can put right: for each kind of correction, the fit of one layer and where it applies.
+"""Corrections by small tensors: for each kind, the fit of one layer and the layers that it applies to.
 
-A fit sees a layer's inputs and outputs in the reference network and in the compressed one, which runs with the
-corrections of the layers before already in place, and knows the values that bring the second closest to the first.
+A fit gets a layer's inputs and outputs in the reference network and in the compressed one, which runs with the
+corrections of the layers before already in place, and finds the values that bring the second closest to the first.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from waterfill.network.batch_norm import BATCH_NORM, LAYERS, along, output_axis
 
 _KNOWN = (*BATCH_NORM, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 _ANY = 1e-6
-_ZERO_VARIANCE = 1e-10  # a variance this small beside the mean square is that of a channel that says nothing
+_ZERO_VARIANCE = 1e-10  # of the mean square; a channel of less variance is constant
 
 
 class Fit(Protocol):
@@ -27,7 +27,7 @@ class Fit(Protocol):
         """The layer has run in the reference network."""
 
     def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """The layer has run in the compressed network; what its output is with what is known by now."""
+        """The layer has run in the compressed network; its output with the values fitted so far."""
 
     def values(self, module: Any) -> dict[str, Tensor]:
         """The corrected tensors of the layer, by attribute."""
@@ -35,8 +35,7 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of correction: what it is called, the layers that it can correct, a new fit, and whether it changes only
-    vectors."""
+    """A kind of correction: its name, the layers that it applies to, a new fit, and whether it changes only vectors."""
 
     what: str
     applies: Callable[[nn.Module], bool]
@@ -47,29 +46,31 @@ class Kind:
 class Linewise:
     """Output channel o of the compressed network as a_o * output + b_o, by least squares to the reference's.
 
-    scale: a is free, else 1. shift: b is free, else 0.
+    scale: whether a is free; else it is 1. b is free where the layer has a bias; else it is 0.
     """
 
-    def __init__(self, scale: bool, shift: bool) -> None:
-        self.scale, self.shift = scale, shift
+    def __init__(self, scale: bool) -> None:
+        self.scale = scale
+        self._shift = True
         self._axes: dict[nn.Module, int | None] = {}
-        self._wanted: deque[Tensor] = deque()
+        self._expected: deque[Tensor] = deque()  # outputs of the reference
         self._count = 0
-        self._sums: Tensor | None = None  # [4, channels]: found, wanted, found^2, found * wanted
+        self._sums: Tensor | None = None  # [4, channels]: actual, expected, actual^2, actual * expected
 
     def reference(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._wanted.append(output.clone())  # what follows may write into it
+        self._expected.append(output.clone())  # layers that follow may write into it
 
     def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        self._shift = isinstance(getattr(module, "bias", None), Tensor)
         if module not in self._axes:
             self._axes[module] = channel_axis(module, inputs, output)
-        axis, true = self._axes[module], self._wanted.popleft() if self._wanted else None
-        if axis is None or true is None or true.shape != output.shape:
+        axis, target = self._axes[module], self._expected.popleft() if self._expected else None
+        if axis is None or target is None or target.shape != output.shape:
             return output
-        found, wanted = (_by_channel(value, axis) for value in (output, true))
-        sums = torch.stack([found.sum(1), wanted.sum(1), found.square().sum(1), (found * wanted).sum(1)])
+        actual, expected = (_by_channel(value, axis) for value in (output, target))
+        sums = torch.stack([actual.sum(1), expected.sum(1), actual.square().sum(1), (actual * expected).sum(1)])
         self._sums = sums if self._sums is None else self._sums + sums
-        self._count += found.shape[1]
+        self._count += actual.shape[1]
         a, b = (along(value, axis, output.ndim).to(output.dtype) for value in self._solve())
         return output * a + b
 
@@ -89,21 +90,21 @@ class Linewise:
     def _solve(self) -> tuple[Tensor, Tensor]:
         """a and b, each [channels]."""
         assert self._sums is not None
-        found, wanted, square, product = self._sums / max(1, self._count)
-        one, zero = torch.ones_like(found), torch.zeros_like(found)
+        actual, expected, square, product = self._sums / max(1, self._count)
+        one, zero = torch.ones_like(actual), torch.zeros_like(actual)
         if not self.scale:
-            return one, wanted - found
-        energy, common = (square - found**2, product - found * wanted) if self.shift else (square, product)
+            return one, expected - actual
+        energy, common = (square - actual**2, product - actual * expected) if self._shift else (square, product)
         varies = energy > _ZERO_VARIANCE * square
         a = torch.where(varies, common / torch.where(varies, energy, one), one)
-        return a, (wanted - a * found if self.shift else zero)
+        return a, (expected - a * actual if self._shift else zero)
 
 
 class Statistics:
     """Running mean and variance of a batch norm from its inputs.
 
-    difference: moved by what compression changed, mean + (compressed - reference) and var * compressed / reference,
-    both measured on the same inputs; else replaced by those of the compressed network on these inputs.
+    difference: corrected by the change that compression made, mean + (compressed - reference) and
+    var * compressed / reference, both measured on the same inputs; else replaced by those of the compressed network.
     """
 
     def __init__(self, difference: bool) -> None:
@@ -112,7 +113,7 @@ class Statistics:
         self._sums: list[Tensor | None] = [None, None]  # reference, compressed: [3, channels] of 1, x, x^2
 
     def _add(self, which: int, module: Any, inputs: tuple[Any, ...], output: Tensor) -> int | None:
-        """Add the inputs of a norm; the dimension of them that counts channels, or None if there is no such."""
+        """Add the inputs of a norm; their channel dimension, or None if there is none."""
         if module not in self._axes:
             same = bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].shape == output.shape
             self._axes[module] = channel_axis(module, inputs, output) if same else None
@@ -139,7 +140,7 @@ class Statistics:
         axis = self._add(1, module, inputs, output)
         if axis is None or self._sums[0] is None:
             return output
-        mean, var = (value.to(module.running_mean.dtype) for value in self._found(module))  # autocast casts outputs
+        mean, var = (value.to(module.running_mean.dtype) for value in self._corrected(module))  # autocast casts outputs
         x = inputs[0].movedim(axis, 1)
         x = F.batch_norm(x, mean, var, module.weight, module.bias, False, 0.0, module.eps)
         return x.movedim(1, axis)
@@ -147,24 +148,27 @@ class Statistics:
     def values(self, module: Any) -> dict[str, Tensor]:
         if any(sums is None for sums in self._sums):
             return {}
-        mean, var = self._found(module)
+        mean, var = self._corrected(module)
         return {"running_mean": mean, "running_var": var}
 
-    def _found(self, module: Any) -> tuple[Tensor, Tensor]:
+    def _corrected(self, module: Any) -> tuple[Tensor, Tensor]:
         mean, var = self._moments(1)
         if not self.difference:
             return mean, var
         old_mean, old_var = module.running_mean.double(), module.running_var.double()
-        true_mean, true_var = self._moments(0)
-        varies = true_var > _ZERO_VARIANCE * old_var + torch.finfo(torch.float64).tiny
-        ratio = torch.where(varies, var / torch.where(varies, true_var, torch.ones_like(var)), torch.ones_like(var))
-        return old_mean + mean - true_mean, old_var * ratio
+        reference_mean, reference_var = self._moments(0)
+        varies = reference_var > _ZERO_VARIANCE * old_var + torch.finfo(torch.float64).tiny
+        ratio = torch.where(
+            varies, var / torch.where(varies, reference_var, torch.ones_like(var)), torch.ones_like(var)
+        )
+        return old_mean + mean - reference_mean, old_var * ratio
 
 
 def channel_axis(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int | None:
-    """The dimension of a layer's outputs along which its bias, or weight, counts channels; None if there is no such.
+    """The channel dimension of a layer's outputs, along which its bias or weight is indexed; None if there is none.
 
-    It is what changes when the entries of one channel do: a class says little, and sizes may be equal by chance.
+    Found by changing the entries of one channel: the class of a layer does not show it, and sizes may be equal by
+    chance.
     """
     vector = next((v for v in (getattr(module, "bias", None), module.weight) if isinstance(v, Tensor)), None)
     if vector is None or not isinstance(inputs, tuple) or output.ndim == 0:
@@ -220,30 +224,19 @@ def _runs_alone(module: nn.Module) -> bool:
     return not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
-class _Scaled(Linewise):
-    """Scale, and shift where the layer has a bias to take it: known when the layer is."""
-
-    def __init__(self) -> None:
-        super().__init__(scale=True, shift=True)
-
-    def compressed(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        self.shift = isinstance(getattr(module, "bias", None), Tensor)
-        return super().compressed(module, inputs, output)
-
-
-BIAS = Kind("bias correction", lambda m: _has_bias(m) and _runs_alone(m), lambda: Linewise(False, True))
+BIAS = Kind("bias correction", lambda m: _has_bias(m) and _runs_alone(m), lambda: Linewise(scale=False))
 KINDS = (
     Kind("normalization statistics, moved by the difference", _has_statistics, lambda: Statistics(True)),
     BIAS,
-    Kind("normalization scale and shift", is_norm, _Scaled),
-    Kind("output scales", lambda m: _can_scale(m) and _runs_alone(m), _Scaled, vectors=False),
+    Kind("normalization scale and shift", is_norm, lambda: Linewise(scale=True)),
+    Kind("output scales", lambda m: _can_scale(m) and _runs_alone(m), lambda: Linewise(scale=True), vectors=False),
     Kind("normalization statistics, measured anew", _has_statistics, lambda: Statistics(False)),
 )
-"""Every kind, in the order in which they are tried: what helps most often comes first."""
+"""Every kind, in the order in which they are tried: those that help most often first."""
 
 
 def fits_of(kind: Kind, layers: Mapping[str, nn.Module]) -> dict[str, Fit]:
-    """A fit for each layer; one for all that share a tensor, which can have one new value only."""
+    """A fit for each layer; layers that share a tensor share a fit, as the tensor can have one new value only."""
     fits: dict[str, Fit] = {}
     known: dict[int, Fit] = {}
     for name, module in layers.items():

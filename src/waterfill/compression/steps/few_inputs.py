@@ -1,4 +1,4 @@
-"""A few inputs are not to make things worse: what they would do is tried on those of them that are held out."""
+"""Guards against harm from few inputs, by a test on some of them that are held out."""
 
 from collections.abc import Callable
 
@@ -18,15 +18,15 @@ def better_without(
     calibrate: Callable[[Inputs], Calibration],
     compress: Callable[[ImportanceMap | None], CompressedModel],
 ) -> CompressedModel | None:
-    """What is made without inputs, if it is closer to the model on some inputs than what is made of the others.
+    """The model compressed without inputs, if its outputs on held-out inputs are closer than with the other inputs.
 
-    compress: with the importance that it gets, to the budget. None where there is nothing to hold out.
+    Else None, and where there is nothing to hold out. compress: with an importance, or None, to the budget.
     """
     try:
         fitting, held = inputs.hold_out(0.5)
         judge = ReferenceOutputs(model, held.batches, held.forward)
-        tried = compress(calibrate(fitting))
-    except BadInput:  # what was cut in two may have been a single input
+        with_inputs = compress(calibrate(fitting))
+    except BadInput:  # a single input cannot be held out
         return None
-    free = compress(None)
-    return free if judge.error(free) < judge.error(tried) else None
+    without = compress(None)
+    return without if judge.error(without) < judge.error(with_inputs) else None

@@ -1,4 +1,4 @@
-"""What decides whether a correction is kept: the outputs of the reference on inputs that were held out."""
+"""Decides whether a correction is kept, by the outputs of the reference on held-out inputs."""
 
 import math
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from waterfill.evaluation.metrics import centered, divergences, relative, rows_of, squared_errors
 from waterfill.network.running.forward import Forward, as_deployed, call
 
-_KEPT = 1 << 24  # entries of reference outputs that are remembered
+_KEPT = 1 << 24  # entries of reference outputs that are kept in memory
 
 
 class Guard:
-    """The measure of a network on held-out inputs."""
+    """The distance of a network from the reference on held-out inputs."""
 
     def __init__(self, reference: nn.Module, held: list[Any], forward: Forward | None, logits: bool) -> None:
         self.model, self.held, self.forward, self.logits = reference, held, forward, logits
@@ -37,14 +37,14 @@ class Guard:
         nats, errors, energy = [], [], 0.0
         with as_deployed(model, self.model):
             for i, batch in enumerate(self.held):
-                wanted = self._known[i] if i in self._known else call(self.model, batch, self.forward)
-                found, true = rows_of(call(model, batch, self.forward), wanted)
-                if self.logits:  # a shift of all classes means nothing
-                    found, true = centered(found), centered(true)
-                errors.append(squared_errors(found, true))
-                energy += float(squared_errors(torch.zeros_like(true), true).sum())
+                reference = self._known[i] if i in self._known else call(self.model, batch, self.forward)
+                actual, expected = rows_of(call(model, batch, self.forward), reference)
+                if self.logits:  # a shift of all classes has no effect
+                    actual, expected = centered(actual), centered(expected)
+                errors.append(squared_errors(actual, expected))
+                energy += float(squared_errors(torch.zeros_like(expected), expected).sum())
                 if self.logits:
-                    nats.append(divergences(found, true))
+                    nats.append(divergences(actual, expected))
         error = torch.cat(errors)
         value = float(torch.cat(nats).mean()) if nats else relative(float(error.sum()), energy)
         return Score(max(0.0, value), torch.cat(nats) if nats else error, error)
@@ -60,10 +60,10 @@ class Score:
     errors: Tensor
 
     def below(self, other: "Score") -> bool:
-        """Whether both the measure and the squared output error have fallen, one of them by more than chance.
+        """Whether both the measure and the squared output error fell, one of them by more than a standard error.
 
-        The error has its say because a confident network has hardly any divergence on most inputs: a few rows decide
-        it. Chance is a standard error of the rows' differences.
+        The output error counts too because the divergence of a confident network is near zero on most inputs and
+        depends on a few rows. The standard error is that of the rows' differences.
         """
         falls = (other.rows - self.rows, other.errors - self.errors)
         if any(not float(fall.sum()) > 0 for fall in falls):

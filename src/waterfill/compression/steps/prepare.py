@@ -1,6 +1,6 @@
-"""The network that is worked on: a copy of the caller's, which is never run, with its norms folded.
+"""Prepares a copy of the caller's network, which itself is never run, with its batch norms folded.
 
-What cannot work shows here, before anything that takes long.
+Inputs or networks that cannot work raise here, before anything that takes long.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from waterfill.storage.remarks import RANDOM, UNSTEADY
 
 @dataclass(frozen=True)
 class Prepared:
-    """model: the copy. steps: those that make sense with it. folded: whether norms were. remarks: words of
+    """model: the copy. steps: those that it allows. folded: whether norms were folded. remarks: words of
     `storage.remarks`."""
 
     model: nn.Module

@@ -1,7 +1,7 @@
-"""Small tensors put right after compression, each correction kept only if the network measurably comes closer.
+"""Corrections of small tensors after compression, each kept only if it helps on held-out inputs.
 
 Bias correction and batch-norm re-estimation are known from data-free and post-training quantization (arXiv 1906.04721,
-1810.05723); all of them can also hurt, so inputs that were held out decide.
+1810.05723); all of them can also do harm.
 """
 
 import math
@@ -28,7 +28,7 @@ from waterfill.parts import Dense
 from waterfill.without_data import entrywise
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
-_MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of the vectors that a file gets anew
+_MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of corrected vectors in a file
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Repaired:
-    """model: a new one of the kind that was given. measure: what was to fall on the held-out inputs, "divergence"
-    (nats a row) or "output error" (norm relative to the reference's), and from where to where it fell. changed: the
-    new tensors by name. sizes: bytes of the file before and after, of a compressed model."""
+    """The result of `repair`.
+
+    model: a new one, of the same type. measure: on the held-out inputs, "divergence" (nats a row) or "output error"
+    (norm relative to the reference's), and its values before and after. changed: the new tensors by name. sizes: bytes
+    of the file before and after, of a compressed model.
+    """
 
     model: "nn.Module | CompressedModel"
     measure: str
@@ -62,9 +65,9 @@ class Repaired:
     def as_json(self) -> dict[str, Any]:
         """The report without tensors; numbers that are not finite are null."""
         steps = [{k: _plain(v) for k, v in vars(step).items()} for step in self.steps]
-        told = {"measure": self.measure, "before": self.before, "after": self.after, "steps": steps}
+        report = {"measure": self.measure, "before": self.before, "after": self.after, "steps": steps}
         sizes = {} if self.sizes is None else {"bytes_before": self.sizes[0], "bytes_after": self.sizes[1]}
-        return told | sizes | {"changed": sorted(self.changed)}
+        return report | sizes | {"changed": sorted(self.changed)}
 
     def text(self) -> str:
         """A line for every correction."""
@@ -93,17 +96,24 @@ def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to 
     forward: Forward | None = None,
     logits: bool = True,
 ) -> Repaired:
-    """Correct biases, statistics and affine terms of norms, and output scales, as far as that helps.
+    """Correct biases, statistics and affine terms of norms, and output scales, where that helps.
 
-    model: the network with compressed weights, of the class of `reference`, the original; or a compressed model, of
-    which only vectors change, written anew in as many bits as are worth it. batches: calibration inputs, each a
-    tensor, a tuple of arguments or a dict of keywords (`forward`: (model, batch) -> outputs); labels are not needed.
-    holdout: the share of them, or other batches, that decide: a correction stays only if on these the divergence
-    KL(reference || model) falls and the squared error of the outputs too (with logits=False, or one output, the error
-    alone), one of them by more than chance; all else is as it was, bit for bit. Inputs that the network was trained
-    on tell less than others: it is too sure of them. The given model and reference are not changed. All layers are
-    corrected in one pass in order of execution, each with the corrections of those before it in place.
-    Raises BadInput: fewer than two inputs, networks that do not match, outputs that are not finite.
+    All layers are corrected in one pass in order of execution, each with the corrections of those before it in place. A
+    correction is kept only if on held-out inputs the divergence KL(reference || model) falls and the squared error of
+    the outputs too, one of them by more than a standard error; all else stays bit for bit. Inputs from the training
+    set are a weaker test than others, as the network is too confident on them.
+
+    Args:
+        model: the network with compressed weights, not changed; or a compressed model, of which only vectors change,
+            stored in as many bits as are worth it.
+        reference: the original, of the same class; not changed.
+        batches: calibration inputs, each a tensor, a tuple of arguments or a dict of them by keyword; no labels.
+        holdout: the share of them that is held out, or other batches.
+        forward: (model, batch) -> outputs, where a batch is not simply the arguments.
+        logits: False for outputs that are no logits, of which only the squared error is measured.
+
+    Raises:
+        BadInput: fewer than two inputs, networks that do not match, outputs that are not finite.
     """
     fitting, held = split(batches, holdout)
     guard = Guard(reference, held, forward, logits)
@@ -118,7 +128,7 @@ def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to 
 def _repair(
     work: nn.Module, fitting: list[Any], guard: Guard, kinds: Iterable[Kind]
 ) -> tuple[tuple[Step, ...], dict[str, Tensor]]:
-    """Try every kind on `work`, in place; the steps, and the tensors that are new."""
+    """Try every kind on `work`, in place; the steps, and the changed tensors."""
     now = guard.measure(work)
     steps: list[Step] = []
     changed: set[str] = set()
@@ -126,11 +136,11 @@ def _repair(
     for kind in kinds:
         proposed = _propose(kind, work, fitting, guard)
         note = _note(kind, work, fed)
-        strength, found = _try(work, proposed, guard, now)
+        strength, score = _try(work, proposed, guard, now)
         kept = strength > 0
-        steps.append(Step(kind.what, now.value, found.value, kept, strength, tuple(proposed), note))
+        steps.append(Step(kind.what, now.value, score.value, kept, strength, tuple(proposed), note))
         if kept:
-            now = found
+            now = score
             changed.update(proposed)
     state = work.state_dict()
     return tuple(steps), {name: state[name].detach().clone() for name in sorted(changed)}
@@ -170,16 +180,16 @@ def _propose(kind: Kind, work: nn.Module, fitting: list[Any], guard: Guard) -> d
             for batch in fitting:
                 call(guard.model, batch, guard.forward)
                 call(work, batch, guard.forward)
-    owners = owners_of(work)  # of what is computed from others there is none
-    found = ((name, fits[name].values(module)) for name, module in layers.items())
-    named = {f"{name}.{key}" if name else key: value for name, values in found for key, value in values.items()}
+    owners = owners_of(work)  # a tensor that is computed from others has none
+    corrected = ((name, fits[name].values(module)) for name, module in layers.items())
+    named = {f"{name}.{key}" if name else key: value for name, values in corrected for key, value in values.items()}
     return {owners[name]: value for name, value in named.items() if name in owners}
 
 
 def _try(work: nn.Module, proposed: Mapping[str, Tensor], guard: Guard, now: Score) -> tuple[float, Score]:
-    """Put the new tensors in, whole or by half, and leave them there only if the measure falls.
+    """Apply the new tensors at each strength in turn, until the measure falls; else restore the old ones.
 
-    The strength at which they stay, 0 where they do not, and what was measured then, or else at its best.
+    Returns the strength that was kept, 0 for none, and its score; without one, the best score.
     """
     held = dict(work.named_parameters()) | dict(work.named_buffers())
     old = {name: held[name].detach().clone() for name in proposed}
@@ -192,7 +202,7 @@ def _try(work: nn.Module, proposed: Mapping[str, Tensor], guard: Guard, now: Sco
             return strength, tried[-1]
         for name, before in old.items():
             _put(held[name], before)
-    return 0.0, min(tried, key=lambda found: found.value, default=now)
+    return 0.0, min(tried, key=lambda score: score.value, default=now)
 
 
 @torch.no_grad()
@@ -201,7 +211,7 @@ def _put(tensor: Tensor, value: Tensor) -> None:
 
 
 def _measured(guard: Guard, work: nn.Module) -> Score:
-    """The measure, infinite where a correction has made the outputs NaN or infinite."""
+    """The score; infinite where a correction has made the outputs NaN or infinite."""
     try:
         return guard.measure(work)
     except BadInput:
@@ -210,9 +220,9 @@ def _measured(guard: Guard, work: nn.Module) -> Score:
 
 
 def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any], guard: Guard) -> Repaired:
-    """Repair the vectors of a compressed model and write them anew, in as many bits as are worth it.
+    """Repair the vectors of a compressed model and store them in as many bits as are worth it.
 
-    A bit for every weight divides the divergence by four, and the norm of the error by two: divergence * 4^(bits per
+    One more bit per weight divides the divergence by four, and the norm of the error by two: divergence * 4^(bits per
     weight) compares files of different sizes.
     """
     base = 4.0 if guard.logits else 2.0
@@ -226,9 +236,9 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
             own = model.aliases.get(name, name)
             entries[own] = _written(model.entries[own], value, original[name], mantissa)
         rewritten = CompressedModel(entries, model.aliases, model.notes)
-        found = _measured(guard, rewritten.install(work)).value
-        if found < before and found * base**rewritten.bits < after * base**best.bits:
-            best, after = rewritten, found
+        measured = _measured(guard, rewritten.install(work)).value
+        if measured < before and measured * base**rewritten.bits < after * base**best.bits:
+            best, after = rewritten, measured
     state = best.state_dict()
     tensors = {name: state[name] for name in changed} if best is not model else {}
     return Repaired(best, guard.name, before, after, steps, tensors, (model.size, best.size))

@@ -1,6 +1,6 @@
-"""Weights fitted once more in the order in which the network runs them, each to what makes up for those before it.
+"""Fits weights again in the order of execution, each to a target that compensates for the errors of those before it.
 
-The first fit says what every weight costs at the price; this one keeps to the same budget, weight by weight.
+The first fit gives the bits of every weight at the price; this one keeps to the same budget, weight by weight.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +25,9 @@ _SHARE_REFITTED = 0.25  # of all bits: the weights that run last, which may be f
 def refit_in_order(
     work: Compression[MemoryStore], ledger: Ledger, model: nn.Module, inputs: Inputs, size: int | None
 ) -> None:
-    """Fit the weights of `work` again, in place; its file has about `size` bytes then, if that is given.
+    """Fit the weights of `work` again, in place; its file then has about `size` bytes, if given.
 
-    A little more only where the weights fitted again cannot be as small as those before.
+    It has a little more only where the new weights cannot be as small as those before.
 
     ledger: prices and bits of the first fit. model: the original that `work` is made of; it is not changed.
     """
@@ -53,8 +53,8 @@ def refit_in_order(
     if size is not None:
         work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
-        seen = work.weights[i].seen(model.state_dict()[work.weights[i].name])
-        work.store.entries[i] = _seen_from(seen, work.store.entries[i])
+        original_values = work.weights[i].masked(model.state_dict()[work.weights[i].name])
+        work.store.entries[i] = _with_error(original_values, work.store.entries[i])
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _stages(order: Sequence[int], ledger: Ledger, count: int) -> Iterator[list[int]]:
-    """The weights in order, in about `count` runs of equal bits; a few large ones may make fewer runs."""
+    """The weights in order, in about `count` groups of equal bits; with a few large weights there are fewer."""
     share = sum(ledger.bits[i] for i in order) / max(1, count)
     stage: list[int] = []
     for i in order:
@@ -75,7 +75,7 @@ def _stages(order: Sequence[int], ledger: Ledger, count: int) -> Iterator[list[i
 
 
 def _late(order: Sequence[int], ledger: Ledger) -> list[int]:
-    """The weights that run last and make up a quarter of the bits, the largest first."""
+    """The weights that run last and hold a quarter of the bits, the largest first."""
     total, late = sum(ledger.bits[i] for i in order), list[int]()
     for i in reversed(order):
         late.append(i)
@@ -85,7 +85,7 @@ def _late(order: Sequence[int], ledger: Ledger) -> list[int]:
 
 
 class _BudgetController:
-    """The price for each weight in turn, so that all of them together spend what was spent before."""
+    """The price of each weight in turn, such that all of them together spend the bits of the first fit."""
 
     def __init__(
         self, work: Compression[MemoryStore], ledger: Ledger, allowed: float | None, order: Sequence[int]
@@ -107,13 +107,13 @@ class _BudgetController:
             return price
         ahead = sum(self._first[j] for j in self._left)
         slope = sum(max(0.0, self.bracket.low[j] - self.bracket.high[j]) for j in self._left)
-        over = self._ledger.total - self._allowed  # what those behind have spent beyond their share
+        over = self._ledger.total - self._allowed  # bits that the weights before spent beyond their share
         self._left.remove(i)
         reach = np.clip(over / max(slope, 1.0), -0.25, 0.25) if ahead else 0.0
         return float(price * 4.0**reach)
 
 
-def _seen_from(original: Tensor, entry: Entry) -> Entry:
+def _with_error(original: Tensor, entry: Entry) -> Entry:
     """The entry with its error measured from the original tensor."""
     error = (entry.tensor().double() - original.detach().cpu().double()).norm()
     norm = original.detach().double().norm()

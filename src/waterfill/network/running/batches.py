@@ -1,4 +1,4 @@
-"""What a batch is: the tensors in it, its samples, some of it held out."""
+"""Batches: the tensors in them, their samples, and how some are held out."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -50,8 +50,8 @@ def samples_in(batch: Any) -> int:
     packed = next((item for item in (batch, *_items(batch)) if isinstance(item, PackedSequence | Tensor)), None)
     if isinstance(packed, PackedSequence):
         return int(packed.batch_sizes[0])
-    found = tensor_in(batch)
-    return found.shape[0] if found is not None and found.ndim else 0
+    tensor = tensor_in(batch)
+    return tensor.shape[0] if tensor is not None and tensor.ndim else 0
 
 
 def _items(batch: Any) -> Sequence[Any]:
@@ -60,17 +60,17 @@ def _items(batch: Any) -> Sequence[Any]:
 
 def output_of(result: Any) -> Tensor:
     """The output tensor of what a model returned. Raises BadInput if there is none."""
-    found = tensor_in(result)
-    if found is not None and not isinstance(result, Tensor) and not _answers(found):
+    output = tensor_in(result)
+    if output is not None and not isinstance(result, Tensor) and not _answers(output):
         real = [value for value in tensors_in(result) if value.is_floating_point()]
-        found = next((value for value in real if _answers(value)), real[0] if real else found)
-    if found is None:
+        output = next((value for value in real if _answers(value)), real[0] if real else output)
+    if output is None:
         raise BadInput(f"the model returned {type(result).__name__} without a tensor; give forward=, which returns one")
-    return found
+    return output
 
 
 def _answers(value: Tensor) -> bool:
-    """Whether a tensor may be outputs: real numbers, and not one alone, such as a loss that stands before them."""
+    """Whether a tensor may be the outputs: real numbers, and not a single one, such as a loss."""
     return value.is_floating_point() and value.ndim > 0
 
 
@@ -96,7 +96,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def never(outputs: Tensor) -> Tensor:
-    """Where outputs say never, bool: minus infinity, or as good as the least number of their type, as in a mask."""
+    """Which outputs are masked (bool): minus infinity, or close to the least number of their type."""
     return outputs < torch.finfo(outputs.dtype).min / 2
 
 

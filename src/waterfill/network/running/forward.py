@@ -26,11 +26,11 @@ from waterfill.network.running.plainly import plainly
 from waterfill.network.running.state import same_draws, unchanged
 
 Forward = Callable[[nn.Module, Any], Any]
-"""(model, batch) -> what the model says, where a batch is not simply its arguments."""
+"""(model, batch) -> the model's result, where a batch is not simply its arguments."""
 
 
 Hook = Callable[[str, nn.Module, tuple[Any, ...], Any], Any]
-"""(name, layer, inputs, output) -> what takes the place of the output, unless it is None."""
+"""(name, layer, inputs, output) -> a replacement of the output, or None."""
 
 
 def call(model: nn.Module, batch: Any, forward: Forward | None = None, *, seed: int = 0) -> Tensor:
@@ -40,25 +40,27 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None, *, seed: 
     than one number (a loss). Every run of a batch starts from the same random numbers, which the seed chooses, and the
     model gets a copy of the batch: what it writes into its inputs is gone, and, where no gradient is asked for (see
     `unchanged`), what it writes into itself. Raises BadInput, the model's own error chained, for a batch that the model
-    cannot take, and for outputs that hold NaN or infinities; minus infinity is a word for never and may be.
+    cannot take, and for outputs that hold NaN or infinities; minus infinity, a masked class, is allowed.
     """
-    own = each_tensor(batch, Tensor.clone)
+    copied = each_tensor(batch, Tensor.clone)
     try:
         with nullcontext() if torch.is_grad_enabled() else unchanged(model), same_draws(batch, seed), plainly():
-            found = output_of(_run(model, own, forward))
-            if not torch.is_grad_enabled() and any(_same_memory(found, buffer) for buffer in model.buffers()):
-                found = found.clone()  # a state that is about to be put back
+            outputs = output_of(_run(model, copied, forward))
+            if not torch.is_grad_enabled() and any(_same_memory(outputs, buffer) for buffer in model.buffers()):
+                outputs = outputs.clone()  # a buffer that is about to be restored
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         if isinstance(error, BadInput) or "allocate memory" in str(error) or "out of memory" in str(error):
             raise
-        said = str(error).splitlines()[0] if str(error) else ""
-        said = (
-            said if isinstance(error, RuntimeError | TypeError) and said else f"{type(error).__name__} {said}".strip()
+        message = str(error).splitlines()[0] if str(error) else ""
+        message = (
+            message
+            if isinstance(error, RuntimeError | TypeError) and message
+            else f"{type(error).__name__} {message}".strip()
         )
         raise BadInput(
-            f"the model cannot take a batch of {shapes(batch)}: {said}{_advice(batch, model, said)}"
+            f"the model cannot take a batch of {shapes(batch)}: {message}{_advice(batch, model, message)}"
         ) from error
-    return _finite(found)
+    return _finite(outputs)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -66,7 +68,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _run(model: nn.Module, own: Any, forward: Forward | None) -> Any:
-    """What the model says, under the settings that `forward` brings with it."""
+    """The model's result, under the settings that `forward` was given with."""
     if isinstance(forward, AsSet):
         with forward.block():
             return _run(model, own, forward.function)
@@ -77,16 +79,16 @@ def _run(model: nn.Module, own: Any, forward: Forward | None) -> Any:
     return model(*own) if are_arguments(own) else model(own)
 
 
-def _advice(batch: Any, model: nn.Module, said: str) -> str:
-    """What may have been meant instead of a batch that the model cannot take, in words."""
+def _advice(batch: Any, model: nn.Module, message: str) -> str:
+    """Advice on a batch that the model cannot take."""
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     given = {t.dtype for t in tensors_in(batch) if t.is_floating_point()}
-    if own is not None and ((given and given != {own}) or (not given and "dtype" in said)):
+    if own is not None and ((given and given != {own}) or (not given and "dtype" in message)):
         return f"; the model computes in {own}: convert one of them, such as batch.to({own})"
     if are_arguments(batch) and len(batch) > 1:
         return "; a tuple is all arguments of the model: take labels away, or say forward=lambda model, b: model(b[0])"
-    found = tensor_in(batch)
-    return "" if found is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"
+    tensor = tensor_in(batch)
+    return "" if tensor is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -100,7 +102,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     with torch.inference_mode(False):
         try:
             return copy.deepcopy(model, dict(memo))
-        except Exception:  # whatever __deepcopy__ and __reduce__ raise: it is looked for below
+        except Exception:  # __deepcopy__ and __reduce__ raise anything: the attribute is found below
             pass
         for name, module in model.named_modules():
             for key, value in vars(module).items():
@@ -117,11 +119,11 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 def _graphs(value: Any) -> Iterator[Tensor]:
     """Tensors that are part of a graph, in what attributes hold."""
-    return (found for found in tensors_in(value) if not found.is_leaf)
+    return (tensor for tensor in tensors_in(value) if not tensor.is_leaf)
 
 
 def _share(memo: dict[int, Any], value: Any, name: str) -> None:
-    """Let a copy hold this value itself where it can have none of its own. Raises BadInput if weights are in it."""
+    """Share a value with the copy where it cannot be copied. Raises BadInput if it holds weights."""
     try:
         copy.deepcopy(value, dict(memo))
     except Exception as error:
@@ -135,10 +137,9 @@ def _share(memo: dict[int, Any], value: Any, name: str) -> None:
 
 @contextmanager
 def as_deployed(*models: nn.Module) -> Iterator[None]:
-    """The models in evaluation mode, without gradients, and as they were written: what is compiled shows no calls, and
-    neither does the fast path of attention, which has none.
+    """The models in evaluation mode, without gradients, torch.compile and the fast path of attention, which hide calls.
 
-    Every submodule's own mode comes back after. Within torch.inference_mode the block is outside of it.
+    Every submodule's own mode is restored after. The block leaves torch.inference_mode.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
@@ -153,7 +154,7 @@ def as_deployed(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_fast_path() -> Iterator[None]:
-    """A block in which attention of PyTorch is made of the calls that its documentation names."""
+    """A block in which PyTorch's attention makes the calls that its documentation names."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -163,7 +164,7 @@ def _without_fast_path() -> Iterator[None]:
 
 
 def _eagerly() -> AbstractContextManager[Any]:
-    """A block in which what torch.compile made runs as it was written, from PyTorch 2.6 on."""
+    """A block in which modules made by torch.compile run eagerly, from PyTorch 2.6 on."""
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # it takes seconds to import
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
@@ -188,9 +189,9 @@ def hooked(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
         for name, layer in layers.items():
 
             def after(module: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> Any:
-                seen = (*tensors_in(inputs), *tensors_in(output))
+                tensors = (*tensors_in(inputs), *tensors_in(output))
                 with own_arithmetic():
-                    return hook(name, module, inputs, output) if all(map(is_plain, seen)) else None
+                    return hook(name, module, inputs, output) if all(map(is_plain, tensors)) else None
 
             stack.callback(layer.register_forward_hook(after).remove)
         yield

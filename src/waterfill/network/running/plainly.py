@@ -1,4 +1,4 @@
-"""Parts of a network that PyTorch would run without a graph, or with half of one, run as all others are."""
+"""Runs parts of a network for which PyTorch would build no autograd graph, or half of one, like all others."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +31,7 @@ def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 
 def _kept(function: Any, thread: int) -> type:
-    """What stands for the function of re-entrant checkpoints, and runs what it is given."""
+    """A replacement of the function of re-entrant checkpoints, which runs its argument directly."""
 
     class Kept:
         @staticmethod
@@ -42,7 +42,7 @@ def _kept(function: Any, thread: int) -> type:
 
 
 def _unentered(thread: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """How torch.inference_mode is entered and left where it is to change nothing."""
+    """Replacements of entering and leaving torch.inference_mode that have no effect in one thread."""
     enter, leave = torch.inference_mode.__enter__, torch.inference_mode.__exit__
     passed: set[int] = set()
 

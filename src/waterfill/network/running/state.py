@@ -1,7 +1,7 @@
-"""What a run of a network may change beside its outputs, put back: buffers, attributes, and the state of generators.
+"""Restores what a run of a network may change: buffers, attributes, and the state of random number generators.
 
 So every run of a batch starts from the same state and the same random numbers, and leaves the network and its owner's
-generators as it found them.
+generators unchanged.
 """
 
 import random
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from waterfill.dtypes import octets
 from waterfill.network.running.batches import is_plain, tensors_in
 
-_SAMPLED = 64  # entries of a tensor that tell batches apart
+_SAMPLED = 64  # entries of a tensor that distinguish batches
 _Undo = Callable[[], None]
 
 
@@ -27,8 +27,8 @@ _Undo = Callable[[], None]
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Buffers of the model, and attributes that its modules were given, are after the block what they were before it.
 
-    A list, dict or set among them gets its content back, a tensor or a generator its values. Parameters are not looked
-    after: they are most of a network, and a forward that writes into them is none.
+    Lists, dicts and sets among them get their content back, tensors and generators their values. Parameters are not
+    restored: they are most of a network, and a forward pass does not write into them.
     """
     undo: list[_Undo] = []
     for module in model.modules():
@@ -42,7 +42,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _keep_module(module: nn.Module) -> Iterator[_Undo]:
-    """What puts the state of one module back, its children's excepted."""
+    """Functions that restore the state of one module, without its children."""
     if isinstance(module, torch.jit.ScriptModule):
         for _, buffer in module.named_buffers(recurse=False):
             yield from _keep(buffer)
@@ -68,7 +68,7 @@ def _of_every_module() -> frozenset[str]:
 
 
 def _keep(value: Any) -> Iterator[_Undo]:
-    """What puts a value back; containers are looked into."""
+    """Functions that restore a value; containers are restored recursively."""
     if isinstance(value, Tensor):
         if is_plain(value) and value.is_leaf:
             yield _keep_tensor(value)
@@ -91,23 +91,23 @@ def _keep(value: Any) -> Iterator[_Undo]:
 
 
 def _ignore(_: Any) -> None:
-    """Nothing to say."""
+    """For calls whose result is not used."""
 
 
-def _refill(found: MutableMapping[Any, Any], items: dict[Any, Any]) -> None:
-    if list(found) != list(items) or any(found[key] is not item for key, item in items.items()):
-        found.clear()
-        found.update(items)
+def _refill(container: MutableMapping[Any, Any], items: dict[Any, Any]) -> None:
+    if list(container) != list(items) or any(container[key] is not item for key, item in items.items()):
+        container.clear()
+        container.update(items)
 
 
-def _refill_sequence(found: "list[Any] | set[Any] | deque[Any]", content: tuple[Any, ...]) -> None:
-    if len(found) != len(content) or any(a is not b for a, b in zip(found, content, strict=True)):
-        found.clear()
-        found.update(content) if isinstance(found, set) else found.extend(content)
+def _refill_sequence(container: "list[Any] | set[Any] | deque[Any]", content: tuple[Any, ...]) -> None:
+    if len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
+        container.clear()
+        container.update(content) if isinstance(container, set) else container.extend(content)
 
 
 def _keep_tensor(value: Tensor) -> _Undo:
-    """What puts the entries of a tensor back if they were written to, or if others took their place."""
+    """A function that restores the entries of a tensor if they were written to or replaced."""
     memory, entries = value.detach(), value.detach().clone()
     version = None if value.is_inference() else value._version
 
@@ -117,7 +117,7 @@ def _keep_tensor(value: Tensor) -> _Undo:
             return
         with torch.inference_mode(version is None):
             if value.grad_fn is not None:
-                value.detach_()  # written to with a graph, which is of no more use
+                value.detach_()  # it was written to as part of a graph that is no longer needed
             memory.copy_(entries)
             if moved:
                 value.data = memory
@@ -127,9 +127,9 @@ def _keep_tensor(value: Tensor) -> _Undo:
 
 @contextmanager
 def same_draws(batch: Any, seed: int = 0) -> Iterator[None]:
-    """Random numbers in the block depend on what the batch holds and on the seed alone; generators come back after.
+    """A block in which random numbers depend only on the content of the batch and on the seed.
 
-    Those of PyTorch, of NumPy and of Python.
+    The generators of PyTorch, NumPy and Python are restored after.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     start = _mark(batch) ^ seed
@@ -148,7 +148,7 @@ def same_draws(batch: Any, seed: int = 0) -> Iterator[None]:
 
 
 def _mark(batch: Any) -> int:
-    """A number of 32 bits for what the tensors of a batch hold."""
+    """A 32-bit checksum of samples of the tensors of a batch."""
     mark = 0
     for value in tensors_in(batch):
         if is_plain(value):

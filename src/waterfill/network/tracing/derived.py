@@ -1,10 +1,10 @@
 """Whether one tensor is computed from another as multiples of its rows: casts, scaled weights, weights made of a
-direction and a length, standardized ones. It is told from the numbers, whatever code made them."""
+direction and a length, standardized ones. It is decided by the numbers, whatever code computed them."""
 
 import torch
 from torch import Tensor
 
-_UNEXPLAINED_ENERGY = 1e-4  # of the energy that no multiple explains: roundings of a cast, not those of four bits
+_UNEXPLAINED_ENERGY = 1e-4  # share that no multiple explains: the rounding of a cast, not that of four bits
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
         factors = torch.where(energy > 0, along / energy, torch.nan)
         left = (r - factors.nan_to_num()[:, None] * w).square().sum()
         if bool(left <= _UNEXPLAINED_ENERGY * r.square().sum()) and bool(along.any()):
-            factors = factors.nan_to_num(float(factors.nanmean()))  # of a row of zeros it cannot be told
+            factors = factors.nan_to_num(float(factors.nanmean()))  # unknown for a row of zeros
             return factors.reshape(-1, rows).square().mean(0).sqrt(), moved
         if cols < 3:  # any two numbers are a multiple of any others, moved
             return None
@@ -34,8 +34,8 @@ def multiple_of_rows(weight: Tensor, result: Tensor, matrix: tuple[int, int]) ->
 
 def is_part(weight: Tensor, result: Tensor) -> bool:
     """Whether some entries are those of a weight, to the bit, and all others are zero: hidden by a mask."""
-    seen = result != 0
-    hidden = torch.where(seen, 0, weight)
+    shown = result != 0
+    hidden = torch.where(shown, 0, weight)
     if not bool((hidden < 0).any() and (hidden > 0).any()):  # nothing, or what a rectifier would hide
         return False
-    return bool(seen.any()) and torch.equal(result, torch.where(seen, weight, 0))
+    return bool(shown.any()) and torch.equal(result, torch.where(shown, weight, 0))

@@ -50,12 +50,12 @@ def pick(positions: int, cols: int, generator: torch.Generator) -> Tensor | None
 
     One at random from each of as many equal stretches.
     """
-    wanted = max(_POSITIONS_ALWAYS_USED, _PER_COLUMN * cols)
-    if positions <= wanted:
+    count = max(_POSITIONS_ALWAYS_USED, _PER_COLUMN * cols)
+    if positions <= count:
         return None
-    within = torch.rand(wanted, dtype=torch.float64, device="cpu", generator=generator)
-    at = torch.arange(wanted, dtype=torch.float64, device="cpu") + within
-    return (at * (positions / wanted)).long().clamp_max(positions - 1)
+    within = torch.rand(count, dtype=torch.float64, device="cpu", generator=generator)
+    at = torch.arange(count, dtype=torch.float64, device="cpu") + within
+    return (at * (positions / count)).long().clamp_max(positions - 1)
 
 
 def vectors(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -111,11 +111,11 @@ def _inside(geometry: Geometry, space: Sequence[int]) -> Tensor:
 
 def _places(counts: Sequence[int], steps: Sequence[int], space: Sequence[int]) -> Tensor:
     """Flattened places of a grid of `counts` points, `steps` apart, in a space; the last dimension fastest."""
-    found = torch.zeros(1, dtype=torch.int64, device="cpu")
+    places = torch.zeros(1, dtype=torch.int64, device="cpu")
     for d, (count, step) in enumerate(zip(counts, steps, strict=True)):
         along = torch.arange(count, dtype=torch.int64, device="cpu") * step * math.prod(space[d + 1 :])
-        found = (found[:, None] + along).reshape(-1)
-    return found
+        places = (places[:, None] + along).reshape(-1)
+    return places
 
 
 def squares(values: Tensor, channel: int) -> Tensor:
@@ -123,8 +123,8 @@ def squares(values: Tensor, channel: int) -> Tensor:
     for them."""
     others = [d for d in range(values.ndim) if d != values.ndim + channel]
     values = values.detach()
-    found = values.float().square().sum(others) if others else values.float().square()
-    if not _LEAST_SQUARE < float(found.sum()) < math.inf and bool(values.any()):
+    sums = values.float().square().sum(others) if others else values.float().square()
+    if not _LEAST_SQUARE < float(sums.sum()) < math.inf and bool(values.any()):
         wide = values.double().square()
         return wide.sum(others) if others else wide
-    return found
+    return sums

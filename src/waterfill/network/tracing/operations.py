@@ -1,4 +1,4 @@
-"""One rule for each call into torch that multiplies with a weight: what are its inputs, and how its outputs are seen.
+"""A rule for each call into torch that multiplies with a weight: its inputs, and how its outputs are traced.
 
 A rule makes the call and returns its result, or NotImplemented where the weight is used in a way it does not know.
 """
@@ -62,11 +62,11 @@ def _product(
             if view.transposed
             else tracing.recorder.product(view, b, y)
         )
-    seen = y.mT  # the gradient of a view of y would not be y's
+    watched = y.mT  # the gradient of a view of y would not be y's
     turned = (
-        tracing.recorder.mixture(view, squares(b, -2), seen)
+        tracing.recorder.mixture(view, squares(b, -2), watched)
         if view.transposed
-        else tracing.recorder.product(view, b.mT, seen)
+        else tracing.recorder.product(view, b.mT, watched)
     )
     return turned.mT
 
@@ -145,7 +145,7 @@ def _bags(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwarg
 def _cell(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     x, state, w_ih, w_hh, b_ih, b_hh = (*args, None, None)[:6]
     states = recurrent.states_of(state)
-    with tracing.seen:
+    with tracing.traced:
         after = recurrent.step(_CELLS[func.__name__], F.linear(x, w_ih, b_ih), F.linear(states[0], w_hh, b_hh), states)
     return after if isinstance(state, tuple | list) else after[0]
 
@@ -154,12 +154,12 @@ def _recurrent(tracing: Tracing, func: Callable[..., Any], args: Sequence[Any], 
     call, unpacked = recurrent.call_of(func.__name__, args)
     with torch.no_grad():
         expected = func(*args, **kwargs)
-    with tracing.seen:
+    with tracing.traced:
         data, finals = recurrent.unroll(call)
-    found = (unpacked(data), *finals)
-    if not all(torch.allclose(a, b, 1e-2, 1e-3) for a, b in zip(found, expected, strict=True)):
+    results = (unpacked(data), *finals)
+    if not all(torch.allclose(a, b, 1e-2, 1e-3) for a, b in zip(results, expected, strict=True)):
         return NotImplemented
-    return found
+    return results
 
 
 RULES: dict[str, Rule] = {

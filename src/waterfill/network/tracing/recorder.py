@@ -1,4 +1,4 @@
-"""What is told of each product with a weight while a network runs, and to whom."""
+"""The interface of a recorder of products with weights, to which the tracer reports."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
@@ -43,12 +43,12 @@ class Recorder(ABC):
 
 @dataclass(frozen=True)
 class Tracing:
-    """What the rule of an operation works with.
+    """The context of an operation's rule.
 
-    views: which weight a tensor is. recorder: who is told. seen: the block in which calls are seen, for rules that
-    replace one call by several.
+    views: finds the weight that a tensor is. recorder: receives products. traced: the block in which calls are traced,
+    for rules that replace one call by several.
     """
 
     views: WeightViews
     recorder: Recorder
-    seen: AbstractContextManager[Any]
+    traced: AbstractContextManager[Any]

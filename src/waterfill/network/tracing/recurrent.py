@@ -1,4 +1,4 @@
-"""Recurrent layers step by step, as torch defines them, so that every product with a weight can be seen.
+"""Recurrent layers step by step, as torch defines them, so that every product with a weight can be traced.
 
 The equations are those of the documentation of torch.nn.LSTM, GRU and RNN. Sequences are taken in packed form: the
 entries of each time step after one another, and how many sequences are still running.

@@ -1,8 +1,8 @@
-"""Sees every product with a weight while a network runs, whichever module or line of code asks for it.
+"""Traces every product with a weight while a network runs, whichever module or line of code computes it.
 
 A torch function mode receives each call into torch. Where an argument is a weight, a view of one or its transpose, the
-call's rule adds what goes in and, when the gradient comes back, what its outputs are worth. Modules need no hooks, so
-that custom layers, tied weights and attention written by hand are covered alike.
+rule of the call reports the product to a recorder. Modules need no hooks, so that custom layers, tied weights and
+attention written by hand are covered alike.
 """
 
 import types
@@ -22,7 +22,7 @@ _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function
 
 
 class Tracer(TorchFunctionMode):
-    """Tells `recorder` of every product with a weight, while the block runs.
+    """Reports every product with a weight to `recorder`, while the block runs.
 
     others: by weight, calls without a rule. reached: weights that took part in a call with one.
     """
@@ -44,13 +44,13 @@ class Tracer(TorchFunctionMode):
         if not names:
             return func(*args, **kwargs)
         if isinstance(func, types.FunctionType) and not func.__globals__.keys().isdisjoint(_GUARDS):
-            with self:  # what it calls is seen
+            with self:  # its own calls are traced
                 return _opened(func)(*args, **kwargs)
         called = getattr(func, "__name__", "")
-        found = RULES[called](self._tracing, func, args, kwargs) if called in RULES else NotImplemented
-        if found is not NotImplemented:
+        traced = RULES[called](self._tracing, func, args, kwargs) if called in RULES else NotImplemented
+        if traced is not NotImplemented:
             self.reached.update(names)
-            return found
+            return traced
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.is_floating_point() and not any(self.views.names(result)):
             computed = any(self.views.computed(value, result) for value in values)
@@ -69,7 +69,7 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 @cache
 def _opened(func: types.FunctionType) -> types.FunctionType:
-    """A function of torch written in Python, without the guard that would hand it to the mode as a whole again."""
+    """A torch function written in Python, without the guards by which it would call the mode again as a whole."""
     names = dict(func.__globals__) | dict.fromkeys(_GUARDS, lambda *_: False)
     copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__

@@ -1,4 +1,4 @@
-"""Which part of which weight a tensor is.
+"""Finds which rows of which weight a tensor is.
 
 A weight is known by the memory it lies in, so that slices and transposes of it count as the weight; so does what is
 computed from a weight as a multiple of its rows: a copy, a cast, a weight made of a direction and a length.
@@ -19,8 +19,8 @@ from waterfill.network.tracing.derived import multiple_of_rows
 class WeightView:
     """Where a tensor lies in a weight: rows start to stop of it or of one matrix of a stack; transposed or not.
 
-    factors: what these rows were multiplied by before they were used, [rows]; None for nothing. moved: whether each row
-    was also moved by a number, such as its mean.
+    factors: of these rows before they were used, [rows]; None for none. moved: whether a number, such as its mean, was
+    also added to each row.
     """
 
     name: str
@@ -30,7 +30,7 @@ class WeightView:
     moved: bool = False
 
     def times(self, values: Tensor, dim: int = 0, power: int = 1) -> Tensor:
-        """What goes into the rows, or comes back to them, along `dim`, as it counts for the weight itself."""
+        """Inputs or gradients of the rows along `dim`, multiplied by the factors that relate them to the weight."""
         if self.factors is None:
             return values
         shape = [1] * values.ndim
@@ -75,10 +75,10 @@ class WeightViews:
             return False
         if view.transposed:
             value, result = value.mT, result.mT
-        found = multiple_of_rows(value, result, self.layouts[view.name].matrix)
-        if found is None:
+        multiple = multiple_of_rows(value, result, self.layouts[view.name].matrix)
+        if multiple is None:
             return False
-        factors, moved = found
+        factors, moved = multiple
         factors = factors if view.factors is None else factors * view.factors
         held = _Held(view.name, result, factors, moved or view.moved)
         self._held[_place(result)].append(held)
@@ -86,20 +86,20 @@ class WeightViews:
         return True
 
     def forget(self) -> None:
-        """A batch is done: what was computed from weights on the way is gone."""
+        """Drop the tensors that were computed from weights, at the end of a batch."""
         for place, held in self._computed:
             self._held[place] = [kept for kept in self._held[place] if kept is not held]
         self._computed.clear()
 
     def locate(self, value: Any) -> WeightView | None:
-        """What part of which weight a tensor is; None if it is none, or a view that has no rows of it."""
+        """The rows of the weight that a tensor views; None if it is no view of a weight, or not of whole rows."""
         if not isinstance(value, Tensor):
             return None
         for held in self._held.get(_place(value), ()):
-            found = self._rows_in(held, value)
-            if found is None:
+            rows = self._rows_in(held, value)
+            if rows is None:
                 continue
-            start, stop, transposed = found
+            start, stop, transposed = rows
             factors = None if held.factors is None else held.factors[start:stop]
             return WeightView(held.name, (start, stop), transposed, factors, held.moved)
         return None

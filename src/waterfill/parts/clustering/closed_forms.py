@@ -1,4 +1,4 @@
-"""Optimal books, and optimal sums of a book and a few free entries, that need no search.
+"""Optimal codebooks that need no search.
 
 All take plain vectors (float64 inside) and minimize the squared error exactly.
 """
@@ -36,39 +36,3 @@ def powers_of_two(top: int, levels: int) -> np.ndarray:
 def nearest(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """The index [n] of the level (ascending) nearest to each value."""
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
-
-
-def fixed_book_plus_sparse(x: np.ndarray, levels: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [n] and corrections [n], at most `kept` nonzero, of least squared error for a given book.
-
-    Nearest level everywhere, then the largest residuals are corrected in full: the error is a sum over entries, and a
-    corrected entry costs nothing whatever its code (arXiv 2107.04380, section on sums with a fixed codebook).
-    """
-    codes = nearest(x, levels)
-    residual = x - levels[codes]
-    corrected = np.argsort(-np.abs(residual), kind="stable")[:kept]
-    corrections = np.zeros_like(residual)
-    corrections[corrected] = residual[corrected]
-    return codes, corrections
-
-
-def binary_plus_sparse(x: np.ndarray, kept: int) -> tuple[float, np.ndarray]:
-    """The a of the book {-a, a} and the corrections [n], at most `kept` nonzero, of least squared error.
-
-    For any a the entries to correct are those whose magnitude is farthest from a, so the others are a window of the
-    sorted magnitudes; the best window is that of least variance, found by prefix sums in O(n log n).
-    """
-    magnitude = np.abs(x).astype(np.float64)
-    order = np.argsort(magnitude, kind="stable")
-    size = max(len(x) - kept, 0)
-    if size == 0:
-        return 0.0, x.astype(np.float64)
-    first = np.append(0.0, np.cumsum(magnitude[order]))
-    second = np.append(0.0, np.cumsum(magnitude[order] ** 2))
-    sums = first[size:] - first[: len(first) - size]
-    spread = second[size:] - second[: len(second) - size] - sums**2 / size
-    begin = int(spread.argmin())
-    a = float(sums[begin] / size)
-    corrections = x - np.where(x < 0, -a, a)
-    corrections[order[begin : begin + size]] = 0.0
-    return a, corrections

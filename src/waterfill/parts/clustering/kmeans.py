@@ -42,7 +42,7 @@ def collect(x: np.ndarray, w: np.ndarray) -> Bins:
     edges = _edges(x)
     index = np.searchsorted(edges, x, side="right") - 1
     x = x.astype(np.float64)
-    # A value that costs nothing still needs a level; the smallest weight keeps every mean defined.
+    # A value of zero weight still needs a level; a tiny weight keeps every mean defined.
     w = w + max(1e-9 * float(w.mean()), 1e-30)
     sums = [np.bincount(index, weights=v, minlength=len(edges)) for v in (np.ones_like(x), w, w * x, w * x * x)]
     used = sums[0] > 0
@@ -118,7 +118,7 @@ def _row_maxima(
 
 @dataclass(frozen=True)
 class Book:
-    """Levels [k] (float64, ascending), the bits [k] of each, and what they cost on the histogram, in nats."""
+    """Levels [k] (float64, ascending), the bits [k] of each, and distortion + price * bits on the histogram, nats."""
 
     levels: np.ndarray
     bits: np.ndarray

@@ -1,9 +1,9 @@
-"""What leaving out an entry costs: by its magnitude, by its inputs, or by what the others can make up for.
+"""The cost of pruning an entry: by its magnitude, by its inputs, or after the others compensate for it.
 
-The last is that of optimal brain surgery, w^2 / [A^-1]_ii, in one sweep over the columns as in SparseGPT (arXiv
+The last is that of Optimal Brain Surgeon, w^2 / [A^-1]_ii, in one sweep over the columns as in SparseGPT (arXiv
 2301.00774): with A^-1 = U^T U, U upper triangular, U_ii^2 is the diagonal entry of the inverse over the columns from i
-on, so w_i^2 / U_ii^2 is the least increase of the error if column i goes, those before it are settled, and those after
-it are free. A block of several columns has |w_B U_BB^-1|^2, exactly.
+on, so w_i^2 / U_ii^2 is the least increase of the error if column i is pruned, those before it are fixed, and those
+after it are free. A block of several columns has |w_B U_BB^-1|^2, exactly.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from waterfill.importance import Importance
 from waterfill.parts.pruning.patterns import Blocks, Groups
 
 AUTO, MAGNITUDE, ACTIVATION, HESSIAN = CRITERIA = ("auto", "magnitude", "activation", "hessian")
-_LAZY = 128  # columns after which the others hear of the errors
+_BLOCK = 128  # columns after which the errors are propagated to the others (lazy updates, as in GPTQ)
 _STEPS = 64  # in which all columns are eliminated
 _ROUNDS = 4  # of sweeps for the threshold that keeps a given share
 
@@ -35,7 +35,7 @@ def static(target: Tensor, importance: Importance, criterion: str) -> Tensor:
 
 
 def within_rows(gain: Tensor) -> Tensor:
-    """Gains [rows, units] replaced by what orders them by their place in their own row first, then by their size."""
+    """Scores that order gains [rows, units] by their rank in their own row first, then by their size."""
     place = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     order = gain.reshape(-1).argsort(stable=True).argsort().reshape(gain.shape)
     return (gain.shape[1] - 1 - place).double() + order.double() / max(1, gain.numel())
@@ -66,7 +66,7 @@ class ObsSweep:
         return 0.5 * self.importance.row_weights(self.target.shape[0])
 
     def blocks(self, units: Blocks, threshold: float) -> tuple[Tensor, Tensor]:
-        """The gains of all units as they are when the sweep comes to them, and which were above the threshold."""
+        """The gain of each unit when the sweep reaches it, and whether it is above the threshold."""
         tall, wide = units.grid((self.target.shape[0], self.target.shape[1]))
         gains = torch.zeros(tall, wide, dtype=torch.float32, device="cpu")
         fill = tall * units.height - len(self.rows)
@@ -81,10 +81,10 @@ class ObsSweep:
         return gains, gains > threshold
 
     def columns(self) -> Tensor:
-        """What dropping each column from all rows costs when its turn comes, [cols], rising in order of elimination.
+        """The cost of pruning each column from all rows when its turn comes, [cols], rising in order of elimination.
 
-        The cheapest columns go first, a few at a time; after each step the others make up for it, and the inverse is
-        that over the columns that are left.
+        The columns of least cost are pruned first, a few at a time; after each step the others compensate, and the
+        inverse is updated to the columns that are left.
         """
         H = (self.factor.T @ self.factor).double()
         W, rows = self.target.double(), self.rows.double()
@@ -93,17 +93,17 @@ class ObsSweep:
         step = max(1, cols // _STEPS)
         while len(left):
             gain = (rows @ W.square()) / H.diagonal()
-            going = gain.argsort()[:step]
-            staying = torch.ones(len(left), dtype=torch.bool, device="cpu").index_fill_(0, going, False)
-            order.append(left[going])
-            costs.append(gain[going])
-            made_up = torch.linalg.solve(H[going][:, going], H[going][:, staying])
-            W = W[:, staying] - W[:, going] @ made_up
-            H = H[staying][:, staying] - H[:, going][staying] @ made_up
+            pruned = gain.argsort()[:step]
+            staying = torch.ones(len(left), dtype=torch.bool, device="cpu").index_fill_(0, pruned, False)
+            order.append(left[pruned])
+            costs.append(gain[pruned])
+            compensation = torch.linalg.solve(H[pruned][:, pruned], H[pruned][:, staying])
+            W = W[:, staying] - W[:, pruned] @ compensation
+            H = H[staying][:, staying] - H[:, pruned][staying] @ compensation
             left = left[staying]
         places = torch.linspace(0, 1e-6, cols, dtype=torch.float64, device="cpu")
-        found = torch.cat(costs).cummax(0).values * (1 + places)
-        return torch.empty(cols, dtype=torch.float64, device="cpu").index_copy_(0, torch.cat(order), found)
+        rising = torch.cat(costs).cummax(0).values * (1 + places)
+        return torch.empty(cols, dtype=torch.float64, device="cpu").index_copy_(0, torch.cat(order), rising)
 
     def groups(self, units: Groups) -> Tensor:
         """The mask of an N:M pattern; each group is decided when the sweep comes to its first column."""
@@ -116,11 +116,11 @@ class ObsSweep:
                 mask[:, here] = units.select((weights[:, : units.size] / scale[here]).square())
             return ~mask[:, start : start + 1]
 
-        self._sweep(1, drop, max(_LAZY // units.size, 1) * units.size)
+        self._sweep(1, drop, max(_BLOCK // units.size, 1) * units.size)
         return mask
 
     def share(self, units: Blocks, count: int) -> Tensor:
-        """Gains whose `count` largest are to be kept: those of a sweep with the threshold that keeps about so many."""
+        """Gains whose `count` largest are to be kept, from a sweep with a threshold that keeps about so many."""
         gains = units.folded(static(self.target, self.importance, HESSIAN)).sum((2, 3))
         if not 0 < count < gains.numel():
             return gains
@@ -129,14 +129,14 @@ class ObsSweep:
             gains, _ = self.blocks(units, threshold)
         return gains
 
-    def _sweep(self, width: int, drop: Callable[[int, Tensor, Tensor], Tensor], lazy: int = _LAZY) -> None:
+    def _sweep(self, width: int, drop: Callable[[int, Tensor, Tensor], Tensor], block: int = _BLOCK) -> None:
         """Visit blocks of `width` columns from the first to the last.
 
-        drop: (first column, errors [rows, width] that leaving it out would make, in units of U; the weights from there
-        on to the end of what is up to date) -> what is left out, bool, broadcast against the errors.
+        drop: (first column, errors [rows, width] of pruning it, in units of U, the updated weights from there on) ->
+        whether each entry is pruned, bool, broadcast against the errors.
         """
         U, W = self.factor, self.target.clone()
-        cols, span = W.shape[1], max(lazy // width, 1) * width
+        cols, span = W.shape[1], max(block // width, 1) * width
         for first in range(0, cols, span):
             last = min(first + span, cols)
             errors = torch.zeros(len(W), last - first, dtype=W.dtype, device="cpu")

@@ -1,7 +1,7 @@
-"""A support found by leaving out a share of the units at a time, with the exact refit after each.
+"""Gradual pruning: a share of the units at a time, with a refit of the others after each step.
 
-What a unit adds to the error if it goes alone is right for the last one to go, but not while many are to go that could
-have stood in for each other. Refitting in between shows who took over (docs/parts.md has the comparison).
+The cost of pruning one unit by itself is right for the last one, but not while many are to be pruned that could
+compensate for each other. Refitting in between updates the costs (docs/parts.md has the comparison).
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from waterfill.importance import Importance
 from waterfill.parts.pruning.patterns import Blocks, Groups, largest
 from waterfill.parts.pruning.refit import refit
 
-_STAYING, _SLICE = 0.8, 0.06  # after each step at least so many of the units, and at most so many of all gone
-_STEPS = 6  # of conjugate gradients in between
-_SHARE_AT_ONCE = 0.02  # of the units; so few go without another look
-_CHEAP = 0.1  # of the threshold; what gains less goes at once, however much it is
+_STAYING, _SLICE = 0.8, 0.06  # shares: kept of the units left in each step, at least; pruned of all, at most
+_STEPS = 6  # of conjugate gradients after each step
+_SHARE_AT_ONCE = 0.02  # of the units; so few are pruned without another round
+_CHEAP = 0.1  # of the threshold; units of less gain are pruned at once, however many they are
 
 
 class GradualPruning:
@@ -31,7 +31,7 @@ class GradualPruning:
 
     @property
     def gain(self) -> Tensor:
-        """What each unit would add to the distortion if it alone went, the others as they are; 0 for those gone."""
+        """The rise of the distortion if a unit alone were pruned, the others unchanged; 0 for pruned ones."""
         folded = self.units.folded(self._fitted)
         image = torch.einsum("twhi,wij->twhj", folded, self._corners) * folded
         weights = torch.nn.functional.pad(
@@ -41,11 +41,11 @@ class GradualPruning:
 
     @property
     def distortion(self) -> float:
-        """What is lost with the units that are gone, nats."""
+        """The distortion of what is pruned so far, nats."""
         return self.importance.distortion(self.target - self._fitted)
 
     def to(self, count: int) -> Tensor:
-        """Go on until `count` units are kept: their mask."""
+        """Prune until `count` units are kept; their mask."""
         kept = int(self.mask.sum())
         while kept > count:
             kept = max(count, self._next(kept))
@@ -53,7 +53,7 @@ class GradualPruning:
         return self.mask
 
     def until(self, threshold: Callable[[Tensor], float], scale: float) -> Tensor:
-        """Go on while there are gains of at most scale * threshold(gains): the mask of what is kept then."""
+        """Prune while there are gains of at most scale * threshold(gains); the mask of the units kept."""
         while True:
             gain, kept = self.gain, int(self.mask.sum())
             level = scale * threshold(gain)
@@ -66,11 +66,11 @@ class GradualPruning:
                 return self.mask
 
     def _next(self, kept: int, most: float = _SLICE) -> int:
-        """How many may be kept after the next step; `most`: the share of all that may go."""
+        """How many are kept after the next step; `most`: the share of all that may be pruned."""
         return kept - max(1, min(int((1 - _STAYING) * kept), int(most * self.mask.numel())))
 
     def _keep(self, count: int) -> None:
-        """The `count` units of most gain."""
+        """Keep the `count` units of largest gain, and refit their values."""
         self.mask = largest(self.gain.masked_fill(~self.mask, -1.0), count)
         ones = torch.ones(self.units.values_shape(self.mask, self.shape), dtype=torch.float32, device="cpu")
         support = self.units.scatter(ones, self.mask, self.shape) > 0
@@ -87,8 +87,8 @@ def _corners(importance: Importance, units: Blocks, cols: int) -> Tensor:
     )
 
 
-def thin_groups(target: Tensor, importance: Importance, groups: Groups) -> Tensor:
-    """The mask of an N:M pattern: one of each group goes at a time."""
+def prune_groups(target: Tensor, importance: Importance, groups: Groups) -> Tensor:
+    """The mask of an N:M pattern, pruned gradually: one entry of each group at a time."""
     weights = importance.entry_weights(target.shape[0], target.shape[1])
     mask, fitted = torch.ones(target.shape, dtype=torch.bool, device="cpu"), target
     for kept in range(groups.size - 1, groups.kept - 1, -1):

@@ -1,4 +1,4 @@
-"""Patterns of sparsity: which entries may be kept together, and where the kept ones are.
+"""Patterns of sparsity: the units in which entries are kept, and masks of the kept ones.
 
 A pattern lays a grid of units over a matrix [rows, cols]; a mask says which units are kept; the kept entries form a
 smaller matrix, the values.
@@ -22,7 +22,7 @@ MOST_CHOICES = 255
 
 
 class Pattern(Protocol):
-    """What `Blocks` and `Groups` have in common. Masks are bool tensors, one entry per unit."""
+    """The interface of `Blocks` and `Groups`. Masks are bool tensors, one entry per unit."""
 
     def gather(self, matrix: Tensor, mask: Tensor) -> Tensor:
         """The values [v, u] of the kept units of `matrix` [rows, cols]."""
@@ -34,7 +34,7 @@ class Pattern(Protocol):
         """The shape of `gather`."""
 
     def plan(self, mask: Tensor) -> coded.Plan:
-        """How the mask is coded."""
+        """The plan by which the mask is coded."""
 
     def write(self, mask: Tensor, plan: coded.Plan, out: Sink) -> None:
         """Pattern and mask; `plan` is that of the mask."""

@@ -1,4 +1,4 @@
-"""The exact values on a given support: what is kept makes up for what is not, as far as it can."""
+"""The optimal values on a given support: the kept entries compensate for the pruned ones."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ _SMALL = 1 << 16  # entries; larger weights with a Gram matrix of data are refit
 def refit(
     target: Tensor, support: Tensor, importance: Importance, start: Tensor | None = None, steps: int = MOST_STEPS
 ) -> Tensor:
-    """The matrix [rows, cols] on `support` (bool) nearest to `target` under the importance; `start`: one near to it.
+    """The matrix [rows, cols] on `support` (bool) nearest to `target` under the importance; `start`: a first guess.
 
     Row by row the normal equations A_SS v_S = (A w)_S, solved for all rows at once by conjugate gradients with the
     diagonal of A as preconditioner; every step lowers the distortion, so stopping early is safe. A support that all
@@ -24,7 +24,7 @@ def refit(
         solved = _solved(wide, support[0], importance)
         if solved is not None:
             return solved.to(target.dtype)
-    near = 1e-6 if data and wide is target else 1e-10  # of the first error in the metric, which is enough
+    near = 1e-6 if data and wide is target else 1e-10  # of the first error, squared, in the metric
     scale = importance.column_weights(target.shape[1]).to(wide).clamp_min(torch.finfo(torch.float32).tiny)
     fitted = (wide if start is None else start.to(wide)) * support
     residual = importance.times_gram(wide - fitted) * support

@@ -1,7 +1,7 @@
-"""How codes on a grid are found: round, fit the densities to that, choose by the true cost, and then once more.
+"""Candidates of quantized matrices: round, fit densities to the codes, choose codes by their cost under them, repeat.
 
 Scalar steps are those of high-rate theory, D = w Delta^2 / 24 per entry at a slope of price nats per bit
-(docs/theory.md); with codes chosen by their true cost they stay the best down to below one bit (docs/decisions.md).
+(docs/theory.md); with codes chosen by rate and distortion they stay the best down to below one bit (docs/decisions.md).
 """
 
 from collections.abc import Callable
@@ -20,22 +20,22 @@ from waterfill.parts.quantizer.feedback import Feedback, feed_back
 from waterfill.parts.quantizer.grid import Grid, candidate_grids, step_weights
 
 LARGE = 1 << 22
-"""From so many entries on one round of choosing is enough, and some of the rows tell the best step."""
-_ENTRIES_TRIED_WHOLE = 1 << 16  # from so many on some of the rows tell which grid is best: of so many entries,
-_ENTRIES_TRIED = 1 << 15
-_FEWEST_ROWS, _ROWS_ENOUGH = 64, 128  # and never fewer rows than the first, nor than the second unless they are long
-_LONG_ROW = 1 << 12
-_ENTRIES_OF_DENSITY = 1 << 16  # entries that densities are fitted to
+"""In matrices of so many entries one round of choosing is enough, and the best step is found on some of the rows."""
+_ENTRIES_TRIED_WHOLE = 1 << 16  # of larger matrices the grids are compared on some of the rows, of about
+_ENTRIES_TRIED = 1 << 15  # entries,
+_FEWEST_ROWS, _ROWS_ENOUGH = 64, 128  # but at least so many rows: the first where they are long
+_LONG_ROW = 1 << 12  # columns
+_ENTRIES_OF_DENSITY = 1 << 16  # sampled entries to which densities are fitted
 _ROUGH = 256.0  # products of errors in bfloat16, 2^-9 apart, then add a thousandth to the distortion
 _CHUNKS_AT_A_TIME = 2  # chunks of rows quantized at once
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How codes are found on a grid: along a trellis of so many states, or 0; with errors fed back on a device.
+    """How codes are chosen on a grid. states: of a trellis, 0 for scalar codes. device: where errors are fed back.
 
-    rough: with products of errors in bfloat16 where that is quicker. like: densities of similar codes, whose factors
-    and taps the first ones have; found anew where it is None.
+    rough: whether products of errors may be in bfloat16 where that is faster. like: a density model of similar codes,
+    whose axes and taps the first fit takes; None to search for them.
     """
 
     states: int = 0
@@ -46,7 +46,10 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Codes [rows, cols] (int8, int16 or int32) on a grid, and what chose them; no feedback: each stands alone."""
+    """Codes [rows, cols] (int8, int16 or int32) on a grid, and how they were chosen.
+
+    feedback: None where every entry is chosen by itself.
+    """
 
     codes: np.ndarray
     grid: Grid
@@ -60,7 +63,7 @@ class Candidate:
 
     @property
     def states(self) -> int:
-        """Of the trellis that the codes run along; 0 where there is none, or nothing to tell codes by."""
+        """States of the trellis that the codes run along; 0 where there is none, or all codes are equal."""
         differ = self.codes.size > 0 and self.codes.min() < self.codes.max()
         return self.chooser.states if differ else 0
 
@@ -70,93 +73,95 @@ class Candidate:
         return self.codes.reshape(len(self.codes), -1, len(self.chooser.model.positions))
 
     @classmethod
-    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, way: Choices) -> "Candidate":
-        """Round, fit the densities to that, and choose by the true cost under them."""
+    def rounded(cls, target: Tensor, importance: Importance, price: float, grid: Grid, choices: Choices) -> "Candidate":
+        """Round, fit densities to the rounded codes, and choose codes by their cost under these."""
         shape = (target.shape[0], target.shape[1])
         kernel = density_model.spatial(shape[1], importance.kernel)
         positions = int(np.prod(kernel)) if kernel else 1
         codes = _by_rows(shape, lambda rows: np.rint(_in_steps(target, grid, rows)).astype(np.int32))
         cube = codes.reshape(shape[0], -1, positions)
-        if way.like is None:
-            model = fitting.fit(cube, kernel, way.states, _ENTRIES_OF_DENSITY)
+        if choices.like is None:
+            model = fitting.fit(cube, kernel, choices.states, _ENTRIES_OF_DENSITY)
         else:
-            model = fitting.fit_like(cube, kernel, way.like, way.states, _ENTRIES_OF_DENSITY)
+            model = fitting.fit_like(cube, kernel, choices.like, choices.states, _ENTRIES_OF_DENSITY)
         if importance.gram is None and model.flat and codes.size >= _ENTRIES_TRIED_WHOLE:
-            grid = grid.nearer(fitting.base_offset(cube, model, way.states))
+            grid = grid.nearer(fitting.base_offset(cube, model, choices.states))
         row, col = step_weights(shape, importance)
         weights = (
             0.5 * row * grid.row_scales(shape[0]).astype(np.float64) ** 2 / price,
             col * grid.col_scales(shape[1]).astype(np.float64) ** 2,
         )
-        chooser = Chooser(model, kernel, weights, way.states)
-        feedback = _feedback(importance.lower, grid.col_scales(shape[1]), chooser, way)
+        chooser = Chooser(model, kernel, weights, choices.states)
+        feedback = _feedback(importance.lower, grid.col_scales(shape[1]), chooser, choices)
         return cls(_choose(target, grid, chooser, feedback), grid, chooser, feedback)
 
     def again(self, target: Tensor) -> "Candidate":
-        """Choose once more, under densities fitted to the codes as they are now."""
+        """Fit the densities to the codes again, and choose codes once more."""
         states = self.chooser.states
         model = fitting.fit_like(self.cube, self.kernel, self.chooser.model, states, _ENTRIES_OF_DENSITY)
         chooser = replace(self.chooser, model=model)
         return replace(self, codes=_choose(target, self.grid, chooser, self.feedback), chooser=chooser)
 
     def bits(self, share: float) -> float:
-        """What the densities at hand need, and the grid's scales; these rows are so large a share of all."""
+        """Bits of the codes under their densities, and of the grid's scales; share: of these rows in all."""
         vectors = (self.grid.channels, self.grid.places)
         side = share * sum(len(v) for v in vectors if v is not None)
         side += 0 if self.grid.rows is None else len(self.grid.rows)
         return fitting.total_bits(self.cube, self.kernel, self.chooser.model, self.chooser.states) + 3.0 * side
 
     def error(self, target: Tensor) -> Tensor:
-        """What the codes leave of the target, [rows, cols]."""
+        """The target minus the restored codes, [rows, cols]."""
         return target - self.grid.restored(torch.from_numpy(self.codes), slice(None))
 
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """A draft of some rows, the grid that all rows would have, D + price * bits, and whether bfloat16 will do."""
+    """A candidate of some rows, the grid that all rows would have, D + price * bits, and whether bfloat16 will do."""
 
-    draft: Candidate
+    candidate: Candidate
     grid: Grid
     cost: float
     rough: bool
 
 
-def drafted(target: Tensor, importance: Importance, price: float, way: Choices) -> Candidate:
-    """The draft of least cost, of all grids and, where `way` has states, with codes along the trellis or without.
+def best_candidate(target: Tensor, importance: Importance, price: float, choices: Choices) -> Candidate:
+    """The candidate of least cost over all grids and, where `choices` has states, with the trellis or without.
 
-    Budget and importance lie on the CPU, whatever the device of the feedback.
+    Target and importance lie on the CPU, whatever the device of the feedback.
     """
     cols = max(1, target.shape[1])
     least = max(_ENTRIES_TRIED // cols, _FEWEST_ROWS if cols >= _LONG_ROW else _ROWS_ENOUGH)
     every = max(1, len(target) // least) if target.numel() >= _ENTRIES_TRIED_WHOLE else 1
-    tried = _cheapest(target, importance, price, way, every)
+    tried = _cheapest(target, importance, price, choices, every)
     if every == 1:
-        return tried.draft.again(target)
-    way = replace(way, states=tried.draft.chooser.states, rough=tried.rough and target.numel() >= LARGE)
-    draft = Candidate.rounded(target, importance, price, tried.grid, way)
-    return draft.again(target) if target.numel() < LARGE else draft
+        return tried.candidate.again(target)
+    choices = replace(choices, states=tried.candidate.chooser.states, rough=tried.rough and target.numel() >= LARGE)
+    candidate = Candidate.rounded(target, importance, price, tried.grid, choices)
+    return candidate.again(target) if target.numel() < LARGE else candidate
 
 
-def _cheapest(target: Tensor, importance: Importance, price: float, way: Choices, every: int) -> _Trial:
+def _cheapest(target: Tensor, importance: Importance, price: float, choices: Choices, every: int) -> _Trial:
     """The grid on which one in `every` rows cost least, along a trellis or not."""
     grids = candidate_grids(target, importance, price)  # first of all: what it factorizes is shared
     rows = slice(None, None, every)
-    seen, share = target[rows], importance.select_rows(rows)
+    sampled, sampled_importance = target[rows], importance.select_rows(rows)
 
-    def trial(grid: Grid, way: Choices) -> _Trial:
-        draft = Candidate.rounded(seen, share, price, grid.select_rows(rows), way)
+    def trial(grid: Grid, choices: Choices) -> _Trial:
+        candidate = Candidate.rounded(sampled, sampled_importance, price, grid.select_rows(rows), choices)
         if not several and every == 1:
-            return _Trial(draft, grid, 0.0, False)
-        error = draft.error(seen)
-        by_row = share.by_row(error, error)
-        cost = 0.5 * float((share.rows.double() * by_row).sum()) + price * draft.bits(1 / every)
-        return _Trial(draft, grid, cost, _rough_will_do(error, by_row, importance))
+            return _Trial(candidate, grid, 0.0, False)
+        error = candidate.error(sampled)
+        by_row = sampled_importance.by_row(error, error)
+        cost = 0.5 * float((sampled_importance.rows.double() * by_row).sum()) + price * candidate.bits(1 / every)
+        return _Trial(candidate, grid, cost, _rough_will_do(error, by_row, importance))
 
-    several = len(grids) > 1 or way.states > 0
-    tried = [trial(grid, replace(way, states=0)) for grid in grids]
-    if way.states:
-        unit = price * max(1, seen.numel())
-        tried += [trial(one.grid.finer(one.cost / unit), replace(way, like=one.draft.chooser.model)) for one in tried]
+    several = len(grids) > 1 or choices.states > 0
+    tried = [trial(grid, replace(choices, states=0)) for grid in grids]
+    if choices.states:
+        unit = price * max(1, sampled.numel())
+        tried += [
+            trial(one.grid.finer(one.cost / unit), replace(choices, like=one.candidate.chooser.model)) for one in tried
+        ]
     return min(tried, key=lambda one: one.cost)
 
 
@@ -168,8 +173,8 @@ def _rough_will_do(error: Tensor, cost: Tensor, importance: Importance) -> bool:
     """
     if importance.gram is None or len(importance.gram) != error.shape[1]:
         return False
-    alone = float(error.square().sum(0) @ importance.gram.diagonal().to(error))
-    return alone <= _ROUGH * float(cost.sum())
+    independent = float(error.square().sum(0) @ importance.gram.diagonal().to(error))
+    return independent <= _ROUGH * float(cost.sum())
 
 
 def _in_steps(target: Tensor, grid: Grid, rows: slice) -> np.ndarray:
@@ -192,13 +197,13 @@ def _by_rows(shape: tuple[int, int], make: Callable[[slice], np.ndarray], chunks
     return codes
 
 
-def _feedback(lower: np.ndarray | None, scales: np.ndarray, chooser: Chooser, way: Choices) -> Feedback | None:
+def _feedback(lower: np.ndarray | None, scales: np.ndarray, chooser: Chooser, choices: Choices) -> Feedback | None:
     """How errors are fed back through the factor `lower`; None where every entry stands alone."""
     positions = len(chooser.model.positions)
     if lower is None and positions == 1 and not chooser.states:
         return None
     lower = np.eye(positions) if lower is None else lower
-    return Feedback(lower, scales[: len(lower)], way.rough, way.device)
+    return Feedback(lower, scales[: len(lower)], choices.rough, choices.device)
 
 
 def _choose(target: Tensor, grid: Grid, chooser: Chooser, feedback: Feedback | None) -> np.ndarray:

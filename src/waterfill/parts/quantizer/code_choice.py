@@ -59,7 +59,7 @@ def choose_codes(
 
 @dataclass(frozen=True, eq=False)
 class CodeCosts:
-    """What the choice of the codes of some rows depends on, when columns are visited in the order of feedback.
+    """The costs of codes of some rows, when columns are visited in the order of feedback.
 
     Column c * n + i is channel c of visit i. row_scale [rows], col_scale [n, channels]: scale indices (int32), added.
     row_weight, col_weight, the same shapes: bits per squared step (float32), multiplied. near, taps: int32 [n, taps],
@@ -90,7 +90,7 @@ class CodeCosts:
 
 @lru_cache(maxsize=16)
 def _prices(shape: int, along: bool) -> np.ndarray:
-    """Bits [scales, phases, 256]; codes along a trellis pay for the value of an escape too."""
+    """Bits [scales, phases, 256]; along a trellis the value of an escape is included."""
     prices = price_tables(shape)
     if along:
         prices = prices.copy()
@@ -100,7 +100,7 @@ def _prices(shape: int, along: bool) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Chooser:
-    """What the choice of a code depends on.
+    """Chooses codes by distortion + price * bits.
 
     model: the densities of the codes [rows, channels, positions]. kernel: their spatial extent, () for none. weights:
     [rows] and [cols], bits per squared step of row and column. states: of the trellis that the codes run along, or 0.
@@ -112,14 +112,14 @@ class Chooser:
     states: int = 0
 
     def __call__(self, rows: slice, x: np.ndarray) -> np.ndarray:
-        """Codes (int32) for targets x [rows, cols] (float32, in steps), each alone; there is no kernel."""
+        """Codes (int32) for targets x [rows, cols] (float32, in steps), each by itself; there is no kernel."""
         row, col = self.weights
         first, second, third = self.model.factors(len(row), len(col))
         scale = first[rows], second + third
         return choose_codes(x, scale, _NONE, _prices(self.model.shape, False), (row[rows], col))
 
     def rule(self, rows: slice, visits: int) -> CodeCosts:
-        """How the codes of these rows are chosen when their columns are visited `visits` times."""
+        """The costs of the codes of these rows when their columns are visited `visits` times."""
         row, col = self.weights
         positions = len(self.model.positions)
         channels = len(col) // positions

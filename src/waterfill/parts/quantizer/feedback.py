@@ -32,7 +32,7 @@ def quick_products() -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """How errors reach later visits.
+    """How errors are fed back to later visits.
 
     lower: T [n, n], of A = T^T T. steps: [n], those of the visits against each other. rough: products between blocks
     may be in bfloat16 where that is quicker. device: where the choice runs.
@@ -45,7 +45,7 @@ class Feedback:
 
     @cached_property
     def unit(self) -> float:
-        """What T is divided by: so it stays in the range of float32."""
+        """The divisor of T that keeps it in the range of float32."""
         return 1.0 if self.lower.dtype == np.float32 else float(np.diagonal(self.lower).max())
 
     @cached_property
@@ -62,18 +62,18 @@ class Feedback:
 
     @cached_property
     def scales(self) -> Tensor:
-        """What turns T / unit times errors into steps of a visit, [n, 1] (float32)."""
+        """Factors from T / unit times errors to steps of a visit, [n, 1] (float32)."""
         diagonal = np.diagonal(self.lower) * self.steps
         return torch.from_numpy((self.unit / diagonal).astype(np.float32))[:, None]
 
     def ratio(self, now: slice) -> np.ndarray:
-        """By what an error moves the later targets of a block, in steps of both: T_ij s_j / (T_ii s_i), float32."""
+        """Factors by which an error moves later targets of a block, in steps: T_ij s_j / (T_ii s_i), float32."""
         diagonal = np.diagonal(self.lower)[now] * self.steps[now]
         return (self.lower[now, now] * self.steps[now] / diagonal[:, None]).astype(np.float32)
 
 
 def feed_back(x: np.ndarray, feedback: Feedback, rule: CodeCosts) -> np.ndarray:
-    """Codes (int32) of x [n, channels, rows] (float32, in steps): visit i quantizes x[i] as errors before it ask for.
+    """Codes (int32) of x [n, channels, rows] (float32, in steps): visit i quantizes x[i] plus the errors fed back.
 
     On return x holds x - codes.
     """

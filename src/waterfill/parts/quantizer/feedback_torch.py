@@ -1,8 +1,7 @@
-"""Successive quantization with feedback on any device: the algorithm of `waterfill.parts.feedback` in torch.
+"""Successive quantization with feedback on any device: the algorithm of `feedback` in torch, for GPUs.
 
-Where a graphics card fits in: a visit's entries are chosen all at once, and so are those of all paths of a trellis that
-do not wait for each other, that is of all chunks of rows and all lanes. Only visits follow one another and, along a
-trellis, the rows of a chunk.
+All entries of a visit are chosen in parallel, and so are all paths of a trellis that do not depend on each other, that
+is of all chunks of rows and all lanes. Visits are sequential and, along a trellis, the rows of a chunk.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ _ESCAPE = density.ESCAPE & 255
 
 @dataclass(frozen=True, eq=False)
 class _Choice:
-    """What the choice of one visit's codes depends on, [channels, rows] each: scale indices, means in eighths, weights.
+    """The costs of one visit's codes, [channels, rows] each: scale indices, means in eighths, weights.
 
     prices: bits [scales, phases, 256].
     """
@@ -31,8 +30,8 @@ class _Choice:
     weight: Tensor
     prices: Tensor
 
-    def alone(self, x: Tensor) -> Tensor:
-        """Codes (int32) that each cost least; see `waterfill.parts.choose`."""
+    def independent(self, x: Tensor) -> Tensor:
+        """The code (int32) of least cost for each entry by itself; see `code_choice`."""
         shift = ((self.scale - density.SCALES + 8) >> 3).clamp_min(0)
         half = torch.where(shift > 0, 1 << (shift - 1).clamp_min(0), 0)
         whole, phase = _center(self.mean)
@@ -49,7 +48,7 @@ class _Choice:
         return best
 
     def cosets(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The least cost and the code (int32) by coset, both [4, channels, rows]; see `waterfill.parts.viterbi`."""
+        """The least cost and the code (int32) by coset, both [4, channels, rows]; see `viterbi`."""
         index = self.scale.clamp(0, len(self.prices) - 1)
         x = x.clamp(-float(FARTHEST), float(FARTHEST))
         coset = torch.arange(4, dtype=torch.int32, device=x.device)[:, None, None]
@@ -110,13 +109,13 @@ def feed_back(x: Tensor, feedback: Feedback, rule: CodeCosts) -> Tensor:
             if i:
                 target = target + torch.tensordot(ratio[i, :i], errors[start:visit], dims=1)
             choice = tables.choice(visit, codes)
-            codes[visit] = _along(choice, target, ends, (visit, rule)) if rule.states else choice.alone(target)
+            codes[visit] = _along(choice, target, ends, (visit, rule)) if rule.states else choice.independent(target)
             errors[visit] -= codes[visit]
     return codes
 
 
 def _along(choice: _Choice, target: Tensor, ends: Tensor, at: tuple[int, CodeCosts]) -> Tensor:
-    """Codes [channels, rows] along the trellis; ends [chunks, positions, lanes]: where its paths are.
+    """Codes [channels, rows] along the trellis; ends [chunks, positions, lanes]: the current states of its paths.
 
     Channels of one lane follow one another.
     """
@@ -125,8 +124,10 @@ def _along(choice: _Choice, target: Tensor, ends: Tensor, at: tuple[int, CodeCos
     chunk = min(rule.chunk, rows)
     fill = chunks * chunk - rows
     cost, best = choice.cosets(target)
-    cost, best = (torch.nn.functional.pad(found, (0, fill)) for found in (cost, best))  # free steps at the end
-    cost, best = (found.reshape(4, channels, chunks, chunk) for found in (cost, best))
+    cost, best = (
+        torch.nn.functional.pad(codes_of_group, (0, fill)) for codes_of_group in (cost, best)
+    )  # free steps at the end
+    cost, best = (codes_of_group.reshape(4, channels, chunks, chunk) for codes_of_group in (cost, best))
     codes = torch.empty(cost.shape[1:], dtype=torch.int32, device=target.device)
     last = torch.full((chunks,), chunk - 1, dtype=torch.int64, device=target.device)
     last[-1] -= fill
@@ -136,11 +137,11 @@ def _along(choice: _Choice, target: Tensor, ends: Tensor, at: tuple[int, CodeCos
         lane = (visit // positions + channel) % lanes
         begin = ends[:, visit % positions, lane].T.reshape(-1)
         count = some.stop - some.start
-        found, end = _cheapest_paths(
+        codes_of_group, end = _cheapest_paths(
             cost[:, some].reshape(4, -1, chunk), best[:, some].reshape(4, -1, chunk),
             rule.states, (begin, last.repeat(count)),
         )  # fmt: skip
-        codes[some] = found.reshape(count, chunks, chunk)
+        codes[some] = codes_of_group.reshape(count, chunks, chunk)
         ends[:, visit % positions, lane] = end.reshape(count, chunks).T
     return codes.reshape(channels, -1)[:, :rows]
 

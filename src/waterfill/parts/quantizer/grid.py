@@ -1,4 +1,4 @@
-"""The grid of a quantizer: one step, and scales for rows, channels and positions where errors differ in cost."""
+"""The grid of a quantizer: one step, and scales for rows, channels and positions where the costs of errors differ."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ from waterfill.importance import Importance
 FARTHEST = 200
 """Scale exponents lie within 25 octaves either way."""
 _FINEST = 2.0**-22  # of the largest entry: codes stay within 24 bits
-_COARSEST = 2.0**32  # of the largest entry: where errors cost less than such steps say, all codes are zero
+_COARSEST = 2.0**32  # of the largest entry: where the step would be longer, all codes are zero
 _OCTAVES_ABOVE_MEDIAN = 3.0
-_SPREAD = 0.1  # octaves of scatter in the ideal steps below which scales are not worth trying
+_LEAST_DEVIATION = 0.1  # octaves, of the ideal steps; below, scales are not worth trying
 
 
 def octaves(exponents: np.ndarray) -> np.ndarray:
@@ -42,27 +42,27 @@ class Grid:
         return self if self.rows is None else replace(self, rows=self.rows[index])
 
     def finer(self, cost: float) -> "Grid":
-        """The grid for codes along a trellis, from the one for codes that stand alone.
+        """The grid for codes along a trellis, from the one for scalar codes.
 
-        Each of the two halves is coarser than that one. cost: bits per entry, those that the distortion is worth
-        included. Measured on Gaussian and Laplace sources from 0.2 to 6 bits; within a tenth the choice hardly matters.
+        Each of the two halves of the new grid is coarser than the scalar one. cost: bits per entry plus distortion over
+        price. Measured on Gaussian and Laplace sources from 0.2 to 6 bits; within a tenth the step hardly matters.
         """
         return replace(self, step=self.step * min(max(0.37 + cost / 16, 0.45), 0.55))
 
     def nearer(self, offset: float) -> "Grid":
-        """The grid for codes whose scale lies `offset` eighths of an octave above the one that they are coded under.
+        """The grid for codes whose best scale lies `offset` eighths of an octave above the one they are coded under.
 
-        Half of the way by the step: what a step too long and a scale too narrow cost grows with their squares.
+        The step takes half of the offset: the costs of a step too long and a scale too narrow are both quadratic.
         """
         return replace(self, step=float(np.float32(self.step * 2 ** (offset / 16))))
 
     def row_scales(self, rows: int) -> np.ndarray:
-        """[rows], float32, the step included."""
+        """Row scales [rows], float32, the step included."""
         step = np.float32(self.step)
         return np.full(rows, step) if self.rows is None else step * octaves(self.rows)
 
     def col_scales(self, cols: int) -> np.ndarray:
-        """[cols], float32; positions fastest."""
+        """Column scales [cols], float32; positions fastest."""
         places = np.ones(1, np.float32) if self.places is None else octaves(self.places)
         channels = np.ones(1, np.float32) if self.channels is None else octaves(self.channels)
         count = cols // len(places) if self.channels is None else len(channels)
@@ -70,15 +70,15 @@ class Grid:
         return np.repeat(scales.ravel(), cols // scales.size)
 
     def restored(self, codes: Tensor, rows: slice) -> Tensor:
-        """Some rows of the matrix of which `codes` [rows, cols] are all, float32."""
+        """Some rows of the restored matrix (float32), of codes [rows, cols] of all rows."""
         scales = torch.from_numpy(self.row_scales(len(codes)))[rows, None]
-        found = codes[rows].float().mul_(scales)
+        values = codes[rows].float().mul_(scales)
         plain = self.channels is None and self.places is None
-        return found if plain else found.mul_(torch.from_numpy(self.col_scales(codes.shape[1])))
+        return values if plain else values.mul_(torch.from_numpy(self.col_scales(codes.shape[1])))
 
 
 def step_weights(shape: tuple[int, int], importance: Importance) -> tuple[np.ndarray, np.ndarray]:
-    """What a squared error costs by row [rows] and by column [cols], once earlier errors are fed back (float64)."""
+    """Costs of a squared error by row [rows] and by column [cols], with feedback of earlier errors (float64)."""
     rows, cols = shape
     row = np.broadcast_to(importance.rows.double().numpy(), (rows,))
     if importance.lower is not None:
@@ -135,6 +135,6 @@ def _bounded(offsets: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
 
 def _exponents(logs: np.ndarray) -> np.ndarray | None:
     """Octaves to whole eighths, or None where they hardly differ."""
-    if len(logs) < 2 or logs.std() < _SPREAD:
+    if len(logs) < 2 or logs.std() < _LEAST_DEVIATION:
         return None
     return np.clip(np.rint(8 * logs), -FARTHEST, FARTHEST).astype(np.int64)

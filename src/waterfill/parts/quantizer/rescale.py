@@ -1,4 +1,4 @@
-"""The scales that suit codes best once they are chosen: least squares in the metric of the data.
+"""The best scales for codes that are chosen: least squares under the importance.
 
 With codes fixed, the restored row w^_o times a factor is closest to w_o at <w_o, A w^_o> / <w^_o, A w^_o>; the step is
 such a factor for all rows at once.
@@ -16,31 +16,31 @@ from waterfill.importance import Importance
 from waterfill.parts.quantizer.candidates import LARGE, Candidate
 from waterfill.parts.quantizer.grid import FARTHEST, Grid
 
-_ENTRIES_SAMPLED = 1 << 17  # entries of the rows that tell the step
+_ENTRIES_SAMPLED = 1 << 17  # entries of the rows that the step is fitted to
 
 
-def refitted(target: Tensor, importance: Importance, price: float, draft: Candidate) -> Grid:
-    """The draft's grid with the best step and, where rows have scales, the eighths of an octave nearest to the best.
+def refitted(target: Tensor, importance: Importance, price: float, candidate: Candidate) -> Grid:
+    """The candidate's grid with the best step and, where rows have scales, the best of these in eighths of an octave.
 
-    Row scales stay as they are unless the distortion falls by more than price * bits, and in large matrices. Where they
-    do, some of the rows tell the step.
+    Row scales change only if the distortion falls by more than price * bits, and not in large matrices; where they do
+    not, the step is fitted to a sample of the rows.
     """
-    few = draft.grid.rows is None or draft.codes.size >= LARGE
-    every = max(1, draft.codes.size // _ENTRIES_SAMPLED) if few else 1
-    shared, energy = _moments(target, importance, draft, every)
+    few = candidate.grid.rows is None or candidate.codes.size >= LARGE
+    every = max(1, candidate.codes.size // _ENTRIES_SAMPLED) if few else 1
+    shared, energy = _moments(target, importance, candidate, every)
     weights = torch.from_numpy(np.broadcast_to(importance.rows.double().numpy(), len(target)).copy())[::every]
-    grid = _with_step(draft.grid, weights @ shared, weights @ energy)
+    grid = _with_step(candidate.grid, weights @ shared, weights @ energy)
     if every > 1 or grid.rows is None:
         return grid
     factor = torch.where(energy > 0, shared / energy, 1.0).clamp(0.5, 2)
-    moved = np.rint(8 * np.log2((factor * draft.grid.step / grid.step).numpy())).astype(np.int64)
+    moved = np.rint(8 * np.log2((factor * candidate.grid.step / grid.step).numpy())).astype(np.int64)
     rows = np.clip(grid.rows + moved, -FARTHEST, FARTHEST)
     scale = torch.from_numpy(2.0 ** ((rows - grid.rows) / 8))
-    other = _with_step(replace(draft.grid, rows=rows), weights @ (scale * shared), weights @ (scale**2 * energy))
+    other = _with_step(replace(candidate.grid, rows=rows), weights @ (scale * shared), weights @ (scale**2 * energy))
 
     def saved(step: float, scale: Tensor, exponents: np.ndarray) -> float:
-        """Nats: what the distortion falls by, less the price of the exponents."""
-        factor = scale * (step / draft.grid.step)
+        """The fall of the distortion minus the price of the exponents, nats."""
+        factor = scale * (step / candidate.grid.step)
         tally = Tally()
         tally.ints(exponents)
         return float(weights @ (factor * shared - 0.5 * factor**2 * energy)) - price * tally.bits
@@ -49,13 +49,13 @@ def refitted(target: Tensor, importance: Importance, price: float, draft: Candid
     return other if better else grid
 
 
-def _moments(target: Tensor, importance: Importance, draft: Candidate, every: int) -> tuple[Tensor, Tensor]:
+def _moments(target: Tensor, importance: Importance, candidate: Candidate, every: int) -> tuple[Tensor, Tensor]:
     """<w_o, A w^_o> and <w^_o, A w^_o> of one in `every` rows, float64."""
     shared, energy = [], []
-    codes = torch.from_numpy(draft.codes)
+    codes = torch.from_numpy(candidate.codes)
     for rows in row_chunks(-(-len(target) // every), target.shape[1]):
         some = slice(rows.start * every, rows.stop * every, every)
-        restored = draft.grid.restored(codes, some)
+        restored = candidate.grid.restored(codes, some)
         by_target, by_itself = importance.each_by_row(restored, target[some], restored)
         shared.append(by_target)
         energy.append(by_itself)

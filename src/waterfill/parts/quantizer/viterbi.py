@@ -13,7 +13,7 @@ from waterfill.coding.model.fitting import center
 from waterfill.coding.model.path_means import half_mean
 from waterfill.coding.trellis import trellis
 
-ESCAPED = np.float32(10)  # bits, about, of the value of an escaped code beyond what `prices` say
+ESCAPED = np.float32(10)  # bits, about, of the value of an escaped code, beside `prices`
 SETTLE = 64
 FAR = np.float32(1e30)
 FARTHEST = np.float32(1 << 25)
@@ -45,7 +45,7 @@ def cosets(
 
 
 def steps(states: int) -> tuple[np.ndarray, np.ndarray]:
-    """From which state path bit u leads to each state, and the coset of that step, both [states, 2] (int64)."""
+    """The state before each state on path bit u, and the coset of that step, both [states, 2] (int64)."""
     code = trellis(states)
     before = np.empty((states, 2), np.int64)
     for bit in (0, 1):

@@ -1,4 +1,4 @@
-"""Tensors that are kept bit for bit, whatever the budget: what they take of it, in words."""
+"""Tensors that are kept bit for bit whatever the budget, and the bytes that they take of it."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Exact:
 
     @classmethod
     def among(cls, weights: Sequence[Weight]) -> "Exact":
-        """Those among some weights."""
+        """The tensors among these weights that are kept bit for bit."""
         raw = [weight for weight in weights if weight.layout.role == RAW and weight.layout.entries]
         sizes = [(weight.name, math.ceil(weight.curve.at_grid(0).bits / 8), weight.reason) for weight in raw]
         return cls(sorted(sizes, key=lambda size: -size[1]))
@@ -29,7 +29,7 @@ class Exact:
         return sum(size for _, size, _ in self.tensors)
 
     def text(self) -> str:
-        """How much they take, and the largest of them by name."""
-        told = [f"{name!r} ({size} bytes; {reason})" for name, size, reason in self.tensors[:_NAMED]]
+        """Their bytes, and the largest of them by name, in words."""
+        named = [f"{name!r} ({size} bytes; {reason})" for name, size, reason in self.tensors[:_NAMED]]
         more = f" and {len(self.tensors) - _NAMED} more" if len(self.tensors) > _NAMED else ""
-        return f"{self.bytes} bytes are taken by tensors that are kept bit for bit: {', '.join(told)}{more}"
+        return f"{self.bytes} bytes are taken by tensors that are kept bit for bit: {', '.join(named)}{more}"

@@ -11,8 +11,8 @@ import numpy as np
 from waterfill.compression.workers import Workers
 
 HIGHEST, LOWEST = 30, -30
-"""Exponents of 4: beyond these prices nothing more is saved or bought."""
-_USUAL, _FURTHER = 14, 16  # first guesses lie within the first of 0, unless costs are in a unit of their own
+"""Exponents of 4: beyond these prices the bits no longer change."""
+_USUAL, _FURTHER = 14, 16  # exponents: of usual prices, either sign; and beyond these or the guess
 _PLATEAU = 4  # prices in a row at which the bits do not change
 
 
@@ -64,7 +64,7 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
     direction = 1 if at[k].sum() > bits else -1
 
     def short(k: int) -> bool:
-        """Whether price 4^k lies on the same side of the budget as the first guess."""
+        """Whether the bits at price 4^k are on the same side of the budget as at the first guess."""
         if k not in at:
             at[k] = measure(k)
         return bool((at[k].sum() > bits) == (direction > 0))
@@ -73,7 +73,7 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
         k += direction
         short(k)
         unchanged = unchanged + 1 if abs(at[k].sum() - at[k - direction].sum()) <= 1e-4 * at[k].sum() + 8 else 0
-    if short(k):  # a plateau, where everything or nothing is bought: it may end further on
+    if short(k):  # a plateau of constant bits, which may end further on
         k = _crossing(short, k, highest if direction > 0 else lowest)
     low = k - 1 if direction > 0 else k
     return Bracket(low, at[low] if low in at else measure(low), at[low + 1] if low + 1 in at else measure(low + 1))

@@ -1,7 +1,7 @@
-"""The smallest file, files near it, and the bytes that a price for all weights has left: by real fits and real bytes.
+"""The smallest file, files near it, and the bytes that one price for all weights leaves unused: by actual fits.
 
-Where a file has few bytes, names, words and side information are most of it, and the curves of the weights tell too
-little. So weights are fitted, one after the other, and each time the whole file is counted.
+In a file of few bytes names, words and side information are most of it, and the curves of the weights are too coarse.
+So weights are fitted one after the other, and each time the bytes of the whole file are counted.
 """
 
 import math
@@ -14,16 +14,16 @@ from waterfill.compression.allocation.weight import Weight
 from waterfill.network.layout import RAW
 
 _PRICES_TRIED = 3  # below the highest
-_BITS_OF_WORDS = 128.0  # at most, that a blob may be larger by and the manifest smaller
-_LEVELS = 20  # of the price, a factor of 4 each, at which what is left over is spent
+_BITS_OF_WORDS = 128.0  # at most, that the manifest saves where a blob is larger
+_LEVELS = 20  # factors of 4 by which the price is lowered, at most, to spend the rest
 _HALVINGS = 4  # between a price at which the file is too large and one at which it is not
 
 
 @dataclass
 class Trials:
-    """Fits that count only if the file then has few enough bytes.
+    """Fits that are kept only if the file then has few enough bytes.
 
-    file_bytes: ledger -> exact bytes of the file of what `fit` found last of every weight.
+    file_bytes: ledger -> exact bytes of the file, of the last fit of every weight.
     """
 
     fit: Fit
@@ -31,7 +31,7 @@ class Trials:
     ledger: Ledger
 
     def attempt(self, i: int, price: float, most: int) -> bool:
-        """Fit weight i at a price, if the file then has at most `most` bytes; else as it was."""
+        """Fit weight i at a price; undone, and False, where the file then has more than `most` bytes."""
         before = self.ledger.prices[i], self.ledger.bits[i]
         self._refit(i, price)
         if self.file_bytes(self.ledger) <= most:
@@ -43,9 +43,9 @@ class Trials:
         self.ledger.prices[i], self.ledger.bits[i] = price, self.fit(i, price)
 
     def shrink(self, prices: Sequence[Sequence[float]]) -> None:
-        """Take from the `prices` of every weight what makes the file smaller, until none does.
+        """Try all `prices` of every weight for a smaller file, until none makes it smaller.
 
-        At first about one price in all lists: words that several tensors share are in the manifest once.
+        It starts from about one price for all: descriptions that several tensors share are in the manifest once.
         """
         common = sorted({price for own in prices for price in own}, reverse=True)
         starts = [[min(own, key=lambda one: abs(math.log(one / price))) for own in prices] for price in common]
@@ -94,8 +94,8 @@ def _grows(weight: Weight, ledger: Ledger, i: int) -> bool:
 def small_prices(weight: Weight) -> list[float]:
     """Prices at which a weight may take the fewest bytes of a file.
 
-    Of one that the recipe fits it is the highest. One that stays as it was may then be a constant, which the manifest
-    says in words that can be longer than its blob: the lowest prices at which a blob is small are tried as well.
+    The highest for one that the recipe fits. One that the recipe does not fit may be a constant there, and its
+    description in the manifest longer than its blob: the lowest prices at which its blob is small are tried as well.
     """
     if not weight.reason or weight.layout.role == RAW:
         return [4.0**HIGHEST]

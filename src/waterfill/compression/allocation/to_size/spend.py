@@ -1,8 +1,8 @@
-"""A budget of bits spent: what is fitted, at which price, and what is fitted again.
+"""Spends a budget of bits: the order in which weights are fitted, their prices, and which are fitted again.
 
-Weights are fitted from the smallest to the largest, each at the price that the remaining budget and the remaining
-curves call for, so that what the samples got wrong is shared by those that follow; the last and largest are fitted
-until the budget is met.
+Weights are fitted from the smallest to the largest, each at the price that follows from the remaining budget and the
+remaining curves, so that later weights absorb the errors of the samples; the last and largest are fitted until the
+budget is met.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,12 @@ _REFITS = 8  # of one weight
 _FLAT = 8.0  # bits between two grid prices: less is no change
 
 Fit = Callable[[int, float], float]
-"""(index of a weight, price) -> the real bits of the part found there, which the callee keeps."""
+"""(index of a weight, price) -> the real bits of the part at that price, which the callee keeps."""
 
 
 @dataclass
 class Ledger:
-    """What was spent, weight by weight: the price paid and the real bits."""
+    """Price and real bits of each weight that was fitted, by its index."""
 
     prices: dict[int, float] = field(default_factory=dict)
     bits: dict[int, float] = field(default_factory=dict)
