@@ -15,7 +15,7 @@ from waterfill.storage.work_directory import Journal
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted weight without its blob. words: its parts described. size: bytes. error: relative to the tensor's norm."""
+    """A fitted weight without its blob. words: describe its parts. size: bytes. error: relative to the tensor."""
 
     words: str
     size: int
