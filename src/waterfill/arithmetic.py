@@ -1,7 +1,7 @@
 """Arithmetic that does not depend on PyTorch's global state: the same network gives the same file under autocast.
 
 What the user wrote (the network, a loss, a measure) runs as the user has set things up; what decides about bits does
-not. Every tensor names its dtype and device besides, as the state of those is asked for in too many places.
+not. Every tensor names its dtype and device besides, as their global state is used in too many places.
 """
 
 import inspect
@@ -17,7 +17,7 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_DEVICES = ("cpu", "cuda", "xpu")  # whose autocast every PyTorch from 2.4 on can be asked for
+_DEVICES = ("cpu", "cuda", "xpu")  # whose autocast state every PyTorch from 2.4 on reports
 _FULL_FLOAT32 = "highest"
 _DENORMAL = 1e-40  # a float32 without a leading one
 
@@ -86,7 +86,7 @@ class AsSet:
         before = torch.get_float32_matmul_precision()
         with ExitStack() as stack:
             if self.autocast:
-                torch.clear_autocast_cache()  # casts of weights that have changed since would be taken for theirs
+                torch.clear_autocast_cache()  # else casts of weights that have changed since would be reused
             for device, dtype, kept in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=kept))
             stack.callback(torch.set_float32_matmul_precision, before)

@@ -1,4 +1,4 @@
-"""Every error the library raises on purpose. Each message says what was wanted, what was found and what to do."""
+"""Every error the library raises on purpose. Each message gives what was expected, what was found and what to do."""
 
 
 class WaterfillError(Exception):
@@ -45,7 +45,7 @@ class PlanMismatch(WaterfillError):
 
 
 class OutputExists(WaterfillError):
-    """The output path is taken and overwriting was not asked for."""
+    """The output path is taken and overwriting was not requested."""
 
 
 class CannotExport(WaterfillError):

@@ -1,4 +1,4 @@
-"""What an error E in a weight matrix [rows, cols] costs: D(E) = 1/2 sum_o g_o * E_o A E_o^T, in nats.
+"""The cost of an error E in a weight matrix [rows, cols]: D(E) = 1/2 sum_o g_o * E_o A E_o^T, in nats.
 
 A is the layer Hessian of GPTQ and OBS, X X^T over the inputs X of the layer, as a mean; g_o weights output o (`rows`
 below), as the Gauss-Newton or Fisher diagonal of the outputs does. A comes in three sizes: the identity or a diagonal
@@ -170,7 +170,7 @@ class Importance:
         return self.gram.float().diagonal().repeat(cols // len(self.gram))
 
     def entry_weights(self, rows: int, cols: int) -> Tensor:
-        """What a squared error of each entry costs when errors do not correlate: g_o * A_ii, [rows, cols] (float32)."""
+        """The cost of a squared error of each entry if errors do not correlate: g_o * A_ii, [rows, cols] (float32)."""
         return torch.outer(self.row_weights(rows), self.column_weights(cols))
 
     def correlates(self, cols: int) -> bool:

@@ -1,11 +1,11 @@
-"""How far a long piece of work is."""
+"""Progress of long computations."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is; given to the function `Options.progress` after each unit of work.
+    """The progress of a computation, passed to `Options.progress` after each unit of work.
 
     Attributes:
         stage: "calibrating", in units of batches; "measuring", "fitting" or "writing", in units of tensors.

@@ -44,7 +44,7 @@ def sample_target(rows: int = 24, cols: int = 36) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """What a spec is tried on: target [rows, cols] (float32), its importance and a price in nats per bit."""
+    """A test case of a spec: target [rows, cols] (float32), its importance and a price in nats per bit."""
 
     target: Tensor = field(default_factory=sample_target)
     importance: Importance = field(default_factory=Importance)
@@ -89,7 +89,7 @@ def check_repeatable(spec: Spec, case: Case) -> None:
 
 
 def check_round_trip(part: Part) -> None:
-    """What is written reads back equal, bit for bit."""
+    """A part that was written reads back equal, bit for bit."""
     again = decode(part.encode(), part.shape)
     assert again == part and again.encode() == part.encode(), f"{part.describe()}: reads back as another part"
     same = torch.equal(_raw(again.dense()), _raw(part.dense()))
@@ -130,8 +130,8 @@ def check_prices(spec: Spec, case: Case) -> None:
 
 def check_sum(spec: Spec, case: Case) -> None:
     """A sum never costs more than its best term."""
-    alone, both = (cost(case.fit(s), case.target, case.importance, case.price) for s in (spec, spec + spec))
-    assert both <= alone * (1 + 1e-6), f"{spec!r} costs {alone}, and {both} when added to itself"
+    single, both = (cost(case.fit(s), case.target, case.importance, case.price) for s in (spec, spec + spec))
+    assert both <= single * (1 + 1e-6), f"{spec!r} costs {single}, and {both} when added to itself"
 
 
 def check_corruption(part: Part) -> None:

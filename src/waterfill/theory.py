@@ -245,7 +245,7 @@ class NetworkLimit:
         return self._sum(self._spectra(), level)
 
     def by_layer(self, level: float) -> dict[str, Limit]:
-        """What each weight contributes to `at(level)`."""
+        """The contribution of each weight to `at(level)`."""
         return {name: self._sum(spectra, level) for name, spectra in self.layers.items()}
 
     def curve(self, levels: Iterable[float]) -> list[Limit]:

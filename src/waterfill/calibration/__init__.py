@@ -1,1 +1,1 @@
-"""What an error in each weight costs, measured from a few hundred inputs."""
+"""Measures the importance of each weight, the cost of errors in it, on a few hundred inputs."""

@@ -1,4 +1,4 @@
-"""Where finished importance is kept: in memory, or in a folder with a file for each weight, reusable by later runs."""
+"""A cache of finished importance: in memory, or in a folder with a file for each weight, reusable by later runs."""
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence

@@ -75,7 +75,7 @@ class Calibration(ImportanceMap):
 
 @by_own_arithmetic
 @torch.inference_mode(False)
-def calibrate(  # noqa: PLR0913 - what is asked for, how a batch is run, and where the results go
+def calibrate(  # noqa: PLR0913 - the measure, how a batch is run, and where the results are kept
     model: nn.Module,
     batches: Iterable[Any],
     *,

@@ -94,8 +94,8 @@ def _add(total: _Sum, term: Moments, outputs: int) -> None:
     if by_position is None or term.energy is None:
         return
     energy, least = term.energy, term.floor
-    if least and bool((met := energy > 0).any()):
-        least = max(least, UNMET * float(energy[met].mean()))
+    if least and bool((nonzero := energy > 0).any()):
+        least = max(least, UNMET * float(energy[nonzero].mean()))
     weights = energy.clamp_min(least) / (outputs * term.repeats)
     traces = _traces(by_position[2]) * (term.unit or 1.0) ** 2
     rows = weights * traces.repeat_interleave(len(weights) // term.groups)

@@ -148,7 +148,7 @@ def _columns_from(columns: per_sample.Columns, start: int, part: slice) -> Tenso
 
 
 def unit_of(gradients: Tensor) -> float:
-    """What to divide gradients by so that float32 can hold their squares: 1 unless they are very small or large."""
+    """A divisor of gradients with which float32 can hold their squares: 1 unless they are very small or large."""
     largest = float(gradients.abs().max()) if gradients.numel() else 0.0
     return 1.0 if largest == 0 or not math.isfinite(largest) or _RANGE[0] < largest < _RANGE[1] else largest
 

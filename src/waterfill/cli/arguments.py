@@ -1,4 +1,4 @@
-"""What `compress` and `plan` have in common: the model, the budget, the recipe, and how to run."""
+"""Arguments that `compress` and `plan` share: the model, the budget, the recipe, and how to run."""
 
 import argparse
 import errno

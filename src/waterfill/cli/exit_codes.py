@@ -71,7 +71,7 @@ def code_of(error: BaseException) -> Exit:
 
 
 def message_of(error: BaseException) -> str:
-    """What went wrong and what to do about it, in a line or two."""
+    """The error and advice, in a line or two."""
     code = code_of(error)
     if code is Exit.DISK_FULL:
         return f"the disk is full{_at(error)}; free some space or choose another folder, and run it again"

@@ -106,7 +106,7 @@ def _chosen(archive: "np.lib.npyio.NpzFile", path: Path, targets: bool) -> list[
 
 
 def _call(text: str, what: str) -> Any:
-    """What the function of `module:function` returns. Raises BadInput, the function's own error chained."""
+    """The result of the function of `module:function`. Raises BadInput, the function's own error chained."""
     module, colon, name = text.partition(":")
     if not colon or not module or not name:
         raise BadInput(f"{text!r} names no {what}: give module:function, or the path of a .npy or .npz of inputs")

@@ -13,8 +13,10 @@ _LONGEST = 600  # characters of a message
 
 
 def network_and_batches(network: str | None, data: str, *, targets: bool = False) -> "tuple[nn.Module, Iterable[Any]]":
-    """What `--network` builds and `--data` yields; the data's function may give both. targets: those of an array file
-    too. Raises UsageError, BadInput."""
+    """The network of `--network` and the batches of `--data`, whose function may give both.
+
+    targets: whether those of an array file are taken too. Raises UsageError, BadInput.
+    """
     from waterfill.cli.inputs import load_inputs, load_model
 
     inputs = load_inputs(data, load_model(network) if network else None, targets)

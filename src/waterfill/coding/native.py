@@ -1,6 +1,6 @@
-"""The compiled core if it was built, else None; whoever uses it has a NumPy form beside it.
+"""The compiled core if it was built, else None; every use of it has a NumPy form beside it.
 
-With `WATERFILL_PURE_PYTHON=1` in the environment it is left alone though it is there: to see that both agree.
+With `WATERFILL_PURE_PYTHON=1` in the environment it is not used although it is there, to test that both agree.
 """
 
 import importlib

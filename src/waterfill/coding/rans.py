@@ -20,7 +20,7 @@ Segment = tuple[np.ndarray, np.ndarray | None]
 """Symbols int8 [n] and the table of each, uint16 [n]; None: all use table 0."""
 
 Bytes = bytes | bytearray | memoryview | np.ndarray
-"""What a stream is read from, in place."""
+"""Buffers that a stream is read from, in place."""
 
 _SYMBOLS_AT_A_TIME = 1 << 18  # symbols that `ideal_bits` looks up at a time, so that its indices stay small
 
@@ -120,7 +120,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def _stream(name: str, isa: str | None, *arguments: object) -> Any:
-    """A StreamEncoder or StreamDecoder: the compiled one unless there is none or the reference is asked for."""
+    """A StreamEncoder or StreamDecoder: the compiled one unless there is none or the reference is requested."""
     names = () if isa == "reference" else instruction_sets()
     if isa == "reference" or (isa is None and not names):
         return getattr(rans_reference, name)(*arguments)

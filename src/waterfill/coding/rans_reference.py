@@ -6,7 +6,7 @@ Interleaved rANS (asymmetric numeral systems, Duda, arXiv 1311.2540) over int8 s
   of the frequencies before its own, to `start + frequency - 1`. A symbol of frequency 0 cannot be coded.
 * A **stream** has L lanes, L a power of two up to 64; each holds a state in [2^16, 2^32). Symbols come in segments;
   symbol i of a segment belongs to lane i mod L, so every segment begins again at lane 0.
-* Decoding, group by group of L symbols: the low 12 bits of a lane's state are a slot, the slot tells the symbol,
+* Decoding, group by group of L symbols: the low 12 bits of a lane's state are a slot, the slot gives the symbol,
 
       state = frequency * (state >> 12) + slot - start,
 

@@ -93,7 +93,7 @@ def compress_to_quality(
     _check_original(original, measure)
     allowed = drop.allowed(_value(original))
     under_way = _Trials(
-        compressor or (lambda asked: compress(model, bits=asked)),
+        compressor or (lambda bits: compress(model, bits=bits)),
         lambda compressed: _measured(measure, compressed.install(work)),
         (original, allowed, measure),
         search,

@@ -1,1 +1,1 @@
-"""How good a network is, and how far its outputs are from another's."""
+"""The quality of a network, and the distance of its outputs from another's."""

@@ -15,7 +15,7 @@ _TEMPERATURE_HALVINGS = 20
 
 
 def are_logits(outputs: Tensor) -> bool:
-    """Whether outputs can be taken for logits, classes last: a vector for each input or each place of a sequence."""
+    """Whether outputs can be logits, classes last: a vector for each input or each place of a sequence."""
     return outputs.ndim in (2, 3) and outputs.shape[-1] > 1
 
 

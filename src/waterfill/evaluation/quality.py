@@ -21,7 +21,7 @@ _SHARES = ("accuracy", "top5", "agreement")
 
 @dataclass(frozen=True)
 class Drop:
-    """How much quality may be lost: in the unit of the measure, or as a share of the original's value."""
+    """The loss of quality that is allowed: in the unit of the measure, or as a share of the original's value."""
 
     amount: float
     relative: bool = False

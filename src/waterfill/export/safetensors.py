@@ -19,7 +19,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor goes: its name, shape and dtype in the output, and the name that holds its data in the source."""
+    """A tensor of the output: its name, shape and dtype, and the name that holds its data in the source."""
 
     name: str
     shape: tuple[int, ...]

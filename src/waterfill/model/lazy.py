@@ -14,7 +14,7 @@ from waterfill.storage.manifest import Manifest
 
 
 class CompressedTensors(Mapping[str, Tensor]):
-    """The tensors of an open .wf file by name, tied ones included; each is decoded when it is asked for.
+    """The tensors of an open .wf file by name, tied ones included; each is decoded on access.
 
     Raises CorruptFile, NewerFormat: at once for the manifest, and for a blob when it is read.
     """

@@ -102,7 +102,7 @@ def _fed_norms(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[d
 
 
 def _version(value: Tensor) -> int:
-    """How often a tensor was written to; of those made in torch.inference_mode nobody counts it."""
+    """How often a tensor was written to; 0 for those made in torch.inference_mode, which have no count."""
     return 0 if value.is_inference() else value._version
 
 

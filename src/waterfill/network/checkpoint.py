@@ -14,7 +14,7 @@ from waterfill.network.stored import Stored, read_header
 from waterfill.storage.paths import check_source
 
 INDEX = ".safetensors.index.json"
-"""How the name of an index of shards ends."""
+"""The suffix of an index of shards."""
 _ENTRIES_COMPARED_FIRST = 1 << 16  # bytes of two tensors that are compared before the whole of them is read
 
 

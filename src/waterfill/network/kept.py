@@ -15,7 +15,7 @@ from waterfill.errors import BadInput
 from waterfill.network.layout import can_be_rounded
 
 KEPT = "kept bit for bit"
-"""How every such reason ends."""
+"""The suffix of every such reason."""
 _BUFFER = f"a buffer, no parameter: {KEPT}"
 BINARY = f"zeros and ones: {KEPT}"
 """Why a mask is kept; a codebook of two levels is exact too, and finds rows that repeat."""

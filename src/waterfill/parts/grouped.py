@@ -35,7 +35,7 @@ class GroupedPart(Part):
 
     @cached_property
     def plan(self) -> matrix.Plan:
-        """How the codes are written."""
+        """The plan by which the codes are written."""
         return matrix.plan(self.codes.numpy())
 
     def dense(self) -> Tensor:

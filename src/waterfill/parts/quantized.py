@@ -41,7 +41,7 @@ class QuantizedPart(Part):
 
     @cached_property
     def plan(self) -> matrix.Plan:
-        """How the codes are written; found once, shared by tally and file."""
+        """The plan by which the codes are written; made once, for the tally and the file."""
         return matrix.plan(self.codes.numpy(), self.kernel, self.states)
 
     @cached_property

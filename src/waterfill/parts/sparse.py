@@ -232,7 +232,7 @@ def _fitted(
 
 
 def _inner(support: tuple[Pattern, Tensor], importance: Importance, shape: tuple[int, int]) -> Importance:
-    """What an error of the values costs: exact for rows, for columns, and for entries where errors do not correlate."""
+    """The importance of the values: exact for rows, for columns, and for entries where errors do not correlate."""
     pattern, mask = support
     gram = importance.gram
     if gram is not None and pattern == Blocks(1, shape[1]) and shape[1] > 1:

@@ -1,1 +1,1 @@
-"""What became of every tensor, in tables and text."""
+"""Reports on compressed files and networks, in tables and text."""

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint as they are after folding the norms that a file says were folded."""
+"""The tensors of a checkpoint after folding the norms that are folded in a file."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

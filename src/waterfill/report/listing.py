@@ -140,7 +140,7 @@ class Listing:
 
     @property
     def folded(self) -> str:
-        """The same in words, or nothing. Raises CorruptFile."""
+        """The folded norms in words, or empty. Raises CorruptFile."""
         folds = self.folds
         if folds is None:
             return "norms are folded into the layers before them; it is not said which"

@@ -1,8 +1,8 @@
-"""Files that are whole or not there: written beside their target, brought to disk, renamed; and who is at it.
+"""Atomic files: written beside their target, flushed to disk, renamed; and locks against other writers.
 
-A temporary file is named for its target and locked by who writes it. The lock goes with the process, however that ends:
-what is not locked is a leftover, and the next run in the folder removes it. Where a file system knows no locks, names
-are drawn by chance and nothing is removed.
+A temporary file is named after its target and locked by its writer. The lock ends with the process, however that ends:
+a file that is not locked is a leftover, and the next run in the folder removes it. Where a file system has no locks,
+names are random and nothing is removed.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ except ImportError:  # Windows
 OWN = re.compile(r"\.waterfill-[0-9a-f]{16}\.(tmp|lock)")
 """The names of temporary files and of locks."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-_TRIES, _PAUSE = 5, 0.02  # who looks for leftovers holds a lock for an instant; seconds
+_TRIES, _PAUSE = 5, 0.02  # a search for leftovers holds a lock for an instant; seconds
 
 
 class Taken(Exception):
@@ -44,7 +44,7 @@ class AtomicFile:
     Use it in a `with` block: write to `file`, or to the path `temporary`, then `finish`; leaving the block before that
     removes the temporary file and leaves the target as it was. shared: several processes may replace the target, each
     by its own whole file, and the last one stays; else there is one writer at a time. Raises OutputExists, BadInput and
-    OSError as `check_target`; what the system says (a full disk) passes through.
+    OSError as `check_target`; errors of the system (a full disk) pass through.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False, shared: bool = False) -> None:
@@ -126,7 +126,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def held(path: Path) -> BinaryIO | None:
-    """The lock of a file that is there; None if a process has it, or nothing can be said."""
+    """The lock of an existing file; None if a process has it, or that is unknown."""
     try:
         return _locked(path, make=False)
     except (OSError, Taken, NoLocks):

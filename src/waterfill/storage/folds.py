@@ -26,7 +26,7 @@ def pack(folds: Iterable[Fold], names: Iterable[str]) -> dict[str, Any] | bool:
     """For the notes of a file with tensors of these names, in its order; False for none.
 
     back: for each norm in order, how many modules before it the layer stands, or 0 if it is not folded. Mostly that is
-    1, so that it takes no bytes to speak of. eps: of the folded norms, one where all have the same.
+    1, which takes hardly any bytes. eps: of the folded norms, one where all have the same.
     """
     modules, norms = _modules(names)
     of = {fold.norm: fold for fold in folds}

@@ -1,4 +1,4 @@
-"""What may be read and what may be written: questions that are asked before the first second of work."""
+"""Checks of paths to read and to write, made before any work."""
 
 import errno
 import os
@@ -25,8 +25,8 @@ def check_source(path: str | os.PathLike[str]) -> None:
 def check_target(path: str | os.PathLike[str], force: bool = False) -> Path:
     """The place where a file will be written: a link stays a link, what it points to is replaced.
 
-    Raises OutputExists if it is taken (without `force`) or is no file, BadInput if its folder is missing, and what the
-    system says, an OSError, if the folder cannot be written to.
+    Raises OutputExists if it is taken (without `force`) or is no file, BadInput if its folder is missing, and an
+    OSError of the system if the folder cannot be written to.
     """
     place = Path(os.path.realpath(path))
     if place.is_dir() or os.fspath(path).endswith(os.sep):
@@ -44,7 +44,7 @@ def check_target(path: str | os.PathLike[str], force: bool = False) -> Path:
 
 
 def _special(path: str | os.PathLike[str]) -> str | None:
-    """What a path is if it is neither a file nor a folder; None too if nothing is there."""
+    """The kind of a path that is neither a file nor a folder, in words; None for those, and if nothing is there."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

@@ -1,4 +1,4 @@
-"""Reading a file: the index when it is opened, each blob when it is asked for, every byte checked before it is used."""
+"""Reading a file: the index when it is opened, each blob on access, every byte checked before it is used."""
 
 import difflib
 import os
@@ -48,7 +48,7 @@ class FileReader:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the writer gave to `finish`, as JSON gives it back."""
+        """The manifest that the writer gave to `finish`, decoded from JSON."""
         return self._index.manifest
 
     @property

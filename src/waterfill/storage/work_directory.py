@@ -1,4 +1,4 @@
-"""The work directory of a job: every finished blob in a file of its own, so that a killed job goes on where it was."""
+"""The work directory of a job: every finished blob in a file of its own, so that a killed job can be resumed."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ _OWN = re.compile(r"(plan\.json|\d+\.blob|\d+\.json)(\.tmp)?")
 
 @dataclass(frozen=True)
 class Journal:
-    """A folder with a plan and the blobs finished under it; whoever works on it holds `claim`."""
+    """A folder with a plan and the blobs finished under it; a process that works on it holds `claim`."""
 
     folder: Path
 

@@ -25,7 +25,7 @@ class FileWriter:
 
     Use it in a `with` block: leaving the block before `finish` has returned removes the temporary file and leaves
     `path` as it was. Raises OutputExists if `path` is taken (without `force`), no regular file or being written by
-    another process, BadInput if its folder is missing; what the system says (a full disk) passes through as OSError.
+    another process, BadInput if its folder is missing; errors of the system (a full disk) pass through as OSError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:

@@ -120,7 +120,7 @@ def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, 
 
 
 def _goal(args: argparse.Namespace) -> "tuple[Drop, Search] | None":
-    """What --max-drop and --sure ask for, before anything is loaded. Raises UsageError."""
+    """The goal of --max-drop and --sure, parsed before anything is loaded. Raises UsageError."""
     from waterfill.compression.to_quality import Search
     from waterfill.evaluation.quality import parse_drop
 

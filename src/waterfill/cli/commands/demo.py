@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """What every compressed network is measured against: the untouched one, the test digits, its weights and bytes."""
+    """The reference of every compressed network: the original, the test digits, its weights and bytes."""
 
     model: "nn.Module"
     digits: "Digits"

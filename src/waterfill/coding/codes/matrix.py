@@ -1,6 +1,6 @@
 """A matrix of codes as bytes: the shortest of a few ways to write it.
 
-The first number says how: all equal; the product-scale density model, alone or along a trellis; a histogram; plain
+The first number is the method: all equal; the product-scale density model, alone or along a trellis; a histogram; plain
 bits; or which rows repeat earlier ones, and then the distinct rows in one of the other ways. `docs/format.md` has it to
 the bit.
 """

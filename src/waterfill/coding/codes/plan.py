@@ -21,7 +21,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Plan(ABC):
-    """How a matrix of codes [rows, cols] will be written, in how many bits, and with how many lanes of rANS (or 1)."""
+    """The coding of a matrix of codes [rows, cols]: its bits, and its lanes of rANS (or 1)."""
 
     codes: np.ndarray
     bits: float

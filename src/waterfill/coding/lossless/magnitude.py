@@ -270,7 +270,7 @@ def _moved(model: Model, counts: np.ndarray, top: int) -> tuple[float, Model]:
 
 
 def _histogram(model: Model, symbol_counts: np.ndarray) -> tuple[float, Model]:
-    """The same for a histogram in the place of a density; the model has no factors."""
+    """Bits of the entries, and the model, under a histogram in place of a density; the model has no factors."""
     base = model.base // PHASES * PHASES
     counts = symbol_counts[_MOVES.index(base - model.base)].reshape(PHASES, 256).sum(0)
     masses = np.zeros(256, dtype=np.int64)

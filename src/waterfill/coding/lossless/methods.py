@@ -34,7 +34,7 @@ _WORDS_SAMPLED = 1 << 17
 
 @dataclass(frozen=True)
 class Form:
-    """What the caller knows of words: their layout if they are floats, else their bytes; and a hint for the fit."""
+    """The type of words: their layout if they are floats, else None, and their bytes; and a hint for the fit."""
 
     layout: WordFormat | None
     size: int
@@ -119,7 +119,7 @@ class Short(Plan):
 
 
 class Signed(Plan):
-    """The same, and the signs as bits."""
+    """The magnitudes, Rice coded, and the signs as bits."""
 
     method: ClassVar[int] = 5
 

@@ -78,9 +78,9 @@ def select(factors: Factors) -> np.ndarray:
 
 
 def split(words: np.ndarray, layout: WordFormat, factors: Factors, coded: np.ndarray) -> tuple[np.ndarray, bytes]:
-    """Symbols (int8 [n]) and raw bits of words [rows, cols]; `coded` [PHASES, 256] says which symbols the tables have.
+    """Symbols (int8 [n]) and raw bits of words [rows, cols]; `coded` [PHASES, 256]: which symbols the tables have.
 
-    The others become `ESCAPE`: `tops` tells what they stand for.
+    The others become `ESCAPE`: `tops` gives their values.
     """
     if native.core is not None:
         symbols = np.empty(words.size, dtype=np.int8)

@@ -1,1 +1,1 @@
-"""What is done with data beside fitting: choose kinds, fit in order, compensate, repair."""
+"""The steps taken with inputs beside fitting: choose kinds, fit in order, compensate, repair."""

@@ -78,7 +78,7 @@ class _InputRecorder(Recorder):
         return y
 
     def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
-        """The same."""
+        """Inputs are kept, with the geometry of the convolution."""
         if self._selects(view):
             positions = tuple(y.shape[-len(geometry.kernel) :])
             self.recorded.append(_Recorded(view, x.detach().clone(), geometry, positions))
@@ -90,12 +90,12 @@ class _InputRecorder(Recorder):
         return y
 
     def transposed_convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
-        """The same."""
+        """Rows are mixed: only the order counts."""
         self._selects(view)
         return y
 
     def lookup(self, view: WeightView, tokens: Tensor, y: Tensor) -> Tensor:
-        """The same."""
+        """Rows are picked: only the order counts."""
         self._selects(view)
         return y
 

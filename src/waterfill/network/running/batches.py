@@ -15,7 +15,7 @@ from waterfill.errors import BadInput
 def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A batch with every tensor in it changed; tuples, lists and dicts are looked into, all else stays.
 
-    Of a packed sequence only its values are changed: the rest says where they belong.
+    Of a packed sequence only its values are changed, not the batch sizes and orders.
     """
     if isinstance(value, Tensor):
         return change(value)

@@ -38,7 +38,7 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None, *, seed: 
 
     Of a result that is no tensor the outputs are its `logits`, else the first tensor of real numbers in it that is more
     than one number (a loss). Every run of a batch starts from the same random numbers, which the seed chooses, and the
-    model gets a copy of the batch: what it writes into its inputs is gone, and, where no gradient is asked for (see
+    model gets a copy of the batch: what it writes into its inputs is lost, and, without gradients (see
     `unchanged`), what it writes into itself. Raises BadInput, the model's own error chained, for a batch that the model
     cannot take, and for outputs that hold NaN or infinities; minus infinity, a masked class, is allowed.
     """
@@ -181,7 +181,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def hooked(layers: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
-    """`hook(name, module, inputs, output)` after every call of these layers; gone after the block, come what may.
+    """A block in which `hook(name, module, inputs, output)` runs after every call of these layers.
 
     Calls with tensors that are no plain arrays of numbers (nested, sparse) are passed over.
     """

@@ -1,1 +1,1 @@
-"""Which products with which weights a network computes."""
+"""Traces the products with weights that a network computes."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Contraction:
-    """How to order dimensions so that the last of x meets the weight, and the last of y comes from it.
+    """An order of dimensions in which the last of x is contracted with the weight, and the last of y comes from it.
 
     inputs: of x, one for each of y; None for one that x lacks and is repeated along (the experts of a stack).
     outputs: of y. mixes: the rows of the weight, one for each of the last of x, are mixed, not multiplied.
@@ -43,14 +43,14 @@ def product_of(equation: str, dims: Sequence[int], at: int, transposed: bool) ->
     weight, x, y = letters[at], letters[1 - at], letters[2]
     stack, rows, cols = weight[:-2], *(weight[:-3:-1] if transposed else weight[-2:])
     mixes = rows in x and rows not in y
-    met, made = (rows, cols) if mixes else (cols, rows)
-    rest = y.replace(made, "")
+    contracted, produced = (rows, cols) if mixes else (cols, rows)
+    rest = y.replace(produced, "")
     repeated = set(rest) - set(x)
-    fits = met in x and met not in y and made in y and made not in x
-    if not fits or set(x) - {met} - set(rest) or not repeated <= set(stack) <= set(rest):
+    fits = contracted in x and contracted not in y and produced in y and produced not in x
+    if not fits or set(x) - {contracted} - set(rest) or not repeated <= set(stack) <= set(rest):
         return None
     inputs = [None if letter in repeated else x.index(letter) for letter in rest]
-    return Contraction((*inputs, x.index(met)), tuple(map(y.index, rest + made)), mixes)
+    return Contraction((*inputs, x.index(contracted)), tuple(map(y.index, rest + produced)), mixes)
 
 
 def _letters(equation: str, dims: Sequence[int]) -> list[str] | None:

@@ -37,7 +37,7 @@ class Call:
 
 
 def call_of(mode: str, args: Sequence[Any]) -> tuple[Call, Callable[[Tensor], Tensor]]:
-    """What a call asks for, and how its packed output becomes the shape that the call returns."""
+    """The arguments of a call, and a function from its packed output to the shape that the call returns."""
     if isinstance(args[3], list | tuple):  # (data, batch_sizes, state, weights, bias, layers, dropout, train, both)
         data, sizes, state, weights, biased, layers, _, _, both = args
         counts = tuple(int(size) for size in sizes)

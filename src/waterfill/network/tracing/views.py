@@ -17,7 +17,7 @@ from waterfill.network.tracing.derived import multiple_of_rows
 
 @dataclass(frozen=True)
 class WeightView:
-    """Where a tensor lies in a weight: rows start to stop of it or of one matrix of a stack; transposed or not.
+    """The place of a tensor in a weight: rows start to stop of it or of one matrix of a stack; transposed or not.
 
     factors: of these rows before they were used, [rows]; None for none. moved: whether a number, such as its mean, was
     also added to each row.

@@ -1,1 +1,1 @@
-"""Which entries to keep, and what the kept ones become."""
+"""Criteria, patterns and procedures of pruning, and the refit of the kept entries."""

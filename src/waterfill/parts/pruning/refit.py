@@ -45,7 +45,7 @@ def refit(
 
 
 def _solved(target: Tensor, kept: Tensor, importance: Importance) -> Tensor | None:
-    """The same where all rows keep the columns `kept` [cols]; None where the Gram matrix has no inverse there."""
+    """The refit where all rows keep the columns `kept` [cols]; None where the Gram matrix has no inverse there."""
     assert importance.gram is not None
     kept = kept.nonzero()[:, 0]
     inner = importance.gram.to(target)[kept][:, kept]

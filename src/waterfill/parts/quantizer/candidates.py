@@ -198,7 +198,7 @@ def _by_rows(shape: tuple[int, int], make: Callable[[slice], np.ndarray], chunks
 
 
 def _feedback(lower: np.ndarray | None, scales: np.ndarray, chooser: Chooser, choices: Choices) -> Feedback | None:
-    """How errors are fed back through the factor `lower`; None where every entry stands alone."""
+    """The feedback of errors through the factor `lower`; None where every entry is chosen by itself."""
     positions = len(chooser.model.positions)
     if lower is None and positions == 1 and not chooser.states:
         return None

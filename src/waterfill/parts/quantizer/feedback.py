@@ -32,7 +32,7 @@ def quick_products() -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """How errors are fed back to later visits.
+    """The feedback of errors to later visits.
 
     lower: T [n, n], of A = T^T T. steps: [n], those of the visits against each other. rough: products between blocks
     may be in bfloat16 where that is quicker. device: where the choice runs.

@@ -1,1 +1,1 @@
-"""A size met to the byte."""
+"""Meets a file size exactly: a budget in bytes."""
