@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import waterfill
+from waterfill.calibration.cache import ImportanceCache
 from waterfill.compression.options import Steps
 from waterfill.compression.task import Task
 from waterfill.errors import PlanMismatch
@@ -81,6 +82,16 @@ def test_a_cache_of_other_inputs_is_refused(tmp_path) -> None:
     assert len(waterfill.calibrate(layers(), BATCHES, cache=tmp_path)) == 12
     with pytest.raises(PlanMismatch, match="batches"):
         waterfill.calibrate(layers(), [batch + 1 for batch in BATCHES], cache=tmp_path)
+
+
+def test_opening_a_cache_reads_no_matrix(tmp_path, monkeypatch) -> None:
+    waterfill.calibrate(layers(), BATCHES, cache=tmp_path)
+    read = list[str]()
+    whole = ImportanceCache._read
+    monkeypatch.setattr(ImportanceCache, "_read", lambda cache, name: read.append(name) or whole(cache, name))
+    again = waterfill.calibrate(layers(), BATCHES, cache=tmp_path)
+    assert len(again) == 12 and not read
+    assert again["0.weight"].gram is not None and read == ["0.weight"]
 
 
 def test_matrices_on_disk_are_not_kept_by_the_weights(tmp_path) -> None:
