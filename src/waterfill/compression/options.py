@@ -65,5 +65,5 @@ class Options:
 
     @property
     def workers(self) -> int:
-        """Threads that `compress_file` runs."""
+        """Threads to run: `threads`, or one a core, at most four."""
         return self.threads or min(_MOST_THREADS, os.cpu_count() or 1)
