@@ -1,7 +1,7 @@
 """The equation: fit(target, importance, price) = argmin over P of D(target - P) + price * bits(P).
 
-A `Spec` is a method with its parameters, a `Part` is its result for one matrix. Kinds of parts are in `parts/`, one to
-a file; this module knows none of them by name. Sums and choices are specs like any other.
+A `Spec` is a method with its parameters, a `Part` its result for one matrix. Their kinds are in `parts/`, and this
+module knows none by name. Sums and choices are specs like any other.
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +17,9 @@ from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
+from waterfill.lattice import Lattice
 
-MOST_TERMS = 4
-MOST_NESTED = 8
+MOST_TERMS, MOST_NESTED = 4, 8
 _KINDS: dict[int, type["Part"]] = {}
 
 
@@ -65,11 +65,9 @@ def terms_of(kind: "type[SumSpec] | type[Choice]", spec: Spec) -> tuple[Spec, ..
 
 @dataclass(frozen=True, eq=False)
 class Part(ABC):
-    """An immutable matrix [rows, cols] in compressed form. Parts are equal if their shapes and bytes are.
+    """An immutable matrix in compressed form; parts of equal shape and bytes are equal.
 
-    Attributes:
-        shape: (rows, cols).
-        kind: the number of the class in files; defining a subclass registers it.
+    shape: (rows, cols). kind: the number of the class in files; defining a subclass registers it.
 
     Example:
         >>> part = Quantize().fit(weight, Importance(), price=1e-4)
@@ -81,8 +79,9 @@ class Part(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        kind = cls.__dict__.get("kind")
-        if kind is not None and _KINDS.setdefault(kind, cls).__qualname__ != cls.__qualname__:
+        if (kind := cls.__dict__.get("kind")) is not None and _KINDS.setdefault(
+            kind, cls
+        ).__qualname__ != cls.__qualname__:
             raise TypeError(f"part kind {kind} of {cls.__name__} is taken by {_KINDS[kind].__name__}")
         if "__repr__" not in cls.__dict__:  # else `dataclass` makes one that prints tensors
             cls.__repr__ = Part.__repr__  # type: ignore[method-assign]
@@ -108,6 +107,11 @@ class Part(ABC):
         """The parts that this one is made of, by role; empty for a leaf."""
         return {}
 
+    @property
+    def lattice(self) -> Lattice | None:
+        """Codes and scales of a part that is nothing else and whose codes may each be another; None for all others."""
+        return None
+
     def describe(self) -> str:
         """What was chosen, in a few words for a table, such as "rank 8, quantized"; sizes are not part of it."""
         return type(self).__name__.removesuffix("Part").lower()
@@ -119,15 +123,13 @@ class Part(ABC):
     @cached_property
     def bits(self) -> float:
         """Ideal code length of the whole part in bits: kind, side information and codes."""
-        tally = Tally()
-        write_part(self, tally)
+        write_part(self, tally := Tally())
         return tally.bits
 
     @final
     def encode(self) -> bytes:
         """The bytes of this part on its own; `decode` with its shape reads them back."""
-        out = Writer()
-        write_part(self, out)
+        write_part(self, out := Writer())
         return out.finish()
 
     @final
@@ -147,8 +149,7 @@ def write_part(part: Part, out: Sink) -> None:
 
 def read_part(src: Reader, shape: tuple[int, int]) -> Part:
     """The part that `write_part` wrote. Raises CorruptFile, and NewerFormat for a kind that is not known here."""
-    kind = src.uint(1 << 30)
-    if kind not in _KINDS:
+    if (kind := src.uint(1 << 30)) not in _KINDS:
         raise NewerFormat(f"part kind {kind} is not known to this release; a newer waterfill wrote this file")
     src.depth += 1
     if src.depth > MOST_NESTED:
@@ -191,8 +192,7 @@ class SumPart(Part):
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
-        count = src.uint(MOST_TERMS)
-        if count < 2:
+        if (count := src.uint(MOST_TERMS)) < 2:
             raise src.fail(f"a sum of {count} terms")
         return cls(shape, tuple(read_part(src, shape) for _ in range(count)))
 

@@ -4,7 +4,7 @@ Codes are chosen by distortion + price * bits under the densities by which they 
 `quantizer.candidates`, `coding.model`. They may be the states of a trellis: `quantizer.viterbi`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from waterfill.coding import trellis
+from waterfill.coding.chunking import narrow
 from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
+from waterfill.lattice import Lattice
 from waterfill.part import Part, Spec
 from waterfill.parts.grouped import FixedRate, fit_grouped
 from waterfill.parts.quantizer.candidates import Choices, best_candidate
@@ -49,6 +51,14 @@ class QuantizedPart(Part):
         """Row scales [rows, 1], step included, and column scales [cols] (float32)."""
         row, col = self.grid.row_scales(self.shape[0]), self.grid.col_scales(self.shape[1])
         return torch.from_numpy(row)[:, None], torch.from_numpy(col)
+
+    @property
+    def lattice(self) -> Lattice | None:
+        """The codes and scales; None along a trellis, on which a code depends on those before."""
+        return None if self.states else Lattice(self.codes, *self.scales, self._with_codes)
+
+    def _with_codes(self, codes: Tensor) -> Part:
+        return replace(self, codes=torch.from_numpy(narrow(codes.cpu().numpy())))
 
     def dense(self) -> Tensor:
         return self.dense_rows(slice(None))

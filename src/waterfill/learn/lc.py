@@ -1,0 +1,256 @@
+"""The LC algorithm: learning (L) steps on a loss with a penalty, compression (C) steps that are nothing but `fit`.
+
+    minimize L(w) subject to w = D(theta), a sum of parts for every weight
+    L step: L(w) + mu/2 ||w - D(theta) - lambda/mu||^2, by any optimizer
+    C step: theta = fit(w - lambda/mu)
+
+Carreira-Perpinan and Idelbayev, arXiv 1707.01209; sums of parts: 2107.04380.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.arithmetic import by_own_arithmetic
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.options import Options
+from waterfill.compression.task import Task, in_memory
+from waterfill.errors import BadInput, BadRecipe, BudgetError
+from waterfill.importance import Importance
+from waterfill.learn.learner import Learner
+from waterfill.learn.matrices import learned_weights
+from waterfill.model.compressed import CompressedModel
+from waterfill.model.entry import Entry
+from waterfill.part import Spec
+from waterfill.parts import Dense
+from waterfill.recipe import as_spec
+
+_PRICE = 4.0**-12
+"""Nats per bit for what is learned without being compressed: some seven bits of mantissa."""
+_FILL = 0.98  # of a budget that is to be used
+_ROUNDS, _FIRST_MOVE, _NEAR = 24, 1.05, 1.01  # of fits until a budget is met; of the price then; prices as good as one
+_MOST_OCTAVES = 2.0  # that the price moves in a C step
+_SHARE = 0.1  # of the gradient of the loss that the first penalty's has
+_NEGLIGIBLE = 1e-7  # of the mean square of weights for a bit, where a spec says how large its parts are
+
+
+_ANY = Budget()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the penalty grows.
+
+    mu: its first weight; None: it is found by `LC.start`. growth: its factor after each C step. multipliers: whether
+    the Lagrangian is augmented; without them the penalty is quadratic.
+    """
+
+    mu: float | None = None
+    growth: float = 1.1
+    multipliers: bool = True
+
+
+_DEFAULT = Schedule()
+
+
+class LC(Learner):
+    """The LC algorithm for one network; every step is in the user's hands.
+
+    Args:
+        model: in training; its parameters are learned in place.
+        spec: what weights are to become, a spec or its text; or, by pattern of names ("layer1.*"), one for each layer,
+            the first that matches. What no pattern matches is learned freely and stored in 16 bits or so.
+        budget: bytes, bits per weight or a ratio: the price is moved so that it is met at the end; or the price itself,
+            nats per bit. None of these where the spec says how large its parts are.
+        schedule: how the penalty grows.
+        importance: by name, the metric of the penalty and of the C step: a diagonal or a Gram matrix; uniform without.
+
+    Raises:
+        BadInput: NaN, or no parameter that a spec is meant for.
+        BadRecipe: a spec without meaning.
+        BudgetError: a budget below the smallest file.
+
+    Example:
+        >>> lc = LC(model, "Codebook(levels=2) + Prune(keep=0.01)", schedule=Schedule(mu=1e-3))
+        >>> loss = F.cross_entropy(model(x), y) + lc.penalty()  # L steps
+        >>> lc.c_step(); lc.multipliers_step()  # and then a C step
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: "Spec | str | Mapping[str, Spec | str]" = "Quantize()",
+        *,
+        budget: Budget = _ANY,
+        schedule: Schedule = _DEFAULT,
+        importance: Mapping[str, Importance] | None = None,
+    ) -> None:
+        self.model, self.schedule, self.budget = model, schedule, budget
+        self._task, given = _task(model, spec), importance or {}
+        self._learned = learned_weights(
+            self._task.weights, model, lambda w: given.get(w.name) or Importance(kernel=w.layout.kernel)
+        )
+        if not self._learned:
+            raise BadInput("no parameter of the model is a matrix that a spec is meant for: there is nothing to learn")
+        self._mu, self._steps = schedule.mu, 0
+        self._allowed = self._task.allowed(budget) if budget.given else None
+        self._relative = budget.price is None  # to mu: nats per bit where mu is 1
+        energy = _norm([one.value for one in self._learned]) ** 2
+        self._price = budget.price or _NEGLIGIBLE * energy / sum(one.value.numel() for one in self._learned)
+        if self._allowed is not None:
+            self._price = self._first_price(self._allowed)
+
+    @property
+    def mu(self) -> float:
+        """The weight of the penalty. Raises BadInput where none was given and `start` was not called."""
+        if self._mu is None:
+            raise BadInput(
+                "the penalty has no weight yet: give Schedule(mu=...), or call start(loss) with a first loss"
+            )
+        return self._mu
+
+    def parameters(self) -> list[Tensor]:
+        return [value for value in self.model.parameters() if value.requires_grad]
+
+    def after_backward(self) -> None:
+        """Nothing: the model's own parameters are learned."""
+
+    def after_step(self) -> None:
+        """Nothing: the model's own parameters are learned."""
+
+    def start(self, loss: Tensor) -> float:
+        """Choose the first mu: the one at which the penalty has a tenth of the gradient that a loss has at the network
+        as it is. A mu that was given stays. Returns it."""
+        if self._mu is None:
+            values = [one.value for one in self._learned]
+            slopes = torch.autograd.grad(loss, values, allow_unused=True, retain_graph=True)
+            self._mu = 1.0
+            self.c_step()
+            slope = _norm([slope for slope in slopes if slope is not None])
+            self._mu = _SHARE * slope / max(_norm([one.gap() for one in self._learned]), 1e-30) or 1.0
+        return self.mu
+
+    def penalty(self) -> Tensor:
+        """mu/2 ||w - D(theta) - lambda/mu||^2 of all weights, each in its metric."""
+        return torch.stack([one.penalty(self.mu) for one in self._learned]).sum()
+
+    def learning_rate(self, rate: float) -> float:
+        """The rate for an L step: min(rate, 1/mu); beyond it the penalty alone would diverge (1707.01209)."""
+        return min(rate, 1 / self.mu)
+
+    def c_step(self) -> None:
+        """Fit every weight to w - lambda/mu, from what it was before; towards a budget, at the next price."""
+        size = self._fit()
+        self._steps += 1
+        if self._allowed is not None and not _FILL * self._allowed <= size <= self._allowed:
+            bits = 8 * (size - self._allowed) / sum(one.value.numel() for one in self._learned)
+            most = _MOST_OCTAVES / self._steps**0.5  # weights that lie on a grid by now are not to leave it
+            self._price *= 2.0 ** max(-most, min(most, 2 * bits))
+
+    @torch.no_grad()
+    def multipliers_step(self) -> None:
+        """lambda - mu (w - D(theta)) in place of lambda, where there are multipliers; then the next mu."""
+        for one in self._learned if self.schedule.multipliers else ():
+            one.multiplier -= self.mu * one.gap()
+        self._mu = self.mu * self.schedule.growth
+
+    @torch.no_grad()
+    def result(self) -> CompressedModel:
+        """D(theta) of a last C step, and what is no matrix as it was learned.
+
+        Raises:
+            BudgetError: where no price gives a file within the budget.
+        """
+        size = self._fit()
+        if self._allowed is not None and not _FILL * self._allowed <= size <= self._allowed:
+            self._meet(self._allowed, size)
+        return self._model()
+
+    def _meet(self, allowed: int, size: int) -> None:
+        """Fit at other prices, the nearest first, until the file, of `size` bytes now, has at most those allowed."""
+        low, high = (self._price, None) if size > allowed else (None, self._price)  # too large a file, small enough
+        move = _FIRST_MOVE
+        for _ in range(_ROUNDS):
+            if low is not None and high is not None:
+                self._price = math.sqrt(low * high)
+            else:
+                self._price *= move if high is None else 1 / move
+                move *= move
+            size = self._fit()
+            low, high = (self._price, high) if size > allowed else (low, self._price)
+            if _FILL * allowed <= size <= allowed or (low and high and high < _NEAR * low):
+                break
+        if size > allowed and high is not None:
+            self._price = high
+            size = self._fit()
+        if size > allowed:
+            raise BudgetError(
+                f"a file of {allowed} bytes is asked for, and what was learned takes {size}; "
+                "allow more, or use a spec that can spend less"
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """The multipliers, D(theta), mu and the price."""
+        values = [self._mu or math.nan, self._price, float(self._steps)]
+        numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
+        kept = {f"multiplier.{one.weight.name}": one.multiplier for one in self._learned}
+        kept |= {f"compressed.{one.weight.name}": one.compressed for one in self._learned}
+        return kept | {"numbers": numbers}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        mu, self._price, steps = state["numbers"].tolist()
+        self._mu, self._steps = None if math.isnan(mu) else mu, int(steps)
+        for one in self._learned:
+            one.multiplier = state[f"multiplier.{one.weight.name}"].to(one.value).clone()
+            one.compressed = state[f"compressed.{one.weight.name}"].to(one.value).clone()
+            one.parts = ()
+
+    @by_own_arithmetic
+    @torch.no_grad()
+    def _fit(self) -> int:
+        """Fit every weight at the price; bytes of the file."""
+        price = self._price * self.mu if self._relative else self._price
+        for one in self._learned:
+            one.fit(self.mu, price)
+        return self._model().size
+
+    def _model(self) -> CompressedModel:
+        """What there is by the last C step."""
+        learned = {one.weight.name: one.entry() for one in self._learned}
+        entries: dict[str, Entry] = {w.name: learned.get(w.name) or w.fit(_PRICE) for w in self._task.weights}
+        return CompressedModel(entries, dict(self._task.aliases), self._task.notes)
+
+    def _first_price(self, allowed: int) -> float:
+        """The price at which, for the network as it is, a file has so many bytes. Raises BudgetError."""
+        metric = {one.weight.name: one.importance for one in self._learned}
+        known = {name: partial(metric.__getitem__, name) for name in metric}
+        weights = [replace(w, importance=known.get(w.name)) for w in self._task.weights]
+        return in_memory(replace(self._task, weights=weights), Options()).run.price_for(allowed)
+
+
+def _task(model: nn.Module, spec: "Spec | str | Mapping[str, Spec | str]") -> Task:
+    """The task of compressing a model, each weight to its own spec. Raises BadInput, BadRecipe."""
+    specs = {pattern: as_spec(one) for pattern, one in (spec if isinstance(spec, Mapping) else {"*": spec}).items()}
+    if not specs:
+        raise BadRecipe("a mapping of specs by names holds none; give at least one")
+    task = Task.of(model, next(iter(specs.values())), None)
+    weights = [_assigned(weight, specs) for weight in task.weights]
+    recipe = repr(specs["*"]) if list(specs) == ["*"] else "; ".join(f"{name}: {one!r}" for name, one in specs.items())
+    return replace(task, weights=weights, notes=task.notes | {"recipe": recipe})
+
+
+def _assigned(weight: Weight, specs: Mapping[str, Spec]) -> Weight:
+    """A weight with the spec of the first pattern that its name matches; learned freely where none does."""
+    spec = next((one for pattern, one in specs.items() if fnmatchcase(weight.name, pattern)), None)
+    return replace(weight, spec=Dense() if spec is None else spec)
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    """The norm of all tensors together."""
+    return math.sqrt(sum(float(value.detach().double().square().sum()) for value in tensors))

@@ -1,0 +1,63 @@
+"""What a network is to learn where there are no labels: to say what another one says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from waterfill.errors import BadInput
+from waterfill.evaluation.divergence import are_logits
+from waterfill.network.running.batches import tensor_in, tensors_in
+
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """The distance of a network's outputs from those of a reference on the same inputs; no labels are needed.
+
+    Logits (classes last, of each input or of each place in a sequence) by the divergence of probabilities at a
+    temperature, T^2 KL(reference || outputs), nats a row (arXiv 1503.02531); all other outputs by their squared error
+    relative to their variance. Of a mapping with `logits` these count, of any other the sum over all real tensors.
+
+    Args:
+        temperature: T; the higher, the more what is said of unlikely classes counts.
+        logits: whether outputs are logits; None: wherever they can be.
+    """
+
+    temperature: float = 4.0
+    logits: bool | None = None
+
+    def __call__(self, outputs: Any, reference: Any) -> Tensor:
+        """A scalar. Raises BadInput for outputs that cannot be compared with the reference's."""
+        found, expected = _compared(outputs), _compared(reference)
+        shapes = [[list(value.shape) for value in values] for values in (found, expected)]
+        if shapes[0] != shapes[1] or not expected:
+            raise BadInput(
+                f"outputs of shapes {shapes[0]} cannot be compared with the reference's {shapes[1]}; "
+                "give a loss of your own"
+            )
+        pairs = zip(found, expected, strict=True)
+        return torch.stack([self._distance(own.float(), other.detach().float()) for own, other in pairs]).sum()
+
+    def _distance(self, found: Tensor, expected: Tensor) -> Tensor:
+        if not (are_logits(expected) if self.logits is None else self.logits):
+            centered = expected - expected.mean()
+            return (found - expected).square().mean() / centered.square().mean().clamp_min(_TINY)
+        classes = expected.shape[-1]
+        log_p = F.log_softmax(expected.reshape(-1, classes) / self.temperature, -1)
+        log_q = F.log_softmax(found.reshape(-1, classes) / self.temperature, -1)
+        gaps = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
+        return self.temperature**2 * gaps.sum() / max(1, len(log_p))
+
+
+def _compared(outputs: Any) -> list[Tensor]:
+    """The tensors of outputs that count."""
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        return [outputs["logits"]]
+    named = tensor_in(outputs) if hasattr(outputs, "logits") else None
+    real = [value for value in tensors_in(outputs) if value.is_floating_point() and value.ndim > 0]
+    return [named] if named is not None else real

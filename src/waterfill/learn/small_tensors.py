@@ -1,0 +1,57 @@
+"""The last phase of learning: norms, biases and scales are trained, all codes stay as they are."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from waterfill.errors import BadInput
+from waterfill.learn.learner import Learner
+from waterfill.learn.vectors import room_of, trained_vectors, with_vectors
+from waterfill.model.compressed import CompressedModel
+
+
+class SmallTensors(Learner):
+    """The vectors of a compressed network, trained with everything else as it is in the file.
+
+    A vector whose entries are equal, as folded norms have them, stays as it is: it takes no bytes.
+
+    Args:
+        model: the network of which `made` was made, with its own weights; it gets the compressed ones.
+        made: what was compressed before.
+        size: bytes of the file at most; None for those of `made`.
+
+    Raises:
+        BadInput: where there is no vector to train.
+        Mismatch: for another network.
+    """
+
+    def __init__(self, model: nn.Module, made: CompressedModel, size: int | None = None) -> None:
+        self._vectors = trained_vectors(model, made)
+        if not self._vectors:
+            raise BadInput("no vector of the network is a parameter with different entries: there is nothing to train")
+        self.model = made.install(model)
+        self._made, self._size = made, made.size if size is None else size
+
+    def parameters(self) -> list[Tensor]:
+        return list(self._vectors.values())
+
+    def after_backward(self) -> None:
+        """Nothing: the vectors are the model's own."""
+
+    def after_step(self) -> None:
+        """Nothing: the vectors are the model's own."""
+
+    def c_step(self) -> None:
+        """Nothing: the codes are frozen."""
+
+    def result(self) -> CompressedModel:
+        """The network with its vectors rounded to as many bits as its budget allows, else as it was."""
+        room = room_of(self._made, self._vectors) + self._size - self._made.size
+        changed = with_vectors(self._made, self._vectors, room)
+        return changed if changed.size <= self._size else self._made
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing: the vectors are the model's own."""

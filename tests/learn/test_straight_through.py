@@ -1,0 +1,95 @@
+"""Codes that follow the weights, and the last phase in which only vectors do."""
+
+import copy
+
+import pytest
+import torch
+from tests.support.toy_learning import X, accuracy, net, trained
+from torch import nn
+
+import waterfill
+from waterfill.errors import BadInput, BudgetError
+from waterfill.learn import Imitation, Learner, SmallTensors, StraightThrough
+
+BITS = 2.0
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def made(original: nn.Module) -> waterfill.CompressedModel:
+    return waterfill.compress(original, list(X.split(256)), spec="Quantize()", bits=BITS)
+
+
+def learned(learner: Learner, teacher: nn.Module, epochs: int = 6, rate: float = 5e-3) -> Learner:
+    """After some epochs without labels."""
+    optimizer, loss = torch.optim.Adam(learner.parameters(), rate), Imitation()
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - epoch / epochs)
+        for x in X.split(64):
+            learner.model.zero_grad()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                expected = teacher(x)
+            (loss(learner.model(x), expected) + learner.penalty()).backward()
+            learner.after_backward()
+            optimizer.step()
+            learner.after_step()
+        learner.c_step()
+    return learner
+
+
+def test_it_begins_with_what_was_compressed(original, made) -> None:
+    learner = StraightThrough(copy.deepcopy(original), made)
+    same = learner.result()
+    assert {name: entry.blob for name, entry in same.entries.items() if entry.layout.role == "m"} == {
+        name: entry.blob for name, entry in made.entries.items() if entry.layout.role == "m"
+    }
+    assert torch.equal(learner.model[0].weight, made.state_dict()["0.weight"])
+
+
+def test_codes_learn_without_labels_in_no_more_bytes(original, made, tmp_path) -> None:
+    before, best = accuracy(made.install(net())), accuracy(original)
+    after = learned(StraightThrough(copy.deepcopy(original), made), original).result()
+    assert accuracy(after.install(net())) > before + 0.4 * (best - before)
+    assert after.save(tmp_path / "m.wf") == after.size <= made.size
+    state = waterfill.load(tmp_path / "m.wf").state_dict()
+    assert all(torch.equal(state[name], value) for name, value in after.state_dict().items())
+
+
+def test_the_price_brings_the_file_to_fewer_bytes(original, made) -> None:
+    size = int(0.8 * made.size)
+    after = learned(StraightThrough(copy.deepcopy(original), made, size), original).result()
+    assert 0.85 * size < after.size <= size
+
+
+def test_a_snapshot_goes_on_as_if_nothing_had_been(original, made) -> None:
+    learner = learned(StraightThrough(copy.deepcopy(original), made), original, epochs=1)
+    again = StraightThrough(copy.deepcopy(original), made)
+    again.load({name: value.clone() for name, value in learner.state().items()})
+    assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_what_has_no_free_codes_is_refused(original, made) -> None:
+    with pytest.raises(BadInput, match='spec="Quantize'):
+        StraightThrough(copy.deepcopy(original), waterfill.compress(original, spec="LowRank()", bits=8))
+    with pytest.raises(BudgetError, match="codes of zero"):
+        StraightThrough(copy.deepcopy(original), made, 20).result()
+
+
+def test_vectors_learn_while_codes_are_frozen(original, made) -> None:
+    before = accuracy(made.install(net()))
+    learner = learned(SmallTensors(copy.deepcopy(original), made, made.size + 200), original, rate=1e-2)
+    after = learner.result()
+    assert accuracy(after.install(net())) > before and made.size < after.size <= made.size + 200
+    assert after.entries["0.weight"].blob == made.entries["0.weight"].blob
+
+
+def test_vectors_without_room_stay(original, made) -> None:
+    assert SmallTensors(copy.deepcopy(original), made, made.size - 40).result() is made
+    with pytest.raises(BadInput, match="nothing to train"):
+        SmallTensors(nn.Linear(8, 8, bias=False), waterfill.compress(nn.Linear(8, 8, bias=False), price=1e-5))
