@@ -24,7 +24,7 @@ def made(original: nn.Module) -> waterfill.CompressedModel:
     return waterfill.compress(original, list(X.split(256)), spec="Quantize()", bits=BITS)
 
 
-def learned(learner: Learner, teacher: nn.Module, epochs: int = 6, rate: float = 5e-3) -> Learner:
+def learned(learner: Learner, teacher: nn.Module, epochs: int = 6, rate: float = 3e-2) -> Learner:
     """After some epochs without labels."""
     optimizer, loss = torch.optim.Adam(learner.parameters(), rate), Imitation()
     for epoch in range(epochs):

@@ -90,7 +90,7 @@ def calibrated(
         notes = {
             "recipe": AUTOMATIC if spec is None else repr(parsed),
             "samples": calibration.samples,
-            "folded": _fold_notes(model, work) if prepared.folded else False,
+            "folded": fold_notes(model, work) if prepared.folded else False,
             "unreached": sorted(calibration.unreached),
         }
         notes |= {"remarks": list(prepared.remarks)} if prepared.remarks else {}
@@ -188,7 +188,7 @@ def _room(model: nn.Module, options: Options) -> Iterator[Path | None]:
         yield folder
 
 
-def _fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
+def fold_notes(model: nn.Module, work: nn.Module) -> "dict[str, Any] | bool":
     """The notes on the norms that were folded."""
     tensors, aliases, _ = tensors_of(work)
     return pack(folds_between(model, work), [*tensors, *aliases])

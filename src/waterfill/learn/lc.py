@@ -56,7 +56,7 @@ class Schedule:
     multipliers: bool = True
 
 
-_DEFAULT = Schedule()
+DEFAULT_SCHEDULE = Schedule()
 
 
 class LC(Learner):
@@ -88,7 +88,7 @@ class LC(Learner):
         spec: "Spec | str | Mapping[str, Spec | str]" = "Quantize()",
         *,
         budget: Budget = _ANY,
-        schedule: Schedule = _DEFAULT,
+        schedule: Schedule = DEFAULT_SCHEDULE,
         importance: Mapping[str, Importance] | None = None,
     ) -> None:
         self.model, self.schedule, self.budget = model, schedule, budget

@@ -23,13 +23,13 @@ from waterfill.part import Lattice
 
 _DEAD_ZONE = 2 * math.log(2) / 12
 """Price of a bit over the curvature of the loss, in squared steps: what high rates have (docs/theory.md)."""
-_MARGIN = 0.05  # of a step, that a position is from where another code begins, at first
+_INSIDE = 0.45  # of a step: positions lie within so much of the middle of their code's range at first
+_ZERO = 0.05  # of a step: nearer to zero, bits do not pull
 _LEAST_MEAN = 1e-3  # of the magnitude of codes in a row or column
-_LEAST, _MOST = 1e-3, 1e3  # of the pull, in multiples of what it is at first
-_MOST_OCTAVES = 1.0  # that the pull moves in a C step
+_LEAST, _MOST = 2.0**-2, 2.0**8  # of the pull, in multiples of what it is at first
+_SLOW, _QUICK = 0.02, 0.01  # too large by this share, a file lets bits pull twice as hard from now on; 4 times, for now
 _NEW = 0.5  # of what bits cost is measured anew in a C step: where codes begin is not to jump
 _ROUNDS, _NEAR = 30, 1.001  # of prices tried until a file is small enough, each twice the one before; near enough
-_GAIN = 8.0  # octaves of the pull for a bit per weight too many
 
 
 @dataclass(eq=False)
@@ -57,12 +57,11 @@ class _Matrix:
         self.slope = torch.lerp(self.slope, -torch.log2(((1 + mean.square()).sqrt() - 1) / mean), share)
 
     def settle(self, codes: Tensor, zone: float) -> None:
-        """Move positions to where these codes [rows, cols] are the cheapest."""
-        away = 0.5 * zone * self.slope
-        least = torch.where(codes == 0, 0.0, codes.abs() - 0.5 + away) + _MARGIN * (codes != 0)
-        most = codes.abs() + 0.5 + away - _MARGIN
-        sign = torch.where(codes == 0, self.position.sign(), codes.sign())
-        self.position.copy_(sign * (self.position * sign).clamp(least, most))
+        """Move positions to where these codes [rows, cols] are the cheapest, well inside: near to where one code ends
+        and the next begins, many would change at once."""
+        centers = codes + 0.5 * zone * self.slope * codes.sign()
+        away = self.position - codes
+        self.position.copy_(centers + _INSIDE * away / (0.5 + away.abs()))
 
 
 class StraightThrough(Learner):
@@ -97,7 +96,8 @@ class StraightThrough(Learner):
         if not self._matrices:
             raise BadInput('no weight has codes that can be changed one by one; compress with spec="Quantize()"')
         self._values = {name: values[name] for name in self._matrices}
-        self._pull, self._strength, self._zone = pull, 1.0, _DEAD_ZONE
+        self._pull, self._zone = pull, _DEAD_ZONE
+        self._strength, self._boost = 1.0, 1.0  # of the pull: for good, and until the next C step
         with torch.no_grad():
             for matrix in self._each():
                 codes = matrix.lattice.codes.to(matrix.position)
@@ -124,8 +124,8 @@ class StraightThrough(Learner):
             for matrix, piece in zip(matrices, pieces, strict=True):
                 slope = matrix.restored(piece)
                 typical = slope.abs().mean()
-                bits = matrix.slope * matrix.position.sign() * (matrix.position.abs() > _MARGIN)
-                pull = self._pull * self._strength * typical / matrix.slope.mean()
+                bits = matrix.slope * matrix.position.sign() * (matrix.position.abs() > _ZERO)
+                pull = self._pull * self._strength * self._boost * typical / matrix.slope.mean()
                 matrix.position.grad = slope + pull * bits
 
     @torch.no_grad()
@@ -141,9 +141,10 @@ class StraightThrough(Learner):
         """Measure what codes cost by now, and let bits pull harder or softer, as the file is too large or too small."""
         for matrix in self._each():
             matrix.remeasure(matrix.codes(self._zone), _NEW)
-        over = 8 * (self._coded(self._zone).size - self._size) / sum(m.position.numel() for m in self._each())
-        octaves = max(-_MOST_OCTAVES, min(_MOST_OCTAVES, _GAIN * over))
-        self._strength = min(max(self._strength * 2.0**octaves, _LEAST), _MOST)
+        over = self._coded(self._zone).size / self._size - 1
+        self._strength *= 2.0 ** max(-1.0, min(1.0, over / _SLOW))
+        self._strength = max(_LEAST, min(_MOST, self._strength))
+        self._boost = 4.0 ** max(-2.0, min(2.0, over / _QUICK))
         self.after_step()
 
     @torch.no_grad()
@@ -171,7 +172,7 @@ class StraightThrough(Learner):
         return made
 
     def state(self) -> dict[str, Tensor]:
-        kept = {"numbers": torch.tensor([self._strength, self._zone], dtype=torch.float64, device="cpu")}
+        kept = {"numbers": torch.tensor([self._strength, self._boost, self._zone], dtype=torch.float64, device="cpu")}
         for name, matrices in self._matrices.items():
             for i, matrix in enumerate(matrices):
                 kept |= {f"position.{i}.{name}": matrix.position.detach(), f"slope.{i}.{name}": matrix.slope}
@@ -179,7 +180,7 @@ class StraightThrough(Learner):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        self._strength, self._zone = state["numbers"].tolist()
+        self._strength, self._boost, self._zone = state["numbers"].tolist()
         for name, matrices in self._matrices.items():
             for i, matrix in enumerate(matrices):
                 matrix.position.copy_(state[f"position.{i}.{name}"])

@@ -45,7 +45,7 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None, *, seed: 
     copied = each_tensor(batch, Tensor.clone)
     try:
         with nullcontext() if torch.is_grad_enabled() else unchanged(model), same_draws(batch, seed), plainly():
-            outputs = output_of(_run(model, copied, forward))
+            outputs = output_of(result_of(model, copied, forward))
             if not torch.is_grad_enabled() and any(_same_memory(outputs, buffer) for buffer in model.buffers()):
                 outputs = outputs.clone()  # a buffer that is about to be restored
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
@@ -67,11 +67,11 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return is_plain(a) and is_plain(b) and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _run(model: nn.Module, own: Any, forward: Forward | None) -> Any:
+def result_of(model: nn.Module, own: Any, forward: Forward | None) -> Any:
     """The model's result, under the settings that `forward` was given with."""
     if isinstance(forward, AsSet):
         with forward.block():
-            return _run(model, own, forward.function)
+            return result_of(model, own, forward.function)
     if forward is not None:
         return forward(model, own)
     if isinstance(own, Mapping):

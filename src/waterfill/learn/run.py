@@ -1,0 +1,264 @@
+"""The ready-made loop: a network compressed, trained in compressed form and written within its budget."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.options import Options
+from waterfill.compression.post_training import calibrated, fold_notes
+from waterfill.compression.steps.prepare import prepare
+from waterfill.compression.task import resolve
+from waterfill.dtypes import octets
+from waterfill.errors import BadInput, BadRecipe
+from waterfill.learn import snapshot
+from waterfill.learn.batches import Stream
+from waterfill.learn.lc import DEFAULT_SCHEDULE, LC, Schedule
+from waterfill.learn.learner import Learner
+from waterfill.learn.losses import Imitation
+from waterfill.learn.small_tensors import SmallTensors
+from waterfill.learn.straight_through import StraightThrough
+from waterfill.learn.vectors import trained_vectors
+from waterfill.model.compressed import CompressedModel, load
+from waterfill.network.running.forward import Forward, as_deployed, result_of
+from waterfill.network.running.inputs import Inputs
+from waterfill.part import Spec
+from waterfill.progress import Progress
+from waterfill.recipe import as_spec
+from waterfill.storage.work_directory import Journal
+
+STRAIGHT_THROUGH, LC_STEPS = "straight-through", "lc"
+Loss = Callable[[Any, Any], Tensor]
+"""(what the model returned, the batch) -> a scalar."""
+_CALIBRATED = 8  # batches that the compression before is calibrated with
+_KEPT, _CODES, _VECTORS = ("start.wf", "codes.wf"), "codes", "vectors"
+_MOMENTA = (0.9, 0.99)  # of Adam, for codes and vectors
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Args:
+        epochs: passes through the batches.
+        rate: the learning rate at first, of Adam in steps of codes (straight-through), of SGD (lc); it falls to zero.
+        c_steps: how often in an epoch what was learned is compressed and a snapshot is written.
+        last: share of the steps in which codes are frozen and vectors learn.
+        method: "straight-through": codes that follow the weights; "lc": the LC algorithm.
+        schedule: of the LC algorithm.
+        seed: of the order of batches.
+        bfloat16: whether the network runs in bfloat16 where PyTorch takes that for safe.
+
+    Raises:
+        BadRecipe: for numbers that make no sense.
+    """
+
+    epochs: float = 3.0
+    rate: float = 1e-3
+    c_steps: int = 8
+    last: float = 0.2
+    method: str = STRAIGHT_THROUGH
+    schedule: Schedule = DEFAULT_SCHEDULE
+    seed: int = 0
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in (STRAIGHT_THROUGH, LC_STEPS):
+            raise BadRecipe(f"method={self.method!r} is neither {STRAIGHT_THROUGH!r} nor {LC_STEPS!r}")
+        if not (self.epochs > 0 and self.rate > 0 and self.c_steps >= 1 and 0 <= self.last < 1):
+            raise BadRecipe(f"{self}: epochs and rate are positive, c_steps is 1 or more, last is from 0 to below 1")
+
+
+_DEFAULT, _OPTIONS = Training(), Options()
+
+
+def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how the work is done
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    budget: Budget,
+    spec: "Spec | str" = "Quantize()",
+    loss: Loss | None = None,
+    forward: Forward | None = None,
+    training: Training = _DEFAULT,
+    options: Options = _OPTIONS,
+) -> CompressedModel:
+    """Compress a network and train it in compressed form, without labels unless a loss is given.
+
+    In several processes (`torch.distributed`) each takes its share of the batches, and all return the same.
+
+    Args:
+        model: the network, which stays as it is; a copy is trained, in evaluation mode, its norms folded.
+        batches: inputs as for `compress`, a list or a loader with a length; far more than a few hundred.
+        budget: what the file may have.
+        spec: what weights become; for "straight-through" scalar codes.
+        loss: (what the model returned, the batch) -> a scalar; None: the distance to what `model` says (`Imitation`).
+        forward: as for `compress`.
+        training: epochs, rate, method.
+        options: progress, and `work`: a folder for snapshots, from which the same call goes on.
+
+    Returns:
+        The network, within its budget.
+
+    Raises:
+        BadInput: a loss that is not finite, batches that end early, outputs that cannot be compared.
+        BudgetError: a budget that cannot be met.
+        PlanMismatch: a folder of snapshots of another training.
+
+    Example:
+        >>> small = learn.run(model, inputs.split(128), budget=Budget(ratio=24), training=Training(epochs=5))
+    """
+    Inputs(batches, forward).check(model)
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    work = _Run(model, forward, loss, training, options, Stream(batches, training.seed, rank, ranks))
+    few = Inputs(Inputs(batches, forward).spread(_CALIBRATED), forward)
+    if options.work is None:
+        return work.result(few, budget, as_spec(spec))
+    with Journal.claim(options.work) if rank == 0 else nullcontext():
+        journal = Journal.begin(options.work, _plan(model, budget, spec, training)) if rank == 0 else None
+        made = work.result(few, budget, as_spec(spec))
+        if journal is not None:
+            for name in (*_KEPT, *(f"{phase}.safetensors" for phase in (_CODES, _VECTORS))):
+                (options.work / name).unlink(missing_ok=True)
+            journal.remove()
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One training: compress, train codes, freeze them, train vectors; what is done is kept in the work folder."""
+
+    model: nn.Module
+    forward: Forward | None
+    loss: Loss | None
+    training: Training
+    options: Options
+    stream: Stream
+
+    def result(self, few: Inputs, budget: Budget, spec: Spec) -> CompressedModel:
+        """The network within its budget."""
+        steps = max(1, round(self.training.epochs * self.stream.steps))
+        last = round(self.training.last * steps)
+        if self.training.method == LC_STEPS:
+            codes = self._kept(_KEPT[1], lambda: self._by_lc(few, budget, spec, steps - last))
+        else:
+            start = self._kept(_KEPT[0], lambda: self._compressed(few, budget, spec))
+            codes = self._kept(_KEPT[1], lambda: self._straight_through(few, start, budget, steps - last))
+        work = self._copy(few)
+        if not last or not trained_vectors(work, codes):
+            return codes
+        size = self._bytes(codes, budget) or codes.size
+        learner = SmallTensors(work, codes, size)
+        adam = torch.optim.Adam(learner.parameters(), self.training.rate, betas=_MOMENTA)
+        return self._phase(_VECTORS, learner, adam, (steps - last, last))
+
+    def _compressed(self, few: Inputs, budget: Budget, spec: Spec) -> CompressedModel:
+        """The network compressed without training."""
+        with calibrated(self.model, few, spec, replace(self.options, work=None)) as measured:
+            return measured.to(resolve(budget, spec))
+
+    def _straight_through(self, few: Inputs, made: CompressedModel, budget: Budget, steps: int) -> CompressedModel:
+        learner = StraightThrough(self._copy(few), made, self._bytes(made, budget))
+        adam = torch.optim.Adam(learner.parameters(), self.training.rate, betas=_MOMENTA)
+        return self._phase(_CODES, learner, adam, (0, steps))
+
+    def _by_lc(self, few: Inputs, budget: Budget, spec: Spec, steps: int) -> CompressedModel:
+        work = self._copy(few)
+        learner = LC(work, spec, budget=budget, schedule=self.training.schedule)
+        with as_deployed(work, self.model), torch.enable_grad():
+            learner.start(self._loss(work, few.first))
+        learner.c_step()
+        sgd = torch.optim.SGD(learner.parameters(), self.training.rate, momentum=_MOMENTA[0])
+        made = self._phase(_CODES, learner, sgd, (0, steps))
+        return replace(made, notes=made.notes | {"folded": fold_notes(self.model, work)})
+
+    def _phase(
+        self, name: str, learner: Learner, optimizer: torch.optim.Optimizer, steps: tuple[int, int]
+    ) -> CompressedModel:
+        """Train from the snapshot on, if there is one. steps: those before this phase, and its own."""
+        before, count = steps
+        every = max(1, self.stream.steps // self.training.c_steps)
+        file = None if self.options.work is None else self.options.work / f"{name}.safetensors"
+        found, done = (None if file is None else snapshot.read(file)), 0
+        if found is not None:
+            learner.load(snapshot.restore(found, learner.model, optimizer))
+            done = int(found[1])
+        with as_deployed(learner.model, self.model), torch.enable_grad():
+            for step, batch in zip(range(done, count), self.stream.from_step(before + done), strict=False):
+                rate = self.training.rate * (1 - step / count)
+                self._step(learner, optimizer, batch, rate, f"step {step + 1} of {count}, {name}")
+                if (step + 1) % every == 0 or step + 1 == count:
+                    learner.c_step()
+                    if isinstance(learner, LC):
+                        learner.multipliers_step()
+                    if file is not None and self.stream.rank == 0:
+                        snapshot.write(file, learner.model, learner.state(), optimizer, step + 1)
+                self._report(before + step + 1)
+        return learner.result()
+
+    def _step(self, learner: Learner, optimizer: torch.optim.Optimizer, batch: Any, rate: float, where: str) -> None:
+        """One L step. Raises BadInput for a loss that is not finite."""
+        for group in optimizer.param_groups:
+            group["lr"] = learner.learning_rate(rate) if isinstance(learner, LC) else rate
+        learner.model.zero_grad()
+        optimizer.zero_grad()
+        loss = self._loss(learner.model, batch)
+        if not bool(torch.isfinite(loss)):
+            kept = f"the last snapshot is in {self.options.work}" if self.options.work else "nothing was kept (work=)"
+            raise BadInput(f"the loss is {float(loss.detach())} in {where}; lower the rate ({rate:g}); {kept}")
+        (loss + learner.penalty()).backward()
+        if self.stream.ranks > 1:
+            for value in learner.model.parameters():
+                if value.grad is not None:
+                    dist.all_reduce(value.grad)
+                    value.grad /= self.stream.ranks
+        learner.after_backward()
+        optimizer.step()
+        learner.after_step()
+
+    def _loss(self, work: nn.Module, batch: Any) -> Tensor:
+        device = next(work.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.training.bfloat16):
+            if self.loss is not None:
+                return self.loss(result_of(work, batch, self.forward), batch)
+            with torch.no_grad():
+                expected = result_of(self.model, batch, self.forward)
+            return Imitation()(result_of(work, batch, self.forward), expected)
+
+    def _copy(self, few: Inputs) -> nn.Module:
+        """A copy of the network with its norms folded, all of its parameters to be trained."""
+        return prepare(self.model, few, self.options.steps).model.requires_grad_(True)
+
+    def _bytes(self, made: CompressedModel, budget: Budget) -> int | None:
+        return budget.file_bytes(made.weights, int(made.notes["original"]))
+
+    def _kept(self, name: str, make: Callable[[], CompressedModel]) -> CompressedModel:
+        """A result of an earlier run of the same training, or a new one, which is kept where there is a folder."""
+        file = None if self.options.work is None else self.options.work / name
+        if file is not None and file.is_file():
+            return load(file)
+        made = make()
+        if file is not None and self.stream.rank == 0:
+            made.save(file, force=True)
+        return made
+
+    def _report(self, step: int) -> None:
+        if self.options.progress is not None and self.stream.rank == 0:
+            total = max(1, round(self.training.epochs * self.stream.steps))
+            self.options.progress(Progress("learning", step, total, step, total))
+
+
+def _plan(model: nn.Module, budget: Budget, spec: "Spec | str", training: Training) -> dict[str, Any]:
+    """What makes a training this one: the weights it begins with, and all that was asked for."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(octets(value.detach().cpu()).numpy().data)
+    return {"weights": digest.hexdigest(), "budget": budget.given, "spec": f"{spec!r}", "training": repr(training)}

@@ -1,0 +1,123 @@
+"""The ready-made loop: budgets, labels or none, interruptions, and what goes wrong."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.support.toy_learning import X, Y, accuracy, net, trained
+from torch import Tensor, nn
+
+import waterfill
+from waterfill import Budget, Options
+from waterfill.errors import BadInput, BadRecipe, PlanMismatch
+from waterfill.learn import Schedule, Training, run
+
+BATCHES = list(X.split(64))
+TWICE = Training(epochs=3, rate=3e-2, c_steps=2)
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def at_once(original: nn.Module) -> float:
+    return accuracy(waterfill.compress(original, BATCHES, spec="Quantize()", bits=1.9).install(net()))
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_training_in_compressed_form_is_better_than_compressing(original, at_once, labels) -> None:
+    before = copy.deepcopy(original.state_dict())
+    given: dict[str, Any] = {"batches": X.split(16)}
+    if labels:
+        given = {
+            "batches": list(zip(X.split(16), Y.split(16), strict=True)),
+            "forward": lambda model, batch: model(batch[0]),
+            "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
+        }
+    longer = Training(epochs=6, rate=4e-2, c_steps=4)
+    made = run(original, budget=Budget(bits=1.9), training=longer, **given)
+    assert accuracy(made.install(net())) > at_once + 0.3 * (accuracy(original) - at_once)
+    assert made.bits <= 1.9
+    assert all(torch.equal(before[name], value) for name, value in original.state_dict().items())
+
+
+def test_lc_is_run_by_the_same_loop(original) -> None:
+    training = Training(epochs=6, rate=0.03, c_steps=2, method="lc", schedule=Schedule(growth=1.5))
+    made = run(original, BATCHES, spec="Codebook(levels=2) + Prune(keep=0.02)", budget=Budget(), training=training)
+    assert accuracy(made.install(net())) > 0.8 and made.entries["0.weight"].words.startswith("2 levels")
+
+
+class Interrupted(Exception):
+    """What ends a run in its midst."""
+
+
+def interrupted_after(count: int) -> list[Tensor]:
+    class Batches(list):  # type: ignore[type-arg]
+        taken = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Batches.taken += 1
+            if Batches.taken > count:
+                raise Interrupted
+            return super().__getitem__(index)
+
+    return Batches(BATCHES)
+
+
+@pytest.mark.parametrize("count", [20, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 44))])
+def test_an_interrupted_training_ends_as_if_nothing_had_been(original, tmp_path, count) -> None:
+    asked: dict[str, Any] = {"budget": Budget(bits=2), "training": TWICE}
+    whole = run(original, BATCHES, **asked)
+    options = Options(work=tmp_path / "work")
+    with pytest.raises(Interrupted):
+        run(original, interrupted_after(count), options=options, **asked)
+    again = run(original, BATCHES, options=options, **asked)
+    assert {name: entry.blob for name, entry in again.entries.items()} == {
+        name: entry.blob for name, entry in whole.entries.items()
+    }
+    assert list(tmp_path.rglob("*.*")) == []
+
+
+def test_a_folder_of_another_training_is_refused(original, tmp_path) -> None:
+    options = Options(work=tmp_path / "work")
+    with pytest.raises(Interrupted):
+        run(original, interrupted_after(3), budget=Budget(bits=2), training=TWICE, options=options)
+    with pytest.raises(PlanMismatch, match="budget"):
+        run(original, BATCHES, budget=Budget(bits=3), training=TWICE, options=options)
+    with pytest.raises(PlanMismatch, match="weights"):
+        run(net(7).eval(), BATCHES, budget=Budget(bits=2), training=TWICE, options=options)
+
+
+class Short:
+    """A loader that says more than it gives."""
+
+    def __len__(self) -> int:
+        return len(BATCHES)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(BATCHES[:3])
+
+
+def test_what_goes_wrong_is_said(original, tmp_path) -> None:
+    with pytest.raises(BadInput, match=r"the loss is nan in step 1 of .*lower the rate"):
+        run(original, BATCHES, budget=Budget(bits=2), loss=lambda y, _: y.sum() * torch.nan, training=TWICE)
+    with pytest.raises(BadInput, match=r"gave 3 batches in epoch 1 and 16"):
+        run(original, Short(), budget=Budget(bits=2), training=TWICE)
+    with pytest.raises(BadInput, match="a list or a loader"):
+        run(original, (x for x in BATCHES), budget=Budget(bits=2))
+    with pytest.raises(BadRecipe, match="method='magic'"):
+        Training(method="magic")
+    with pytest.raises(BadRecipe, match="epochs"):
+        Training(epochs=0)
+
+
+def test_progress_goes_to_its_end(original) -> None:
+    said: list[waterfill.Progress] = []
+    run(original, BATCHES, budget=Budget(bits=3), training=TWICE, options=Options(progress=said.append))
+    learning = [one for one in said if one.stage == "learning"]
+    assert [one.done for one in learning] == list(range(1, 49)) and learning[-1].total == 48
