@@ -1,0 +1,86 @@
+"""`waterfill learn`: a network compressed and trained in compressed form."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing, writable
+from waterfill.cli.exit_codes import UsageError
+from waterfill.cli.network import network_and_batches, with_weights
+from waterfill.report.listing import Listing, items_of
+from waterfill.report.text import say, say_json, seconds_text
+from waterfill.storage.atomic import claimed
+
+EXAMPLES = """examples:
+  waterfill learn model.safetensors --ratio 24 --network nets:resnet20 --data loaders:images --epochs 5
+  waterfill learn model.safetensors --bits 1 --recipe "Codebook(levels=2) + Prune(keep=0.01)" --method lc \\
+      --network nets:resnet20 --data loaders:images
+
+No labels are needed: the network learns to say what it said before. Interrupted or killed, the same command goes on from
+its last snapshot."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `learn`."""
+    add_common(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: beside MODEL, named .wf)")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("--data", metavar="MODULE:FUNCTION|FILE", required=True, help="batches of inputs, many of them")
+    parser.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
+    parser.add_argument("--labels", action="store_true", help="batches are (inputs, labels): learn to classify")
+    parser.add_argument("--epochs", type=float, default=3.0, metavar="N", help="passes through the data (default: 3)")
+    parser.add_argument("--rate", type=float, default=None, metavar="R", help="the learning rate at first")
+    parser.add_argument(
+        "--method", choices=("straight-through", "lc"), default="straight-through", help="how codes are learned"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order of batches")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where that is safe")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write OUT and print a row for every tensor. Raises the errors of `waterfill.learn.run`."""
+    output = args.output or default_output(existing(args.model))
+    writable(output, args.force)
+    if args.lossless:
+        raise UsageError("--lossless keeps every bit: there is nothing to learn")
+    began = time.monotonic()
+    listing = _learned(args, output)
+    seconds = time.monotonic() - began
+    if args.json:
+        say_json({"file": output, "seconds": seconds} | listing.as_json())
+        return
+    say(listing.text(args.all))
+    say()
+    say(f"{output}: {listing.totals()}")
+    say(f"took {seconds_text(seconds)}")
+
+
+def _learned(args: argparse.Namespace, output: str) -> Listing:
+    import torch.nn.functional as F
+
+    from waterfill import Budget, Options, learn
+    from waterfill.cli.progress import Meter
+
+    network, batches = network_and_batches(args.network, args.data, targets=args.labels)
+    network = with_weights(network, existing(args.model))
+    given: dict[str, Any] = {name: value for name, value in budget_of(args).items() if name != "lossless"}
+    asked: dict[str, Any] = {"epochs": args.epochs, "method": args.method, "seed": args.seed, "bfloat16": args.bfloat16}
+    if args.rate is not None:
+        asked["rate"] = args.rate
+    labelled: dict[str, Any] = {
+        "forward": lambda model, batch: model(batch[0]),
+        "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
+    }
+    with claimed(output), Meter(args.quiet) as meter:
+        made = learn.run(
+            network,
+            batches if hasattr(batches, "__len__") else list(batches),
+            budget=Budget(**given),
+            spec=args.recipe or DEFAULT_RECIPE,
+            training=learn.Training(**asked),
+            options=Options(progress=meter, threads=args.threads, work=Path(f"{output}.work")),
+            **(labelled if args.labels else {}),
+        )
+    made.save(output, force=args.force)
+    return Listing(items_of(made.table()), made.aliases, made.notes, made.size)
