@@ -13,6 +13,8 @@ TOY = {
     "your_model": {"width": 32},
     "recipes": {"rows": 32, "cols": 48},
     "new_kind": {"rows": 32, "cols": 48},
+    "learning": {"epochs": "4"},
+    "distillation": {"epochs": "2"},
 }
 
 

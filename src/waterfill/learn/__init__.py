@@ -1,10 +1,25 @@
 """Networks that learn while they are compressed."""
 
+from waterfill.learn.distill import Distillation, distill
 from waterfill.learn.lc import LC, Schedule
 from waterfill.learn.learner import Learner
 from waterfill.learn.losses import Imitation
 from waterfill.learn.run import Training, run
 from waterfill.learn.small_tensors import SmallTensors
 from waterfill.learn.straight_through import StraightThrough
+from waterfill.learn.train_big import Pareto, train_big
 
-__all__ = ["LC", "Imitation", "Learner", "Schedule", "SmallTensors", "StraightThrough", "Training", "run"]
+__all__ = [
+    "LC",
+    "Distillation",
+    "Imitation",
+    "Learner",
+    "Pareto",
+    "Schedule",
+    "SmallTensors",
+    "StraightThrough",
+    "Training",
+    "distill",
+    "run",
+    "train_big",
+]

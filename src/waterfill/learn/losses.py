@@ -54,6 +54,10 @@ class Imitation:
         return self.temperature**2 * gaps.sum() / max(1, len(log_p))
 
 
+IMITATION = Imitation()
+"""At its usual temperature."""
+
+
 def _compared(outputs: Any) -> list[Tensor]:
     """The tensors of outputs that count."""
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):

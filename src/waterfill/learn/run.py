@@ -21,7 +21,7 @@ from waterfill.learn import snapshot
 from waterfill.learn.batches import Stream
 from waterfill.learn.lc import DEFAULT_SCHEDULE, LC, Schedule
 from waterfill.learn.learner import Learner
-from waterfill.learn.losses import Imitation
+from waterfill.learn.losses import IMITATION
 from waterfill.learn.small_tensors import SmallTensors
 from waterfill.learn.straight_through import StraightThrough
 from waterfill.learn.vectors import trained_vectors
@@ -229,7 +229,7 @@ class _Run:
                 return self.loss(result_of(work, batch, self.forward), batch)
             with torch.no_grad():
                 expected = result_of(self.model, batch, self.forward)
-            return Imitation()(result_of(work, batch, self.forward), expected)
+            return IMITATION(result_of(work, batch, self.forward), expected)
 
     def _copy(self, few: Inputs) -> nn.Module:
         """A copy of the network with its norms folded, all of its parameters to be trained."""

@@ -17,8 +17,8 @@ EXAMPLES = """examples:
   waterfill learn model.safetensors --bits 1 --recipe "Codebook(levels=2) + Prune(keep=0.01)" --method lc \\
       --network nets:resnet20 --data loaders:images
 
-No labels are needed: the network learns to say what it said before. Interrupted or killed, the same command goes on from
-its last snapshot."""
+No labels are needed: the network learns to say what it said before. Interrupted or killed, the same command goes on
+from its last snapshot."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
