@@ -129,7 +129,7 @@ def test_help_info_and_verify_import_no_torch(compressed):
 
 
 def test_a_reader_that_leaves_early_is_no_error(compressed):
-    command = f"{sys.executable} -m waterfill.cli info {compressed} | true; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m waterfill info {compressed} | true; exit ${{PIPESTATUS[0]}}"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
 

@@ -53,15 +53,15 @@ def test_what_is_to_be_ignored_is(run, compressed, monkeypatch) -> None:
 
 def test_streams_that_are_closed_hinder_nothing(checkpoint, tmp_path) -> None:
     out = tmp_path / "m.wf"
-    command = f"{sys.executable} -m waterfill.cli compress {checkpoint} --bits 3 -o {out} <&- >&- 2>&-"
+    command = f"{sys.executable} -m waterfill compress {checkpoint} --bits 3 -o {out} <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", command], check=False).returncode == 0
     assert [file.name for file in tmp_path.iterdir()] == ["m.wf"]
-    verify = subprocess.run([sys.executable, "-m", "waterfill.cli", "verify", str(out), "--deep"], check=False)
+    verify = subprocess.run([sys.executable, "-m", "waterfill", "verify", str(out), "--deep"], check=False)
     assert verify.returncode == 0
 
 
 def test_messages_that_nobody_reads_hinder_nothing(compressed) -> None:
-    command = f"{sys.executable} -m waterfill.cli info nothing.wf 2> >(true); echo $?"
+    command = f"{sys.executable} -m waterfill info nothing.wf 2> >(true); echo $?"
     ran = subprocess.run(["bash", "-c", f"trap '' PIPE; {command}"], capture_output=True, text=True, check=False)
     assert ran.stdout.strip() == str(int(Exit.USAGE))
 

@@ -1,5 +1,6 @@
 """The batches of a training, step by step, the same again after an interruption and shared by several processes."""
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 
 from waterfill.errors import BadInput
 from waterfill.network.running.batches import count_of
+
+_APART = 1_000_003  # seeds of random numbers of one training and of another
 
 
 class Stream:
@@ -49,9 +52,10 @@ class Stream:
 
     def _epoch(self, epoch: int) -> Iterator[Any]:
         """The batches of this process in an epoch."""
-        generator = torch.Generator().manual_seed(1_000_003 * self._seed + epoch)
+        seed = _APART * self._seed + epoch
         if isinstance(self._batches, Sequence):
-            order = torch.randperm(len(self._batches), generator=generator).tolist()
+            order = list(range(len(self._batches)))
+            random.Random(seed).shuffle(order)
             return (self._batches[i] for i in order[self.rank :: self.ranks])
-        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        torch.manual_seed(seed)
         return islice(iter(self._batches), self.rank, None, self.ranks)

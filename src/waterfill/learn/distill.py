@@ -95,7 +95,7 @@ def distill(
                 result_of(model, next(stream.from_step(0)), forward)
             for pair in pairs:
                 pair.begin()
-        with as_deployed(teacher), torch.enable_grad():
+        with as_deployed(teacher), torch.enable_grad(), torch.random.fork_rng():
             student.train()
             _train(student, stream, how, pairs, lambda model, batch: result_of(model, batch, forward), teacher)
     return student.eval()

@@ -119,10 +119,13 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     work = _Run(model, forward, loss, training, options, Stream(batches, training.seed, rank, ranks))
     few = Inputs(Inputs(batches, forward).spread(_CALIBRATED), forward)
     if options.work is None:
-        return work.result(few, budget, as_spec(spec))
-    with Journal.claim(options.work) if rank == 0 else nullcontext():
+        with torch.random.fork_rng():
+            return work.result(few, budget, as_spec(spec))
+    with Journal.claim(options.work) if rank == 0 else nullcontext(), torch.random.fork_rng():
         journal = Journal.begin(options.work, _plan(model, budget, spec, training)) if rank == 0 else None
+        work.wait()
         made = work.result(few, budget, as_spec(spec))
+        work.wait()
         if journal is not None:
             for name in (*_KEPT, *(f"{phase}.safetensors" for phase in (_CODES, _VECTORS))):
                 (options.work / name).unlink(missing_ok=True)
@@ -189,6 +192,7 @@ class _Run:
         if found is not None:
             learner.load(snapshot.restore(found, learner.model, optimizer))
             done = int(found[1])
+        self.wait()  # before another process writes a newer snapshot
         with as_deployed(learner.model, self.model), torch.enable_grad():
             for step, batch in zip(range(done, count), self.stream.from_step(before + done), strict=False):
                 rate = self.training.rate * (1 - step / count)
@@ -241,12 +245,18 @@ class _Run:
     def _kept(self, name: str, make: Callable[[], CompressedModel]) -> CompressedModel:
         """A result of an earlier run of the same training, or a new one, which is kept where there is a folder."""
         file = None if self.options.work is None else self.options.work / name
-        if file is not None and file.is_file():
-            return load(file)
-        made = make()
-        if file is not None and self.stream.rank == 0:
+        known = file is not None and file.is_file()
+        self.wait()
+        made = load(file) if known and file is not None else make()
+        if file is not None and not known and self.stream.rank == 0:
             made.save(file, force=True)
+        self.wait()
         return made
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.stream.ranks > 1:
+            dist.barrier()
 
     def _report(self, step: int) -> None:
         if self.options.progress is not None and self.stream.rank == 0:

@@ -1,7 +1,10 @@
 """`waterfill learn`: a network compressed and trained in compressed form."""
 
 import argparse
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ EXAMPLES = """examples:
       --network nets:resnet20 --data loaders:images
 
 No labels are needed: the network learns to say what it said before. Interrupted or killed, the same command goes on
-from its last snapshot."""
+from its last snapshot. On several processes: torchrun --nproc-per-node 2 -m waterfill learn ..."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +48,10 @@ def run(args: argparse.Namespace) -> None:
     if args.lossless:
         raise UsageError("--lossless keeps every bit: there is nothing to learn")
     began = time.monotonic()
-    listing = _learned(args, output)
+    with _processes() as rank:
+        listing = _learned(args, output, rank)
+    if rank != 0:
+        return
     seconds = time.monotonic() - began
     if args.json:
         say_json({"file": output, "seconds": seconds} | listing.as_json())
@@ -56,7 +62,23 @@ def run(args: argparse.Namespace) -> None:
     say(f"took {seconds_text(seconds)}")
 
 
-def _learned(args: argparse.Namespace, output: str) -> Listing:
+@contextmanager
+def _processes() -> Iterator[int]:
+    """A block in which the processes that torchrun has started work together; the number of this one."""
+    import torch
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def _learned(args: argparse.Namespace, output: str, rank: int) -> Listing:
     import torch.nn.functional as F
 
     from waterfill import Budget, Options, learn
@@ -72,7 +94,7 @@ def _learned(args: argparse.Namespace, output: str) -> Listing:
         "forward": lambda model, batch: model(batch[0]),
         "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
     }
-    with claimed(output), Meter(args.quiet) as meter:
+    with claimed(output) if rank == 0 else nullcontext(), Meter(args.quiet or rank != 0) as meter:
         made = learn.run(
             network,
             batches if hasattr(batches, "__len__") else list(batches),
@@ -82,5 +104,6 @@ def _learned(args: argparse.Namespace, output: str) -> Listing:
             options=Options(progress=meter, threads=args.threads, work=Path(f"{output}.work")),
             **(labelled if args.labels else {}),
         )
-    made.save(output, force=args.force)
+    if rank == 0:
+        made.save(output, force=args.force)
     return Listing(items_of(made.table()), made.aliases, made.notes, made.size)

@@ -1,4 +1,4 @@
-"""`python -m waterfill.cli` is the command `waterfill`."""
+"""`python -m waterfill` is the command `waterfill`."""
 
 import sys
 

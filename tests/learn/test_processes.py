@@ -1,0 +1,74 @@
+"""Several processes share the batches; whoever is killed, the same command ends with the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.support.toy_learning import X, trained
+
+import waterfill
+
+SOURCE = """
+from tests.support.toy_learning import X, net
+
+
+def build():
+    return net()
+
+
+def inputs():
+    return list(X.split(64))
+"""
+
+
+def command(folder: Path, output: str) -> list[str]:
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "waterfill"]
+    asked = "learn model.safetensors --bits 2 --network toy:build --data toy:inputs --epochs 6 --rate 0.03 --quiet"
+    return [*ranks, *asked.split(), "-o", output]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    checkout = str(Path(__file__).parents[2])
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), checkout]), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on_to_the_same_bytes(tmp_path) -> None:
+    (tmp_path / "toy.py").write_text(SOURCE)
+    save_file(
+        {name: value.contiguous() for name, value in trained().state_dict().items()}, tmp_path / "model.safetensors"
+    )
+    given = {"cwd": tmp_path, "env": environment(tmp_path), "capture_output": True, "text": True}
+    began = time.monotonic()
+    done = subprocess.run(command(tmp_path, "whole.wf"), check=False, **given)
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    chance = random.Random(0)
+    for _ in range(3):
+        running = subprocess.Popen(
+            command(tmp_path, "killed.wf"), cwd=tmp_path, env=environment(tmp_path), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(took * chance.uniform(0.3, 0.9))
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    done = subprocess.run(command(tmp_path, "killed.wf"), check=False, **given)
+    if done.returncode != 0 and (tmp_path / "killed.wf").is_file():  # it had ended before it was to be killed
+        assert "exists" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed.wf").read_bytes() == (tmp_path / "whole.wf").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {
+        "toy.py",
+        "model.safetensors",
+        "whole.wf",
+        "killed.wf",
+    }
+    assert waterfill.load(tmp_path / "whole.wf").bits <= 2 and torch.isfinite(X).all()
