@@ -30,6 +30,7 @@ MATRIX = 8 * 4 * 1024 * 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.slow
 def test_the_peak_is_that_of_one_layer_where_memory_is_short(tmp_path) -> None:
     def peak(memory: int) -> int:
         where = str(tmp_path / str(memory))

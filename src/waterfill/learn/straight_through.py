@@ -83,7 +83,7 @@ class StraightThrough(Learner):
     def __init__(self, model: nn.Module, made: CompressedModel, size: int | None = None, *, pull: float = 0.1) -> None:
         values = dict(model.named_parameters(remove_duplicate=False))
         originals = {name: value.detach().clone() for name, value in values.items() if name in made.entries}
-        self._made, self._size = made, made.size if size is None else size
+        self._made, self.size = made, made.size if size is None else size
         self.model = made.install(model)
         self._vectors = trained_vectors(model, made)
         self._room = room_of(made, self._vectors)
@@ -141,7 +141,7 @@ class StraightThrough(Learner):
         """Measure what codes cost by now, and let bits pull harder or softer, as the file is too large or too small."""
         for matrix in self._each():
             matrix.remeasure(matrix.codes(self._zone), _NEW)
-        over = self._coded(self._zone).size / self._size - 1
+        over = self._coded(self._zone).size / self.size - 1
         self._strength *= 2.0 ** max(-1.0, min(1.0, over / _SLOW))
         self._strength = max(_LEAST, min(_MOST, self._strength))
         self._boost = 4.0 ** max(-2.0, min(2.0, over / _QUICK))
@@ -157,16 +157,16 @@ class StraightThrough(Learner):
         low = high = self._zone
         made = self._coded(high)
         for _ in range(_ROUNDS):
-            if made.size <= self._size:
+            if made.size <= self.size:
                 break
             low, high = high, 2 * high
             made = self._coded(high)
-        if made.size > self._size:
-            raise BudgetError(f"a file of {self._size} bytes is asked for, and codes of zero take {made.size}")
+        if made.size > self.size:
+            raise BudgetError(f"a file of {self.size} bytes is asked for, and codes of zero take {made.size}")
         while high > _NEAR * low:
             middle = math.sqrt(low * high)
             found = self._coded(middle)
-            low, high, made = (low, middle, found) if found.size <= self._size else (middle, high, made)
+            low, high, made = (low, middle, found) if found.size <= self.size else (middle, high, made)
         self._zone = high
         self.after_step()
         return made

@@ -1,0 +1,189 @@
+"""Networks trained in compressed form: LC by the book, codes that follow the weights, with labels and without.
+
+One row at a time; what is known is written after each, and `--resume` goes on. Beside every network stands the
+uncompressed one after the same extra training. Sizes are those of the files.
+
+    python benchmarks/learning.py [--resume] [--networks LeNet-300-100] [--only TEXT]
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lib.calibration_data import model_of
+from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
+from lib.networks import networks
+from lib.training_data import training_batches
+from torch import Tensor, nn
+
+import waterfill
+from waterfill import Budget, Options
+from waterfill.learn import Schedule, Training, run
+
+LENET, RESNET = "LeNet-300-100", "ResNet-20"
+BIT, SPARSE = "Codebook(levels=2)", "Prune(keep=0.05)"
+SUM, PAPER = "Codebook(levels=2) + Prune(keep=0.01)", "Codebook(levels=2) + Prune(keep=0.03)"
+EXTRA = "uncompressed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training. method: of `Training`, or `EXTRA`. ratio: of the file; None where the recipe decides."""
+
+    network: str
+    method: str
+    recipe: str = "Quantize()"
+    ratio: float | None = None
+    epochs: int = 10
+    rate: float = 2e-3
+    labels: bool = False
+    seed: int = 0
+
+
+def plan() -> list[Job]:
+    """All trainings, the shortest first."""
+    lc = Job(LENET, "lc", BIT, epochs=40, rate=0.05, labels=True)
+    through = Job(LENET, "straight-through", ratio=100.0, epochs=20, rate=2e-3)
+    resnet = Job(RESNET, "straight-through", ratio=24.0, epochs=5)
+    return [
+        Job(LENET, EXTRA, epochs=40, rate=0.01, labels=True),
+        *(replace(lc, recipe=recipe) for recipe in (BIT, SPARSE, SUM)),
+        *(replace(through, ratio=ratio, labels=labels) for ratio in (100.0, 130.0) for labels in (False, True)),
+        Job(RESNET, EXTRA, epochs=5, rate=1e-3, labels=True),
+        *(replace(resnet, ratio=ratio) for ratio in (13.84, 24.0, 32.0)),
+        replace(resnet, labels=True),
+        Job(RESNET, "lc", PAPER, epochs=20, rate=0.02, labels=True),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--resume", action="store_true", help="keep what the partial results hold")
+    parser.add_argument("--networks", default=f"{LENET},{RESNET}", help="names, separated by commas")
+    parser.add_argument("--only", default="", help="only trainings whose description has this text")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    known = earlier() if options.resume else {}
+    wanted = [job for job in plan() if job.network in options.networks.split(",") and options.only in repr(job)]
+    for job in wanted:
+        if job not in known:
+            known[job] = measured(job)
+            print(job, *known[job], flush=True)
+            complete = all(one in known for one in plan())
+            finish("learning", tables(known), vars(options), partial=not complete, shown=())
+    print(tables(known)["runs"].text())
+
+
+def earlier() -> dict[Job, list[Any]]:
+    """What was measured before."""
+    for path in (RESULTS / "learning.partial.json", RESULTS / "learning.json"):
+        if path.is_file():
+            table = json.loads(path.read_text("utf-8"))["tables"]["runs"]
+            count = len(fields(Job))
+            return {Job(*row[:count]): row[count:] for row in table["rows"]}
+    return {}
+
+
+def measured(job: Job) -> list[Any]:
+    """Bytes of the file, times smaller, quality, divergence, seconds."""
+    folder = data_folder()
+    network = networks()[job.network]
+    state = network.state(folder)
+    evaluate = network.prepare(folder, state, False)
+    model = model_of(job.network, folder, state)
+    began = time.perf_counter()
+    if job.method == EXTRA:
+        train(model, job, folder)
+        seconds, restored, size = time.perf_counter() - began, model.state_dict(), None
+    else:
+        made = learned(model, job, folder)
+        seconds = time.perf_counter() - began
+        with tempfile.TemporaryDirectory() as place:
+            size = made.save(Path(place) / "m.wf")
+            restored = waterfill.load(Path(place) / "m.wf").state_dict()
+    original = sum(t.numel() * t.element_size() for t in state.values())
+    found = evaluate(restored)
+    return [size, original / size if size else None, found.quality, found.divergence, seconds]
+
+
+def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
+    """The network after its training."""
+    training = Training(
+        job.epochs, job.rate, method=job.method, seed=job.seed, schedule=Schedule(growth=1.15), c_steps=1
+    )
+    if job.method == "straight-through":
+        training = replace(training, c_steps=8)
+    return run(
+        model,
+        training_batches(job.network, folder),
+        budget=Budget(ratio=job.ratio),
+        spec=job.recipe,
+        loss=(lambda outputs, batch: loss_of(outputs, batch[1])) if job.labels else None,
+        forward=lambda model, batch: model(batch[0]),
+        training=training,
+        options=Options(threads=1),
+    )
+
+
+def train(model: nn.Module, job: Job, folder: Path) -> None:
+    """The uncompressed network for as many epochs more, in evaluation mode, as those that are compressed."""
+    optimizer = torch.optim.SGD(model.parameters(), job.rate, momentum=0.9)
+    batches = training_batches(job.network, folder)
+    steps, step = job.epochs * len(batches), 0
+    torch.manual_seed(job.seed)
+    for _ in range(job.epochs):
+        for x, y in batches:
+            optimizer.param_groups[0]["lr"] = job.rate * (1 - step / steps)
+            optimizer.zero_grad()
+            loss_of(model(x), y).backward()
+            optimizer.step()
+            step += 1
+
+
+def loss_of(outputs: Any, targets: Tensor) -> Tensor:
+    """Cross-entropy, of each place of a sequence too."""
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
+    """The runs and the claims."""
+    forms = {"ratio": ".4g", "rate": ".2g", "epochs": "d", "labels": "", "seed": "d"}
+    columns = {field.name: forms.get(field.name, "") for field in fields(Job)}
+    columns |= {"bytes": "d", "times smaller": ".2f", "quality": ".3f", "divergence": ".3g", "seconds": ".0f"}
+    rows = [[*asdict(job).values(), *known[job]] for job in plan() if job in known]
+    return {"runs": Table("Trained in compressed form", columns, rows), "claims": claims_table(claims(known))}
+
+
+def claims(known: dict[Job, list[Any]]) -> list[list[Any]]:
+    """The bars of what is measured so far: errors in %."""
+    bars = {
+        ("lc", BIT, None, LENET): 2.66,
+        ("lc", SPARSE, None, LENET): 2.28,
+        ("lc", SUM, None, LENET): 2.27,
+        ("straight-through", "Quantize()", 100.0, LENET): 2.13,
+        ("lc", PAPER, None, RESNET): 8.56,
+        ("straight-through", "Quantize()", 24.0, RESNET): 8.26,
+        ("straight-through", "Quantize()", 32.0, RESNET): 8.8,
+    }
+    made = []
+    for (method, recipe, ratio, network), bar in bars.items():
+        errors = [
+            100 - row[2]
+            for job, row in known.items()
+            if (job.method, job.recipe, job.ratio, job.network) == (method, recipe, ratio, network)
+        ]
+        size = f" at {ratio:g}x" if ratio else ""
+        if errors:
+            made.append(claim(f"{network}, {method}, {recipe}{size}: error, %", min(errors), bar, ".2f", at_most=True))
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Training data of the reference networks, as loaders with labels: what a network is trained with in compressed form.
+
+CIFAR-10: 50,000 images, shifted by up to 4 pixels and mirrored. MNIST: 60,000 digits. Stories and text: what the
+benchmarks do not measure on.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lib.calibration_data import calibration_batches
+from lib.common import data_module
+from lib.networks import imagenet_scale, mnist_scale
+from torch import Tensor
+
+BATCH = 128
+_PAD = 4
+_STORIES, _WINDOWS = 4000, 4000  # at most
+
+
+class Shuffled:
+    """Batches of (inputs, labels) in an order of torch's random numbers, each changed by them."""
+
+    def __init__(self, x: Tensor, y: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+        self._x, self._y, self._change = x, y, change
+
+    def __len__(self) -> int:
+        return len(self._x) // BATCH
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self._x))
+        for number in range(len(self)):
+            some = order[number * BATCH : (number + 1) * BATCH]
+            yield self._change(self._x[some].float()), self._y[some]
+
+
+def training_batches(network: str, folder: Path) -> "Shuffled | list[tuple[Tensor, Tensor]]":
+    """The batches of a network; of text, labels are the next tokens."""
+    if network.startswith("ResNet"):
+        scale, files = imagenet_scale(folder), [f"cifar10_train_{i}.npz" for i in range(1, 6)]
+        return Shuffled(
+            *_images(folder, files), lambda x: scale(_moved(x)).contiguous(memory_format=torch.channels_last)
+        )
+    if network == "LeNet-300-100":
+        return Shuffled(*_images(folder, ["mnist_train.npz"]), mnist_scale(folder))
+    count = _STORIES if network == "Llama 260K" else _WINDOWS
+    tokens = [row[None] for batch in calibration_batches(network, folder, count) for row in batch]
+    return [(x[:, :-1], x[:, 1:]) for x in tokens]
+
+
+def _images(folder: Path, files: list[str]) -> tuple[Tensor, Tensor]:
+    loaded = [data_module(folder, "imgpack").load(folder / file) for file in files]
+    x = torch.from_numpy(np.concatenate([pixels for pixels, _ in loaded]))
+    y = torch.from_numpy(np.concatenate([labels for _, labels in loaded]).astype(np.int64))
+    return (x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x), y
+
+
+def _moved(x: Tensor) -> Tensor:
+    """Images [n, c, h, w] mirrored or not, and shifted by up to 4 pixels each way."""
+    count, _, height, width = x.shape
+    x = torch.where(torch.rand(count)[:, None, None, None] < 0.5, x.flip(3), x)
+    rows = torch.arange(height) + torch.randint(0, 2 * _PAD + 1, (count, 1))
+    cols = torch.arange(width) + torch.randint(0, 2 * _PAD + 1, (count, 1))
+    padded = F.pad(x, (_PAD, _PAD, _PAD, _PAD))
+    return padded[torch.arange(count)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None],
+                  rows[:, None, :, None], cols[:, None, None, :]]  # fmt: skip
