@@ -40,22 +40,29 @@ def render(document: str, results: Path) -> str:
 def claims(results: Path) -> Table:
     """What every benchmark claims, and whether it is met."""
     rows = []
-    for path in sorted(results.glob("*.json")):
-        table = json.loads(path.read_text("utf-8")).get("tables", {}).get("claims")
-        page = PAGES / f"{path.stem}.md"
-        link = f"[{path.stem}]({page.name})" if page.is_file() else path.stem
+    for name in sorted({path.name.partition(".")[0] for path in results.glob("*.json")}):
+        path = measured(results, name)
+        table = None if path is None else json.loads(path.read_text("utf-8")).get("tables", {}).get("claims")
+        page = PAGES / f"{name}.md"
+        link = f"[{name}]({page.name})" if page.is_file() else name
         rows += [[link, *row] for row in table["rows"]] if table else []
     return Table("All claims", {"benchmark": "", "claim": "", "found": "", "wanted": "", "met": ""}, rows)
 
 
+def measured(results: Path, name: str) -> Path | None:
+    """The results of a benchmark, or the partial ones where there are no others."""
+    paths = (results / f"{name}.json", results / f"{name}.partial.json")
+    return next((path for path in paths if path.is_file()), None)
+
+
 def region(results: Path, name: str, table: str) -> str:
     """What stands in one region."""
-    paths = [path for path in (results / f"{name}.json", results / f"{name}.partial.json") if path.is_file()]
-    if not paths:
+    path = measured(results, name)
+    if path is None:
         return "Not measured yet."
-    result = json.loads(paths[0].read_text("utf-8"))
+    result = json.loads(path.read_text("utf-8"))
     if table == "machine":
-        partial = f" Partial run: {_facts(result.get('options', {}))}." if ".partial" in paths[0].name else ""
+        partial = f" Partial run: {_facts(result.get('options', {}))}." if ".partial" in path.name else ""
         return f"Measured on: {_facts(result['machine'])}.{partial}"
     if name == "lossless":
         return lossless_table(result).markdown()
