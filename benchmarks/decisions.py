@@ -7,7 +7,7 @@
 
 Divergence from the uncompressed network and quality are those of the whole test sets.
 
-    python benchmarks/decisions.py [--workers 2]
+    python benchmarks/decisions.py [--workers 2] [--tables few,leaning]
 """
 
 import argparse
@@ -45,26 +45,30 @@ CHANCES: dict[str, float | None] = {
 }
 COPIED = {LLAMA: ("layers.1", "layers.2", "layers.3"), RESNET: ("layer1.1", "layer2.1", "layer3.1")}
 COSTS = ("typical", "assumed")
+TABLES = ("few", "leaning", "sequences", "unreached")
 Row = list[Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--tables", default=",".join(TABLES), help="which, separated by commas")
     options = parser.parse_args()
+    chosen = options.tables.split(",")
     jobs: list[tuple[str, tuple[Any, ...]]] = [("unreached", (network, cost)) for network in COPIED for cost in COSTS]
     jobs += [("sequences", (name,)) for name in CHANCES]
     jobs += [("few", (variant, count)) for variant in (AS_IT_IS, "only what was seen") for count in SAMPLES]
     jobs += [("few", (BLIND, 0))]
     jobs += [("leaning", (BLIND, bits, 0)) for bits in LEANT]
     jobs += [("leaning", (way, bits, n)) for bits in LEANT for n in LEANT[bits] for way in (AT_THEIR_WORD, LEANING)]
-    found: dict[str, list[Row]] = {"few": [], "leaning": [], "sequences": [], "unreached": []}
+    jobs = [job for job in jobs if job[0] in chosen]
+    found: dict[str, list[Row]] = {name: [] for name in TABLES}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         for (table, _), rows in zip(jobs, pool.map(measured, *zip(*jobs, strict=True)), strict=True):
             print(table, *rows, sep="\n  ", flush=True)
             found[table] += rows
-    tables = tables_of(found)
-    finish("decisions", tables, vars(options), partial=False, shown=tables)
+    tables = {name: table for name, table in tables_of(found).items() if name in chosen}
+    finish("decisions", tables, vars(options), partial=set(chosen) != set(TABLES), shown=tables)
 
 
 def tables_of(found: Mapping[str, list[Row]]) -> dict[str, Table]:

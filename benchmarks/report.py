@@ -1,7 +1,7 @@
 """Writes the tables in the pages of `docs/results` from the results, between marks, so that the two cannot differ.
 
 A mark `<!-- results: NAME TABLE -->` is followed by that table of `results/NAME.json`, or of the partial results where
-there are no others, up to `<!-- end -->`; TABLE `machine` is what it was measured on.
+it is not in there, up to `<!-- end -->`; TABLE `machine` is what it was measured on.
 The mark `<!-- claims -->` is followed by the claims of all benchmarks.
 
     python benchmarks/report.py [--check]
@@ -41,26 +41,27 @@ def claims(results: Path) -> Table:
     """What every benchmark claims, and whether it is met."""
     rows = []
     for name in sorted({path.name.partition(".")[0] for path in results.glob("*.json")}):
-        path = measured(results, name)
-        table = None if path is None else json.loads(path.read_text("utf-8")).get("tables", {}).get("claims")
         page = PAGES / f"{name}.md"
         link = f"[{name}]({page.name})" if page.is_file() else name
-        rows += [[link, *row] for row in table["rows"]] if table else []
+        known: dict[str, list[Any]] = {}  # of a claim that both make, the whole results count
+        for path in reversed(files_of(results, name)):
+            table = json.loads(path.read_text("utf-8")).get("tables", {}).get("claims", {"rows": []})
+            known |= {row[0]: [link, *row] for row in table["rows"]}
+        rows += known.values()
     return Table("All claims", {"benchmark": "", "claim": "", "found": "", "wanted": "", "met": ""}, rows)
 
 
-def measured(results: Path, name: str) -> Path | None:
-    """The results of a benchmark, or the partial ones where there are no others."""
-    paths = (results / f"{name}.json", results / f"{name}.partial.json")
-    return next((path for path in paths if path.is_file()), None)
+def files_of(results: Path, name: str) -> list[Path]:
+    """The results of a benchmark and, after them, the partial ones, as far as there are such."""
+    return [path for path in (results / f"{name}.json", results / f"{name}.partial.json") if path.is_file()]
 
 
 def region(results: Path, name: str, table: str) -> str:
     """What stands in one region."""
-    path = measured(results, name)
-    if path is None:
+    files = [(path, json.loads(path.read_text("utf-8"))) for path in files_of(results, name)]
+    if not files:
         return "Not measured yet."
-    result = json.loads(path.read_text("utf-8"))
+    path, result = next((pair for pair in files if table in pair[1].get("tables", {})), files[0])
     if table == "machine":
         partial = f" Partial run: {_facts(result.get('options', {}))}." if ".partial" in path.name else ""
         return f"Measured on: {_facts(result['machine'])}.{partial}"
