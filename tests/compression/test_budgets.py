@@ -32,7 +32,7 @@ NETWORKS = {
 }
 CASES = [
     ("tiny", "Quantize()"),
-    ("kernels", "Prune()"),
+    pytest.param("kernels", "Prune()", marks=pytest.mark.slow),
     *(pytest.param(name, "Quantize()", marks=pytest.mark.slow) for name in ("deep", "kernels")),
     pytest.param("tiny", "Codebook()", marks=pytest.mark.slow),
     *(

@@ -46,6 +46,7 @@ def test_a_choice_is_no_worse_than_its_first_term_at_the_same_bytes():
     assert error(DEFAULT_SPEC) < 0.8 * error("Quantize(states=64)")
 
 
+@pytest.mark.slow
 def test_a_refit_that_makes_outputs_worse_is_not_kept(monkeypatch):
     model = network()
 

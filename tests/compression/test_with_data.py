@@ -82,13 +82,14 @@ def test_the_model_and_its_modes_stay_as_they_were(shallow) -> None:
 
 def test_a_file_with_folded_norms_loads_into_the_users_own_class(tmp_path) -> None:
     model = lively(Normed, images(64))
-    made = waterfill.compress(model, [images(16, 2), images(16, 3)], bits=11)
+    quick = waterfill.Options(steps=Steps(stages=2, repair=False))
+    made = waterfill.compress(model, [images(16, 2), images(16, 3)], spec="Quantize()", bits=11, options=quick)
     assert made.notes["folded"] and made.notes["samples"] == 32
     made.save(tmp_path / "normed.wf")
     again = waterfill.load(tmp_path / "normed.wf")
     assert output_error(model, again, images(32, 4)) < 0.2
     steps = Steps(fold=False, stages=0, repair=False)
-    kept = waterfill.compress(model, [images(8, 2)], bits=12, options=waterfill.Options(steps=steps))
+    kept = waterfill.compress(model, [images(8, 2)], spec="Quantize()", bits=12, options=waterfill.Options(steps=steps))
     assert not kept.notes["folded"]
 
 
@@ -115,7 +116,7 @@ def test_a_weight_that_no_batch_reaches_is_named(shallow) -> None:
 def test_every_kind_of_budget_is_kept(shallow) -> None:
     weights = sum(p.numel() for p in shallow.parameters())
     options = waterfill.Options(steps=Steps(stages=2, repair=False))
-    compress = functools.partial(waterfill.compress, shallow, BATCHES[:1], options=options)
+    compress = functools.partial(waterfill.compress, shallow, BATCHES[:1], spec="Quantize()", options=options)
     assert compress(size=weights // 2).size <= weights // 2
     assert compress(ratio=10).size <= 4 * weights // 10
     assert compress(price=1e-3).size < compress(price=1e-6).size

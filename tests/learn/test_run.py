@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from tests.support.toy_learning import X, Y, accuracy, net, trained
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import Budget, Options
+from waterfill import Budget, Options, Steps
 from waterfill.errors import BadInput, BadRecipe, PlanMismatch
 from waterfill.learn import Schedule, Training, run
 
 BATCHES = list(X.split(64))
+QUICK = Options(steps=Steps(stages=0, repair=False))
 TWICE = Training(epochs=3, rate=3e-2, c_steps=2)
 
 
@@ -72,8 +74,8 @@ def interrupted_after(count: int) -> list[Tensor]:
 @pytest.mark.parametrize("count", [20, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 44))])
 def test_an_interrupted_training_ends_as_if_nothing_had_been(original, tmp_path, count) -> None:
     asked: dict[str, Any] = {"budget": Budget(bits=2), "training": TWICE}
-    whole = run(original, BATCHES, **asked)
-    options = Options(work=tmp_path / "work")
+    whole = run(original, BATCHES, options=QUICK, **asked)
+    options = replace(QUICK, work=tmp_path / "work")
     with pytest.raises(Interrupted):
         run(original, interrupted_after(count), options=options, **asked)
     again = run(original, BATCHES, options=options, **asked)
@@ -84,7 +86,7 @@ def test_an_interrupted_training_ends_as_if_nothing_had_been(original, tmp_path,
 
 
 def test_a_folder_of_another_training_is_refused(original, tmp_path) -> None:
-    options = Options(work=tmp_path / "work")
+    options = replace(QUICK, work=tmp_path / "work")
     with pytest.raises(Interrupted):
         run(original, interrupted_after(3), budget=Budget(bits=2), training=TWICE, options=options)
     with pytest.raises(PlanMismatch, match="budget"):
@@ -105,9 +107,16 @@ class Short:
 
 def test_what_goes_wrong_is_said(original, tmp_path) -> None:
     with pytest.raises(BadInput, match=r"the loss is nan in step 1 of .*lower the rate"):
-        run(original, BATCHES, budget=Budget(bits=2), loss=lambda y, _: y.sum() * torch.nan, training=TWICE)
+        run(
+            original,
+            BATCHES,
+            budget=Budget(bits=2),
+            loss=lambda y, _: y.sum() * torch.nan,
+            training=TWICE,
+            options=QUICK,
+        )
     with pytest.raises(BadInput, match=r"gave 3 batches in epoch 1 and 16"):
-        run(original, Short(), budget=Budget(bits=2), training=TWICE)
+        run(original, Short(), budget=Budget(bits=2), training=TWICE, options=QUICK)
     with pytest.raises(BadInput, match="a list or a loader"):
         run(original, (x for x in BATCHES), budget=Budget(bits=2))
     with pytest.raises(BadRecipe, match="method='magic'"):
@@ -118,6 +127,6 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
 
 def test_progress_goes_to_its_end(original) -> None:
     said: list[waterfill.Progress] = []
-    run(original, BATCHES, budget=Budget(bits=3), training=TWICE, options=Options(progress=said.append))
+    run(original, BATCHES, budget=Budget(bits=3), training=TWICE, options=replace(QUICK, progress=said.append))
     learning = [one for one in said if one.stage == "learning"]
     assert [one.done for one in learning] == list(range(1, 49)) and learning[-1].total == 48
