@@ -85,6 +85,17 @@ def test_an_interrupted_training_ends_as_if_nothing_had_been(original, tmp_path,
     assert list(tmp_path.rglob("*.*")) == []
 
 
+def test_sums_are_gone_on_with_from_the_parts_that_they_had(original, tmp_path) -> None:
+    training = Training(epochs=4, rate=0.03, c_steps=1, method="lc", schedule=Schedule(growth=1.5))
+    asked: dict[str, Any] = {"budget": Budget(), "spec": "Codebook(levels=2) + Prune(keep=0.02)", "training": training}
+    whole = run(original, BATCHES, **asked)
+    options = Options(work=tmp_path / "work")
+    with pytest.raises(Interrupted):
+        run(original, interrupted_after(40), options=options, **asked)
+    again = run(original, BATCHES, options=options, **asked)
+    assert all(again.entries[name].blob == entry.blob for name, entry in whole.entries.items())
+
+
 def test_a_folder_of_another_training_is_refused(original, tmp_path) -> None:
     options = replace(QUICK, work=tmp_path / "work")
     with pytest.raises(Interrupted):

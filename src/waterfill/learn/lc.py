@@ -26,7 +26,7 @@ from waterfill.importance import Importance
 from waterfill.learn.learner import Learner
 from waterfill.learn.matrices import learned_weights
 from waterfill.model.compressed import CompressedModel
-from waterfill.model.entry import Entry
+from waterfill.model.entry import Entry, decode
 from waterfill.part import Spec
 from waterfill.parts import Dense
 from waterfill.recipe import as_spec
@@ -196,11 +196,12 @@ class LC(Learner):
             )
 
     def state(self) -> dict[str, Tensor]:
-        """The multipliers, D(theta), mu and the price."""
+        """The multipliers, the parts as bytes, mu and the price."""
         values = [self._mu or math.nan, self._price, float(self._steps)]
         numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
         kept = {f"multiplier.{one.weight.name}": one.multiplier for one in self._learned}
         kept |= {f"compressed.{one.weight.name}": one.compressed for one in self._learned}
+        kept |= {f"parts.{one.weight.name}": one.blob() for one in self._learned if one.parts}
         return kept | {"numbers": numbers}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -209,7 +210,8 @@ class LC(Learner):
         for one in self._learned:
             one.multiplier = state[f"multiplier.{one.weight.name}"].to(one.value).clone()
             one.compressed = state[f"compressed.{one.weight.name}"].to(one.value).clone()
-            one.parts = ()
+            blob = state.get(f"parts.{one.weight.name}")
+            one.parts = () if blob is None else decode(blob.numpy().tobytes(), one.weight.layout, one.weight.name)
 
     @by_own_arithmetic
     @torch.no_grad()

@@ -51,6 +51,10 @@ class LearnedWeight:
         self.parts = tuple(spec.fit(t, metric, price, start) for t, start in zip(targets, starts, strict=True))
         self.compressed = layout.join([part.dense() for part in self.parts]).to(self.value)
 
+    def blob(self) -> Tensor:
+        """The bytes of the parts, uint8 [bytes]."""
+        return torch.frombuffer(bytearray(encode(self.parts)), dtype=torch.uint8)
+
     def entry(self) -> Entry:
         """The parts of the last C step, their error measured from the learned value."""
         norm = float(self.value.detach().double().norm())

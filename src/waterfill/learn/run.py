@@ -117,7 +117,9 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     Inputs(batches, forward).check(model)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     work = _Run(model, forward, loss, training, options, Stream(batches, training.seed, rank, ranks))
-    few = Inputs(Inputs(batches, forward).spread(_CALIBRATED), forward)
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)  # a loader may draw; every process and every run is to get the same
+        few = Inputs(Inputs(batches, forward).spread(_CALIBRATED), forward)
     if options.work is None:
         with torch.random.fork_rng():
             return work.result(few, budget, as_spec(spec))
