@@ -152,6 +152,7 @@ def test_batches_that_cannot_work_are_refused(shallow, batches, said) -> None:
         waterfill.compress(shallow, batches, bits=3)
 
 
+@pytest.mark.slow
 def test_what_was_found_first_is_kept_where_no_second_way_meets_the_budget() -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4)]
