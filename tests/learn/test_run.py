@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import Budget, Options, Steps
-from waterfill.errors import BadInput, BadRecipe, PlanMismatch
+from waterfill.errors import BadInput, BadRecipe, BudgetError, PlanMismatch
 from waterfill.learn import Schedule, Training, run
 
 BATCHES = list(X.split(64))
@@ -126,6 +126,11 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
             training=TWICE,
             options=QUICK,
         )
+    with pytest.raises(BadInput, match="run away in training; lower the rate"):
+        run(original, BATCHES, budget=Budget(bits=2), training=replace(TWICE, rate=1e9), options=QUICK)
+    with pytest.raises(BudgetError, match="smallest"):
+        run(original, BATCHES, budget=Budget(size=9), options=replace(QUICK, work=tmp_path / "work"))
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(BadInput, match=r"gave 3 batches in epoch 1 and 16"):
         run(original, Short(), budget=Budget(bits=2), training=TWICE, options=QUICK)
     with pytest.raises(BadInput, match="a list or a loader"):

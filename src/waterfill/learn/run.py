@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from waterfill.compression.post_training import calibrated, fold_notes
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
-from waterfill.errors import BadInput, BadRecipe
+from waterfill.errors import BadInput, BadRecipe, BudgetError
 from waterfill.learn import snapshot
 from waterfill.learn.batches import Stream
 from waterfill.learn.lc import DEFAULT_SCHEDULE, LC, Schedule
@@ -126,13 +127,27 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     with Journal.claim(options.work) if rank == 0 else nullcontext(), torch.random.fork_rng():
         journal = Journal.begin(options.work, _plan(model, budget, spec, training)) if rank == 0 else None
         work.wait()
-        made = work.result(few, budget, as_spec(spec))
+        try:
+            made = work.result(few, budget, as_spec(spec))
+        except BudgetError:
+            if journal is not None and not (options.work / _files()[-1]).is_file():  # nothing was trained yet
+                _remove(options.work, journal)
+            raise
         work.wait()
         if journal is not None:
-            for name in (*_KEPT, *(f"{phase}.safetensors" for phase in (_CODES, _VECTORS))):
-                (options.work / name).unlink(missing_ok=True)
-            journal.remove()
+            _remove(options.work, journal)
     return made
+
+
+def _files() -> list[str]:
+    """What a training keeps in its folder."""
+    return [*_KEPT, f"{_VECTORS}.safetensors", f"{_CODES}.safetensors"]
+
+
+def _remove(folder: Path, journal: Journal) -> None:
+    for name in _files():
+        (folder / name).unlink(missing_ok=True)
+    journal.remove()
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ _DEAD_ZONE = 2 * math.log(2) / 12
 """Price of a bit over the curvature of the loss, in squared steps: what high rates have (docs/theory.md)."""
 _INSIDE = 0.45  # of a step: positions lie within so much of the middle of their code's range at first
 _ZERO = 0.05  # of a step: nearer to zero, bits do not pull
+_FARTHEST = 1 << 20  # that a code may be from zero
 _LEAST_MEAN = 1e-3  # of the magnitude of codes in a row or column
 _LEAST, _MOST = 2.0**-2, 2.0**8  # of the pull, in multiples of what it is at first
 _SLOW, _QUICK = 0.02, 0.01  # too large by this share, a file lets bits pull twice as hard from now on; 4 times, for now
@@ -192,6 +193,8 @@ class StraightThrough(Learner):
         changed: dict[str, Entry] = {}
         for name, matrices in self._matrices.items():
             codes = [matrix.codes(zone).to(torch.int32).cpu() for matrix in matrices]
+            if any(own.numel() and int(own.abs().max()) > _FARTHEST for own in codes):
+                raise BadInput(f"the codes of {name!r} have run away in training; lower the rate")
             parts = tuple(m.lattice.with_codes(own) for m, own in zip(matrices, codes, strict=True))
             changed[name] = replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)
         made = replace(self._made, entries=self._made.entries | changed)
