@@ -146,3 +146,34 @@ def test_progress_goes_to_its_end(original) -> None:
     run(original, BATCHES, budget=Budget(bits=3), training=TWICE, options=replace(QUICK, progress=said.append))
     learning = [one for one in said if one.stage == "learning"]
     assert [one.done for one in learning] == list(range(1, 49)) and learning[-1].total == 48
+
+
+class Normed(nn.Module):
+    """A convolution, a norm, tied tables and several outputs: what a plain network does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.rnn, self.head = nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = torch.relu(self.norm(self.conv(x))).mean(3).transpose(1, 2)
+        states = self.rnn(rows)[0]
+        return self.head(states), states[:, -1]
+
+
+@pytest.mark.parametrize("method", ["straight-through", "lc"])
+def test_norms_are_folded_and_recurrent_layers_learn_too(method) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Normed(), torch.randn(64, 3, 8, 8)
+        model.train()(x)
+    given: dict[str, Any] = (
+        {"spec": "Codebook(levels=8)", "budget": Budget()} if method == "lc" else {"budget": Budget(bits=6)}
+    )
+    training = Training(epochs=2, rate=1e-2, c_steps=2, method=method)
+    made = run(model.eval(), x.split(16), training=training, options=QUICK, **given)
+    assert made.notes["folded"]
+    with torch.no_grad():
+        expected, found = model(x)[0], made.install(Normed()).eval()(x)[0]
+    assert float((found - expected).norm() / expected.norm()) < 0.35

@@ -190,13 +190,14 @@ class _Run:
 
     def _by_lc(self, few: Inputs, budget: Budget, spec: Spec, steps: int) -> CompressedModel:
         work = self._copy(few)
+        folded = fold_notes(self.model, work)  # before training moves what is folded
         learner = LC(work, spec, budget=budget, schedule=self.training.schedule)
         with as_deployed(work, self.model), torch.enable_grad():
             learner.start(self._loss(work, few.first))
         learner.c_step()
         sgd = torch.optim.SGD(learner.parameters(), self.training.rate, momentum=_MOMENTA[0])
         made = self._phase(_CODES, learner, sgd, (0, steps))
-        return replace(made, notes=made.notes | {"folded": fold_notes(self.model, work)})
+        return replace(made, notes=made.notes | {"folded": folded})
 
     def _phase(
         self, name: str, learner: Learner, optimizer: torch.optim.Optimizer, steps: tuple[int, int]
