@@ -35,7 +35,10 @@ def test_the_unit_of_the_outputs_is_nothing(scale) -> None:
     for name, power in (("0.weight", 0), ("0.bias", 0), ("2.weight", 2)):
         a, b = (float(found[name].rows.sum() * _trace(found[name])) for found in (plain, scaled))
         assert b * scale**power == pytest.approx(a, rel=1e-3)
-    errors = [lost(net(s), waterfill.compress(net(s), list(X.split(48)), bits=5), TEST, s) for s in (1.0, scale)]
+    errors = [
+        lost(net(s), waterfill.compress(net(s), list(X.split(48)), spec="Quantize()", bits=5), TEST, s)
+        for s in (1.0, scale)
+    ]
     assert errors[1] < 1.2 * errors[0] < 0.2
 
 
@@ -78,7 +81,7 @@ def test_rows_that_nothing_was_met_at_cost_two_bits_less_than_typical_ones_and_a
     rows, picked = found["place"].rows, found["style"].rows
     assert torch.allclose(rows[12:], rows[:12].mean() / 16, rtol=0.1)
     assert torch.allclose(picked[2:], picked[:2].mean() / 16, rtol=0.1)
-    made = waterfill.compress(model, batches, bits=5)
+    made = waterfill.compress(model, batches, spec="Quantize()", bits=5)
     assert "52 of 64 rows" in made.warnings["place"] and "6 of 8 rows" in made.warnings["style"]
     assert set(made.warnings) == {"place", "style"}
     blind = waterfill.compress(model, bits=5)
@@ -90,7 +93,7 @@ def test_rows_that_nothing_was_met_at_cost_two_bits_less_than_typical_ones_and_a
 def test_columns_that_were_always_zero_are_kept_and_counted() -> None:
     half = X.clone()
     half[:, 16:] = 0
-    made = waterfill.compress(net(), list(half.split(48)), bits=5)
+    made = waterfill.compress(net(), list(half.split(48)), spec="Quantize()", bits=5)
     assert made.warnings == {"0.weight": "no batch met 16 of 32 columns: what errors there cost is assumed"}
     blind = lost(net(), waterfill.compress(net(), bits=5), TEST)
     assert lost(net(), made, TEST) < 2 * blind

@@ -40,7 +40,11 @@ class Masked(nn.Module):
 def test_buffers_are_exact_and_the_table_says_why(with_data):
     network = Masked().eval()
     batches = list(torch.randint(0, 60, (16, 16)).split(4))
-    made = waterfill.compress(network, batches, bits=6) if with_data else waterfill.compress(network, bits=6)
+    made = (
+        waterfill.compress(network, batches, spec="Quantize()", bits=6)
+        if with_data
+        else waterfill.compress(network, bits=6)
+    )
     found = made.state_dict()
     assert all(same(found[name], network.state_dict()[name]) for name in ("mask", "inv_freq", "table"))
     reasons = {name: row["reason"] for name, row in rows(made).items()}

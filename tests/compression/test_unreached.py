@@ -73,7 +73,7 @@ def test_importance_of_the_users_own_changes_no_other_weight(net) -> None:
 
 
 def test_the_table_warns_and_the_warning_travels_with_the_file(net, tmp_path, capsys) -> None:
-    made = waterfill.compress(net, BATCHES, bits=4, options=waterfill.Options(steps=Steps(stages=2)))
+    made = waterfill.compress(net, BATCHES, spec="Quantize()", bits=4, options=waterfill.Options(steps=Steps(stages=2)))
     warned = {row["name"]: row["warning"] for row in made.table() if row["warning"]}
     assert set(warned) == {"spare.weight", "spare.bias"} and "no batch reaches it" in warned["spare.weight"]
     assert {row["reason"] for row in made.table()} == {"", "one-dimensional"}

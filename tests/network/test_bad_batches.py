@@ -85,7 +85,9 @@ def test_what_cannot_work_is_refused(model, batches, words) -> None:
 def test_a_model_made_in_inference_mode_can_be_copied_and_not_differentiated() -> None:
     with pytest.raises(BadInput, match="inference_mode"):
         calibrate(made_in_inference_mode(), BATCHES)
-    made = waterfill.compress(made_in_inference_mode(), BATCHES, bits=8, options=waterfill.Options(steps=QUICK))
+    made = waterfill.compress(
+        made_in_inference_mode(), BATCHES, spec="Quantize()", bits=8, options=waterfill.Options(steps=QUICK)
+    )
     assert made.warnings == {} and made.bits <= 8
 
 
@@ -193,7 +195,7 @@ def test_a_network_of_buffers_alone_is_compressed() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.matrix + self.shift
 
-    made = waterfill.compress(Buffers(), BATCHES, bits=8, options=waterfill.Options(steps=QUICK))
+    made = waterfill.compress(Buffers(), BATCHES, spec="Quantize()", bits=8, options=waterfill.Options(steps=QUICK))
     assert made.notes["unreached"] == [] and made.entries["matrix"].error < 0.2
 
 

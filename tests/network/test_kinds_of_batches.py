@@ -64,7 +64,7 @@ def error(made, model: nn.Module, batches: list) -> float:
 def test_named_tuples_are_arguments_and_are_cut_in_two_as_such(size) -> None:
     torch.manual_seed(0)
     model, batches = Scaled().eval(), pairs(size)
-    assert error(compress(model, batches, bits=8, options=QUICK), model, batches) < 0.02
+    assert error(compress(model, batches, spec="Quantize()", bits=8, options=QUICK), model, batches) < 0.02
 
 
 def test_a_named_tuple_stays_one() -> None:
@@ -79,7 +79,7 @@ def test_a_named_tuple_stays_one() -> None:
 def test_packed_sequences_are_one_argument(count) -> None:
     torch.manual_seed(0)
     model, batches = LastState().eval(), [packed([3, 5, 1, 4])] * count
-    assert error(compress(model, batches, bits=8, options=QUICK), model, batches) < 0.02
+    assert error(compress(model, batches, spec="Quantize()", bits=8, options=QUICK), model, batches) < 0.02
 
 
 def test_packed_sequences_count_as_sequences_and_come_through_unchanged() -> None:
@@ -97,7 +97,9 @@ def test_a_stream_of_unknown_length_is_compressed_as_a_list_is() -> None:
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
     loader = DataLoader(Stream(), batch_size=16)
     assert count_of(loader) is None and count_of(iter([1])) is None and count_of([1, 2]) == 2
-    by_stream, by_list = (compress(model, given, bits=4, options=QUICK) for given in (loader, X.split(16)))
+    by_stream, by_list = (
+        compress(model, given, spec="Quantize()", bits=4, options=QUICK) for given in (loader, X.split(16))
+    )
     for name, value in by_list.state_dict().items():
         assert torch.equal(by_stream.state_dict()[name], value)
 
