@@ -24,12 +24,12 @@ from lib.networks import Evaluator, State, networks
 from torch import Tensor
 
 import waterfill
+from waterfill.compression.allocation.without_data import SIZE_EXPONENT, SMOOTHNESS, entrywise
 from waterfill.compression.costs.assumptions import by_lines, by_norms, by_place
 from waterfill.compression.task import plan_weights
 from waterfill.importance import Importance, smooth_gram
 from waterfill.network.layout import KERNEL, MATRIX, VECTOR, layout_of
 from waterfill.recipe import parse
-from waterfill.without_data import SIZE_EXPONENT, SMOOTHNESS, entrywise
 
 RATES = {"ResNet-20": (3.0, 2.0), "SqueezeNet 1.1": (3.0, 2.0), "MobileNetV1 0.25": (4.0, 3.0)}
 """Bits per weight of the file, by network."""

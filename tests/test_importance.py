@@ -9,9 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waterfill.errors import BadInput
-from waterfill.importance import Importance, smooth_gram
-from waterfill.without_data import (
+from waterfill.compression.allocation.without_data import (
     COLUMNS,
     ROWS,
     SIZE_EXPONENT,
@@ -21,6 +19,8 @@ from waterfill.without_data import (
     line_by_line,
     without_data,
 )
+from waterfill.errors import BadInput
+from waterfill.importance import Importance, smooth_gram
 
 
 def positive_definite(n: int, seed: int = 0) -> torch.Tensor:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waterfill import Importance, parse
+from waterfill.compression.allocation.without_data import without_data
 from waterfill.errors import BadInput
 from waterfill.importance import smooth_gram
 from waterfill.theory import (
@@ -20,7 +21,6 @@ from waterfill.theory import (
     product_variances,
     reverse_water_filling,
 )
-from waterfill.without_data import without_data
 
 VARIANCES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 from lib.networks import State
 
+from waterfill.compression.allocation.without_data import SIZE_EXPONENT, without_data
 from waterfill.compression.task import plan_weights
 from waterfill.importance import Importance
 from waterfill.network.layout import KERNEL, MATRIX
 from waterfill.recipe import parse
-from waterfill.without_data import SIZE_EXPONENT, without_data
 
 RECIPE = "Quantize(), equal bits"
 

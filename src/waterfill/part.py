@@ -17,7 +17,6 @@ from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe, NewerFormat
 from waterfill.importance import Importance
-from waterfill.lattice import Lattice
 
 MOST_TERMS, MOST_NESTED = 4, 8
 _KINDS: dict[int, type["Part"]] = {}
@@ -106,11 +105,6 @@ class Part(ABC):
     def children(self) -> "dict[str, Part]":
         """The parts that this one is made of, by role; empty for a leaf."""
         return {}
-
-    @property
-    def lattice(self) -> Lattice | None:
-        """Codes and scales of a part that is nothing else and whose codes may each be another; None for all others."""
-        return None
 
     def describe(self) -> str:
         """What was chosen, in a few words for a table, such as "rank 8, quantized"; sizes are not part of it."""

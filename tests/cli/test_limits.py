@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import waterfill
 from waterfill.cli import main
+from waterfill.compression.allocation.without_data import without_data
 from waterfill.network.batch_norm import fold_batch_norm
 from waterfill.theory import NetworkLimit, Spectrum
-from waterfill.without_data import without_data
 
 MODULE = """
 import torch

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 import waterfill
+from waterfill.compression.allocation.without_data import SIZE_EXPONENT
 from waterfill.compression.costs.assumptions import amplification, by_place, informed
 from waterfill.compression.task import plan_weights
 from waterfill.network.layout import layout_of
 from waterfill.recipe import parse
-from waterfill.without_data import SIZE_EXPONENT
 
 
 def language_model(blocks: int = 6, width: int = 32, tokens: int = 2000) -> dict[str, Tensor]:

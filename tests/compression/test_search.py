@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from waterfill.compression.allocation.to_size.search import bracket
 from waterfill.compression.allocation.to_size.spend import Ledger, spend
-from waterfill.compression.workers import Workers
+from waterfill.compression.allocation.workers import Workers
 
 Source = Callable[[float], float]
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from waterfill.compression.workers import Workers
+from waterfill.compression.allocation.workers import Workers
 
 
 @pytest.mark.parametrize("threads", [1, 3])

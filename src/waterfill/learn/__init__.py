@@ -1,12 +1,12 @@
 """Networks that learn while they are compressed."""
 
 from waterfill.learn.distill import Distillation, distill
-from waterfill.learn.lc import LC, Schedule
-from waterfill.learn.learner import Learner
+from waterfill.learn.learners.lc import LC, Schedule
+from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.small_tensors import SmallTensors
+from waterfill.learn.learners.straight_through import StraightThrough
+from waterfill.learn.loop.run import Training, run
 from waterfill.learn.losses import Imitation
-from waterfill.learn.run import Training, run
-from waterfill.learn.small_tensors import SmallTensors
-from waterfill.learn.straight_through import StraightThrough
 from waterfill.learn.train_big import Pareto, train_big
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from waterfill.errors import BadInput, BadRecipe
-from waterfill.learn.batches import Stream
+from waterfill.learn.loop.batches import Stream
 from waterfill.learn.losses import IMITATION
 from waterfill.network.running.batches import output_of
 from waterfill.network.running.forward import Forward, as_deployed, result_of

@@ -18,7 +18,6 @@ from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
-from waterfill.lattice import Lattice
 from waterfill.part import Part, Spec
 from waterfill.parts.grouped import FixedRate, fit_grouped
 from waterfill.parts.quantizer.candidates import Choices, best_candidate
@@ -52,12 +51,8 @@ class QuantizedPart(Part):
         row, col = self.grid.row_scales(self.shape[0]), self.grid.col_scales(self.shape[1])
         return torch.from_numpy(row)[:, None], torch.from_numpy(col)
 
-    @property
-    def lattice(self) -> Lattice | None:
-        """The codes and scales; None along a trellis, on which a code depends on those before."""
-        return None if self.states else Lattice(self.codes, *self.scales, self._with_codes)
-
-    def _with_codes(self, codes: Tensor) -> Part:
+    def with_codes(self, codes: Tensor) -> "QuantizedPart":
+        """The part of other codes [rows, cols] on the same scales."""
         return replace(self, codes=torch.from_numpy(narrow(codes.cpu().numpy())))
 
     def dense(self) -> Tensor:

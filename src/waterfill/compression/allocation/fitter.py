@@ -18,11 +18,11 @@ from waterfill.compression.allocation.to_size.search import HIGHEST, Bracket
 from waterfill.compression.allocation.to_size.smallest import Trials, small_prices
 from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget, spend
 from waterfill.compression.allocation.weight import Weight
-from waterfill.compression.workers import Workers
+from waterfill.compression.allocation.without_data import SIZE_EXPONENT
+from waterfill.compression.allocation.workers import Workers
 from waterfill.errors import BudgetError
 from waterfill.model.compressed import count_weights
 from waterfill.progress import Progress
-from waterfill.without_data import SIZE_EXPONENT
 
 FIXED_RATE_PRICE = 4.0**-7
 """Nats per bit for the small tensors of a network whose recipe has a fixed rate."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from waterfill.compression.allocation.curve import Curve, Point, water_level
 from waterfill.compression.allocation.damping import damped
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES, Sample, rows_and_cols, stride_of
+from waterfill.compression.allocation.without_data import entrywise, line_by_line, without_data
 from waterfill.dtypes import STORED, dtype_name, octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
@@ -22,7 +23,6 @@ from waterfill.part import Choice, Spec
 from waterfill.parts import Codebook, Dense
 from waterfill.storage import name_problem
 from waterfill.storage.manifest import shape_problem
-from waterfill.without_data import entrywise, line_by_line, without_data
 
 _MOST_ENTRIES_COMPARED = 1 << 20  # larger parts are read back too, under their checksums, but not compared
 _SQUARABLE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32

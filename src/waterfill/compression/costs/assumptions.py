@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.allocation.without_data import COLUMNS, ROWS, SIZE_EXPONENT
 from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout
-from waterfill.without_data import COLUMNS, ROWS, SIZE_EXPONENT
 
 BLOCK_EXPONENT = 0.7
 """Of two weights in a block, one with k times the entries costs k^BLOCK_EXPONENT times as much (docs/decisions.md)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
+from waterfill.compression.allocation.without_data import entrywise
 from waterfill.compression.steps.corrections import BIAS, KINDS, Kind, fits_of
 from waterfill.compression.steps.guard import Guard, Score
 from waterfill.errors import BadInput
@@ -25,7 +26,6 @@ from waterfill.network.running.batches import split
 from waterfill.network.running.forward import Forward, as_deployed, call, copy_of, hooked
 from waterfill.network.tensors import owners_of
 from waterfill.parts import Dense
-from waterfill.without_data import entrywise
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
 _MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of corrected vectors in a file

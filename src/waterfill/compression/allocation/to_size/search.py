@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from waterfill.compression.workers import Workers
+from waterfill.compression.allocation.workers import Workers
 
 HIGHEST, LOWEST = 30, -30
 """Exponents of 4: beyond these prices the bits no longer change."""

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from waterfill.compression.allocation.to_size.search import Bracket
-from waterfill.compression.workers import Workers
+from waterfill.compression.allocation.workers import Workers
 
 FILL = 0.993
 """The share of a budget that is to be used where the parts allow."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
+
+from waterfill.part import Part
+from waterfill.parts.quantized import QuantizedPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,4 +20,11 @@ class Lattice:
     codes: Tensor
     row_scales: Tensor
     col_scales: Tensor
-    with_codes: Callable[[Tensor], Any]
+    with_codes: Callable[[Tensor], Part]
+
+
+def lattice_of(part: Part) -> Lattice | None:
+    """The codes and scales of a part that is nothing else; None for all others, those along a trellis among them."""
+    if not isinstance(part, QuantizedPart) or part.states:
+        return None
+    return Lattice(part.codes, *part.scales, part.with_codes)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
-from waterfill.learn.learner import Learner
-from waterfill.learn.vectors import room_of, trained_vectors, with_vectors
+from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.vectors import room_of, trained_vectors, with_vectors
 from waterfill.model.compressed import CompressedModel
 
 

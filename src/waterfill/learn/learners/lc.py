@@ -23,8 +23,8 @@ from waterfill.compression.options import Options
 from waterfill.compression.task import Task, in_memory
 from waterfill.errors import BadInput, BadRecipe, BudgetError
 from waterfill.importance import Importance
-from waterfill.learn.learner import Learner
-from waterfill.learn.matrices import learned_weights
+from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.matrices import learned_weights
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, decode
 from waterfill.part import Spec

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput, BudgetError
-from waterfill.learn.learner import Learner
-from waterfill.learn.vectors import room_of, trained_vectors, with_vectors
+from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.vectors import room_of, trained_vectors, with_vectors
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
-from waterfill.part import Lattice
+from waterfill.parts import Lattice, lattice_of
 
 _DEAD_ZONE = 2 * math.log(2) / 12
 """Price of a bit over the curvature of the loss, in squared steps: what high rates have (docs/theory.md)."""
@@ -90,7 +90,7 @@ class StraightThrough(Learner):
         self._room = room_of(made, self._vectors)
         self._matrices: dict[str, list[_Matrix]] = {}
         for name, entry in made.entries.items():
-            lattices = [part.lattice for part in entry.parts]
+            lattices = [lattice_of(part) for part in entry.parts]
             if name in originals and lattices and all(lattice is not None for lattice in lattices):
                 targets = entry.layout.split(originals[name])
                 self._matrices[name] = [_matrix(x, y) for x, y in zip(lattices, targets, strict=True) if x is not None]

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from waterfill.compression.allocation.without_data import entrywise
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
 from waterfill.network.layout import VECTOR
 from waterfill.parts import Dense
-from waterfill.without_data import entrywise
 
 _MANTISSAS = (9, 7, 6, 5, 4, 3, 2)
 """Bits, from the most on: a vector is rounded to the first that its room allows."""

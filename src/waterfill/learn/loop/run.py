@@ -18,14 +18,14 @@ from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput, BadRecipe, BudgetError
-from waterfill.learn import snapshot
-from waterfill.learn.batches import Stream
-from waterfill.learn.lc import DEFAULT_SCHEDULE, LC, Schedule
-from waterfill.learn.learner import Learner
+from waterfill.learn.learners.lc import DEFAULT_SCHEDULE, LC, Schedule
+from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.small_tensors import SmallTensors
+from waterfill.learn.learners.straight_through import StraightThrough
+from waterfill.learn.learners.vectors import trained_vectors
+from waterfill.learn.loop import snapshot
+from waterfill.learn.loop.batches import Stream
 from waterfill.learn.losses import IMITATION
-from waterfill.learn.small_tensors import SmallTensors
-from waterfill.learn.straight_through import StraightThrough
-from waterfill.learn.vectors import trained_vectors
 from waterfill.model.compressed import CompressedModel, load
 from waterfill.network.running.forward import Forward, as_deployed, result_of
 from waterfill.network.running.inputs import Inputs

@@ -1,0 +1,1 @@
+"""The ready-made training loop: its batches, its snapshots, its phases."""
