@@ -26,8 +26,7 @@ def main(epochs: str = "30") -> None:
     print(f"trained: {accuracy(net, test):.1f} %")
 
     lc = LC(net, "Codebook(levels=2) + Prune(keep=0.02)", schedule=Schedule(growth=1.2))
-    lc.start(F.cross_entropy(net(train[0][:512]), train[1][:512]))  # finds the first weight of the penalty
-    lc.c_step()
+    lc.start(lambda: F.cross_entropy(net(train[0][:512]), train[1][:512]))  # a first C step, and the penalty's weight
     print(f"compressed at once: {accuracy(lc.result().install(copy_of(net)), test):.1f} %")
     optimizer = torch.optim.SGD(lc.parameters(), lr=0.05, momentum=0.9)
     for _ in range(int(epochs)):

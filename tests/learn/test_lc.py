@@ -113,7 +113,7 @@ def test_the_constrained_optimum_of_a_quadratic_is_reached(multipliers: bool) ->
 def learned(lc: LC, steps: int = 14) -> LC:
     """After some steps on a toy problem."""
     optimizer = torch.optim.SGD(lc.parameters(), lr=0.05, momentum=0.9)
-    lc.start(F.cross_entropy(lc.model(X), Y))
+    lc.start(lambda: F.cross_entropy(lc.model(X), Y))
     for _ in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lc.learning_rate(0.05)

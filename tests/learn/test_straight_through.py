@@ -76,7 +76,7 @@ def test_a_snapshot_goes_on_as_if_nothing_had_been(original, made) -> None:
 
 def test_what_has_no_free_codes_is_refused(original, made) -> None:
     with pytest.raises(BadInput, match='spec="Quantize'):
-        StraightThrough(copy.deepcopy(original), waterfill.compress(original, spec="LowRank()", bits=8))
+        StraightThrough(copy.deepcopy(original), waterfill.compress(original, spec="Codebook(levels=4)", bits=8))
     with pytest.raises(BudgetError, match="codes of zero"):
         StraightThrough(copy.deepcopy(original), made, 20).result()
 
@@ -90,6 +90,9 @@ def test_vectors_learn_while_codes_are_frozen(original, made) -> None:
 
 
 def test_vectors_without_room_stay(original, made) -> None:
-    assert SmallTensors(copy.deepcopy(original), made, made.size - 40).result() is made
+    roomy = waterfill.compress(original, spec="Quantize()", bits=6)
+    assert SmallTensors(copy.deepcopy(original), roomy, roomy.size - 200).result() is roomy
+    with pytest.raises(BadInput, match="nothing to train"):  # one value for each, at the price of this file
+        SmallTensors(copy.deepcopy(original), made)
     with pytest.raises(BadInput, match="nothing to train"):
         SmallTensors(nn.Linear(8, 8, bias=False), waterfill.compress(nn.Linear(8, 8, bias=False), price=1e-5))

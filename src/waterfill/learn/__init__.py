@@ -1,8 +1,9 @@
 """Networks that learn while they are compressed."""
 
 from waterfill.learn.distill import Distillation, distill
-from waterfill.learn.learners.lc import LC, Schedule
+from waterfill.learn.learners.lc import LC
 from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.schedule import Schedule
 from waterfill.learn.learners.small_tensors import SmallTensors
 from waterfill.learn.learners.straight_through import StraightThrough
 from waterfill.learn.loop.run import run

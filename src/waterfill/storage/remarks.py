@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 FEW_SAMPLES = 16
-RANDOM, UNSTEADY, UNUSED = "random", "unsteady", "unused"
+RANDOM, UNSTEADY, UNUSED, UNTRAINED = "random", "unsteady", "unused", "untrained"
 _TEXTS = {
     RANDOM: "outputs depend on random numbers: networks were compared at equal ones",
     UNSTEADY: "two runs of one batch gave different outputs: weights were not fitted to what the compressed layers "
     "before them give, nor repaired, as both compare runs",
     UNUSED: "the inputs made the outputs of others worse than none would: the file was made without them",
+    UNTRAINED: "training made the outputs worse: the file holds the network as it was compressed before; train longer, "
+    "or at another rate",
 }
 _FEW = "few samples: {} outputs were seen, and what errors cost is in part assumed; a few hundred tell more"
 

@@ -47,6 +47,11 @@ class Journal:
         return journal
 
     @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether a folder is the work directory of a job."""
+        return (folder / _PLAN).is_file()
+
+    @staticmethod
     @contextlib.contextmanager
     def claim(folder: Path) -> Iterator[None]:
         """A block in which no other process works in a folder. Raises OutputExists if one does."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, default_output, existing, writable
+from waterfill.cli.arguments import add_common, budget_of, default_output, existing, writable
 from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.network import network_and_batches, with_weights
 from waterfill.report.listing import Listing, items_of
@@ -99,11 +99,10 @@ def _learned(args: argparse.Namespace, output: str, rank: int) -> Listing:
             network,
             batches if hasattr(batches, "__len__") else list(batches),
             budget=Budget(**given),
-            spec=args.recipe or DEFAULT_RECIPE,
+            spec=args.recipe,
             training=learn.Training(**asked),
             options=Options(progress=meter, threads=args.threads, work=Path(f"{output}.work")),
+            save=lambda made: made.save(output, force=args.force),
             **(labelled if args.labels else {}),
         )
-    if rank == 0:
-        made.save(output, force=args.force)
     return Listing(items_of(made.table()), made.aliases, made.notes, made.size)

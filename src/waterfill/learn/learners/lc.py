@@ -8,8 +8,8 @@ Carreira-Perpinan and Idelbayev, arXiv 1707.01209; sums of parts: 2107.04380.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -26,6 +26,7 @@ from waterfill.importance import Importance
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.matrices import learned_weights
 from waterfill.learn.learners.ranks import shared
+from waterfill.learn.learners.schedule import DEFAULT_SCHEDULE, Schedule
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
 from waterfill.part import Spec
@@ -36,28 +37,13 @@ _PRICE = 4.0**-12
 """Nats per bit for what is learned without being compressed: some seven bits of mantissa."""
 _FILL = 0.98  # of a budget that is to be used
 _ROUNDS, _FIRST_MOVE, _NEAR = 24, 1.05, 1.01  # of fits until a budget is met; of the price then; prices as good as one
+_TINY = 1e-30
 _MOST_OCTAVES = 2.0  # that the price moves in a C step
-_SHARE = 0.1  # of the gradient of the loss that the first penalty's has
+_SHARE = 0.1  # of the mean curvature of the loss, the first weight of the penalty
 _NEGLIGIBLE = 1e-7  # of the mean square of weights for a bit, where a spec says how large its parts are
 
 
 _ANY = Budget()
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the penalty grows.
-
-    mu: its first weight; None: it is found by `LC.start`. growth: its factor after each C step. multipliers: whether
-    the Lagrangian is augmented; without them the penalty is quadratic.
-    """
-
-    mu: float | None = None
-    growth: float = 1.1
-    multipliers: bool = True
-
-
-DEFAULT_SCHEDULE = Schedule()
 
 
 class LC(Learner):
@@ -93,27 +79,26 @@ class LC(Learner):
         importance: Mapping[str, Importance] | None = None,
     ) -> None:
         self.model, self.schedule, self.budget = model, schedule, budget
-        self._task, given = _task(model, spec), importance or {}
+        self._specs, given = _specs(spec), importance or {}
+        task = _task(model, self._specs)
         self._learned = learned_weights(
-            self._task.weights, model, lambda w: given.get(w.name) or Importance(kernel=w.layout.kernel)
+            task.weights, model, lambda w: given.get(w.name) or Importance(kernel=w.layout.kernel)
         )
         if not self._learned:
             raise BadInput("no parameter of the model is a matrix that a spec is meant for: there is nothing to learn")
         self._mu, self._steps = schedule.mu, 0
-        self._allowed = self._task.allowed(budget) if budget.given else None
+        self._allowed = task.allowed(budget) if budget.given else None
         self._relative = budget.price is None  # to mu: nats per bit where mu is 1
         energy = _norm([one.value for one in self._learned]) ** 2
         self._price = budget.price or _NEGLIGIBLE * energy / sum(one.value.numel() for one in self._learned)
         if self._allowed is not None:
-            self._price = self._first_price(self._allowed)
+            self._price = self._first_price(task, self._allowed)
 
     @property
     def mu(self) -> float:
         """The weight of the penalty. Raises BadInput where none was given and `start` was not called."""
         if self._mu is None:
-            raise BadInput(
-                "the penalty has no weight yet: give Schedule(mu=...), or call start(loss) with a first loss"
-            )
+            raise BadInput("the penalty has no weight yet: give Schedule(mu=...), or call start(loss)")
         return self._mu
 
     def parameters(self) -> list[Tensor]:
@@ -125,17 +110,44 @@ class LC(Learner):
     def after_step(self) -> None:
         """Nothing: the model's own parameters are learned."""
 
-    def start(self, loss: Tensor) -> float:
-        """Choose the first mu: the one at which the penalty has a tenth of the gradient that a loss has at the network
-        as it is. A mu that was given stays. Returns it."""
-        if self._mu is None:
-            values = [one.value for one in self._learned]
-            slopes = torch.autograd.grad(loss, values, allow_unused=True, retain_graph=True)
-            self._mu = 1.0
+    def start(self, loss: Callable[[], Tensor]) -> float:
+        """Do the first C step and choose the first mu: a tenth of the mean curvature of the loss on the way from the
+        network as it is to the compressed one. A mu that was given stays.
+
+        loss: its value for the network as it is when it is called, on a batch that stays the same.
+
+        Returns:
+            mu.
+        """
+        if self._mu is not None:
             self.c_step()
-            slope = _norm([slope for slope in slopes if slope is not None])
-            self._mu = _SHARE * slope / max(_norm([one.gap() for one in self._learned]), 1e-30) or 1.0
+            return self.mu
+        self._mu = 1.0
+        self.c_step()
+        values = [one.value for one in self._learned]
+        slopes = [self._slopes(loss, values)]
+        before = [value.detach().clone() for value in values]
+        try:
+            self._put([one.compressed for one in self._learned])
+            slopes.append(self._slopes(loss, values))
+        finally:
+            self._put(before)
+        change = _norm([own - other for own, other in zip(*slopes, strict=True)])
+        self._mu = _SHARE * change / max(_norm([one.gap() for one in self._learned]), _TINY) or 1.0
         return self.mu
+
+    @staticmethod
+    def _slopes(loss: Callable[[], Tensor], values: list[nn.Parameter]) -> list[Tensor]:
+        """The gradient of the loss by each weight."""
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss(), values, allow_unused=True)
+        return [torch.zeros_like(v) if slope is None else slope for slope, v in zip(found, values, strict=True)]
+
+    @torch.no_grad()
+    def _put(self, values: list[Tensor]) -> None:
+        """Give the network other weights."""
+        for one, value in zip(self._learned, values, strict=True):
+            one.value.copy_(value)
 
     def penalty(self) -> Tensor:
         """mu/2 ||w - D(theta) - lambda/mu||^2 of all weights, each in its metric."""
@@ -200,20 +212,20 @@ class LC(Learner):
         """The multipliers, the parts as bytes, mu and the price."""
         values = [self._mu or math.nan, self._price, float(self._steps)]
         numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
-        kept = {f"multiplier.{one.weight.name}": one.multiplier for one in self._learned}
-        kept |= {f"compressed.{one.weight.name}": one.compressed for one in self._learned}
+        kept = {f"multiplier.{one.name}": one.multiplier for one in self._learned}
+        kept |= {f"compressed.{one.name}": one.compressed for one in self._learned}
         for one in self._learned:
             if one.blob:
-                kept[f"parts.{one.weight.name}"] = torch.frombuffer(bytearray(one.blob), dtype=torch.uint8)
+                kept[f"parts.{one.name}"] = torch.frombuffer(bytearray(one.blob), dtype=torch.uint8)
         return kept | {"numbers": numbers}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         mu, self._price, steps = state["numbers"].tolist()
         self._mu, self._steps = None if math.isnan(mu) else mu, int(steps)
         for one in self._learned:
-            one.multiplier = state[f"multiplier.{one.weight.name}"].to(one.value).clone()
-            one.compressed = state[f"compressed.{one.weight.name}"].to(one.value).clone()
-            blob = state.get(f"parts.{one.weight.name}")
+            one.multiplier = state[f"multiplier.{one.name}"].to(one.value).clone()
+            one.compressed = state[f"compressed.{one.name}"].to(one.value).clone()
+            blob = state.get(f"parts.{one.name}")
             if blob is not None:
                 one.adopt(blob.numpy().tobytes())
 
@@ -222,30 +234,40 @@ class LC(Learner):
     def _fit(self) -> int:
         """Fit every weight at the price; bytes of the file."""
         price = self._price * self.mu if self._relative else self._price
-        known = {one.weight.name: one for one in sorted(self._learned, key=lambda one: -one.value.numel())}
+        known = {one.name: one for one in sorted(self._learned, key=lambda one: -one.value.numel())}
         for name, blob in shared(list(known), lambda name: known[name].fit(self.mu, price)).items():
             known[name].adopt(blob)
         return self._model().size
 
     def _model(self) -> CompressedModel:
-        """What there is by the last C step."""
-        learned = {one.weight.name: one.entry() for one in self._learned}
-        entries: dict[str, Entry] = {w.name: learned.get(w.name) or w.fit(_PRICE) for w in self._task.weights}
-        return CompressedModel(entries, dict(self._task.aliases), self._task.notes)
+        """What there is by the last C step, and everything else as it is now."""
+        learned = {one.name: one.entry() for one in self._learned}
+        task = _task(self.model, self._specs)
+        entries: dict[str, Entry] = {w.name: learned.get(w.name) or w.fit(_PRICE) for w in task.weights}
+        return CompressedModel(entries, dict(task.aliases), task.notes)
 
-    def _first_price(self, allowed: int) -> float:
+    def _first_price(self, task: Task, allowed: int) -> float:
         """The price at which, for the network as it is, a file has so many bytes. Raises BudgetError."""
-        metric = {one.weight.name: one.importance for one in self._learned}
-        known = {name: partial(metric.__getitem__, name) for name in metric}
-        weights = [replace(w, importance=known.get(w.name)) for w in self._task.weights]
-        return in_memory(replace(self._task, weights=weights), Options()).run.price_for(allowed)
+        known = {one.name: one for one in self._learned}
+        weights = [
+            replace(known[w.name].weight, importance=partial(getattr, known[w.name], "importance"))
+            if w.name in known
+            else replace(w, importance=None)
+            for w in task.weights
+        ]
+        return in_memory(replace(task, weights=weights), Options()).run.price_for(allowed)
 
 
-def _task(model: nn.Module, spec: "Spec | str | Mapping[str, Spec | str]") -> Task:
-    """The task of compressing a model, each weight to its own spec. Raises BadInput, BadRecipe."""
-    specs = {pattern: as_spec(one) for pattern, one in (spec if isinstance(spec, Mapping) else {"*": spec}).items()}
-    if not specs:
+def _specs(spec: "Spec | str | Mapping[str, Spec | str]") -> dict[str, Spec]:
+    """The specs by pattern of names. Raises BadRecipe."""
+    given = spec if isinstance(spec, Mapping) else {"*": spec}
+    if not given:
         raise BadRecipe("a mapping of specs by names holds none; give at least one")
+    return {pattern: as_spec(one) for pattern, one in given.items()}
+
+
+def _task(model: nn.Module, specs: Mapping[str, Spec]) -> Task:
+    """The task of compressing a model as it is now, each weight to its own spec. Raises BadInput, BadRecipe."""
     task = Task.of(model, next(iter(specs.values())), None)
     weights = [_assigned(weight, specs) for weight in task.weights]
     recipe = repr(specs["*"]) if list(specs) == ["*"] else "; ".join(f"{name}: {one!r}" for name, one in specs.items())

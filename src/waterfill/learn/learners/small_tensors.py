@@ -1,12 +1,13 @@
-"""The last phase of learning: norms, biases and scales are trained, all codes stay as they are."""
+"""The last phase of learning: norms and biases are trained, all codes stay as they are."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.learn.learners.learner import Learner
-from waterfill.learn.learners.vectors import room_of, trained_vectors, with_vectors
+from waterfill.learn.learners.vectors import Vectors, bytes_of
 from waterfill.model.compressed import CompressedModel
 
 
@@ -26,32 +27,34 @@ class SmallTensors(Learner):
     """
 
     def __init__(self, model: nn.Module, made: CompressedModel, size: int | None = None) -> None:
-        self._vectors = trained_vectors(model, made)
+        self._made, self._size = made, made.size if size is None else size
+        self._vectors = Vectors(model, made, self._size)
         if not self._vectors:
             raise BadInput("no vector of the network is a parameter with different entries: there is nothing to train")
         self.model = made.install(model)
-        self._made, self._size = made, made.size if size is None else size
+        self._vectors.begin(made)
 
     def parameters(self) -> list[Tensor]:
-        return list(self._vectors.values())
+        return self._vectors.parameters()
 
     def after_backward(self) -> None:
-        """Nothing: the vectors are the model's own."""
+        self._vectors.after_backward()
 
     def after_step(self) -> None:
-        """Nothing: the vectors are the model's own."""
+        self._vectors.after_step()
 
     def c_step(self) -> None:
         """Nothing: the codes are frozen."""
 
     def result(self) -> CompressedModel:
         """The network with its vectors rounded to as many bits as its budget allows, else as it was."""
-        room = room_of(self._made, self._vectors) + self._size - self._made.size
-        changed = with_vectors(self._made, self._vectors, room)
-        return changed if changed.size <= self._size else self._made
+        room = self._vectors.room(self._made) + self._size - self._made.size
+        entries = self._vectors.entries(self._made, room, strict=True)
+        changed = replace(self._made, entries=self._made.entries | entries)
+        return changed if bytes_of(entries) <= room and changed.size <= self._size else self._made
 
     def state(self) -> dict[str, Tensor]:
-        return {}
+        return self._vectors.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing: the vectors are the model's own."""
+        self._vectors.load(state)

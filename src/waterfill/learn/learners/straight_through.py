@@ -8,18 +8,19 @@ the position too, as hard as it takes for the file to have its size.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput, BudgetError
 from waterfill.learn.learners.learner import Learner
-from waterfill.learn.learners.vectors import room_of, trained_vectors, with_vectors
+from waterfill.learn.learners.vectors import Vectors, can_be_learned
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
-from waterfill.parts import Lattice, lattice_of
+from waterfill.part import Part
+from waterfill.parts import Composition, Lattice, composed
 
 _DEAD_ZONE = 2 * math.log(2) / 12
 """Price of a bit over the curvature of the loss, in squared steps: what high rates have (docs/theory.md)."""
@@ -27,7 +28,7 @@ _INSIDE = 0.45  # of a step: positions lie within so much of the middle of their
 _ZERO = 0.05  # of a step: nearer to zero, bits do not pull
 _FARTHEST = 1 << 20  # that a code may be from zero
 _LEAST_MEAN = 1e-3  # of the magnitude of codes in a row or column
-_LEAST, _MOST = 2.0**-2, 2.0**8  # of the pull, in multiples of what it is at first
+_LEAST, _MOST = 2.0**-8, 2.0**8  # of the pull, in multiples of what it is at first
 _SLOW, _QUICK = 0.02, 0.01  # too large by this share, a file lets bits pull twice as hard from now on; 4 times, for now
 _NEW = 0.5  # of what bits cost is measured anew in a C step: where codes begin is not to jump
 _ROUNDS, _NEAR = 30, 1.001  # of prices tried until a file is small enough, each twice the one before; near enough
@@ -65,6 +66,37 @@ class _Matrix:
         self.position.copy_(centers + _INSIDE * away / (0.5 + away.abs()))
 
 
+@dataclass(eq=False)
+class _Composed:
+    """A matrix of a weight: how it comes of its codes, and what it is now, from what gradients run through."""
+
+    composition: Composition
+    matrices: list[_Matrix]
+    sources: list[Tensor] = field(default_factory=list)
+    value: Tensor | None = None
+
+    def restore(self, zone: float) -> Tensor:
+        """The matrix [rows, cols] of the codes that are cheapest now."""
+        self.sources = [matrix.restored(matrix.codes(zone)).requires_grad_() for matrix in self.matrices]
+        with torch.enable_grad():
+            self.value = self.composition.restore(self.sources)
+        return self.value.detach()
+
+    def slopes(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of the loss by each restored matrix of codes, from that by the whole."""
+        assert self.value is not None
+        return torch.autograd.grad(self.value, self.sources, gradient.to(self.value), retain_graph=True)
+
+    def part(self, zone: float, name: str) -> Part:
+        """The part of the codes at a price. Raises BadInput for codes that no file holds."""
+        codes = [matrix.codes(zone).to(torch.int32).cpu() for matrix in self.matrices]
+        if any(own.numel() and int(own.abs().max()) > _FARTHEST for own in codes):
+            raise BadInput(f"the codes of {name!r} have run away in training; lower the rate")
+        return self.composition.rebuilt(
+            [m.lattice.with_codes(own) for m, own in zip(self.matrices, codes, strict=True)]
+        )
+
+
 class StraightThrough(Learner):
     """A compressed network whose codes are trained; steps and scales stay, and so does the way it is stored.
 
@@ -83,66 +115,78 @@ class StraightThrough(Learner):
 
     def __init__(self, model: nn.Module, made: CompressedModel, size: int | None = None, *, pull: float = 0.1) -> None:
         values = dict(model.named_parameters(remove_duplicate=False))
-        originals = {name: value.detach().clone() for name, value in values.items() if name in made.entries}
+        originals = {
+            name: v.detach().clone() for name, v in values.items() if name in made.entries and can_be_learned(v)
+        }
         self._made, self.size = made, made.size if size is None else size
+        self._vectors = Vectors(model, made, self.size)
         self.model = made.install(model)
-        self._vectors = trained_vectors(model, made)
-        self._room = room_of(made, self._vectors)
-        self._matrices: dict[str, list[_Matrix]] = {}
+        self._vectors.begin(made)
+        self._composed: dict[str, list[_Composed]] = {}
         for name, entry in made.entries.items():
-            lattices = [lattice_of(part) for part in entry.parts]
-            if name in originals and lattices and all(lattice is not None for lattice in lattices):
+            found = [composed(part) for part in entry.parts]
+            if name in originals and any(one.lattices for one in found):
                 targets = entry.layout.split(originals[name])
-                self._matrices[name] = [_matrix(x, y) for x, y in zip(lattices, targets, strict=True) if x is not None]
-        if not self._matrices:
+                self._composed[name] = [_composed(one, target) for one, target in zip(found, targets, strict=True)]
+        if not self._composed:
             raise BadInput('no weight has codes that can be changed one by one; compress with spec="Quantize()"')
-        self._values = {name: values[name] for name in self._matrices}
+        self._values = {name: values[name] for name in self._composed}
         self._pull, self._zone = pull, _DEAD_ZONE
         self._strength, self._boost = 1.0, 1.0  # of the pull: for good, and until the next C step
         with torch.no_grad():
-            for matrix in self._each():
+            for _, matrix in self._each():
                 codes = matrix.lattice.codes.to(matrix.position)
                 matrix.remeasure(codes, 1.0)
                 matrix.settle(codes, _DEAD_ZONE)
         self.after_step()
 
-    def _each(self) -> Iterator[_Matrix]:
-        return chain.from_iterable(self._matrices.values())
+    def _each(self) -> Iterator[tuple[str, _Matrix]]:
+        """Every matrix of codes, and a name for it."""
+        for name, several in self._composed.items():
+            numbers = count()
+            for one in several:
+                yield from ((f"{next(numbers)}.{name}", matrix) for matrix in one.matrices)
 
     def parameters(self) -> list[Tensor]:
         """The positions, and the vectors."""
-        return [matrix.position for matrix in self._each()] + list(self._vectors.values())
+        return [matrix.position for _, matrix in self._each()] + self._vectors.parameters()
 
     @torch.no_grad()
     def after_backward(self) -> None:
         """The gradient by a position is that by the weight times its scale, and what its bits cost beside."""
-        for name, matrices in self._matrices.items():
+        for name, several in self._composed.items():
             gradient = self._values[name].grad
             if gradient is None:
                 continue
             entry = self._made.entries[name]
             pieces = gradient.float().reshape(entry.layout.count, *entry.layout.matrix)
-            for matrix, piece in zip(matrices, pieces, strict=True):
-                slope = matrix.restored(piece)
-                typical = slope.abs().mean()
-                bits = matrix.slope * matrix.position.sign() * (matrix.position.abs() > _ZERO)
-                pull = self._pull * self._strength * self._boost * typical / matrix.slope.mean()
-                matrix.position.grad = slope + pull * bits
+            for one, piece in zip(several, pieces, strict=True):
+                for matrix, by_restored in zip(one.matrices, one.slopes(piece) if one.matrices else (), strict=True):
+                    matrix.position.grad = self._slope(matrix, by_restored)
+            self._values[name].grad = None  # else the next backward pass would add to it
+        self._vectors.after_backward()
+
+    def _slope(self, matrix: _Matrix, by_restored: Tensor) -> Tensor:
+        """The gradient by the positions of codes: that of the loss, and the pull of the bits."""
+        slope = matrix.restored(by_restored)
+        bits = matrix.slope * matrix.position.sign() * (matrix.position.abs() > _ZERO)
+        pull = self._pull * self._strength * self._boost * slope.abs().mean() / matrix.slope.mean()
+        return slope + pull * bits
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Round every position to its cheapest code, and give the restored weights to the model."""
-        for name, matrices in self._matrices.items():
-            restored = [matrix.restored(matrix.codes(self._zone)) for matrix in matrices]
+        for name, several in self._composed.items():
             value = self._values[name]
-            value.copy_(torch.stack(restored).reshape(value.shape))
+            value.copy_(torch.stack([one.restore(self._zone).to(value.device) for one in several]).reshape(value.shape))
+        self._vectors.after_step()
 
     @torch.no_grad()
     def c_step(self) -> None:
         """Measure what codes cost by now, and let bits pull harder or softer, as the file is too large or too small."""
-        for matrix in self._each():
+        for _, matrix in self._each():
             matrix.remeasure(matrix.codes(self._zone), _NEW)
-        over = self._coded(self._zone).size / self.size - 1
+        over = self._coded(self._zone, self._written()).size / self.size - 1
         self._strength *= 2.0 ** max(-1.0, min(1.0, over / _SLOW))
         self._strength = max(_LEAST, min(_MOST, self._strength))
         self._boost = 4.0 ** max(-2.0, min(2.0, over / _QUICK))
@@ -155,18 +199,18 @@ class StraightThrough(Learner):
         Raises:
             BudgetError: where even codes of zero take too much.
         """
-        low = high = self._zone
-        made = self._coded(high)
+        low, high, vectors = self._zone, self._zone, self._written()
+        made = self._coded(high, vectors)
         for _ in range(_ROUNDS):
             if made.size <= self.size:
                 break
             low, high = high, 2 * high
-            made = self._coded(high)
+            made = self._coded(high, vectors)
         if made.size > self.size:
             raise BudgetError(f"a file of {self.size} bytes is asked for, and codes of zero take {made.size}")
         while high > _NEAR * low:
             middle = math.sqrt(low * high)
-            found = self._coded(middle)
+            found = self._coded(middle, vectors)
             low, high, made = (low, middle, found) if found.size <= self.size else (middle, high, made)
         self._zone = high
         self.after_step()
@@ -174,36 +218,40 @@ class StraightThrough(Learner):
 
     def state(self) -> dict[str, Tensor]:
         kept = {"numbers": torch.tensor([self._strength, self._boost, self._zone], dtype=torch.float64, device="cpu")}
-        for name, matrices in self._matrices.items():
-            for i, matrix in enumerate(matrices):
-                kept |= {f"position.{i}.{name}": matrix.position.detach(), f"slope.{i}.{name}": matrix.slope}
-        return kept
+        for name, matrix in self._each():
+            kept |= {f"position.{name}": matrix.position.detach(), f"slope.{name}": matrix.slope}
+        return kept | self._vectors.state()
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         self._strength, self._boost, self._zone = state["numbers"].tolist()
-        for name, matrices in self._matrices.items():
-            for i, matrix in enumerate(matrices):
-                matrix.position.copy_(state[f"position.{i}.{name}"])
-                matrix.slope = state[f"slope.{i}.{name}"].to(matrix.position)
+        for name, matrix in self._each():
+            matrix.position.copy_(state[f"position.{name}"])
+            matrix.slope = state[f"slope.{name}"].to(matrix.position)
+        self._vectors.load(state)
         self.after_step()
 
-    def _coded(self, zone: float) -> CompressedModel:
-        """The network with its codes at a price, as they are written, and its vectors in the bytes that they had."""
+    def _written(self) -> dict[str, Entry]:
+        """The vectors as they are written, in the bytes that they had or what it takes to be as exact as they were."""
+        return self._vectors.entries(self._made, self._vectors.room(self._made), strict=False)
+
+    def _coded(self, zone: float, vectors: Mapping[str, Entry]) -> CompressedModel:
+        """The network with its codes at a price, as they are written, and its vectors."""
         changed: dict[str, Entry] = {}
-        for name, matrices in self._matrices.items():
-            codes = [matrix.codes(zone).to(torch.int32).cpu() for matrix in matrices]
-            if any(own.numel() and int(own.abs().max()) > _FARTHEST for own in codes):
-                raise BadInput(f"the codes of {name!r} have run away in training; lower the rate")
-            parts = tuple(m.lattice.with_codes(own) for m, own in zip(matrices, codes, strict=True))
+        for name, several in self._composed.items():
+            parts = tuple(one.part(zone, name) for one in several)
             changed[name] = replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)
-        made = replace(self._made, entries=self._made.entries | changed)
-        return with_vectors(made, self._vectors, self._room)
+        return replace(self._made, entries={**self._made.entries, **vectors, **changed})
 
 
-def _matrix(lattice: Lattice, target: Tensor) -> _Matrix:
-    """Codes with the positions of the original weights."""
-    codes = lattice.codes.to(device=target.device, dtype=torch.float32)
+def _composed(composition: Composition, original: Tensor) -> _Composed:
+    """A matrix of codes; their positions are its own, original ones where it is nothing else than these codes."""
+    return _Composed(composition, [_matrix(one, original, composition.plain) for one in composition.lattices])
+
+
+def _matrix(lattice: Lattice, original: Tensor, plain: bool) -> _Matrix:
+    """Codes, and positions at what they are or, if `plain`, at the original matrix that they stand for."""
+    codes = lattice.codes.to(device=original.device, dtype=torch.float32)
     scales = lattice.row_scales.to(codes) * lattice.col_scales.to(codes)
-    position = torch.nan_to_num(target / scales).requires_grad_()
-    return _Matrix(lattice, position, torch.ones_like(codes))
+    position = torch.nan_to_num(original / scales) if plain else codes.clone()
+    return _Matrix(lattice, position.requires_grad_(), torch.ones_like(codes))

@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from waterfill.errors import BadInput
@@ -18,7 +20,7 @@ class Stream:
 
     Args:
         batches: a list or a loader whose length is known.
-        seed: of the order, and of the random numbers that a loader draws.
+        seed: of the order, and of the random numbers that a loader draws from PyTorch, NumPy and Python.
         rank, ranks: this process takes every `ranks`-th batch from `rank` on, all of them equally many.
 
     Raises:
@@ -57,5 +59,33 @@ class Stream:
             order = list(range(len(self._batches)))
             random.Random(seed).shuffle(order)
             return (self._batches[i] for i in order[self.rank :: self.ranks])
-        torch.manual_seed(seed)
+        _seed(seed)
+        for generator in _generators(self._batches):
+            generator.manual_seed(seed)
         return islice(iter(self._batches), self.rank, None, self.ranks)
+
+
+@contextmanager
+def random_numbers(seed: int) -> Iterator[None]:
+    """A block that draws its own random numbers from PyTorch, NumPy and Python; their owner's go on after it."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        _seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The generators of a loader's own, for the order of its samples."""
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return [generator for generator in found if isinstance(generator, torch.Generator)]

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from waterfill.errors import BadInput
 from waterfill.learn.features import stages, watched
 from waterfill.learn.losses import IMITATION, Imitation
+from waterfill.network.running.batches import each_tensor
 from waterfill.network.running.forward import Forward, as_deployed, result_of
+from waterfill.network.running.state import unchanged
 
 Loss = Callable[[Any, Any], Tensor]
 """(what the model returned, the batch) -> a scalar."""
@@ -54,23 +57,40 @@ class Objective:
         self._stages = stages(self._reference)
         with self.watching(copy), as_deployed(copy, self._reference):
             for model in (copy, self._reference):
-                result_of(model, batch, self._forward)
+                with unchanged(model):
+                    self._run(model, batch)
             both = [name for name in self._stages if name in self._seen and name in self._wanted]
             self._stages = tuple(name for name in both if float(self._error(name)) < _SAME)
 
     def __call__(self, work: nn.Module, batch: Any) -> Tensor:
-        """The loss of a batch, nats: a scalar that gradients run through."""
+        """The loss of a batch, nats: a scalar that gradients run through.
+
+        Networks get copies of the batch, and the reference is left as it was. Raises BadInput for what is no loss.
+        """
         device = next(work.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
             if self._loss is not None:
-                return self._loss(result_of(work, batch, self._forward), batch)
-            with torch.no_grad():
-                expected = result_of(self._reference, batch, self._forward)
-            distance = IMITATION(result_of(work, batch, self._forward), expected)
+                return _checked(self._loss(self._run(work, batch), batch))
+            with torch.no_grad(), unchanged(self._reference):
+                expected = self._run(self._reference, batch)
+            distance = IMITATION(self._run(work, batch), expected)
             if not self._stages:
                 return distance
             return distance + self._weight * torch.stack([self._error(name) for name in self._stages]).mean()
 
+    def _run(self, model: nn.Module, batch: Any) -> Any:
+        return result_of(model, each_tensor(batch, Tensor.clone), self._forward)
+
     def _error(self, name: str) -> Tensor:
         """The squared error of what is seen at a stage, relative to its variance."""
         return _ERROR(self._seen[name], self._wanted[name])
+
+
+def _checked(loss: Any) -> Tensor:
+    """A loss of the user's. Raises BadInput where it is no scalar that gradients run through."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise BadInput(f"the loss is to be a tensor of one number, and it is {found}; take its mean")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise BadInput("no gradient runs through the loss: compute it from the outputs, without detach() or item()")
+    return loss.reshape(())

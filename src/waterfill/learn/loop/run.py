@@ -1,45 +1,49 @@
 """The ready-made loop: a network compressed, trained in compressed form and written within its budget."""
 
 import hashlib
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import SGD, Adam
 
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.options import Options
-from waterfill.compression.post_training import calibrated, fold_notes
+from waterfill.compression.post_training import DEFAULT_SPEC, calibrated, fold_notes
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
-from waterfill.errors import BadInput, BudgetError
 from waterfill.learn.learners.lc import LC
-from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.ranks import by_first, rank_and_ranks
+from waterfill.learn.learners.schedule import Schedule
 from waterfill.learn.learners.small_tensors import SmallTensors
 from waterfill.learn.learners.straight_through import StraightThrough
-from waterfill.learn.learners.vectors import trained_vectors
-from waterfill.learn.loop import snapshot
-from waterfill.learn.loop.batches import Stream
+from waterfill.learn.learners.vectors import Vectors
+from waterfill.learn.loop.batches import Stream, random_numbers
+from waterfill.learn.loop.folder import CODES, PLAIN, START, WorkFolder
 from waterfill.learn.loop.objective import Loss, Objective
+from waterfill.learn.loop.phase import Phase
 from waterfill.learn.loop.training import LC_STEPS, Training
-from waterfill.model.compressed import CompressedModel, load
+from waterfill.model.compressed import CompressedModel
+from waterfill.network.running.batches import tensors_in
 from waterfill.network.running.forward import Forward, as_deployed
 from waterfill.network.running.inputs import Inputs
+from waterfill.network.running.state import unchanged
 from waterfill.part import Spec
-from waterfill.progress import Progress
 from waterfill.recipe import as_spec
-from waterfill.storage.work_directory import Journal
+from waterfill.storage.remarks import UNTRAINED
 
-_CALIBRATED = 8  # batches that the compression before is calibrated with
-_KEPT, _CODES, _VECTORS = ("start.wf", "codes.wf"), "codes", "vectors"
+_CALIBRATED = 8  # batches that the compression before is calibrated with; as many decide what is better
+_CODES, _VECTORS = "codes", "vectors"
 _MOMENTA = (0.9, 0.99)  # of Adam, for codes and vectors
-
-
+_RISE = 1000.0  # of mu, from the first C step to the last
+SCALAR = "Quantize() | Prune(pattern='columns', values=Quantize()) | LowRank(factors=Quantize())"
+"""What straight-through training starts from: the choice that `compress` has, with codes that can be changed alone."""
+AT_ONCE = "Quantize()"
+"""What the LC algorithm learns where nothing else is said."""
 _DEFAULT, _OPTIONS = Training(), Options()
 
 
@@ -48,202 +52,172 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     batches: Iterable[Any],
     *,
     budget: Budget,
-    spec: "Spec | str" = "Quantize()",
+    spec: "Spec | str | None" = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
     training: Training = _DEFAULT,
     options: Options = _OPTIONS,
+    save: Callable[[CompressedModel], object] | None = None,
 ) -> CompressedModel:
     """Compress a network and train it in compressed form, without labels unless a loss is given.
 
     In several processes (`torch.distributed`) each takes its share of the batches, and all return the same.
 
     Args:
-        model: the network, which stays as it is; a copy is trained, in evaluation mode, its norms folded.
+        model: the network, which stays as it is; a copy is trained, in evaluation mode, its norms folded. Parameters
+            that are frozen (`requires_grad=False`) while others are not are compressed and stay so.
         batches: inputs as for `compress`, a list or a loader with a length; far more than a few hundred.
         budget: what the file may have.
-        spec: what weights become; for "straight-through" scalar codes.
+        spec: what weights become; for "straight-through" scalar codes, alone, as factors or as what is kept of columns.
+            None: the cheapest of these for each weight; and what `compress` makes by itself is returned where training
+            stays behind it.
         loss: (what the model returned, the batch) -> a scalar; None: the distance to what `model` says (`Imitation`).
         forward: as for `compress`.
         training: epochs, rate, method.
         options: progress, and `work`: a folder for snapshots, from which the same call goes on.
+        save: called with the result, in the first process, before the snapshots are removed.
 
     Returns:
-        The network, within its budget.
+        The network, within its budget; as it was before training where that made it worse (`warnings` says so).
 
     Raises:
         BadInput: a loss that is not finite, batches that end early, outputs that cannot be compared.
         BudgetError: a budget that cannot be met.
         PlanMismatch: a folder of snapshots of another training.
+        OutputExists: a folder that holds other files of the same names, or in which another process works.
 
     Example:
         >>> small = learn.run(model, inputs.split(128), budget=Budget(ratio=24), training=Training(epochs=5))
     """
-    Inputs(batches, forward).check(model)
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    objective = Objective(model, forward, loss, training.features, training.bfloat16)
-    work = _Run(model, objective, training, options, Stream(batches, training.seed, rank, ranks))
-    with torch.random.fork_rng():
-        torch.manual_seed(training.seed)  # a loader may draw; every process and every run is to get the same
-        few = Inputs(Inputs(batches, forward).spread(_CALIBRATED), forward)
-    if options.work is None:
-        with torch.random.fork_rng():
-            return work.result(few, budget, as_spec(spec))
-    with Journal.claim(options.work) if rank == 0 else nullcontext(), torch.random.fork_rng():
-        journal = Journal.begin(options.work, _plan(model, budget, spec, training)) if rank == 0 else None
-        work.wait()
-        try:
-            made = work.result(few, budget, as_spec(spec))
-        except BudgetError:
-            if journal is not None and not (options.work / _files()[-1]).is_file():  # nothing was trained yet
-                _remove(options.work, journal)
-            raise
-        work.wait()
-        if journal is not None:
-            _remove(options.work, journal)
+    rank, ranks = rank_and_ranks()
+    with random_numbers(training.seed):  # a loader may draw; every process and every run is to get the same
+        Inputs(batches, forward).check(model)
+        some = Inputs(batches, forward).spread(2 * _CALIBRATED)
+        few, judged = Inputs(some[::2], forward), Inputs(some[1::2] or some, forward)
+        stream = Stream(batches, training.seed, rank, ranks)
+        objective = Objective(model, forward, loss, training.features, training.bfloat16)
+        folder = WorkFolder(None if options.work is None else Path(options.work))
+        work = _Run(model, objective, training, replace(options, work=None), stream, folder)
+        values = some if isinstance(batches, Sequence) else ()
+        plan: dict[str, Any] = {"budget": budget.given, "spec": f"{spec!r}", "training": repr(training)}
+        plan |= {"steps": repr(options.steps), "loss": "none" if loss is None else "given"}
+        plan |= {"processes": ranks, "batches": stream.steps, "inputs": _digest([("", values)])}
+        with folder.claimed(plan | {"weights": _digest(model.state_dict().items())}):
+            made = work.result(few, judged, budget, None if spec is None else as_spec(spec))
+            if save is not None:
+                by_first(lambda: save(made) and None)
     return made
-
-
-def _files() -> list[str]:
-    """What a training keeps in its folder."""
-    return [*_KEPT, f"{_VECTORS}.safetensors", f"{_CODES}.safetensors"]
-
-
-def _remove(folder: Path, journal: Journal) -> None:
-    for name in _files():
-        (folder / name).unlink(missing_ok=True)
-    journal.remove()
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One training: compress, train codes, freeze them, train vectors; what is done is kept in the work folder."""
+    """One training: compress, train codes, freeze them, train vectors; what is done is kept in the folder."""
 
     model: nn.Module
     objective: Objective
     training: Training
     options: Options
     stream: Stream
+    folder: WorkFolder
 
-    def result(self, few: Inputs, budget: Budget, spec: Spec) -> CompressedModel:
-        """The network within its budget."""
+    def result(self, few: Inputs, judged: Inputs, budget: Budget, spec: Spec | None) -> CompressedModel:
+        """The network within its budget. few: inputs to calibrate with. judged: others, that decide what is better."""
         steps = max(1, round(self.training.epochs * self.stream.steps))
         last = round(self.training.last * steps)
         if self.objective.has_stages:
             self.objective.choose_stages(self._copy(few), few.first)
-        if self.training.method == LC_STEPS:
-            codes = self._kept(_KEPT[1], lambda: self._by_lc(few, budget, spec, steps - last))
-        else:
-            start = self._kept(_KEPT[0], lambda: self._compressed(few, budget, spec))
-            codes = self._kept(_KEPT[1], lambda: self._straight_through(few, start, budget, steps - last))
-        work = self._copy(few)
-        if not last or not trained_vectors(work, codes):
-            return codes
-        size = self._bytes(codes, budget) or codes.size
-        learner = SmallTensors(work, codes, size)
-        adam = torch.optim.Adam(learner.parameters(), self.training.rate, betas=_MOMENTA)
-        return self._phase(_VECTORS, learner, adam, (steps - last, last))
+        by_lc = self.training.method == LC_STEPS
+        own = as_spec(AT_ONCE if by_lc else SCALAR) if spec is None else spec
+        found = []
+        if spec is None:
+            found.append(self.folder.kept(PLAIN, lambda: self._compressed(few, budget, as_spec(DEFAULT_SPEC))))
+        if not by_lc:
+            found.append(self.folder.kept(START, lambda: self._compressed(few, budget, own)))
+            last = last if self._vectors(few, found[-1], budget) else 0
+        untrained = len(found)
+        phase = self._phase(_CODES, 0, steps - last)
+        codes = self.folder.together(
+            CODES,
+            lambda: (
+                self._by_lc(few, budget, own, phase) if by_lc else self._straight_through(few, found[-1], budget, phase)
+            ),
+        )
+        found.append(codes)
+        size = self._bytes(codes, budget)
+        if last and self._vectors(few, codes, budget):
+            learner = SmallTensors(self._copy(few), codes, size)
+            adam = Adam(learner.parameters(), self.training.rate, betas=_MOMENTA)
+            found.append(self._phase(_VECTORS, steps - last, last).train(learner, adam))
+        return self._best(judged, found, untrained, size)
+
+    def _phase(self, name: str, before: int, count: int) -> Phase:
+        progress = self.options.progress
+        return Phase(name, self.model, self.objective, self.training, self.stream, self.folder, before, count, progress)
+
+    def _best(self, judged: Inputs, found: list[CompressedModel], untrained: int, size: int | None) -> CompressedModel:
+        """The network with the least loss; with a remark, where there is room, if it is one of those not trained."""
+        losses = by_first(lambda: [self._measured(judged, made) for made in found])
+        chosen = max(i for i, loss in enumerate(losses) if loss == min(losses))
+        if chosen >= untrained:
+            return found[chosen]
+        notes = found[chosen].notes
+        remarked = replace(found[chosen], notes=notes | {"remarks": [*notes.get("remarks", []), UNTRAINED]})
+        return remarked if size is None or remarked.size <= size else found[chosen]
+
+    def _measured(self, few: Inputs, made: CompressedModel) -> float:
+        """The mean loss of a compressed network over a few batches; infinite where it is no number."""
+        work = made.install(self._copy(few))
+        with self.objective.watching(work), as_deployed(work, self.model):
+            losses = []
+            for batch in few.batches:
+                with unchanged(work):
+                    losses.append(float(self.objective(work, batch)))
+        mean = sum(losses) / len(losses)
+        return float("inf") if math.isnan(mean) else mean
 
     def _compressed(self, few: Inputs, budget: Budget, spec: Spec) -> CompressedModel:
         """The network compressed without training."""
-        with calibrated(self.model, few, spec, replace(self.options, work=None)) as measured:
+        with calibrated(self.model, few, spec, self.options) as measured:
             return measured.to(resolve(budget, spec))
 
-    def _straight_through(self, few: Inputs, made: CompressedModel, budget: Budget, steps: int) -> CompressedModel:
-        learner = StraightThrough(self._copy(few), made, self._bytes(made, budget))
-        adam = torch.optim.Adam(learner.parameters(), self.training.rate, betas=_MOMENTA)
-        return self._phase(_CODES, learner, adam, (0, steps))
+    def _straight_through(self, few: Inputs, start: CompressedModel, budget: Budget, phase: Phase) -> CompressedModel:
+        learner = StraightThrough(self._copy(few), start, self._bytes(start, budget))
+        return phase.train(learner, Adam(learner.parameters(), self.training.rate, betas=_MOMENTA))
 
-    def _by_lc(self, few: Inputs, budget: Budget, spec: Spec, steps: int) -> CompressedModel:
+    def _by_lc(self, few: Inputs, budget: Budget, spec: Spec, phase: Phase) -> CompressedModel:
         work = self._copy(few)
         folded = fold_notes(self.model, work)  # before training moves what is folded
-        learner = LC(work, spec, budget=budget, schedule=self.training.schedule)
-        with as_deployed(work, self.model), torch.enable_grad():
-            learner.start(self.objective(work, few.first))
-        learner.c_step()
-        sgd = torch.optim.SGD(learner.parameters(), self.training.rate, momentum=_MOMENTA[0])
-        made = self._phase(_CODES, learner, sgd, (0, steps))
+        growth = _RISE ** (1 / max(1, -(-phase.count // phase.every(LC))))
+        learner = LC(work, spec, budget=budget, schedule=self.training.schedule or Schedule(growth=growth))
+        with self.objective.watching(work), as_deployed(work, self.model):
+            learner.start(lambda: self.objective(work, few.first))
+        learner.load(by_first(learner.state))  # which depends on the inputs
+        made = phase.train(learner, SGD(learner.parameters(), self.training.rate, momentum=_MOMENTA[0]))
         return replace(made, notes=made.notes | {"folded": folded})
 
-    def _phase(
-        self, name: str, learner: Learner, optimizer: torch.optim.Optimizer, steps: tuple[int, int]
-    ) -> CompressedModel:
-        """Train from the snapshot on, if there is one. steps: those before this phase, and its own."""
-        before, count = steps
-        every = max(1, self.stream.steps // self.training.c_steps)
-        file = None if self.options.work is None else self.options.work / f"{name}.safetensors"
-        found, done = (None if file is None else snapshot.read(file)), 0
-        if found is not None:
-            learner.load(snapshot.restore(found, learner.model, optimizer))
-            done = int(found[1])
-        self.wait()  # before another process writes a newer snapshot
-        with self.objective.watching(learner.model), as_deployed(learner.model, self.model), torch.enable_grad():
-            for step, batch in zip(range(done, count), self.stream.from_step(before + done), strict=False):
-                rate = self.training.rate * (1 - step / count)
-                self._step(learner, optimizer, batch, rate, f"step {step + 1} of {count}, {name}")
-                if (step + 1) % every == 0 or step + 1 == count:
-                    learner.c_step()
-                    if isinstance(learner, LC):
-                        learner.multipliers_step()
-                    if file is not None and self.stream.rank == 0:
-                        snapshot.write(file, learner.model, learner.state(), optimizer, step + 1)
-                self._report(before + step + 1)
-        return learner.result()
+    def _vectors(self, few: Inputs, made: CompressedModel, budget: Budget) -> bool:
+        """Whether a compressed network has vectors to be trained."""
+        return bool(Vectors(self._copy(few), made, self._bytes(made, budget) or made.size))
 
-    def _step(self, learner: Learner, optimizer: torch.optim.Optimizer, batch: Any, rate: float, where: str) -> None:
-        """One L step. Raises BadInput for a loss that is not finite."""
-        for group in optimizer.param_groups:
-            group["lr"] = learner.learning_rate(rate) if isinstance(learner, LC) else rate
-        learner.model.zero_grad()
-        optimizer.zero_grad()
-        loss = self.objective(learner.model, batch)
-        if not bool(torch.isfinite(loss)):
-            kept = f"the last snapshot is in {self.options.work}" if self.options.work else "nothing was kept (work=)"
-            raise BadInput(f"the loss is {float(loss.detach())} in {where}; lower the rate ({rate:g}); {kept}")
-        (loss + learner.penalty()).backward()
-        if self.stream.ranks > 1:
-            for value in learner.model.parameters():
-                if value.grad is not None:
-                    dist.all_reduce(value.grad)
-                    value.grad /= self.stream.ranks
-        learner.after_backward()
-        optimizer.step()
-        learner.after_step()
-
-    def _copy(self, few: Inputs) -> nn.Module:
-        """A copy of the network with its norms folded, all of its parameters to be trained."""
-        return prepare(self.model, few, self.options.steps).model.requires_grad_(True)
-
-    def _bytes(self, made: CompressedModel, budget: Budget) -> int | None:
+    @staticmethod
+    def _bytes(made: CompressedModel, budget: Budget) -> int | None:
         return budget.file_bytes(made.weights, int(made.notes["original"]))
 
-    def _kept(self, name: str, make: Callable[[], CompressedModel]) -> CompressedModel:
-        """A result of an earlier run of the same training, or a new one, which is kept where there is a folder."""
-        file = None if self.options.work is None else self.options.work / name
-        known = file is not None and file.is_file()
-        self.wait()
-        made = load(file) if known and file is not None else make()
-        if file is not None and not known and self.stream.rank == 0:
-            made.save(file, force=True)
-        self.wait()
-        return made
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.stream.ranks > 1:
-            dist.barrier()
-
-    def _report(self, step: int) -> None:
-        if self.options.progress is not None and self.stream.rank == 0:
-            total = max(1, round(self.training.epochs * self.stream.steps))
-            self.options.progress(Progress("learning", step, total, step, total))
+    def _copy(self, few: Inputs) -> nn.Module:
+        """A copy of the network with its norms folded; all that can be trained is, unless only some of it is to be."""
+        work = prepare(self.model, few, self.options.steps).model
+        frozen = {name for name, value in self.model.named_parameters() if not value.requires_grad}
+        every = len(frozen) == len(dict(self.model.named_parameters()))
+        for name, value in work.named_parameters():
+            value.requires_grad_((every or name not in frozen) and value.dtype.is_floating_point)
+        return work
 
 
-def _plan(model: nn.Module, budget: Budget, spec: "Spec | str", training: Training) -> dict[str, Any]:
-    """What makes a training this one: the weights it begins with, and all that was asked for."""
+def _digest(values: Iterable[tuple[str, Any]]) -> str:
+    """A checksum of named values with tensors in them."""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(octets(value.detach().cpu()).numpy().data)
-    return {"weights": digest.hexdigest(), "budget": budget.given, "spec": f"{spec!r}", "training": repr(training)}
+    for name, value in values:
+        for tensor in tensors_in(value):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(octets(tensor.detach().cpu()).numpy().data)
+    return digest.hexdigest()

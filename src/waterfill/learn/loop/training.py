@@ -1,9 +1,10 @@
 """How a network is trained."""
 
+import math
 from dataclasses import dataclass
 
 from waterfill.errors import BadRecipe
-from waterfill.learn.learners.lc import DEFAULT_SCHEDULE, Schedule
+from waterfill.learn.learners.schedule import Schedule
 
 STRAIGHT_THROUGH, LC_STEPS = "straight-through", "lc"
 
@@ -18,7 +19,7 @@ class Training:
         c_steps: how often in an epoch what was learned is compressed and a snapshot is written.
         last: share of the steps in which codes are frozen and vectors learn.
         method: "straight-through": codes that follow the weights; "lc": the LC algorithm.
-        schedule: of the LC algorithm.
+        schedule: of the LC algorithm; None: mu begins at a tenth of the curvature of the loss and rises a thousandfold.
         features: without a loss of your own: how much the error of what the network sees inside, stage by stage and
             relative to its variance, counts beside its outputs.
         seed: of the order of batches.
@@ -33,7 +34,7 @@ class Training:
     c_steps: int = 8
     last: float = 0.2
     method: str = STRAIGHT_THROUGH
-    schedule: Schedule = DEFAULT_SCHEDULE
+    schedule: Schedule | None = None
     features: float = 0.0
     seed: int = 0
     bfloat16: bool = False
@@ -41,7 +42,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.method not in (STRAIGHT_THROUGH, LC_STEPS):
             raise BadRecipe(f"method={self.method!r} is neither {STRAIGHT_THROUGH!r} nor {LC_STEPS!r}")
-        if not (self.epochs > 0 and self.rate > 0 and self.c_steps >= 1 and 0 <= self.last < 1 and self.features >= 0):
+        numbers = 0 < self.epochs < math.inf and 0 < self.rate < math.inf and 0 <= self.features < math.inf
+        if not (numbers and self.c_steps >= 1 and 0 <= self.last < 1):
             raise BadRecipe(
                 f"{self}: epochs and rate are positive, c_steps is 1 or more, last is from 0 to below 1, and features "
                 "are not negative"

@@ -27,6 +27,7 @@ _FEWEST_ROWS, _ROWS_ENOUGH = 64, 128  # but at least so many rows: the first whe
 _LONG_ROW = 1 << 12  # columns
 _ENTRIES_OF_DENSITY = 1 << 16  # sampled entries to which densities are fitted
 _ROUGH = 256.0  # products of errors in bfloat16, 2^-9 apart, then add a thousandth to the distortion
+_MOST_ON_A_TRELLIS = 1 << 14  # codes; beyond, costs along a path are too coarse in float32 to tell two of them apart
 _CHUNKS_AT_A_TIME = 2  # chunks of rows quantized at once
 
 
@@ -160,7 +161,9 @@ def _cheapest(target: Tensor, importance: Importance, price: float, choices: Cho
     if choices.states:
         unit = price * max(1, sampled.numel())
         tried += [
-            trial(one.grid.finer(one.cost / unit), replace(choices, like=one.candidate.chooser.model)) for one in tried
+            trial(one.grid.finer(one.cost / unit), replace(choices, like=one.candidate.chooser.model))
+            for one in tried
+            if np.abs(one.candidate.codes).max(initial=0) < _MOST_ON_A_TRELLIS
         ]
     return min(tried, key=lambda one: one.cost)
 

@@ -111,7 +111,8 @@ def candidate_grids(target: Tensor, importance: Importance, price: float) -> lis
     exponents = [_exponents(v) for v in vectors]
     if any(e is not None for e in exponents):
         step = level * 2.0 ** (log_row.mean() + log_col.mean())
-        grids.append(Grid(max(step, finest * 2**3), *exponents))
+        finest_scale = 2.0 ** (sum(int(e.min()) for e in exponents if e is not None) / 8)
+        grids.append(Grid(max(step, finest * 2**3 / finest_scale), *exponents))
     return grids
 
 

@@ -1,0 +1,115 @@
+"""Steps of training: one learner, one optimizer, from the last snapshot to the end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from waterfill.errors import BadInput, WaterfillError
+from waterfill.learn.learners.lc import LC
+from waterfill.learn.learners.learner import Learner
+from waterfill.learn.learners.ranks import by_first
+from waterfill.learn.loop import snapshot
+from waterfill.learn.loop.batches import Stream
+from waterfill.learn.loop.folder import WorkFolder
+from waterfill.learn.loop.objective import Objective
+from waterfill.learn.loop.training import Training
+from waterfill.model.compressed import CompressedModel
+from waterfill.network.running.forward import as_deployed
+from waterfill.network.running.state import unchanged
+from waterfill.progress import Progress
+
+_LEAST_L_STEPS = 20  # between two C steps of the LC algorithm: momentum looks back over ten
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A part of a training. name: "codes" or "vectors". before, count: steps before it, and its own."""
+
+    name: str
+    reference: nn.Module
+    objective: Objective
+    training: Training
+    stream: Stream
+    folder: WorkFolder
+    before: int
+    count: int
+    progress: Callable[[Progress], None] | None = None
+
+    def every(self, method: type[Learner]) -> int:
+        """The steps between two C steps."""
+        steps = max(1, self.stream.steps // self.training.c_steps)
+        return max(steps, _LEAST_L_STEPS) if method is LC else steps
+
+    def train(self, learner: Learner, optimizer: Optimizer) -> CompressedModel:
+        """Train from the snapshot on, if there is one.
+
+        Raises:
+            BadInput: a loss that is not finite, in any of the processes.
+        """
+        file, every, done = self.folder.snapshot(self.name), self.every(type(learner)), 0
+        found = None if file is None else snapshot.read(file)
+        if found is not None:
+            learner.load(snapshot.restore(found, learner.model, optimizer))
+            done = int(found[1])
+        by_first(lambda: None)  # all have read it before a newer one is written
+        with self.objective.watching(learner.model), as_deployed(learner.model, self.reference), torch.enable_grad():
+            for step, batch in zip(range(done, self.count), self.stream.from_step(self.before + done), strict=False):
+                rate = self.training.rate * (1 - step / self.count)
+                self._step(learner, optimizer, batch, rate, f"step {step + 1} of {self.count}, {self.name}")
+                if (step + 1) % every == 0 or step + 1 == self.count:
+                    learner.c_step()
+                    if isinstance(learner, LC):
+                        learner.multipliers_step()
+                    if file is not None and self.stream.rank == 0:
+                        snapshot.write(file, learner.model, learner.state(), optimizer, step + 1)
+                self._report(self.before + step + 1)
+        return learner.result()
+
+    def _step(self, learner: Learner, optimizer: Optimizer, batch: Any, rate: float, where: str) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learner.learning_rate(rate) if isinstance(learner, LC) else rate
+        learner.model.zero_grad()
+        optimizer.zero_grad()
+        with unchanged(learner.model):
+            self._loss(learner, batch, f"in {where}; lower the rate ({rate:g})").backward()
+        if self.stream.ranks > 1:
+            for value in learner.model.parameters():
+                if value.requires_grad:  # even if no batch of this process has reached it
+                    value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+                    dist.all_reduce(value.grad)
+                    value.grad /= self.stream.ranks
+        learner.after_backward()
+        optimizer.step()
+        learner.after_step()
+
+    def _loss(self, learner: Learner, batch: Any, where: str) -> Tensor:
+        """The loss with its penalty. Raises, in all processes, what any of them raises, and for one not finite."""
+        loss: Tensor | None = None
+        problem: WaterfillError | None = None
+        try:
+            loss = self.objective(learner.model, batch) + learner.penalty()
+            if not bool(torch.isfinite(loss)):
+                kept = self.folder.snapshot(self.name)
+                saved = "nothing was kept (work=)" if kept is None else f"the last snapshot is {kept}"
+                problem = BadInput(f"the loss is {float(loss.detach())} {where}; {saved}")
+        except WaterfillError as error:
+            problem = error
+        if self.stream.ranks > 1:
+            device = next(learner.model.parameters()).device
+            failed = torch.tensor(float(problem is not None), dtype=torch.float32, device=device)
+            dist.all_reduce(failed)
+            if problem is None and float(failed) > 0:
+                problem = BadInput(f"another process has failed {where}; its own message says why")
+        if problem is not None or loss is None:
+            raise problem or BadInput(f"there is no loss {where}")
+        return loss
+
+    def _report(self, step: int) -> None:
+        if self.progress is not None and self.stream.rank == 0:
+            total = max(1, round(self.training.epochs * self.stream.steps))
+            self.progress(Progress("learning", step, total, step, total))
