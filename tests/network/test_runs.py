@@ -45,7 +45,7 @@ def test_parts_without_a_graph_cost_what_they_cost_with_one(way) -> None:
     found, wanted = (waterfill.calibrate(Two(w), X.split(16)) for w in (way, "plainly"))
     assert not found.unreached and torch.equal(found["first.weight"].rows, wanted["first.weight"].rows)
     assert checkpoints.CheckpointFunction is function and torch.inference_mode.__enter__ is enter
-    assert waterfill.compress(Two(way), list(X.split(16)), bits=8).bits <= 8
+    assert waterfill.compress(Two(way), list(X.split(16)), spec="Quantize()", bits=8).bits <= 8
 
 
 def test_inference_mode_around_the_call_and_off_inside_it() -> None:
