@@ -4,9 +4,9 @@ Each network is compressed, saved, read back from the file and measured on real 
 rounding to nearest in groups of 64 (`rounding.py`): the widths whose bytes are next below and next above; and, in a
 table of its own, our file at no more than the bytes of every width.
 
-The automatic recipe comes first, the sum, by far the slowest, last. What is known is written as it comes, to the
-partial results; `--resume` takes over what these hold and measures the rest. They become the results once nothing is
-missing.
+The automatic recipe comes first, the sum, by far the slowest, last; all but the automatic one at 4 to 2 bits only. What
+is known is written as it comes, to the partial results; `--resume` takes over what these hold and measures the rest.
+They become the results once nothing is missing.
 
 Beside the automatic recipe stands the same with equal bits for every matrix (`lib/equal_bits.py`): what is assumed
 without data must be worth more than to assume nothing. A language model takes part where it can be had
@@ -45,6 +45,7 @@ EQUAL = equal_bits.RECIPE
 RECIPES = (AUTOMATIC, EQUAL, "Codebook()", "Quantize() + Prune() + LowRank()")
 RATES = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 CLAIMED = (4.0, 3.0, 2.0)
+"""Rates in bits per weight of the whole file: of the automatic recipe, and of all others."""
 SHOWN = ("quality", "shares", "equal_bytes", "sizes", "breakdown", "claims")
 PERPLEXITIES = {4.253: 32.0, 3.253: 51.0}
 """Bits per weight of the whole file -> the perplexity that the language model may have (29.30 uncompressed)."""
@@ -92,7 +93,13 @@ def write(
     """Tables of what is known, in the order of the full plan."""
     order = {name: place for place, name in enumerate([*networks(), language.NAME])}
     runs = sorted(known.values(), key=lambda run: order[run.network])
-    finish("data_free", tables(runs, folder), vars(options), partial=partial, shown=shown)
+    made = tables(runs, None if partial else tallied(folder))
+    finish("data_free", made, vars(options), partial=partial, shown=shown)
+
+
+def tallied(folder: Path) -> Table:
+    """What the bytes of a file are spent on."""
+    return breakdown_table(waterfill.compress(networks()["ResNet-20"].state(folder), spec=AUTOMATIC, bits=2.0))
 
 
 def earlier(quick: bool) -> dict[Job, Run]:
@@ -147,7 +154,8 @@ def plan(
         if language.NAME in names and recipe in (AUTOMATIC, EQUAL):
             jobs += [Job(language.NAME, recipe, bits=bits, quick=quick) for bits in language.RATES]
         for name in small:
-            own = sorted({*rates, *(BARS if name == "ResNet-20" else ())}, reverse=True)
+            some = CLAIMED if recipe != AUTOMATIC and tuple(rates) == RATES else rates
+            own = sorted({*some, *(BARS if name == "ResNet-20" else ())}, reverse=True)
             jobs += [Job(name, recipe, bits=bits, quick=quick) for bits in own]
             widths = rounding.WIDTHS if recipe == AUTOMATIC and plain else ()
             jobs += [Job(name, recipe, width=width, quick=quick) for width in widths]
@@ -210,7 +218,7 @@ def through_a_file(state: State, recipe: str, budget: int) -> tuple[int, State, 
         return size, waterfill.load(path).state_dict(), ideal + size - blobs, seconds
 
 
-def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
+def tables(runs: list[Run], breakdown: Table | None) -> dict[str, Table]:
     """Everything that is written; the claims are made of the rest."""
     found = {
         "quality": quality_table(runs, RECIPES),
@@ -229,9 +237,8 @@ def tables(runs: list[Run], folder: Path) -> dict[str, Table]:
             claims.append(claim(what, run.quality, PERPLEXITIES[run.bits], ".2f", at_most=True))
     beaten = lost_to_equal_bits(found["shares"])
     claims.append(claim("networks and rates at which equal bits are better", len(beaten), 0, "d", at_most=True))
-    if any(run.network == "ResNet-20" for run in runs):
-        state = networks()["ResNet-20"].state(folder)
-        found["breakdown"] = breakdown_table(waterfill.compress(state, spec=AUTOMATIC, bits=2.0))
+    if breakdown is not None:
+        found["breakdown"] = breakdown
         other = 100 - found["breakdown"].rows[0][2]
         claims.append(claim("ResNet-20 at 2 bits: % of the file beside weight codes", other, 8, ".2f", at_most=True))
     lost = [row for row in found["equal_bytes"].rows if row[-1] == "WORSE"]

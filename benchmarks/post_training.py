@@ -71,7 +71,10 @@ class Place:
 def main() -> None:
     options = parse_options()
     wanted = plan(options)
-    known = earlier(options.quick) if options.resume else {}
+    known = earlier("post_training.partial.json", options.quick) if options.resume else {}
+    if options.keep_opponents:
+        found = earlier("post_training.json", options.quick)
+        known = {job: result for job, result in found.items() if job.method in OPPONENTS} | known
     everything = plan(parse_options([]))
     jobs = [job for job in wanted if job not in known]
     context = get_context("spawn")
@@ -98,9 +101,9 @@ def write(known: dict[Job, Result], options: argparse.Namespace, *, partial: boo
     finish("post_training", made, vars(options), partial=partial, shown=shown)
 
 
-def earlier(quick: bool) -> dict[Job, Result]:
-    """The measurements in the partial results, on as much of the data."""
-    path = RESULTS / "post_training.partial.json"
+def earlier(file: str, quick: bool) -> dict[Job, Result]:
+    """The measurements in a file of results, on as much of the data."""
+    path = RESULTS / file
     if not path.is_file():
         return {}
     table = json.loads(path.read_text("utf-8"))["tables"]["runs"]
@@ -113,6 +116,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small subsets of the data to measure on")
     parser.add_argument("--resume", action="store_true", help="keep what the partial results hold, measure the rest")
+    parser.add_argument(
+        "--keep-opponents", action="store_true", help="take their rows from the present results: their code is the same"
+    )
     parser.add_argument("--networks", default=",".join(networks()), help="names, separated by commas")
     parser.add_argument("--bits", default=",".join(f"{rate:g}" for rate in RATES), help="bits per weight, by commas")
     parser.add_argument("--automatic", default=DEFAULT_SPEC, help="the recipe that is compared with all others")

@@ -80,7 +80,7 @@ def test_tables_of_a_toy_run() -> None:
     equal = tables.Run(
         "toy", "Quantize()", None, 3, size=300, file_bits=3.25, tally=200.0, quality=82.0, divergence=0.6
     )
-    found = data_free.tables([original, *plain, ours, equal], Path())
+    found = data_free.tables([original, *plain, ours, equal], None)
     assert found["quality"].rows == [["toy", "accuracy, %", 90.0, 3.5, 89.0, *[None] * 3, 3.25, 83.0, 4.25, 84.0]]
     assert [row[-1] for row in found["equal_bytes"].rows] == ["WORSE"]
     assert found["sizes"].rows[0][-1] is False

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tests.support.toy_learning import X, trained
 
 import waterfill
+from waterfill.learn import LC, Schedule
 
 SOURCE = """
 from tests.support.toy_learning import X, net
@@ -72,3 +73,42 @@ def test_killed_processes_go_on_to_the_same_bytes(tmp_path) -> None:
         "killed.wf",
     }
     assert waterfill.load(tmp_path / "whole.wf").bits <= 2 and torch.isfinite(X).all()
+
+
+SHARED = """
+import sys
+import torch.distributed as dist
+from tests.support.toy_learning import trained
+from waterfill.errors import BadInput
+from waterfill.learn import LC, Schedule
+from waterfill.learn.learners.ranks import shared
+
+dist.init_process_group("gloo")
+calls = []
+found = shared(["a", "b", "c"], lambda name: calls.append(name) or name.encode())
+assert found == {"a": b"a", "b": b"b", "c": b"c"} and calls == (["a", "c"] if dist.get_rank() == 0 else ["b"])
+
+def fails(name):
+    raise BadInput(f"no {name}")
+
+try:
+    shared(["a", "b"], fails)
+except BadInput as error:
+    assert str(error) == "no a"
+lc = LC(trained(), "Codebook(levels=4)", schedule=Schedule(mu=1.0))
+lc.c_step()
+lc.result().save(sys.argv[1] + str(dist.get_rank()))
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_c_steps_and_all_have_the_whole(tmp_path) -> None:
+    (tmp_path / "shared.py").write_text(SHARED)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    given = {"env": environment(tmp_path), "capture_output": True, "text": True}
+    done = subprocess.run([*ranks, str(tmp_path / "shared.py"), str(tmp_path / "m")], check=False, **given)
+    assert done.returncode == 0, done.stderr
+    alone = LC(trained(), "Codebook(levels=4)", schedule=Schedule(mu=1.0))
+    alone.c_step()
+    alone.result().save(tmp_path / "m")
+    assert (tmp_path / "m0").read_bytes() == (tmp_path / "m1").read_bytes() == (tmp_path / "m").read_bytes()

@@ -5,7 +5,8 @@ from waterfill.learn.learners.lc import LC, Schedule
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.small_tensors import SmallTensors
 from waterfill.learn.learners.straight_through import StraightThrough
-from waterfill.learn.loop.run import Training, run
+from waterfill.learn.loop.run import run
+from waterfill.learn.loop.training import Training
 from waterfill.learn.losses import Imitation
 from waterfill.learn.train_big import Pareto, train_big
 

@@ -1,7 +1,6 @@
 """Distillation: a student of any architecture learns to say what a teacher says, and to see what it sees."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from waterfill.errors import BadInput, BadRecipe
+from waterfill.learn.features import watched
 from waterfill.learn.loop.batches import Stream
 from waterfill.learn.losses import IMITATION
 from waterfill.network.running.batches import output_of
@@ -88,8 +88,11 @@ def distill(
     """
     Inputs(batches, forward).check(student)
     stream = Stream(batches, how.seed)
-    pairs = [_Pair(student, own, teacher, other) for own, other in how.features.items()]
-    with _watched(pairs):
+    with (
+        watched(student, how.features, "student") as seen,
+        watched(teacher, how.features.values(), "teacher") as wanted,
+    ):
+        pairs = [_Pair(own, seen, other, wanted) for own, other in how.features.items()]
         with as_deployed(student, teacher):
             for model in (student, teacher):
                 result_of(model, next(stream.from_step(0)), forward)
@@ -126,11 +129,13 @@ def _train(  # noqa: PLR0913 - both networks, what they are run on, and how
 
 
 class _Pair:
-    """A module of the student whose output is to predict that of a module of the teacher."""
+    """A module of the student whose output is to predict that of a module of the teacher.
 
-    def __init__(self, student: nn.Module, own: str, teacher: nn.Module, other: str) -> None:
-        self.modules = [_module(student, own, "student"), _module(teacher, other, "teacher")]
-        self.seen: list[Tensor | None] = [None, None]
+    own, other: their names. seen, wanted: what student and teacher see, by name.
+    """
+
+    def __init__(self, own: str, seen: dict[str, Any], other: str, wanted: dict[str, Any]) -> None:
+        self._outputs = ((seen, own), (wanted, other))
         self._map: nn.Linear | None = None
 
     def parameters(self) -> list[Tensor]:
@@ -152,7 +157,7 @@ class _Pair:
 
     def _channels(self, i: int) -> Tensor:
         """An output with channels last, in the places of the smaller of the two."""
-        found = [output_of(one).float() for one in self.seen if one is not None]
+        found = [output_of(seen[name]).float() for seen, name in self._outputs if name in seen]
         if len(found) < 2:
             raise BadInput("a module whose features count was not run; name one that every batch goes through")
         value = found[i]
@@ -161,29 +166,3 @@ class _Pair:
         size = [min(sizes) for sizes in zip(*(one.shape[2:] for one in found), strict=True)]
         pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if value.ndim == 4 else F.adaptive_avg_pool3d
         return pool(value, size).movedim(1, -1)
-
-
-def _module(model: nn.Module, name: str, whose: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        known = ", ".join(name for name, _ in model.named_children())
-        raise BadInput(f"the {whose} has no module {name!r}; it has {known} and what is in them") from error
-
-
-@contextmanager
-def _watched(pairs: list[_Pair]) -> Iterator[None]:
-    """A block in which the outputs of the modules of pairs are noted."""
-    handles = []
-    for pair in pairs:
-        for i, module in enumerate(pair.modules):
-
-            def note(_: nn.Module, __: Any, output: Any, pair: _Pair = pair, i: int = i) -> None:
-                pair.seen[i] = output
-
-            handles.append(module.register_forward_hook(note))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

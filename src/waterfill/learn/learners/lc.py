@@ -25,8 +25,9 @@ from waterfill.errors import BadInput, BadRecipe, BudgetError
 from waterfill.importance import Importance
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.matrices import learned_weights
+from waterfill.learn.learners.ranks import shared
 from waterfill.model.compressed import CompressedModel
-from waterfill.model.entry import Entry, decode
+from waterfill.model.entry import Entry
 from waterfill.part import Spec
 from waterfill.parts import Dense
 from waterfill.recipe import as_spec
@@ -201,7 +202,9 @@ class LC(Learner):
         numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
         kept = {f"multiplier.{one.weight.name}": one.multiplier for one in self._learned}
         kept |= {f"compressed.{one.weight.name}": one.compressed for one in self._learned}
-        kept |= {f"parts.{one.weight.name}": one.blob() for one in self._learned if one.parts}
+        for one in self._learned:
+            if one.blob:
+                kept[f"parts.{one.weight.name}"] = torch.frombuffer(bytearray(one.blob), dtype=torch.uint8)
         return kept | {"numbers": numbers}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -211,15 +214,17 @@ class LC(Learner):
             one.multiplier = state[f"multiplier.{one.weight.name}"].to(one.value).clone()
             one.compressed = state[f"compressed.{one.weight.name}"].to(one.value).clone()
             blob = state.get(f"parts.{one.weight.name}")
-            one.parts = () if blob is None else decode(blob.numpy().tobytes(), one.weight.layout, one.weight.name)
+            if blob is not None:
+                one.adopt(blob.numpy().tobytes())
 
     @by_own_arithmetic
     @torch.no_grad()
     def _fit(self) -> int:
         """Fit every weight at the price; bytes of the file."""
         price = self._price * self.mu if self._relative else self._price
-        for one in self._learned:
-            one.fit(self.mu, price)
+        known = {one.weight.name: one for one in sorted(self._learned, key=lambda one: -one.value.numel())}
+        for name, blob in shared(list(known), lambda name: known[name].fit(self.mu, price)).items():
+            known[name].adopt(blob)
         return self._model().size
 
     def _model(self) -> CompressedModel:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from waterfill.compression.allocation.weight import Weight
 from waterfill.importance import Importance
-from waterfill.model.entry import Entry, encode
+from waterfill.model.entry import Entry, decode, encode
 from waterfill.network.layout import Layout
 from waterfill.part import Part
 from waterfill.parts import Dense
@@ -18,14 +18,15 @@ from waterfill.parts import Dense
 class LearnedWeight:
     """One weight of a network under the LC algorithm.
 
-    value: the network's own parameter. importance: the metric, the same for each matrix. parts: of the last C step.
-    compressed: D(theta), what they restore, and multiplier: lambda, both like `value`.
+    value: the network's own parameter. importance: the metric, the same for each matrix. parts: of the last C step,
+    and blob: their bytes. compressed: D(theta), what they restore, and multiplier: lambda, both like `value`.
     """
 
     weight: Weight
     value: nn.Parameter
     importance: Importance
     parts: tuple[Part, ...] = ()
+    blob: bytes = b""
     compressed: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32, device="cpu"))
     multiplier: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32, device="cpu"))
 
@@ -42,24 +43,31 @@ class LearnedWeight:
         """mu/2 ||w - D(theta) - lambda/mu||^2, a scalar."""
         return mu * self._metric(_matrices(self.gap() - self.multiplier / mu, self.weight.layout))
 
-    def fit(self, mu: float, price: float) -> None:
-        """theta = argmin of mu/2 ||w - lambda/mu - D(theta)||^2 + price * bits, from what it was."""
+    def fit(self, mu: float, price: float) -> bytes:
+        """theta = argmin of mu/2 ||w - lambda/mu - D(theta)||^2 + price * bits, from what it was; its bytes."""
         layout, spec = self.weight.layout, self.weight.spec
         targets = layout.split((self.value.detach() - self.multiplier / mu).cpu())
         starts = self.parts or (None,) * len(targets)
         metric = self.importance.scaled(mu)
-        self.parts = tuple(spec.fit(t, metric, price, start) for t, start in zip(targets, starts, strict=True))
-        self.compressed = layout.join([part.dense() for part in self.parts]).to(self.value)
+        self._take(tuple(spec.fit(t, metric, price, start) for t, start in zip(targets, starts, strict=True)))
+        self.blob = encode(self.parts)
+        return self.blob
 
-    def blob(self) -> Tensor:
-        """The bytes of the parts, uint8 [bytes]."""
-        return torch.frombuffer(bytearray(encode(self.parts)), dtype=torch.uint8)
+    def adopt(self, blob: bytes) -> None:
+        """Have the parts of a blob, if it is another than their own."""
+        if blob != self.blob:
+            self._take(decode(blob, self.weight.layout, self.weight.name))
+            self.blob = blob
+
+    def _take(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+        self.compressed = self.weight.layout.join([part.dense() for part in parts]).to(self.value)
 
     def entry(self) -> Entry:
         """The parts of the last C step, their error measured from the learned value."""
         norm = float(self.value.detach().double().norm())
         error = float(self.gap().detach().double().norm()) / norm if norm > 0 else 0.0
-        return Entry(self.weight.name, self.weight.layout, self.parts, encode(self.parts), "", error)
+        return Entry(self.weight.name, self.weight.layout, self.parts, self.blob, "", error)
 
 
 def learned_weights(

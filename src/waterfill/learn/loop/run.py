@@ -17,63 +17,27 @@ from waterfill.compression.post_training import calibrated, fold_notes
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
-from waterfill.errors import BadInput, BadRecipe, BudgetError
-from waterfill.learn.learners.lc import DEFAULT_SCHEDULE, LC, Schedule
+from waterfill.errors import BadInput, BudgetError
+from waterfill.learn.learners.lc import LC
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.small_tensors import SmallTensors
 from waterfill.learn.learners.straight_through import StraightThrough
 from waterfill.learn.learners.vectors import trained_vectors
 from waterfill.learn.loop import snapshot
 from waterfill.learn.loop.batches import Stream
-from waterfill.learn.losses import IMITATION
+from waterfill.learn.loop.objective import Loss, Objective
+from waterfill.learn.loop.training import LC_STEPS, Training
 from waterfill.model.compressed import CompressedModel, load
-from waterfill.network.running.forward import Forward, as_deployed, result_of
+from waterfill.network.running.forward import Forward, as_deployed
 from waterfill.network.running.inputs import Inputs
 from waterfill.part import Spec
 from waterfill.progress import Progress
 from waterfill.recipe import as_spec
 from waterfill.storage.work_directory import Journal
 
-STRAIGHT_THROUGH, LC_STEPS = "straight-through", "lc"
-Loss = Callable[[Any, Any], Tensor]
-"""(what the model returned, the batch) -> a scalar."""
 _CALIBRATED = 8  # batches that the compression before is calibrated with
 _KEPT, _CODES, _VECTORS = ("start.wf", "codes.wf"), "codes", "vectors"
 _MOMENTA = (0.9, 0.99)  # of Adam, for codes and vectors
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a network is trained.
-
-    Args:
-        epochs: passes through the batches.
-        rate: the learning rate at first, of Adam in steps of codes (straight-through), of SGD (lc); it falls to zero.
-        c_steps: how often in an epoch what was learned is compressed and a snapshot is written.
-        last: share of the steps in which codes are frozen and vectors learn.
-        method: "straight-through": codes that follow the weights; "lc": the LC algorithm.
-        schedule: of the LC algorithm.
-        seed: of the order of batches.
-        bfloat16: whether the network runs in bfloat16 where PyTorch takes that for safe.
-
-    Raises:
-        BadRecipe: for numbers that make no sense.
-    """
-
-    epochs: float = 3.0
-    rate: float = 1e-3
-    c_steps: int = 8
-    last: float = 0.2
-    method: str = STRAIGHT_THROUGH
-    schedule: Schedule = DEFAULT_SCHEDULE
-    seed: int = 0
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        if self.method not in (STRAIGHT_THROUGH, LC_STEPS):
-            raise BadRecipe(f"method={self.method!r} is neither {STRAIGHT_THROUGH!r} nor {LC_STEPS!r}")
-        if not (self.epochs > 0 and self.rate > 0 and self.c_steps >= 1 and 0 <= self.last < 1):
-            raise BadRecipe(f"{self}: epochs and rate are positive, c_steps is 1 or more, last is from 0 to below 1")
 
 
 _DEFAULT, _OPTIONS = Training(), Options()
@@ -117,7 +81,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     """
     Inputs(batches, forward).check(model)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    work = _Run(model, forward, loss, training, options, Stream(batches, training.seed, rank, ranks))
+    objective = Objective(model, forward, loss, training.features, training.bfloat16)
+    work = _Run(model, objective, training, options, Stream(batches, training.seed, rank, ranks))
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)  # a loader may draw; every process and every run is to get the same
         few = Inputs(Inputs(batches, forward).spread(_CALIBRATED), forward)
@@ -155,8 +120,7 @@ class _Run:
     """One training: compress, train codes, freeze them, train vectors; what is done is kept in the work folder."""
 
     model: nn.Module
-    forward: Forward | None
-    loss: Loss | None
+    objective: Objective
     training: Training
     options: Options
     stream: Stream
@@ -165,6 +129,8 @@ class _Run:
         """The network within its budget."""
         steps = max(1, round(self.training.epochs * self.stream.steps))
         last = round(self.training.last * steps)
+        if self.objective.has_stages:
+            self.objective.choose_stages(self._copy(few), few.first)
         if self.training.method == LC_STEPS:
             codes = self._kept(_KEPT[1], lambda: self._by_lc(few, budget, spec, steps - last))
         else:
@@ -193,7 +159,7 @@ class _Run:
         folded = fold_notes(self.model, work)  # before training moves what is folded
         learner = LC(work, spec, budget=budget, schedule=self.training.schedule)
         with as_deployed(work, self.model), torch.enable_grad():
-            learner.start(self._loss(work, few.first))
+            learner.start(self.objective(work, few.first))
         learner.c_step()
         sgd = torch.optim.SGD(learner.parameters(), self.training.rate, momentum=_MOMENTA[0])
         made = self._phase(_CODES, learner, sgd, (0, steps))
@@ -211,7 +177,7 @@ class _Run:
             learner.load(snapshot.restore(found, learner.model, optimizer))
             done = int(found[1])
         self.wait()  # before another process writes a newer snapshot
-        with as_deployed(learner.model, self.model), torch.enable_grad():
+        with self.objective.watching(learner.model), as_deployed(learner.model, self.model), torch.enable_grad():
             for step, batch in zip(range(done, count), self.stream.from_step(before + done), strict=False):
                 rate = self.training.rate * (1 - step / count)
                 self._step(learner, optimizer, batch, rate, f"step {step + 1} of {count}, {name}")
@@ -230,7 +196,7 @@ class _Run:
             group["lr"] = learner.learning_rate(rate) if isinstance(learner, LC) else rate
         learner.model.zero_grad()
         optimizer.zero_grad()
-        loss = self._loss(learner.model, batch)
+        loss = self.objective(learner.model, batch)
         if not bool(torch.isfinite(loss)):
             kept = f"the last snapshot is in {self.options.work}" if self.options.work else "nothing was kept (work=)"
             raise BadInput(f"the loss is {float(loss.detach())} in {where}; lower the rate ({rate:g}); {kept}")
@@ -243,15 +209,6 @@ class _Run:
         learner.after_backward()
         optimizer.step()
         learner.after_step()
-
-    def _loss(self, work: nn.Module, batch: Any) -> Tensor:
-        device = next(work.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.training.bfloat16):
-            if self.loss is not None:
-                return self.loss(result_of(work, batch, self.forward), batch)
-            with torch.no_grad():
-                expected = result_of(self.model, batch, self.forward)
-            return IMITATION(result_of(work, batch, self.forward), expected)
 
     def _copy(self, few: Inputs) -> nn.Module:
         """A copy of the network with its norms folded, all of its parameters to be trained."""

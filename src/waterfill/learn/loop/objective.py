@@ -1,0 +1,76 @@
+"""What a network in training is to minimize: a loss of its user's, or how far it is from the network it was."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.learn.features import stages, watched
+from waterfill.learn.losses import IMITATION, Imitation
+from waterfill.network.running.forward import Forward, as_deployed, result_of
+
+Loss = Callable[[Any, Any], Tensor]
+"""(what the model returned, the batch) -> a scalar."""
+_ERROR = Imitation(logits=False)
+_SAME = 1e-3  # relative squared error up to which two networks see the same
+
+
+class Objective:
+    """A loss, or without one the distance of outputs to those of a reference and, where `features` counts, of stages.
+
+    Args:
+        reference: the network as it was; it is not changed.
+        loss: (outputs, batch) -> a scalar; None: the distance to the reference.
+        features: how much stages count.
+        bfloat16: whether networks run in bfloat16 where PyTorch takes that for safe.
+    """
+
+    def __init__(
+        self, reference: nn.Module, forward: Forward | None, loss: Loss | None, features: float, bfloat16: bool
+    ) -> None:
+        self._reference, self._forward, self._loss, self._bfloat16 = reference, forward, loss, bfloat16
+        self._weight = features if loss is None else 0.0
+        self._stages: tuple[str, ...] = ()
+        self._seen: dict[str, Any] = {}
+        self._wanted: dict[str, Any] = {}
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether stages count at all."""
+        return self._weight > 0
+
+    @contextmanager
+    def watching(self, work: nn.Module) -> Iterator[None]:
+        """A block in which the stages of a network in training are noted, and those of the reference."""
+        names = self._stages
+        with watched(work, names) as self._seen, watched(self._reference, names) as self._wanted:
+            yield
+
+    @torch.no_grad()
+    def choose_stages(self, copy: nn.Module, batch: Any) -> None:
+        """Compare the stages that a copy of the reference, prepared for compression, still sees alike."""
+        self._stages = stages(self._reference)
+        with self.watching(copy), as_deployed(copy, self._reference):
+            for model in (copy, self._reference):
+                result_of(model, batch, self._forward)
+            both = [name for name in self._stages if name in self._seen and name in self._wanted]
+            self._stages = tuple(name for name in both if float(self._error(name)) < _SAME)
+
+    def __call__(self, work: nn.Module, batch: Any) -> Tensor:
+        """The loss of a batch, nats: a scalar that gradients run through."""
+        device = next(work.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
+            if self._loss is not None:
+                return self._loss(result_of(work, batch, self._forward), batch)
+            with torch.no_grad():
+                expected = result_of(self._reference, batch, self._forward)
+            distance = IMITATION(result_of(work, batch, self._forward), expected)
+            if not self._stages:
+                return distance
+            return distance + self._weight * torch.stack([self._error(name) for name in self._stages]).mean()
+
+    def _error(self, name: str) -> Tensor:
+        """The squared error of what is seen at a stage, relative to its variance."""
+        return _ERROR(self._seen[name], self._wanted[name])

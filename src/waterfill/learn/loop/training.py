@@ -1,0 +1,48 @@
+"""How a network is trained."""
+
+from dataclasses import dataclass
+
+from waterfill.errors import BadRecipe
+from waterfill.learn.learners.lc import DEFAULT_SCHEDULE, Schedule
+
+STRAIGHT_THROUGH, LC_STEPS = "straight-through", "lc"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Args:
+        epochs: passes through the batches.
+        rate: the learning rate at first, of Adam in steps of codes (straight-through), of SGD (lc); it falls to zero.
+        c_steps: how often in an epoch what was learned is compressed and a snapshot is written.
+        last: share of the steps in which codes are frozen and vectors learn.
+        method: "straight-through": codes that follow the weights; "lc": the LC algorithm.
+        schedule: of the LC algorithm.
+        features: without a loss of your own: how much the error of what the network sees inside, stage by stage and
+            relative to its variance, counts beside its outputs.
+        seed: of the order of batches.
+        bfloat16: whether the network runs in bfloat16 where PyTorch takes that for safe.
+
+    Raises:
+        BadRecipe: for numbers that make no sense.
+    """
+
+    epochs: float = 3.0
+    rate: float = 1e-3
+    c_steps: int = 8
+    last: float = 0.2
+    method: str = STRAIGHT_THROUGH
+    schedule: Schedule = DEFAULT_SCHEDULE
+    features: float = 0.0
+    seed: int = 0
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in (STRAIGHT_THROUGH, LC_STEPS):
+            raise BadRecipe(f"method={self.method!r} is neither {STRAIGHT_THROUGH!r} nor {LC_STEPS!r}")
+        if not (self.epochs > 0 and self.rate > 0 and self.c_steps >= 1 and 0 <= self.last < 1 and self.features >= 0):
+            raise BadRecipe(
+                f"{self}: epochs and rate are positive, c_steps is 1 or more, last is from 0 to below 1, and features "
+                "are not negative"
+            )
