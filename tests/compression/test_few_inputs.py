@@ -21,8 +21,8 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(channels, 24, 3, padding=1) for channels in (3, 24, 24))
-        self.head = nn.Linear(24, 10)
+        self.layers = nn.ModuleList(nn.Conv2d(channels, 16, 3, padding=1) for channels in (3, 16, 16))
+        self.head = nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
