@@ -76,7 +76,7 @@ def test_data_and_order_lower_the_error_of_outputs_at_equal_bytes(deep) -> None:
 def test_the_model_and_its_modes_stay_as_they_were(shallow) -> None:
     model = copy.deepcopy(shallow).train()
     before = parameters(model)
-    waterfill.compress(model, BATCHES[:1], spec="Quantize()", bits=3)
+    waterfill.compress(model, BATCHES[:1], spec="Quantize()", price=1e-4)
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -99,7 +99,7 @@ def test_recurrent_layers_and_embeddings_take_part() -> None:
         torch.manual_seed(0)
         model = Tokens().eval()
     tokens = torch.randint(0, 20, (24, 12), generator=torch.Generator().manual_seed(1))
-    made = waterfill.compress(model, list(tokens.split(8)), spec="Quantize()", bits=5)
+    made = waterfill.compress(model, list(tokens.split(8)), spec="Quantize()", price=1e-5)
     assert made.notes["unreached"] == []
     with torch.no_grad():
         wanted, found = model(tokens)[0], made.install(copy.deepcopy(model))(tokens)[0]
@@ -109,7 +109,7 @@ def test_recurrent_layers_and_embeddings_take_part() -> None:
 def test_a_weight_that_no_batch_reaches_is_named(shallow) -> None:
     model = copy.deepcopy(shallow)
     model.unused = nn.Linear(24, 24)
-    made = waterfill.compress(model, BATCHES[:1], spec="Quantize()", bits=4)
+    made = waterfill.compress(model, BATCHES[:1], spec="Quantize()", price=1e-7)
     assert made.notes["unreached"] == ["unused.weight"]
     assert made.entries["unused.weight"].error < 1
 
