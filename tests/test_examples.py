@@ -43,7 +43,7 @@ def test_an_example_runs_and_prints(name, capsys):
 
 
 def test_data_move_the_outputs_less(capsys):
-    example("with_data").main(width=48, images=400)
+    example("with_data").main(width=32, images=400)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     for line in lines:

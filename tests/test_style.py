@@ -59,7 +59,7 @@ def nameless_factories(source: str) -> Iterator[str]:
             wanted = {"dtype", "device"} if name in FACTORIES else set()
             if name == "Generator":
                 wanted = set() if node.args else {"device"}
-            if ast.unparse(node.func) == f"torch.{name}" and not wanted <= given:
+            if not wanted <= given and ast.unparse(node.func) == f"torch.{name}":
                 yield f"line {node.lineno}: {ast.unparse(node)}"
 
 

@@ -53,6 +53,7 @@ def test_a_budget_in_bits(loaders, capsys) -> None:
 
 def test_a_cache_is_gone_on_from_and_memory_may_be_short(loaders, capsys) -> None:
     data = ["--network", f"{loaders}:net", "--data", f"{loaders}:inputs", "--cache", "kept", "--memory", "1MB"]
+    data += ["--recipe", "Quantize()"]
     for _ in range(2):
         assert main(["compress", "model.safetensors", "--bits", "3", *data, "--quiet", "--force"]) == 0
     assert len(list(Path("kept").glob("*.safetensors"))) == 6
@@ -82,7 +83,7 @@ def test_an_array_of_inputs(loaders, capsys) -> None:
     import numpy as np
 
     np.savez("inputs.npz", x=torch.randn(64, 12).numpy())
-    arguments = ["--network", f"{loaders}:net", "--data", "inputs.npz", "--quiet"]
+    arguments = ["--network", f"{loaders}:net", "--data", "inputs.npz", "--recipe", "Quantize()", "--quiet"]
     assert main(["compress", "model.safetensors", "--bits", "4", *arguments]) == 0
     assert "bits per weight" in capsys.readouterr().out
 

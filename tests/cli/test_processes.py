@@ -51,13 +51,12 @@ def test_what_is_to_be_ignored_is(run, compressed, monkeypatch) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_streams_that_are_closed_hinder_nothing(checkpoint, tmp_path) -> None:
+def test_streams_that_are_closed_hinder_nothing(run, checkpoint, tmp_path) -> None:
     out = tmp_path / "m.wf"
     command = f"{sys.executable} -m waterfill compress {checkpoint} --bits 3 -o {out} <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", command], check=False).returncode == 0
     assert [file.name for file in tmp_path.iterdir()] == ["m.wf"]
-    verify = subprocess.run([sys.executable, "-m", "waterfill", "verify", str(out), "--deep"], check=False)
-    assert verify.returncode == 0
+    assert run("verify", out, "--deep").code == Exit.OK
 
 
 def test_messages_that_nobody_reads_hinder_nothing(compressed) -> None:

@@ -20,7 +20,7 @@ def place(tmp_path_factory):
     for norm in (model.bn1, model.bn2, model.bn3, model.bn4):
         norm.running_var *= 1e-4  # as after weight decay: weights grow a hundredfold when norms are folded
     save_file(model.state_dict(), folder / "net.safetensors")
-    made = waterfill.compress(model, images(32).split(8), bits=10, options=PLAIN)
+    made = waterfill.compress(model, images(32).split(8), spec="Quantize()", price=1e-6, options=PLAIN)
     made.save(folder / "net.wf")
     return folder
 

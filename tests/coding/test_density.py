@@ -64,7 +64,7 @@ def test_the_frozen_survival_function_falls_from_a_half(shape):
 @pytest.mark.parametrize("scale", [0, 24, 40, 51, 72])
 @pytest.mark.parametrize("phase", [0, 3, 4])
 def test_tables_agree_with_closed_forms(shape, scale, phase):
-    freq = density.table(SHAPES.index(shape), scale, phase)[SYMBOLS & 255] / 4096.0
+    freq = density.family(SHAPES.index(shape))[scale, phase][SYMBOLS & 255] / 4096.0
     exact = [probability(shape, s, phase / 8, sigma(scale)) for s in SYMBOLS]
     assert np.abs(freq - exact).max() < 2.5 / 4096
 
@@ -74,14 +74,14 @@ def test_tables_agree_with_closed_forms(shape, scale, phase):
 def test_what_a_table_costs_is_the_entropy_of_its_density(shape, scale):
     exact = np.array([probability(shape, s, 0, sigma(scale)) for s in SYMBOLS])
     entropy = -(exact * np.log2(np.maximum(exact, 1e-300))).sum()
-    cost = exact @ density.price_list(density.table(SHAPES.index(shape), scale))[SYMBOLS & 255]
+    cost = exact @ density.price_list(density.family(SHAPES.index(shape))[scale, 0])[SYMBOLS & 255]
     assert entropy <= cost <= entropy * 1.003 + 1e-3
 
 
 def test_coded_size_is_the_ideal_one():
     rng = np.random.default_rng(0)
     symbols = np.clip(np.rint(rng.normal(size=200_000) * sigma(48)), -127, 127).astype(np.int8)
-    freq = density.table(SHAPES.index(2.0), 48)
+    freq = density.family(SHAPES.index(2.0))[48, 0]
     symbols[freq[symbols.view(np.uint8)] == 0] = density.ESCAPE
     ideal = float(density.price_list(freq)[symbols.view(np.uint8)].sum())
     assert len(rans.encode([(symbols, None)], freq[None], 16)) * 8 < ideal * 1.003

@@ -153,7 +153,7 @@ def test_without_the_compiled_core_the_bytes_are_the_same(name, monkeypatch):
 def test_costs_are_the_bits_of_the_tables():
     coded = Coded(np.array([[[0], [3]]], dtype=np.int32), np.zeros((0, 0, 0), np.uint8))
     factors = np.array([40], np.int32), np.array([0, 8], np.int32), np.zeros(1, np.int32)
-    freq = density.table(3, 40)[0], density.table(3, 48)[3]
+    freq = density.family(3)[40, 0, 0], density.family(3)[48, 0, 3]
     expected = [12 - np.log2(f) for f in freq]
     assert axis_costs(coded, factors, 3, np.zeros(1), 1)[0] / COST_UNIT == pytest.approx(expected, abs=1e-4)
 

@@ -21,8 +21,8 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(channels, 24, 3, padding=1) for channels in (3, 24, 24))
-        self.head = nn.Linear(24, 10)
+        self.layers = nn.ModuleList(nn.Conv2d(channels, 16, 3, padding=1) for channels in (3, 16, 16))
+        self.head = nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -43,6 +43,7 @@ def smooth(count: int, seed: int) -> Tensor:
 
 
 TEST = smooth(64, 8)
+QUICK = waterfill.Options(steps=waterfill.Steps(stages=1, repair=False))
 
 
 def lost(model: nn.Module, made: waterfill.CompressedModel) -> float:
@@ -93,7 +94,7 @@ def test_inputs_that_make_others_worse_are_left_out(net, misleading) -> None:
 
 def test_a_file_made_without_its_inputs_says_so_and_keeps_to_the_budget(net, monkeypatch) -> None:
     monkeypatch.setattr(post_training, "better_without", lambda model, inputs, calibrate, compress: compress(None))
-    made = waterfill.compress(net, [smooth(4, 3)], spec="Quantize()", bits=3)
+    made = waterfill.compress(net, [smooth(4, 3)], spec="Quantize()", bits=3, options=QUICK)
     assert "made the outputs of others worse" in made.warnings[""]
     assert 0.9 * 3 < made.bits <= 3
 
@@ -105,7 +106,7 @@ def test_what_is_to_be_known_of_the_whole_travels_as_a_word(net, tmp_path, capsy
 
     model = Noisy().eval()
     model.load_state_dict(net.state_dict())
-    made = waterfill.compress(model, [smooth(8, 7)], spec="Quantize()", bits=3)
+    made = waterfill.compress(model, [smooth(8, 7)], spec="Quantize()", bits=3, options=QUICK)
     assert "random numbers" in made.warnings[""] and "8 outputs were seen" in made.warnings[""]
     made.save(tmp_path / "m.wf")
     assert waterfill.load(tmp_path / "m.wf").warnings == made.warnings

@@ -94,7 +94,7 @@ def output_error(network: nn.Module, made: waterfill.CompressedModel, own: nn.Mo
 def test_what_a_mask_hides_costs_nothing(with_data, tmp_path):
     network, x, test = Pruned().eval(), torch.randn(256, 64), torch.randn(64, 64)
     if with_data:
-        made = waterfill.compress(network, list(x.split(64)), size=6000)
+        made = waterfill.compress(network, list(x.split(64)), spec="Quantize()", size=6000)
     else:
         made = waterfill.compress(network, size=6000)
     assert output_error(network, made, Pruned(), test) < 0.006  # 0.05 and 0.1 where hidden entries were coded too
@@ -115,13 +115,13 @@ def test_hidden_rows_and_columns_leave_the_rest_its_gram_matrix():
     network.a.weight_mask.fill_(1)
     network.a.weight_mask[:40] = 0
     network.a.weight_mask[:, 5:20] = 0
-    made = waterfill.compress(network, list(x.split(64)), size=6000)
+    made = waterfill.compress(network, list(x.split(64)), spec="Quantize()", size=6000)
     with torch.no_grad():
         plain = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
         state = [network.a.weight_orig * network.a.weight_mask, network.a.bias, network.b.weight, network.b.bias]
         for parameter, value in zip(plain.parameters(), state, strict=True):
             parameter.copy_(value)
-    permanent = waterfill.compress(plain, list(x.split(64)), size=6000)
+    permanent = waterfill.compress(plain, list(x.split(64)), spec="Quantize()", size=6000)
     error = output_error(network, made, Pruned(), x)
     assert rows(made)["a.weight_mask"]["bytes"] < 80  # two rows that repeat
     assert error < 1.25 * output_error(plain, permanent, nn.Sequential(*map(type_of, plain)), x)

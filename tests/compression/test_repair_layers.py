@@ -59,7 +59,7 @@ def test_a_norm_over_channels_in_second_place_is_repaired(size) -> None:
     found = repair(worse, model, x.split(16))
     step = next(step for step in found.steps if step.what == "normalization scale and shift")
     assert step.kept and step.after < 0.8 * step.before and found.after < 0.5 * found.before
-    made = waterfill.compress(model, list(x.split(16)), bits=8)
+    made = waterfill.compress(model, list(x.split(16)), spec="Quantize()", price=1e-6)
     with torch.no_grad():
         gap = made.install(block())(x) - model(x)
         assert float(gap.norm() / model(x).norm()) < 0.05
@@ -127,7 +127,7 @@ def test_what_layers_share_is_repaired_once_and_for_all_of_them() -> None:
 
 def test_a_network_with_shared_vectors_is_compressed_with_inputs() -> None:
     model, x = tied(), torch.randn(96, 24, generator=torch.Generator().manual_seed(1))
-    made = waterfill.compress(model, list(x.split(24)), bits=7)
+    made = waterfill.compress(model, list(x.split(24)), spec="Quantize()", price=1e-6)
     assert made.aliases == {"first.bias": "bias", "second.bias": "bias", "after.weight": "before.weight"}
     with torch.no_grad():
         assert float((made.install(tied())(x) - model(x)).norm() / model(x).norm()) < 0.1

@@ -20,9 +20,7 @@ QUICK = Steps(stages=1)
 def net() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(16, 24), nn.ReLU(), nn.Dropout(0.5), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 8)
-        )
+        return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 8))
 
 
 def broken() -> nn.Module:
@@ -178,7 +176,7 @@ def test_inputs_that_the_model_writes_into_stay_as_they_were() -> None:
             return self.net(x.mul_(2))
 
     batches = [b.clone() for b in BATCHES]
-    waterfill.compress(Writes(), batches, spec="Quantize()", bits=6, options=waterfill.Options(steps=QUICK))
+    waterfill.compress(Writes(), batches, spec="Quantize()", price=1e-4, options=waterfill.Options(steps=QUICK))
     assert all(torch.equal(a, b) for a, b in zip(batches, BATCHES, strict=True))
     with torch.inference_mode():
         made = [b.clone() for b in BATCHES]
@@ -195,7 +193,7 @@ def test_a_network_of_buffers_alone_is_compressed() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.matrix + self.shift
 
-    made = waterfill.compress(Buffers(), BATCHES, spec="Quantize()", bits=8, options=waterfill.Options(steps=QUICK))
+    made = waterfill.compress(Buffers(), BATCHES, spec="Quantize()", price=1e-5, options=waterfill.Options(steps=QUICK))
     assert made.notes["unreached"] == [] and made.entries["matrix"].error < 0.2
 
 

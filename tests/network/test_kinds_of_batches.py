@@ -64,7 +64,7 @@ def error(made, model: nn.Module, batches: list) -> float:
 def test_named_tuples_are_arguments_and_are_cut_in_two_as_such(size) -> None:
     torch.manual_seed(0)
     model, batches = Scaled().eval(), pairs(size)
-    assert error(compress(model, batches, spec="Quantize()", bits=8, options=QUICK), model, batches) < 0.02
+    assert error(compress(model, batches, spec="Quantize()", price=1e-7, options=QUICK), model, batches) < 0.02
 
 
 def test_a_named_tuple_stays_one() -> None:
@@ -79,7 +79,7 @@ def test_a_named_tuple_stays_one() -> None:
 def test_packed_sequences_are_one_argument(count) -> None:
     torch.manual_seed(0)
     model, batches = LastState().eval(), [packed([3, 5, 1, 4])] * count
-    assert error(compress(model, batches, spec="Quantize()", bits=8, options=QUICK), model, batches) < 0.02
+    assert error(compress(model, batches, spec="Quantize()", price=1e-7, options=QUICK), model, batches) < 0.02
 
 
 def test_packed_sequences_count_as_sequences_and_come_through_unchanged() -> None:

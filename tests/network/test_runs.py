@@ -45,7 +45,7 @@ def test_parts_without_a_graph_cost_what_they_cost_with_one(way) -> None:
     found, wanted = (waterfill.calibrate(Two(w), X.split(16)) for w in (way, "plainly"))
     assert not found.unreached and torch.equal(found["first.weight"].rows, wanted["first.weight"].rows)
     assert checkpoints.CheckpointFunction is function and torch.inference_mode.__enter__ is enter
-    assert waterfill.compress(Two(way), list(X.split(16)), bits=8).bits <= 8
+    assert waterfill.compress(Two(way), list(X.split(16)), spec="Quantize()", bits=8).bits <= 8
 
 
 def test_inference_mode_around_the_call_and_off_inside_it() -> None:
@@ -53,10 +53,10 @@ def test_inference_mode_around_the_call_and_off_inside_it() -> None:
     with torch.inference_mode():
         found, small = (
             waterfill.calibrate(model, batches),
-            waterfill.compress(model, batches, spec="Quantize()", bits=8),
+            waterfill.compress(model, batches, spec="Quantize()", price=1e-6),
         )
     assert torch.equal(found["first.weight"].gram, waterfill.calibrate(model, batches)["first.weight"].gram)
-    assert small.manifest == waterfill.compress(model, batches, spec="Quantize()", bits=8).manifest
+    assert small.manifest == waterfill.compress(model, batches, spec="Quantize()", price=1e-6).manifest
     with plainly(), torch.inference_mode():
         assert not torch.is_inference_mode_enabled()
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_the_fast_path_of_attention_is_off_while_a_network_is_watched() -> None:
         model = Padded(nn.TransformerEncoder(layer, 1)).eval()
     tokens = torch.randint(1, 20, (12, 6), generator=torch.Generator().manual_seed(2))
     tokens[:, 4:] = 0
-    made = waterfill.compress(model, list(tokens.split(4)), spec="Quantize()", bits=9)
+    made = waterfill.compress(model, list(tokens.split(4)), spec="Quantize()", price=1e-6)
     small = made.install(Padded(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)))
     found = waterfill.evaluate(small, [tokens], reference=model, layers=True)
     assert found.output_error < 0.1 and "encoder.layers.0.norm1" in found.layers
@@ -102,7 +102,7 @@ def test_outputs_that_never_are_count_nothing() -> None:
     wanted = waterfill.calibrate(shorter, batches, forward=lambda m, b: m(b)[:, :3])
     assert torch.allclose(found["first.weight"].gram, wanted["first.weight"].gram, rtol=0.3, atol=0.3)
     assert found.unit == pytest.approx(wanted.unit)
-    small = waterfill.compress(model, batches, spec="Quantize()", bits=8).install(Two("never")).eval()
+    small = waterfill.compress(model, batches, spec="Quantize()", price=1e-6).install(Two("never")).eval()
     told = waterfill.evaluate(small, batches, reference=model)
     cut = waterfill.evaluate(small, batches, reference=model, forward=lambda m, b: m(b)[:, :3])
     assert told.output_error == pytest.approx(cut.output_error) and 0 < told.output_error < 0.1

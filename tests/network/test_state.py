@@ -119,7 +119,7 @@ class Keeps(nn.Module):
 def test_a_network_that_keeps_activations_or_a_lock_is_compressed(held) -> None:
     model = Keeps(held).eval()
     model(X)  # leaves a part of its graph behind
-    made = waterfill.compress(model, list(X.split(4)), spec="Quantize()", bits=10)
+    made = waterfill.compress(model, list(X.split(4)), spec="Quantize()", price=1e-6)
     plain = Keeps(None).eval()
     with torch.no_grad():
         wanted = model(X)

@@ -30,10 +30,10 @@ def test_codes_are_those_of_the_compiled_core(search):
 @pytest.mark.parametrize("kernel", [(), (3, 3)])
 def test_a_candidate_costs_what_one_by_the_compiled_core_does(states, kernel, monkeypatch):
     monkeypatch.setattr(candidates, "feed_back", None)  # it is not used
-    cols = 270
+    cols = 144
     inputs = torch.randn(2 * cols, cols) @ (torch.eye(cols) + torch.randn(cols, cols) / cols**0.5)
     importance = Importance(gram=inputs.T @ inputs / len(inputs), kernel=kernel)
-    target = torch.randn(40, cols)
+    target = torch.randn(30, cols)
     price = 0.03 * importance.distortion(target) / target.numel()
 
     def cost(device: str) -> float:

@@ -27,8 +27,8 @@ def narrow(codes: np.ndarray) -> np.ndarray:
     low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
     if low <= -LIMIT or high >= LIMIT:
         raise BadInput(f"codes from {low} to {high}, but they must lie within 24 bits: choose a coarser step")
-    fitting = (d for d in (np.int8, np.int16, np.int32) if np.iinfo(d).min <= low and high <= np.iinfo(d).max)
-    return np.ascontiguousarray(codes, dtype=next(fitting))
+    bits = max(low, ~low, high, ~high).bit_length()
+    return np.ascontiguousarray(codes, dtype=np.int8 if bits < 8 else np.int16 if bits < 16 else np.int32)
 
 
 def rows_per_chunk(cols: int) -> int:

@@ -27,60 +27,56 @@ _TOTAL_BITS = 30
 _GRID = 16 * np.arange(len(SURVIVAL[0]), dtype=np.int64) ** 2  # the abscissas in units of 2^-16
 
 
-def _mass_above(shape: int, edges: np.ndarray, scale: int) -> np.ndarray:
+def _mass_above(shape: int, edges: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Mass above each edge (int64, sixteenths of a step) in units of 2^-30; linear between the frozen points."""
     survival = np.asarray(SURVIVAL[shape] + (0,), dtype=np.int64)
-    sigma = OCTAVE[scale % 8] << (scale // 8)  # in units of 2^-21 steps
+    sigma = np.asarray(OCTAVE, dtype=np.int64)[scales % 8] << (scales // 8)  # in units of 2^-21 steps
     x = (np.abs(edges) << 33) // sigma
     j = np.minimum(np.searchsorted(_GRID, x, side="right") - 1, len(_GRID) - 1)
     inside = j < len(_GRID) - 1
-    width = np.where(inside, np.append(np.diff(_GRID), 1)[j], 1)
+    width = np.append(np.diff(_GRID), 1)[j]
     drop = (survival[j] - survival[j + 1]) * np.where(inside, x - _GRID[j], 1) // width
     above = survival[j] - drop
     return np.where(edges >= 0, above, (1 << _TOTAL_BITS) - above)
 
 
 def normalize(masses: np.ndarray, escape: bool = True) -> np.ndarray:
-    """Frequencies [256] (uint16, sum 2**12) for masses [256] (int64, symbol & 255), by largest remainders.
+    """Frequencies [..., 256] (uint16, sum 2**12) for masses [..., 256] (int64, symbol & 255), by largest remainders.
 
     A symbol whose share rounds to zero gets none and must be escaped; with `escape`, `ESCAPE` gets at least one.
     """
     masses = masses.astype(np.int64)
-    total = max(int(masses.sum()), 1)
+    total = np.maximum(masses.sum(-1, keepdims=True), 1)
     scaled = masses << PRECISION
     freq = (2 * scaled + total) // (2 * total)
-    freq[ESCAPE & 255] = max(int(freq[ESCAPE & 255]), int(escape))
-    excess = int(freq.sum()) - (1 << PRECISION)
+    freq[..., ESCAPE & 255] = np.maximum(freq[..., ESCAPE & 255], int(escape))
     remainder = scaled - freq * total
-    while excess:
-        movable = np.flatnonzero(freq > 1 if excess > 0 else freq > 0)
-        order = movable[np.argsort(remainder[movable] * (1 if excess > 0 else -1), kind="stable")][: abs(excess)]
-        freq[order] -= np.sign(excess)
-        remainder[order] += np.sign(excess) * total
-        excess -= int(np.sign(excess)) * len(order)
+    excess = freq.sum(-1, keepdims=True) - (1 << PRECISION)
+    while excess.any():
+        sign = np.sign(excess)
+        movable = (freq > (sign > 0)) & (sign != 0)
+        order = np.argsort(np.where(movable, remainder * sign, np.iinfo(np.int64).max), axis=-1, kind="stable")
+        chosen = np.zeros(freq.shape, dtype=bool)
+        np.put_along_axis(chosen, order, np.arange(freq.shape[-1]) < np.abs(excess), axis=-1)
+        moved = sign * (chosen & movable)
+        freq -= moved
+        remainder += moved * total
+        excess -= moved.sum(-1, keepdims=True)
     return freq.astype(np.uint16)
-
-
-@lru_cache(maxsize=4096)
-def table(shape: int, scale: int, phase: int = 0) -> np.ndarray:
-    """Frequencies [256] (uint16, sum 2**12) of one density of the family, index `symbol & 255`. Read only."""
-    symbols = np.arange(-127, 128, dtype=np.int64)
-    edges = np.append(16 * symbols - 8, 16 * 127 + 8) - 2 * phase
-    above = _mass_above(shape, edges, scale)
-    masses = np.zeros(256, dtype=np.int64)
-    masses[symbols & 255] = above[:-1] - above[1:]
-    rare = masses < 1 << (_TOTAL_BITS - PRECISION - 1)
-    masses[ESCAPE & 255] = masses[rare].sum() + (1 << _TOTAL_BITS) - masses.sum()
-    masses[rare & (np.arange(256) != (ESCAPE & 255))] = 0
-    freq = normalize(masses)
-    freq.flags.writeable = False
-    return freq
 
 
 @lru_cache(maxsize=64)
 def family(shape: int, phases: int = PHASES) -> np.ndarray:
-    """All tables of one shape, [SCALES, phases, 256] (uint16). Read only."""
-    tables = np.stack([[table(shape, k, h) for h in range(phases)] for k in range(SCALES)])
+    """Tables of one density: frequencies [SCALES, phases, 256] (uint16, sum 2**12), index `symbol & 255`. Read only."""
+    symbols = np.arange(-127, 128, dtype=np.int64)
+    edges = np.append(16 * symbols - 8, 16 * 127 + 8) - 2 * np.arange(phases)[:, None]
+    above = _mass_above(shape, edges, np.arange(SCALES)[:, None, None])
+    masses = np.zeros((SCALES, phases, 256), dtype=np.int64)
+    masses[..., symbols & 255] = above[..., :-1] - above[..., 1:]
+    rare = masses < 1 << (_TOTAL_BITS - PRECISION - 1)
+    masses[..., ESCAPE & 255] = np.where(rare, masses, 0).sum(-1) + (1 << _TOTAL_BITS) - masses.sum(-1)
+    masses[rare & (np.arange(256) != (ESCAPE & 255))] = 0
+    tables = normalize(masses)
     tables.flags.writeable = False
     return tables
 

@@ -7,6 +7,7 @@ correct small tensors. Each step is a module of its own.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.options import Options
-from waterfill.compression.steps.choice import choose_kinds
+from waterfill.compression.steps.choice import choose_kinds, with_choice
 from waterfill.compression.steps.few_inputs import better_without
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.steps.repair import repair
@@ -141,13 +142,20 @@ class Calibrated:
 
     def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression[MemoryStore], Ledger]:
         """Every weight fitted by itself, with this importance, or an assumed one."""
-        task = Task.of(self.model, self.specs[0], importance)
-        task.notes.update(self.notes)
-        if importance is None:
-            task.notes["remarks"] = [UNUSED]
-        compression = in_memory(task, self.options)
+        task = self._task if importance is self.calibration else self._task_of(importance)
+        notes = task.notes | self.notes | ({"remarks": [UNUSED]} if importance is None else {})
+        compression = in_memory(replace(task, weights=list(task.weights), notes=notes), self.options)
         choose_kinds(compression, self.specs, budget)
         return compression, compression.meet(budget)
+
+    @cached_property
+    def _task(self) -> Task:
+        """Kept from one budget to the next: what is measured of a weight for one is needed for others too."""
+        return self._task_of(self.calibration)
+
+    def _task_of(self, importance: ImportanceMap | None) -> Task:
+        task = Task.of(self.model, self.specs[0], importance)
+        return replace(task, weights=with_choice(task.weights, self.specs))
 
     def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
         """The model as made with few inputs, or without any where held-out inputs show that to be better."""

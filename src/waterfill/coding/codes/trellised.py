@@ -58,7 +58,7 @@ def _moved(shape: int, low: int, high: int, mean: int) -> np.ndarray:
     symbol = np.arange(-_REACH, _REACH + 1)
     residual = whole - symbol if phase < 0 else symbol - whole
     inside = np.abs(residual) < 128
-    tables = np.stack([density.table(shape, k, abs(phase)) for k in range(low, high + 1)])
+    tables = density.family(shape)[low : high + 1, abs(phase)]
     moved = np.zeros_like(tables)
     moved[:, symbol[inside] & 255] = tables[:, residual[inside] & 255]
     lost = (1 << density.PRECISION) - moved.sum(axis=1, dtype=np.int64)  # to the escapes, one slot or more

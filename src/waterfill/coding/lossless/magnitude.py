@@ -246,18 +246,22 @@ def _price(freq: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _windows(top: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of _MOVES and each phase after it, [moves, PHASES]: the phase before, and the place of symbol -127."""
+    """For each of _MOVES and each phase after it: the phase before, [moves, PHASES], and where the counts of symbols
+    -127 to 127 are, [moves, PHASES, 255]."""
     moved, moves = np.arange(PHASES), np.array(_MOVES)[:, None]
     before = (moved - moves) % PHASES
-    return before, _REACH - 127 + ((before + moves) // PHASES << top)
+    start = before * (2 * _REACH + 1) + _REACH - 127 + ((before + moves) // PHASES << top)
+    return before, start[:, :, None] + np.arange(255)
 
 
 def _symbol_counts(counts: np.ndarray, top: int) -> np.ndarray:
     """Counts of symbols -127 to 127 and of escapes when the scale makes each of _MOVES, [moves, PHASES * 256]."""
-    before, start = _windows(top)
-    plain = counts[before[:, :, None], start[:, :, None] + np.arange(255)]
-    escaped = counts.sum(1)[before] - plain.sum(2)
-    return np.concatenate([plain, escaped[:, :, None]], axis=2).reshape(len(_MOVES), -1).astype(np.float64)
+    before, places = _windows(top)
+    counts = counts.astype(np.float64)  # whole numbers, whose sums are exact
+    found = np.empty((len(_MOVES), PHASES, 256))
+    np.take(counts, places, out=found[..., :255])
+    found[..., 255] = counts.sum(1)[before] - found[..., :255].sum(2)
+    return found.reshape(len(_MOVES), -1)
 
 
 def _moved(model: Model, counts: np.ndarray, top: int) -> tuple[float, Model]:

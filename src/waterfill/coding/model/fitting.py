@@ -125,7 +125,7 @@ def _coded(codes: np.ndarray, kernel: tuple[int, ...], taps: np.ndarray | None, 
 
 def _fit_scales(coded: Coded, taps: np.ndarray | None, axes: tuple[str, ...]) -> tuple[float, DensityModel]:
     """Bits, and the model with factors along these axes."""
-    cost, model = descended(coded, replace(first_guess(coded, axes), taps=taps), axes)
+    cost, model = descended(coded, first_guess(coded, axes, taps), axes)
     return cost / COST_UNIT + side_bits(model), model
 
 

@@ -20,7 +20,7 @@ _MAGNITUDE_OF_ZEROS = 0.02  # added to magnitudes, so that rows of zeros have a 
 _PARAMETERS = 6
 
 
-def first_guess(coded: Coded, axes: tuple[str, ...]) -> DensityModel:
+def first_guess(coded: Coded, axes: tuple[str, ...], taps: np.ndarray | None = None) -> DensityModel:
     """Factors from mean magnitudes, along these axes: a few rounds of scaling, in the logarithmic domain."""
     logs = [np.zeros(n) for n in coded.residual.shape]
     rounds = _GUESSES if axes else 0
@@ -35,7 +35,7 @@ def first_guess(coded: Coded, axes: tuple[str, ...]) -> DensityModel:
         rows=np.rint(4 * logs[0]).astype(np.int64) if "rows" in axes else None,
         channels=np.rint(4 * logs[1]).astype(np.int64) if "channels" in axes else None,
         positions=np.rint(8 * logs[2]).astype(np.int64),
-        taps=None,
+        taps=taps,
     )
 
 

@@ -37,15 +37,15 @@ def damped(target: Tensor, importance: Importance, price: float) -> Importance:
     count = max(_FEWEST_ROWS_FITTED, _ENTRIES_FITTED // target.shape[1])
     rows = torch.arange(0, target.shape[0], max(1, target.shape[0] // count), dtype=torch.int64, device="cpu")
     sampled, share = target[rows], replace(importance.select_rows(rows), halves=None)
-    first, second = importance.halves
+    first, second = (replace(share, gram=gram) for gram in importance.halves)
 
     @cache
     def tried(k: int) -> tuple[float, float]:
         total = excess = fitted_cost = 0.0
         for fitted, held_out in ((first, second), (second, first)):
-            part = _CODES.fit(sampled, replace(share, gram=fitted, damping=DAMPINGS[k]), price)
+            part = _CODES.fit(sampled, replace(fitted, damping=DAMPINGS[k]), price)
             error = sampled - part.dense()
-            own, other = (replace(share, gram=gram).distortion(error) for gram in (fitted, held_out))
+            own, other = fitted.distortion(error), held_out.distortion(error)
             total += other + price * part.bits
             excess, fitted_cost = excess + other - own, fitted_cost + own
         return total, min(max(excess / fitted_cost if fitted_cost > 0 else 0.0, 0.0), _MOST_EXCESS)

@@ -63,8 +63,12 @@ class Weight:
     mask: Callable[[], Tensor] | None = None
 
     def with_spec(self, spec: Spec) -> "Weight":
-        """The same weight, to be fitted to another spec."""
-        return replace(self, spec=spec, known_damping=self.damping)
+        """The same weight, to be fitted to another spec: one for each spec, so that its curve is measured once."""
+        return self._respecified(spec)
+
+    @functools.cached_property
+    def _respecified(self) -> "Callable[[Spec], Weight]":
+        return functools.cache(lambda spec: replace(self, spec=spec, known_damping=self.damping))
 
     def with_values(self, load: Callable[[], Tensor]) -> "Weight":
         """The weight with other values to be fitted, and the damping of the values before."""

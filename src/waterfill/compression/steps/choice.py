@@ -17,15 +17,19 @@ MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
 
 
+def with_choice(weights: Sequence[Weight], specs: Sequence[Spec]) -> list[Weight]:
+    """The weights, whose spec is the first of `specs`, free to take another of them."""
+    choice = Choice(tuple(specs)) if len(specs) > 1 else None
+    return [replace(w, choice=choice) if choice and w.layout.entries <= MOST else w for w in weights]
+
+
 def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: Budget) -> None:
-    """Give every weight of `work`, whose spec is the first of `specs`, the one with the lowest cost at the budget.
+    """Give every weight of `work`, all made by `with_choice`, the spec with the lowest cost at the budget.
 
     Raises BudgetError where the smallest file is larger.
     """
     if len(specs) == 1:
         return
-    choice = Choice(tuple(specs))
-    work.weights[:] = [replace(w, choice=choice) if w.layout.entries <= MOST else w for w in work.weights]
     price = _price(work, budget)
 
     def chosen(weight: Weight) -> Weight:

@@ -20,6 +20,7 @@ from waterfill.dtypes import octets
 from waterfill.network.running.batches import is_plain, tensors_in
 
 _SAMPLED = 64  # entries of a tensor that distinguish batches
+_UNCHANGING = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _Undo = Callable[[], None]
 
 
@@ -48,13 +49,15 @@ def _keep_module(module: nn.Module) -> Iterator[_Undo]:
             yield from _keep(buffer)
         return
     yield from _keep(module._buffers)
-    own = {key: value for key, value in vars(module).items() if key not in _of_every_module()}
+    common = _of_every_module()
+    own = {key: value for key, value in vars(module).items() if key not in common}
     for value in own.values():
-        yield from _keep(value)
+        if type(value) not in _UNCHANGING:  # most attributes of most layers, and this runs for every batch
+            yield from _keep(value)
 
     def rebind() -> None:
         now = vars(module)
-        for key in [key for key in now if key not in own and key not in _of_every_module()]:
+        for key in [key for key in now if key not in own and key not in common]:
             del now[key]
         now.update(own)
 

@@ -94,10 +94,12 @@ class ObsSweep:
         while len(left):
             gain = (rows @ W.square()) / H.diagonal()
             pruned = gain.argsort()[:step]
-            staying = torch.ones(len(left), dtype=torch.bool, device="cpu").index_fill_(0, pruned, False)
+            kept = torch.ones(len(left), dtype=torch.bool, device="cpu").index_fill_(0, pruned, False)
+            staying = kept.nonzero()[:, 0]
             order.append(left[pruned])
             costs.append(gain[pruned])
-            compensation = torch.linalg.solve(H[pruned][:, pruned], H[pruned][:, staying])
+            lost = H[pruned]
+            compensation = torch.linalg.solve(lost[:, pruned], lost[:, staying])
             W = W[:, staying] - W[:, pruned] @ compensation
             H = H[staying][:, staying] - H[:, pruned][staying] @ compensation
             left = left[staying]

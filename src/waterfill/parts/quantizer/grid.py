@@ -12,6 +12,7 @@ from waterfill.importance import Importance
 
 FARTHEST = 200
 """Scale exponents lie within 25 octaves either way."""
+_EIGHTHS = np.array(OCTAVE, dtype=np.float32)
 _FINEST = 2.0**-22  # of the largest entry: codes stay within 24 bits
 _COARSEST = 2.0**32  # of the largest entry: where the step would be longer, all codes are zero
 _OCTAVES_ABOVE_MEDIAN = 3.0
@@ -21,7 +22,7 @@ _LEAST_DEVIATION = 0.1  # octaves, of the ideal steps; below, scales are not wor
 def octaves(exponents: np.ndarray) -> np.ndarray:
     """2^(e / 8) as float32, from the frozen eighths of an octave: the same on every machine."""
     exponents = np.asarray(exponents, dtype=np.int64)
-    mantissa = np.array(OCTAVE, dtype=np.float32)[exponents % 8]
+    mantissa = _EIGHTHS[exponents % 8]
     return np.ldexp(mantissa, (exponents // 8 - 16).astype(np.int32)).astype(np.float32)
 
 
@@ -63,6 +64,8 @@ class Grid:
 
     def col_scales(self, cols: int) -> np.ndarray:
         """Column scales [cols], float32; positions fastest."""
+        if self.channels is None and self.places is None:
+            return np.ones(cols, np.float32)
         places = np.ones(1, np.float32) if self.places is None else octaves(self.places)
         channels = np.ones(1, np.float32) if self.channels is None else octaves(self.channels)
         count = cols // len(places) if self.channels is None else len(channels)
