@@ -1,4 +1,4 @@
-"""waterfill makes trained neural networks smaller and faster, at the least possible loss, and proves it.
+"""waterfill makes trained neural networks smaller, at the least possible loss, and proves it.
 
 The names below are loaded when they are first used: `import waterfill` alone imports neither torch nor numpy.
 """

@@ -1,5 +1,6 @@
 """Calibration inputs and models named in text, as on a command line: `module:function`, a `.npy` or a `.npz` file."""
 
+import difflib
 import importlib
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from waterfill.storage.paths import check_source
 BATCH = 32
 """Samples in a batch of an array."""
 _NAMES = ("inputs", "x", "images")
+_BATCHES = "batches"
 _TARGETS = ("targets", "labels", "y")
 
 
@@ -41,7 +43,7 @@ def load_inputs(text: str, model: nn.Module | None = None, targets: bool = False
     """
     if text.lower().endswith((".npy", ".npz")):
         return Inputs(model, array_batches(Path(text), targets))
-    returned = _call(text, "batches")
+    returned = _call(text, _BATCHES)
     if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], nn.Module):
         model, returned = returned
     if isinstance(returned, Tensor):
@@ -109,17 +111,20 @@ def _call(text: str, what: str) -> Any:
     """The result of the function of `module:function`. Raises BadInput, the function's own error chained."""
     module, colon, name = text.partition(":")
     if not colon or not module or not name:
-        raise BadInput(f"{text!r} names no {what}: give module:function, or the path of a .npy or .npz of inputs")
+        file = ", or the path of a .npy or .npz of inputs" if what == _BATCHES else ""
+        raise BadInput(f"{text!r} does not name {what}: give module:function{file}")
     with _reachable():
         try:
-            function: Any = importlib.import_module(module.removesuffix(".py").replace("/", "."))
+            loaded: Any = importlib.import_module(module.removesuffix(".py").replace("/", "."))
         except Exception as error:
             where = "; it is looked for in the current folder, then as Python does" if _lacks(error, module) else ""
             raise BadInput(f"module {module!r} of {text!r} cannot be imported: {_said(error)}{where}") from error
+        function = loaded
         for part in name.split("."):
             function = getattr(function, part, None)
         if not callable(function):
-            raise BadInput(f"module {module!r} has no function {name!r}")
+            near = difflib.get_close_matches(name, [key for key, value in vars(loaded).items() if callable(value)])
+            raise BadInput(f"module {module!r} has no function {name!r}{f'; is it {near[0]!r}?' if near else ''}")
         try:
             return function()
         except Exception as error:

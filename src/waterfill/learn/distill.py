@@ -7,15 +7,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.learn.features import watched
-from waterfill.learn.loop.batches import Stream
+from waterfill.learn.loop.batches import Stream, random_numbers
 from waterfill.learn.losses import IMITATION
-from waterfill.network.running.batches import output_of
-from waterfill.network.running.forward import Forward, as_deployed, result_of
+from waterfill.network.running.batches import each_tensor, output_of
+from waterfill.network.running.forward import Forward, as_deployed, call, result_of
 from waterfill.network.running.inputs import Inputs
+from waterfill.network.running.state import unchanged
 from waterfill.progress import Progress
 
 Comparison = Callable[[Any, Any], Tensor]
@@ -30,7 +31,7 @@ class Distillation:
 
     Args:
         epochs: passes through the batches.
-        rate: the learning rate at first; it falls to zero.
+        rate: the learning rate at first, where no optimizer is given; those of all groups fall to zero.
         features: by the name of a module of the student, that of the teacher whose output its own is to predict,
             through a linear map of channels that is learned along and thrown away (arXiv 1412.6550).
         feature_weight: of the features beside the outputs.
@@ -86,38 +87,45 @@ def distill(
     Example:
         >>> student = distill(Small(), teacher, loader, how=Distillation(features={"body": "layer3"}))
     """
-    Inputs(batches, forward).check(student)
-    stream = Stream(batches, how.seed)
     with (
+        random_numbers(how.seed),
         watched(student, how.features, "student") as seen,
         watched(teacher, how.features.values(), "teacher") as wanted,
     ):
+        inputs = Inputs(batches, forward)
+        inputs.check(student)
         pairs = [_Pair(own, seen, other, wanted) for own, other in how.features.items()]
         with as_deployed(student, teacher):
             for model in (student, teacher):
-                result_of(model, next(stream.from_step(0)), forward)
+                call(model, inputs.first, forward)
             for pair in pairs:
                 pair.begin()
-        with as_deployed(teacher), torch.enable_grad(), torch.random.fork_rng():
+        with as_deployed(teacher), torch.enable_grad():
             student.train()
-            _train(student, stream, how, pairs, lambda model, batch: result_of(model, batch, forward), teacher)
+            _train(student, Stream(batches, how.seed), how, pairs, forward, teacher)
     return student.eval()
 
 
 def _train(  # noqa: PLR0913 - both networks, what they are run on, and how
-    student: nn.Module, stream: Stream, how: Distillation, pairs: "list[_Pair]", run: Forward, teacher: nn.Module
+    student: nn.Module,
+    stream: Stream,
+    how: Distillation,
+    pairs: "list[_Pair]",
+    forward: Forward | None,
+    teacher: nn.Module,
 ) -> None:
     """All steps. Raises BadInput for a loss that is not finite."""
     steps = max(1, round(how.epochs * stream.steps))
     learned = [p for p in student.parameters() if p.requires_grad] + [p for pair in pairs for p in pair.parameters()]
-    optimizer = how.optimizer(learned) if how.optimizer else torch.optim.AdamW(learned, weight_decay=_WEIGHT_DECAY)
+    optimizer = how.optimizer(learned) if how.optimizer else AdamW(learned, how.rate, weight_decay=_WEIGHT_DECAY)
+    first = [group["lr"] for group in optimizer.param_groups]
     for step, batch in zip(range(steps), stream.from_step(0), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = how.rate * (1 - step / steps)
+        for group, rate in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = rate * (1 - step / steps)
         optimizer.zero_grad()
-        with torch.no_grad():
-            expected = run(teacher, batch)
-        loss = how.loss(run(student, batch), expected)
+        with torch.no_grad(), unchanged(teacher):
+            expected = result_of(teacher, each_tensor(batch, Tensor.clone), forward)
+        loss = how.loss(result_of(student, each_tensor(batch, Tensor.clone), forward), expected)
         for pair in pairs:
             loss = loss + how.feature_weight * pair.loss()
         if not bool(torch.isfinite(loss)):
@@ -126,6 +134,8 @@ def _train(  # noqa: PLR0913 - both networks, what they are run on, and how
         optimizer.step()
         if how.progress is not None:
             how.progress(Progress("learning", step + 1, steps, step + 1, steps))
+    if not all(bool(torch.isfinite(value).all()) for value in student.parameters() if value.is_floating_point()):
+        raise BadInput("the student has weights that are not finite after the last step; lower the rate")
 
 
 class _Pair:

@@ -3,6 +3,7 @@
 Li et al., arXiv 2002.11794: large models learn faster and lose less when they are compressed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -54,7 +55,9 @@ class Pareto:
         found: dict[int, Point] = {}
         for point in self.points:
             other = found.get(point.budget)
-            if point.quality is not None and (other is None or point.quality > (other.quality or 0.0)):
+            if point.quality is None or math.isnan(point.quality):
+                continue
+            if other is None or other.quality is None or point.quality > other.quality:
                 found[point.budget] = point
         return found
 
@@ -157,7 +160,10 @@ def _operations(network: nn.Module, batch: Any, forward: Forward | None) -> floa
     """Floating-point operations of one forward pass."""
     with as_deployed(network), FlopCounterMode(display=False) as counter:
         result_of(network, batch, forward)
-    return max(1.0, float(counter.get_total_flops()))
+    found = float(counter.get_total_flops())
+    if found == 0:
+        raise BadInput("a pass through the network has no operations that PyTorch counts: compute cannot be shared")
+    return found
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.errors import Mismatch
+from waterfill.errors import BadInput, Mismatch
 from waterfill.network.tensors import is_foreign, is_lazy
 
 _SHOWN = 5
@@ -21,6 +21,9 @@ def install(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the
     state that is no tensor, which stays. Warns where the module holds a narrower type, and where a part of it stays on
     the meta device. Raises Mismatch where names or shapes differ, or where values do not fit the module's types.
     """
+    if not isinstance(module, nn.Module):
+        found = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise BadInput(f"tensors are installed into a module, and this is {found}; give an instance of your network")
     held = module.state_dict(keep_vars=True)
     kind = type(module).__name__
     state = dict(tensors) | _tied(held, tensors)

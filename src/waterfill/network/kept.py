@@ -70,8 +70,11 @@ class _Values:
     @classmethod
     def of(cls, tensor: Tensor) -> "_Values":
         counts, only, ones, entries = cls(), True, 0, 0
+        largest, nonzero = 0.0, False
         for piece in pieces(tensor):
             narrow = piece.float()
+            if piece.dtype == torch.float64:
+                largest, nonzero = max(largest, float(narrow.abs().max())), nonzero or bool(piece.any())
             if not math.isfinite(float(narrow.sum())):  # finite ones may overflow too, together
                 nan, finite = int(piece.isnan().sum()), int(piece.double().isfinite().sum())
                 counts.nan += nan
@@ -83,6 +86,7 @@ class _Values:
                 only = bool(((narrow == 0) | (narrow == 1)).all())
             else:
                 only = False
+        counts.beyond += nonzero and largest < torch.finfo(torch.float32).tiny
         negative = only and bool(torch.signbit(tensor.real.float()).any())  # a codebook knows one zero
         counts.binary = only and 0 < ones < entries and not negative and not tensor.is_complex()
         return counts

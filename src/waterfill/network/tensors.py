@@ -1,6 +1,7 @@
 """The named tensors of a module or of a state dict, tied ones once, and their roles in the module."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ _EXTRA_STATE = "_extra_state"  # as PyTorch names what `get_extra_state` gives
 
 def tensors_of(model: "nn.Module | Mapping[str, Tensor]") -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
     """Tensors by name, aliases of tied ones, and roles where a module knows them. Raises BadInput."""
+    if not isinstance(model, nn.Module | Mapping):
+        advice = "; of a checkpoint on disk compress_file makes a file" if isinstance(model, str | Path) else ""
+        raise BadInput(f"a model is a module or a state dict, and this is a {type(model).__name__}{advice}")
     state = model.state_dict() if isinstance(model, nn.Module) else dict(model)
     if isinstance(model, nn.Module):
         state = {name: value for name, value in state.items() if not is_foreign(name, value)}

@@ -66,7 +66,7 @@ class FileReader:
         if name not in self._start:
             near = difflib.get_close_matches(name, self._start)
             advice = f"is it one of {', '.join(map(repr, near))}?" if near else f"there are {len(self._start)} others"
-            raise BadInput(f"{self._path} has no blob {name!r}; {advice}")
+            raise BadInput(f"{self._path} has no tensor {name!r}; {advice}")
         chunk = self._chunk[name]
         skip = self._start[name] - self._start[self._first[chunk]]
         return self._checked(chunk)[skip : skip + self.lengths[name]]

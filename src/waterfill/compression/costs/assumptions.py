@@ -29,6 +29,8 @@ _TALL = 4  # a table of tokens has more than so many times as many rows as colum
 _MIXING = 2  # weights that mix channels, at least, of a residual block
 _MEAN, _VARIANCE = "running_mean", "running_var"
 _NORM = (_MEAN, _VARIANCE, "weight")
+_NORMALIZED = ((".original1", ".original0"), ("weight_v", "weight_g"))
+"""How PyTorch names directions and their magnitudes."""
 _EPSILON = 1e-5  # added to a variance, as PyTorch norms do by default
 _LEAST_SHARE = 1e-3  # of the median variance; below, a channel is dead
 _LEAST, _MOST = 0.1, 30.0  # limits of factors that a norm gives
@@ -74,7 +76,8 @@ def by_lines(layouts: Mapping[str, Layout]) -> dict[str, str]:
     """By name: whether errors count relative to each column or row of a matrix; others are left out.
 
     Columns for weights that read the residual stream inside a block: some channels of a stream are many times as large
-    as others, and training made their weights small. Rows for a table outside: each belongs to a token, read by itself.
+    as others, and training made their weights small. Rows for a table outside: each belongs to a token, read by itself;
+    and for what is divided by the norms of its rows before it is used.
     layouts: of all tensors, by name.
     """
     lines: dict[str, str] = {}
@@ -87,7 +90,16 @@ def by_lines(layouts: Mapping[str, Layout]) -> dict[str, str]:
         widths.add(width)
     outside = {name: layout.matrix for name, layout in layouts.items() if _is_matrix(layout) and name not in lines}
     tables = {name for name, (rows, cols) in outside.items() if cols in widths and rows > _TALL * cols}
-    return lines | dict.fromkeys(tables, ROWS)
+    return lines | dict.fromkeys(tables, ROWS) | dict.fromkeys(_directions(layouts), ROWS)
+
+
+def _directions(layouts: Mapping[str, Layout]) -> list[str]:
+    """Weights whose rows are divided by their norms: beside them PyTorch's weight normalization keeps a magnitude."""
+    found = []
+    for own, other in _NORMALIZED:
+        directions = [name for name, layout in layouts.items() if name.endswith(own) and _is_matrix(layout)]
+        found += [name for name in directions if name.removesuffix(own) + other in layouts]
+    return found
 
 
 def _mean_logarithm(values: Mapping[str, float], weights: Mapping[str, float]) -> float:

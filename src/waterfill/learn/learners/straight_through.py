@@ -97,6 +97,11 @@ class _Composed:
         )
 
 
+def has_codes(made: CompressedModel) -> bool:
+    """Whether a compressed network has codes that can be changed one by one."""
+    return any(composed(part).lattices for entry in made.entries.values() for part in entry.parts)
+
+
 class StraightThrough(Learner):
     """A compressed network whose codes are trained; steps and scales stay, and so does the way it is stored.
 

@@ -16,11 +16,12 @@ from waterfill.compression.post_training import DEFAULT_SPEC, calibrated, fold_n
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
+from waterfill.errors import BadInput
 from waterfill.learn.learners.lc import LC
 from waterfill.learn.learners.ranks import by_first, rank_and_ranks
 from waterfill.learn.learners.schedule import Schedule
 from waterfill.learn.learners.small_tensors import SmallTensors
-from waterfill.learn.learners.straight_through import StraightThrough
+from waterfill.learn.learners.straight_through import StraightThrough, has_codes
 from waterfill.learn.learners.vectors import Vectors
 from waterfill.learn.loop.batches import Stream, random_numbers
 from waterfill.learn.loop.folder import CODES, PLAIN, START, WorkFolder
@@ -89,6 +90,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     Example:
         >>> small = learn.run(model, inputs.split(128), budget=Budget(ratio=24), training=Training(epochs=5))
     """
+    if not isinstance(budget, Budget):
+        raise BadInput(f"budget={budget!r} is a {type(budget).__name__}; say what it counts: budget=Budget(bits=2)")
     rank, ranks = rank_and_ranks()
     with random_numbers(training.seed):  # a loader may draw; every process and every run is to get the same
         Inputs(batches, forward).check(model)
@@ -134,6 +137,8 @@ class _Run:
         if not by_lc:
             found.append(self.folder.kept(START, lambda: self._compressed(few, budget, own)))
             last = last if self._vectors(few, found[-1], budget) else 0
+            if spec is None and not has_codes(found[-1]):  # constants, say, of a network that hardly answers its inputs
+                return found[0]
         untrained = len(found)
         phase = self._phase(_CODES, 0, steps - last)
         codes = self.folder.together(
