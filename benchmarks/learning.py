@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import Budget, Options
-from waterfill.learn import Schedule, Training, run
+from waterfill.learn import Training, run
 
 LENET, RESNET = "LeNet-300-100", "ResNet-20"
 BIT, SPARSE = "Codebook(levels=2)", "Prune(keep=0.05)"
@@ -114,11 +114,8 @@ def measured(job: Job) -> list[Any]:
 
 def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network after its training."""
-    training = Training(
-        job.epochs, job.rate, method=job.method, seed=job.seed, schedule=Schedule(growth=1.15), c_steps=1
-    )
-    if job.method == "straight-through":
-        training = replace(training, c_steps=8)
+    c_steps = 8 if job.method == "straight-through" else 1
+    training = Training(job.epochs, job.rate, method=job.method, seed=job.seed, c_steps=c_steps)
     return run(
         model,
         training_batches(job.network, folder),

@@ -28,17 +28,20 @@ from waterfill.learn.loop.folder import CODES, PLAIN, START, WorkFolder
 from waterfill.learn.loop.objective import Loss, Objective
 from waterfill.learn.loop.phase import Phase
 from waterfill.learn.loop.training import LC_STEPS, Training
-from waterfill.model.compressed import CompressedModel
+from waterfill.model.compressed import CompressedModel, count_weights
+from waterfill.network.layout import layout_of
 from waterfill.network.running.batches import tensors_in
 from waterfill.network.running.forward import Forward, as_deployed
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.running.state import unchanged
+from waterfill.network.tensors import tensors_of
 from waterfill.part import Spec
 from waterfill.recipe import as_spec
 from waterfill.storage.remarks import UNTRAINED
 
 _CALIBRATED = 8  # batches that the compression before is calibrated with; as many decide what is better
 _CODES, _VECTORS = "codes", "vectors"
+_REMARK = 24  # bytes that a remark takes, at most
 _MOMENTA = (0.9, 0.99)  # of Adam, for codes and vectors
 _RISE = 1000.0  # of mu, from the first C step to the last
 SCALAR = "Quantize() | Prune(pattern='columns', values=Quantize()) | LowRank(factors=Quantize())"
@@ -133,7 +136,7 @@ class _Run:
         own = as_spec(AT_ONCE if by_lc else SCALAR) if spec is None else spec
         found = []
         if spec is None:
-            found.append(self.folder.kept(PLAIN, lambda: self._compressed(few, budget, as_spec(DEFAULT_SPEC))))
+            found.append(self.folder.kept(PLAIN, lambda: self._compressed(few, budget, None)))
         if not by_lc:
             found.append(self.folder.kept(START, lambda: self._compressed(few, budget, own)))
             last = last if self._vectors(few, found[-1], budget) else 0
@@ -180,10 +183,15 @@ class _Run:
         mean = sum(losses) / len(losses)
         return float("inf") if math.isnan(mean) else mean
 
-    def _compressed(self, few: Inputs, budget: Budget, spec: Spec) -> CompressedModel:
-        """The network compressed without training."""
+    def _compressed(self, few: Inputs, budget: Budget, spec: Spec | None) -> CompressedModel:
+        """The network compressed without training, with room for a remark; without a spec as `compress` does it."""
+        tensors = tensors_of(self.model)[0]
+        weights = count_weights((name, layout_of(tuple(t.shape), t.dtype)) for name, t in tensors.items())
+        allowed = budget.file_bytes(weights, sum(t.numel() * t.element_size() for t in tensors.values()))
+        if allowed is not None and allowed > 2 * _REMARK:
+            budget = Budget(size=allowed - _REMARK)
         with calibrated(self.model, few, spec, self.options) as measured:
-            return measured.to(resolve(budget, spec))
+            return measured.to(resolve(budget, DEFAULT_SPEC if spec is None else spec))
 
     def _straight_through(self, few: Inputs, start: CompressedModel, budget: Budget, phase: Phase) -> CompressedModel:
         learner = StraightThrough(self._copy(few), start, self._bytes(start, budget))
