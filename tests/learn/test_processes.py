@@ -76,11 +76,15 @@ def test_killed_processes_go_on_to_the_same_bytes(tmp_path) -> None:
 
 
 SHARED = """
+import random
 import sys
+import torch
 import torch.distributed as dist
+from torch import nn
 from tests.support.toy_learning import trained
+from waterfill import Budget, Options, Steps
 from waterfill.errors import BadInput
-from waterfill.learn import LC, Schedule
+from waterfill.learn import LC, Schedule, Training, run
 from waterfill.learn.learners.ranks import shared
 
 dist.init_process_group("gloo")
@@ -98,11 +102,42 @@ except BadInput as error:
 lc = LC(trained(), "Codebook(levels=4)", schedule=Schedule(mu=1.0))
 lc.c_step()
 lc.result().save(sys.argv[1] + str(dist.get_rank()))
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8)
+    def forward(self, x):
+        return self.head((self.a if x[0, 0] > 0 else self.b)(x))
+
+class Jittered:
+    def __len__(self):
+        return 16
+    def __iter__(self):
+        for i in range(16):
+            x = random.gauss(0, 1) + torch.linspace(-1, 1, 16 * 32).reshape(16, 32)
+            x[0, 0] = 1.0 if i % 2 else -1.0
+            yield x
+
+torch.manual_seed(0)
+model = Experts()
+random.seed(dist.get_rank())
+for method in ("straight-through", "lc"):
+    training = Training(epochs=2, rate=0.1, method=method)
+    options = Options(steps=Steps(stages=0, repair=False))
+    made = run(model, Jittered(), spec="Quantize()", budget=Budget(bits=6), training=training, options=options)
+    made.save(sys.argv[1] + method + str(dist.get_rank()))
+try:
+    run(model, Jittered(), budget=Budget(bits=6), loss=lambda y, _: y.sum() * (torch.nan if dist.get_rank() else 1.0))
+except BadInput as error:
+    assert ("nan" if dist.get_rank() else "another process") in str(error)
+else:
+    raise AssertionError
 """
 
 
 @pytest.mark.slow
-def test_processes_share_c_steps_and_all_have_the_whole(tmp_path) -> None:
+def test_processes_share_the_work_and_all_have_the_whole(tmp_path) -> None:
     (tmp_path / "shared.py").write_text(SHARED)
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     given = {"env": environment(tmp_path), "capture_output": True, "text": True}
@@ -112,3 +147,5 @@ def test_processes_share_c_steps_and_all_have_the_whole(tmp_path) -> None:
     alone.c_step()
     alone.result().save(tmp_path / "m")
     assert (tmp_path / "m0").read_bytes() == (tmp_path / "m1").read_bytes() == (tmp_path / "m").read_bytes()
+    for method in ("straight-through", "lc"):
+        assert (tmp_path / f"m{method}0").read_bytes() == (tmp_path / f"m{method}1").read_bytes()
