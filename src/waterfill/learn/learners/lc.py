@@ -39,7 +39,7 @@ _FILL = 0.98  # of a budget that is to be used
 _ROUNDS, _FIRST_MOVE, _NEAR = 24, 1.05, 1.01  # of fits until a budget is met; of the price then; prices as good as one
 _TINY = 1e-30
 _MOST_OCTAVES = 2.0  # that the price moves in a C step
-_SHARE = 0.1  # of the mean curvature of the loss, the first weight of the penalty
+_SHARE = 1e-3  # of the mean curvature of the loss, the first weight of the penalty: it is to change little at first
 _NEGLIGIBLE = 1e-7  # of the mean square of weights for a bit, where a spec says how large its parts are
 
 
@@ -111,8 +111,8 @@ class LC(Learner):
         """Nothing: the model's own parameters are learned."""
 
     def start(self, loss: Callable[[], Tensor]) -> float:
-        """Do the first C step and choose the first mu: a tenth of the mean curvature of the loss on the way from the
-        network as it is to the compressed one. A mu that was given stays.
+        """Do the first C step and choose the first mu: a thousandth of the mean curvature of the loss on the way from
+        the network as it is to the compressed one. A mu that was given stays.
 
         loss: its value for the network as it is when it is called, on a batch that stays the same.
 

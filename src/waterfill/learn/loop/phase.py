@@ -59,7 +59,7 @@ class Phase:
         by_first(lambda: None)  # all have read it before a newer one is written
         with self.objective.watching(learner.model), as_deployed(learner.model, self.reference), torch.enable_grad():
             for step, batch in zip(range(done, self.count), self.stream.from_step(self.before + done), strict=False):
-                rate = self.training.rate * (1 - step / self.count)
+                rate = self.training.first_rate * (1 - step / self.count)
                 self._step(learner, optimizer, batch, rate, f"step {step + 1} of {self.count}, {self.name}")
                 if (step + 1) % every == 0 or step + 1 == self.count:
                     learner.c_step()

@@ -154,7 +154,7 @@ class _Run:
         size = self._bytes(codes, budget)
         if last and self._vectors(few, codes, budget):
             learner = SmallTensors(self._copy(few), codes, size)
-            adam = Adam(learner.parameters(), self.training.rate, betas=_MOMENTA)
+            adam = Adam(learner.parameters(), self.training.first_rate, betas=_MOMENTA)
             found.append(self._phase(_VECTORS, steps - last, last).train(learner, adam))
         return self._best(judged, found, untrained, size)
 
@@ -195,7 +195,7 @@ class _Run:
 
     def _straight_through(self, few: Inputs, start: CompressedModel, budget: Budget, phase: Phase) -> CompressedModel:
         learner = StraightThrough(self._copy(few), start, self._bytes(start, budget))
-        return phase.train(learner, Adam(learner.parameters(), self.training.rate, betas=_MOMENTA))
+        return phase.train(learner, Adam(learner.parameters(), self.training.first_rate, betas=_MOMENTA))
 
     def _by_lc(self, few: Inputs, budget: Budget, spec: Spec, phase: Phase) -> CompressedModel:
         work = self._copy(few)
@@ -205,7 +205,7 @@ class _Run:
         with self.objective.watching(work), as_deployed(work, self.model):
             learner.start(lambda: self.objective(work, few.first))
         learner.load(by_first(learner.state))  # which depends on the inputs
-        made = phase.train(learner, SGD(learner.parameters(), self.training.rate, momentum=_MOMENTA[0]))
+        made = phase.train(learner, SGD(learner.parameters(), self.training.first_rate, momentum=_MOMENTA[0]))
         return replace(made, notes=made.notes | {"folded": folded})
 
     def _vectors(self, few: Inputs, made: CompressedModel, budget: Budget) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from waterfill.errors import BadRecipe
 from waterfill.learn.learners.schedule import Schedule
 
+_RATE, _LC_RATE = 1e-3, 0.01
 STRAIGHT_THROUGH, LC_STEPS = "straight-through", "lc"
 
 
@@ -15,11 +16,12 @@ class Training:
 
     Args:
         epochs: passes through the batches.
-        rate: the learning rate at first, of Adam in steps of codes (straight-through), of SGD (lc); it falls to zero.
+        rate: the learning rate at first, which falls to zero: of Adam in steps of codes (straight-through), of SGD
+            (lc); None: 0.001 and 0.01.
         c_steps: how often in an epoch what was learned is compressed and a snapshot is written.
         last: share of the steps in which codes are frozen and vectors learn.
         method: "straight-through": codes that follow the weights; "lc": the LC algorithm.
-        schedule: of the LC algorithm; None: mu begins at a tenth of the curvature of the loss and rises a thousandfold.
+        schedule: of the LC algorithm; None: mu begins at a thousandth of the curvature and rises a thousandfold.
         features: without a loss of your own: how much the error of what the network sees inside, stage by stage and
             relative to its variance, counts beside its outputs.
         seed: of the order of batches.
@@ -30,7 +32,7 @@ class Training:
     """
 
     epochs: float = 3.0
-    rate: float = 1e-3
+    rate: float | None = None
     c_steps: int = 8
     last: float = 0.2
     method: str = STRAIGHT_THROUGH
@@ -39,10 +41,15 @@ class Training:
     seed: int = 0
     bfloat16: bool = False
 
+    @property
+    def first_rate(self) -> float:
+        """The learning rate at first."""
+        return self.rate if self.rate is not None else _LC_RATE if self.method == LC_STEPS else _RATE
+
     def __post_init__(self) -> None:
         if self.method not in (STRAIGHT_THROUGH, LC_STEPS):
             raise BadRecipe(f"method={self.method!r} is neither {STRAIGHT_THROUGH!r} nor {LC_STEPS!r}")
-        numbers = 0 < self.epochs < math.inf and 0 < self.rate < math.inf and 0 <= self.features < math.inf
+        numbers = 0 < self.epochs < math.inf and 0 < self.first_rate < math.inf and 0 <= self.features < math.inf
         if not (numbers and self.c_steps >= 1 and 0 <= self.last < 1):
             raise BadRecipe(
                 f"{self}: epochs and rate are positive, c_steps is 1 or more, last is from 0 to below 1, and features "
