@@ -14,6 +14,7 @@ import waterfill
 from waterfill import compress_to_quality, evaluate
 from waterfill.compression.to_quality import Search
 from waterfill.errors import BadInput, BudgetError
+from waterfill.evaluation.paired import Scores
 from waterfill.evaluation.quality import Drop, Measure, measure_of, parse_drop
 
 
@@ -119,7 +120,23 @@ def test_chance_or_not_what_is_returned_was_seen_to_meet_the_drop(noise, evaluat
 
 def test_a_drop_that_costs_nothing_gives_the_fewest_bits() -> None:
     found, trace = search(lambda bits: 1.0, 0.0)
-    assert found.bits == 0.5 and len(trace.trials) <= 10
+    assert found.bits == 0.1 and len(trace.trials) <= 10
+
+
+def test_where_chance_decides_the_gap_below_the_file_is_looked_into() -> None:
+    """Half of the scores of small files are worse by so little that no single file is clearly too bad."""
+    model, generator = nn.Linear(1, 1), torch.Generator().manual_seed(0)
+    nn.init.constant_(model.weight, 100)
+    noise = torch.rand(400, generator=generator, dtype=torch.float64)
+
+    def scores(m: nn.Module) -> Scores:
+        bits = float(m.weight)
+        return Scores(noise - (0.3 * noise.flip(0) - 0.1 if bits < 1 else 0.0), torch.ones(400))
+
+    options = Search(bits=(0.5, 8), sure=0.99)
+    found, trace = compress_to_quality(model, Measure(scores, 1), 0.045, compressor=Fake, search=options)
+    below = max(trial.bits for trial in trace.trials if trial.bits < found.bits)
+    assert found.bits / below < 1.05 and len(trace.trials) <= 10
 
 
 def test_a_drop_that_no_file_meets_is_an_error_with_the_numbers() -> None:

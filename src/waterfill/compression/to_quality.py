@@ -38,7 +38,7 @@ class Search:
         BadInput: values outside their ranges.
     """
 
-    bits: tuple[float, float] = (0.5, 8.0)
+    bits: tuple[float, float] = (0.1, 8.0)
     start: float = 3.0
     tolerance: float = 0.02
     evaluations: int = 10
@@ -161,10 +161,12 @@ class _Trials:
             last = len(self.trials) == self.search.evaluations - 1
             return None if tried[-1] >= high else high if last else min(high, tried[-1] * _STEP)
         failed = max((t.bits for t in self.trials if t.bits < met and self._clearly_fails(t)), default=None)
-        if failed is None:
-            return None if tried[0] <= low else max(low, tried[0] / _STEP)
+        if failed is None and tried[0] > low:
+            return max(low, tried[0] / _STEP)
+        if failed is None:  # chance decides all the way down
+            failed = max((trial.bits for trial in self.trials if trial.bits < met), default=met)
         between = [bits for bits in tried if failed <= bits <= met]
-        left, right = max(pairwise(between), key=lambda pair: pair[1] / pair[0])
+        left, right = max(pairwise(between), key=lambda pair: pair[1] / pair[0], default=(met, met))
         return math.sqrt(left * right) if right > left * (1 + self.search.tolerance) else None
 
     def _try(self, bits: float) -> None:

@@ -37,6 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=("straight-through", "lc"), default="straight-through", help="how codes are learned"
     )
+    parser.add_argument(
+        "--features", type=float, default=0.0, metavar="W", help="how much counts what is seen inside (default: 0)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of batches")
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where that is safe")
 
@@ -87,22 +90,26 @@ def _learned(args: argparse.Namespace, output: str, rank: int) -> Listing:
     network, batches = network_and_batches(args.network, args.data, targets=args.labels)
     network = with_weights(network, existing(args.model))
     given: dict[str, Any] = {name: value for name, value in budget_of(args).items() if name != "lossless"}
-    asked: dict[str, Any] = {"epochs": args.epochs, "method": args.method, "seed": args.seed, "bfloat16": args.bfloat16}
-    if args.rate is not None:
-        asked["rate"] = args.rate
+    names = ("epochs", "rate", "method", "features", "seed", "bfloat16")
+    training = learn.Training(**{name: getattr(args, name) for name in names})
+    work = Path(f"{output}.work")
     labelled: dict[str, Any] = {
         "forward": lambda model, batch: model(batch[0]),
         "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
     }
-    with claimed(output) if rank == 0 else nullcontext(), Meter(args.quiet or rank != 0) as meter:
-        made = learn.run(
-            network,
-            batches if hasattr(batches, "__len__") else list(batches),
-            budget=Budget(**given),
-            spec=args.recipe,
-            training=learn.Training(**asked),
-            options=Options(progress=meter, threads=args.threads, work=Path(f"{output}.work")),
-            save=lambda made: made.save(output, force=args.force),
-            **(labelled if args.labels else {}),
-        )
+    try:
+        with claimed(output) if rank == 0 else nullcontext(), Meter(args.quiet or rank != 0) as meter:
+            made = learn.run(
+                network,
+                batches if hasattr(batches, "__len__") else list(batches),
+                budget=Budget(**given),
+                spec=args.recipe,
+                training=training,
+                options=Options(progress=meter, threads=args.threads, work=work),
+                save=lambda made: made.save(output, force=args.force),
+                **(labelled if args.labels else {}),
+            )
+    except KeyboardInterrupt as error:
+        goes_on = f"; the same command goes on from {work}" if work.is_dir() else ""
+        raise KeyboardInterrupt(f"interrupted{goes_on}") from error
     return Listing(items_of(made.table()), made.aliases, made.notes, made.size)
