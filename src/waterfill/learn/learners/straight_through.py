@@ -105,7 +105,8 @@ def has_codes(made: CompressedModel) -> bool:
 class StraightThrough(Learner):
     """A compressed network whose codes are trained; steps and scales stay, and so does the way it is stored.
 
-    Vectors are trained along, and take the bytes that they have in `made`. `model` runs with the restored weights.
+    Vectors are trained along, and written as exactly as in `made`. `model` runs with the restored weights. Codes in
+    low-rank factors, in what pruning keeps and in sums are trained too; codes along a trellis stay.
 
     Args:
         model: the network of which `made` was made, with its own weights; it gets the restored ones.
