@@ -98,7 +98,7 @@ def test_inputs_that_did_not_change_leave_some_doubt() -> None:
 def test_numbers_alone_are_taken_as_they_are() -> None:
     model = nn.Linear(1, 1)
     found, trace = compress_to_quality(model, lambda m: 1.0, 0.0, compressor=Fake)
-    assert trace.chosen.sure(0.0) is None and "does not say" in trace.text() and found.bits == 0.5
+    assert trace.chosen.sure(0.0) is None and "does not say" in trace.text() and found.bits == 0.1
 
 
 def test_losses_are_smoothed_where_more_bits_lose_more() -> None:
