@@ -8,11 +8,13 @@ class Progress:
     """The progress of a computation, passed to `Options.progress` after each unit of work.
 
     Attributes:
-        stage: "calibrating", in units of batches; "measuring", "fitting" or "writing", in units of tensors.
+        stage: "calibrating", in units of batches; "learning", in units of steps; "measuring", "fitting" or "writing",
+            in units of tensors.
         done: units done.
         total: units in all; in calibration as far as is known, at least `done`.
         entries_done: entries of the tensors done; in calibration the same as `done`.
         entries: entries of all tensors; in calibration the same as `total`.
+        note: what else is known, such as the loss and the size of the file while a network learns; empty for nothing.
 
     Example:
         >>> options = Options(progress=lambda p: print(p.stage, p.done, "of", p.total))
@@ -23,3 +25,4 @@ class Progress:
     total: int
     entries_done: int
     entries: int
+    note: str = ""

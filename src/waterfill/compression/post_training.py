@@ -127,6 +127,15 @@ class Calibrated:
         """The model in a file of so many bits per weight. Raises BudgetError."""
         return self.to(Budget(bits=bits))
 
+    def with_spec(self, spec: "Spec | str") -> "Calibrated":
+        """The same measurements, for another spec. Raises BadRecipe."""
+        parsed = as_spec(spec)
+        return replace(self, specs=terms_of(Choice, parsed), notes=self.notes | {"recipe": repr(parsed)})
+
+    def allowed(self, budget: Budget) -> int | None:
+        """Bytes that a file may have; None where a price decides. Raises BudgetError."""
+        return self._task.allowed(budget)
+
     @by_own_arithmetic
     @torch.inference_mode(False)
     def to(self, budget: Budget) -> CompressedModel:

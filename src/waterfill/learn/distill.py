@@ -11,12 +11,12 @@ from torch.optim import AdamW, Optimizer
 
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.learn.features import watched
-from waterfill.learn.loop.batches import Stream, random_numbers
+from waterfill.learn.loop.batches import Stream
 from waterfill.learn.losses import IMITATION
 from waterfill.network.running.batches import each_tensor, output_of
 from waterfill.network.running.forward import Forward, as_deployed, call, result_of
 from waterfill.network.running.inputs import Inputs
-from waterfill.network.running.state import unchanged
+from waterfill.network.running.state import random_numbers, unchanged
 from waterfill.progress import Progress
 
 Comparison = Callable[[Any, Any], Tensor]

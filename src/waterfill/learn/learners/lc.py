@@ -159,7 +159,7 @@ class LC(Learner):
 
     def c_step(self) -> None:
         """Fit every weight to w - lambda/mu, from what it was before; towards a budget, at the next price."""
-        size = self._fit()
+        size = self.file_size = self._fit()
         self._steps += 1
         if self._allowed is not None and not _FILL * self._allowed <= size <= self._allowed:
             bits = 8 * (size - self._allowed) / sum(one.value.numel() for one in self._learned)

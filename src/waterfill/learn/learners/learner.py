@@ -26,6 +26,8 @@ class Learner(ABC):
     """
 
     model: nn.Module
+    file_size: int | None = None
+    """Bytes of the file by the last C step, where that has made one."""
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:

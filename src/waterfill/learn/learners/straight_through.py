@@ -192,7 +192,8 @@ class StraightThrough(Learner):
         """Measure what codes cost by now, and let bits pull harder or softer, as the file is too large or too small."""
         for _, matrix in self._each():
             matrix.remeasure(matrix.codes(self._zone), _NEW)
-        over = self._coded(self._zone, self._written()).size / self.size - 1
+        self.file_size = self._coded(self._zone, self._written()).size
+        over = self.file_size / self.size - 1
         self._strength *= 2.0 ** max(-1.0, min(1.0, over / _SLOW))
         self._strength = max(_LEAST, min(_MOST, self._strength))
         self._boost = 4.0 ** max(-2.0, min(2.0, over / _QUICK))

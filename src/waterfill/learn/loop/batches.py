@@ -2,15 +2,14 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 
 from waterfill.errors import BadInput
 from waterfill.network.running.batches import count_of
+from waterfill.network.running.state import seed_all
 
 _APART = 1_000_003  # seeds of random numbers of one training and of another
 
@@ -59,29 +58,10 @@ class Stream:
             order = list(range(len(self._batches)))
             random.Random(seed).shuffle(order)
             return (self._batches[i] for i in order[self.rank :: self.ranks])
-        _seed(seed)
+        seed_all(seed)
         for generator in _generators(self._batches):
             generator.manual_seed(seed)
         return islice(iter(self._batches), self.rank, None, self.ranks)
-
-
-@contextmanager
-def random_numbers(seed: int) -> Iterator[None]:
-    """A block that draws its own random numbers from PyTorch, NumPy and Python; their owner's go on after it."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        _seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            np.random.set_state(numpy_state)
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -1,5 +1,6 @@
 """Steps of training: one learner, one optimizer, from the last snapshot to the end."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from waterfill.network.running.forward import as_deployed
 from waterfill.network.running.state import unchanged
 from waterfill.progress import Progress
 
+_REMEMBERED = 0.95  # of the mean loss that is shown, from step to step
 _LEAST_L_STEPS = 20  # between two C steps of the LC algorithm: momentum looks back over ten
 
 
@@ -57,26 +59,30 @@ class Phase:
             learner.load(snapshot.restore(found, learner.model, optimizer))
             done = int(found[1])
         by_first(lambda: None)  # all have read it before a newer one is written
+        mean: float | None = None
         with self.objective.watching(learner.model), as_deployed(learner.model, self.reference), torch.enable_grad():
             for step, batch in zip(range(done, self.count), self.stream.from_step(self.before + done), strict=False):
                 rate = self.training.first_rate * (1 - step / self.count)
-                self._step(learner, optimizer, batch, rate, f"step {step + 1} of {self.count}, {self.name}")
+                loss = self._step(learner, optimizer, batch, rate, f"step {step + 1} of {self.count}, {self.name}")
+                mean = loss if mean is None else _REMEMBERED * mean + (1 - _REMEMBERED) * loss
                 if (step + 1) % every == 0 or step + 1 == self.count:
                     learner.c_step()
                     if isinstance(learner, LC):
                         learner.multipliers_step()
                     if file is not None and self.stream.rank == 0:
                         snapshot.write(file, learner.model, learner.state(), optimizer, step + 1)
-                self._report(self.before + step + 1)
+                self._report(self.before + step + 1, mean, learner.file_size)
         return learner.result()
 
-    def _step(self, learner: Learner, optimizer: Optimizer, batch: Any, rate: float, where: str) -> None:
+    def _step(self, learner: Learner, optimizer: Optimizer, batch: Any, rate: float, where: str) -> float:
+        """One L step; its loss, without the penalty."""
         for group in optimizer.param_groups:
             group["lr"] = learner.learning_rate(rate) if isinstance(learner, LC) else rate
         learner.model.zero_grad()
         optimizer.zero_grad()
         with unchanged(learner.model):
-            self._loss(learner, batch, f"in {where}; lower the rate ({rate:g})").backward()
+            loss = self._loss(learner, batch, f"in {where}; lower the rate ({rate:g})")
+            (loss + learner.penalty()).backward()
         if self.stream.ranks > 1:
             for value in learner.model.parameters():
                 if value.requires_grad:  # even if no batch of this process has reached it
@@ -86,30 +92,31 @@ class Phase:
         learner.after_backward()
         optimizer.step()
         learner.after_step()
+        return float(loss.detach())
 
     def _loss(self, learner: Learner, batch: Any, where: str) -> Tensor:
-        """The loss with its penalty. Raises, in all processes, what any of them raises, and for one not finite."""
-        loss: Tensor | None = None
-        problem: WaterfillError | None = None
+        """The loss. Raises, in all processes, what any of them raises, and for one not finite."""
+        loss, problem = torch.full((), math.nan, dtype=torch.float32, device="cpu"), None
         try:
-            loss = self.objective(learner.model, batch) + learner.penalty()
-            if not bool(torch.isfinite(loss)):
-                kept = self.folder.snapshot(self.name)
-                saved = "nothing was kept (work=)" if kept is None else f"the last snapshot is {kept}"
-                problem = BadInput(f"the loss is {float(loss.detach())} {where}; {saved}")
+            loss = self.objective(learner.model, batch)
         except WaterfillError as error:
             problem = error
+        if problem is None and not bool(torch.isfinite(loss)):
+            kept = self.folder.snapshot(self.name)
+            saved = "nothing was kept (work=)" if kept is None else f"the last snapshot is {kept}"
+            problem = BadInput(f"the loss is {float(loss.detach())} {where}; {saved}")
         if self.stream.ranks > 1:
             device = next(learner.model.parameters()).device
             failed = torch.tensor(float(problem is not None), dtype=torch.float32, device=device)
             dist.all_reduce(failed)
             if problem is None and float(failed) > 0:
                 problem = BadInput(f"another process has failed {where}; its own message says why")
-        if problem is not None or loss is None:
-            raise problem or BadInput(f"there is no loss {where}")
+        if problem is not None:
+            raise problem
         return loss
 
-    def _report(self, step: int) -> None:
+    def _report(self, step: int, loss: float, size: int | None) -> None:
         if self.progress is not None and self.stream.rank == 0:
             total = max(1, round(self.training.epochs * self.stream.steps))
-            self.progress(Progress("learning", step, total, step, total))
+            note = f"loss {loss:.3g}" + (f", {size:,} bytes" if size is not None else "")
+            self.progress(Progress("learning", step, total, step, total, note))

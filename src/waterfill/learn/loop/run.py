@@ -3,7 +3,9 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch.optim import SGD, Adam
 
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.options import Options
-from waterfill.compression.post_training import DEFAULT_SPEC, calibrated, fold_notes
+from waterfill.compression.post_training import DEFAULT_SPEC, Calibrated, calibrated, fold_notes
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
@@ -23,18 +25,16 @@ from waterfill.learn.learners.schedule import Schedule
 from waterfill.learn.learners.small_tensors import SmallTensors
 from waterfill.learn.learners.straight_through import StraightThrough, has_codes
 from waterfill.learn.learners.vectors import Vectors
-from waterfill.learn.loop.batches import Stream, random_numbers
+from waterfill.learn.loop.batches import Stream
 from waterfill.learn.loop.folder import CODES, PLAIN, START, WorkFolder
 from waterfill.learn.loop.objective import Loss, Objective
 from waterfill.learn.loop.phase import Phase
 from waterfill.learn.loop.training import LC_STEPS, Training
-from waterfill.model.compressed import CompressedModel, count_weights
-from waterfill.network.layout import layout_of
+from waterfill.model.compressed import CompressedModel
 from waterfill.network.running.batches import tensors_in
-from waterfill.network.running.forward import Forward, as_deployed
+from waterfill.network.running.forward import Forward, as_deployed, copy_of
 from waterfill.network.running.inputs import Inputs
-from waterfill.network.running.state import unchanged
-from waterfill.network.tensors import tensors_of
+from waterfill.network.running.state import random_numbers, unchanged
 from waterfill.part import Spec
 from waterfill.recipe import as_spec
 from waterfill.storage.remarks import UNTRAINED
@@ -103,13 +103,13 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         stream = Stream(batches, training.seed, rank, ranks)
         objective = Objective(model, forward, loss, training.features, training.bfloat16)
         folder = WorkFolder(None if options.work is None else Path(options.work))
-        work = _Run(model, objective, training, replace(options, work=None), stream, folder)
+        work = _Run(model, objective, training, replace(options, work=None), stream, folder, few, judged, budget)
         values = some if isinstance(batches, Sequence) else ()
         plan: dict[str, Any] = {"budget": budget.given, "spec": f"{spec!r}", "training": repr(training)}
         plan |= {"steps": repr(options.steps), "loss": "none" if loss is None else "given"}
         plan |= {"processes": ranks, "batches": stream.steps, "inputs": _digest([("", values)])}
         with folder.claimed(plan | {"weights": _digest(model.state_dict().items())}):
-            made = work.result(few, judged, budget, None if spec is None else as_spec(spec))
+            made = work.result(None if spec is None else as_spec(spec))
             if save is not None:
                 by_first(lambda: save(made) and None)
     return made
@@ -117,7 +117,10 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One training: compress, train codes, freeze them, train vectors; what is done is kept in the folder."""
+    """One training: compress, train codes, freeze them, train vectors; what is done is kept in the folder.
+
+    few: inputs to calibrate with. judged: others, that decide what is better.
+    """
 
     model: nn.Module
     objective: Objective
@@ -125,46 +128,61 @@ class _Run:
     options: Options
     stream: Stream
     folder: WorkFolder
+    few: Inputs
+    judged: Inputs
+    budget: Budget
 
-    def result(self, few: Inputs, judged: Inputs, budget: Budget, spec: Spec | None) -> CompressedModel:
-        """The network within its budget. few: inputs to calibrate with. judged: others, that decide what is better."""
+    def result(self, spec: Spec | None) -> CompressedModel:
+        """The network within its budget."""
         steps = max(1, round(self.training.epochs * self.stream.steps))
         last = round(self.training.last * steps)
         if self.objective.has_stages:
-            self.objective.choose_stages(self._copy(few), few.first)
+            self.objective.choose_stages(self._copy(), self.few.first)
         by_lc = self.training.method == LC_STEPS
-        own = as_spec(AT_ONCE if by_lc else SCALAR) if spec is None else spec
-        found = []
-        if spec is None:
-            found.append(self.folder.kept(PLAIN, lambda: self._compressed(few, budget, None)))
+        found = self._untrained(spec, by_lc)
         if not by_lc:
-            found.append(self.folder.kept(START, lambda: self._compressed(few, budget, own)))
-            last = last if self._vectors(few, found[-1], budget) else 0
+            last = last if self._vectors(found[-1]) else 0
             if spec is None and not has_codes(found[-1]):  # constants, say, of a network that hardly answers its inputs
                 return found[0]
-        untrained = len(found)
-        phase = self._phase(_CODES, 0, steps - last)
+        untrained, phase = len(found), self._phase(_CODES, 0, steps - last)
         codes = self.folder.together(
-            CODES,
-            lambda: (
-                self._by_lc(few, budget, own, phase) if by_lc else self._straight_through(few, found[-1], budget, phase)
-            ),
+            CODES, lambda: self._by_lc(spec, phase) if by_lc else self._straight_through(found[-1], phase)
         )
         found.append(codes)
-        size = self._bytes(codes, budget)
-        if last and self._vectors(few, codes, budget):
-            learner = SmallTensors(self._copy(few), codes, size)
+        size = self._bytes(codes)
+        if last and self._vectors(codes):
+            learner = SmallTensors(self._copy(), codes, size)
             adam = Adam(learner.parameters(), self.training.first_rate, betas=_MOMENTA)
             found.append(self._phase(_VECTORS, steps - last, last).train(learner, adam))
-        return self._best(judged, found, untrained, size)
+        return self._best(found, untrained, size)
+
+    def _untrained(self, spec: Spec | None, by_lc: bool) -> list[CompressedModel]:
+        """The network compressed without training, calibrated once: by itself, if nothing else was asked for, and as
+        straight-through training starts from."""
+        wanted: dict[str, Spec | None] = {PLAIN: None} if spec is None else {}
+        if not by_lc:
+            wanted[START] = as_spec(SCALAR) if spec is None else spec
+        with ExitStack() as stack:
+            measured = cache(lambda: stack.enter_context(calibrated(self.model, self.few, None, self.options)))
+            made = []
+            for name, own in wanted.items():
+                made.append(self.folder.kept(name, partial(lambda own: self._compressed(measured(), own), own)))
+            return made
+
+    def _compressed(self, measured: Calibrated, spec: Spec | None) -> CompressedModel:
+        """The network compressed, with room for a remark."""
+        allowed, budget = measured.allowed(self.budget), resolve(self.budget, DEFAULT_SPEC if spec is None else spec)
+        if allowed is not None and allowed > 2 * _REMARK:
+            budget = Budget(size=allowed - _REMARK)
+        return (measured if spec is None else measured.with_spec(spec)).to(budget)
 
     def _phase(self, name: str, before: int, count: int) -> Phase:
         progress = self.options.progress
         return Phase(name, self.model, self.objective, self.training, self.stream, self.folder, before, count, progress)
 
-    def _best(self, judged: Inputs, found: list[CompressedModel], untrained: int, size: int | None) -> CompressedModel:
+    def _best(self, found: list[CompressedModel], untrained: int, size: int | None) -> CompressedModel:
         """The network with the least loss; with a remark, where there is room, if it is one of those not trained."""
-        losses = by_first(lambda: [self._measured(judged, made) for made in found])
+        losses = by_first(lambda: [self._measured(made) for made in found])
         chosen = max(i for i, loss in enumerate(losses) if loss == min(losses))
         if chosen >= untrained:
             return found[chosen]
@@ -172,53 +190,48 @@ class _Run:
         remarked = replace(found[chosen], notes=notes | {"remarks": [*notes.get("remarks", []), UNTRAINED]})
         return remarked if size is None or remarked.size <= size else found[chosen]
 
-    def _measured(self, few: Inputs, made: CompressedModel) -> float:
+    def _measured(self, made: CompressedModel) -> float:
         """The mean loss of a compressed network over a few batches; infinite where it is no number."""
-        work = made.install(self._copy(few))
+        work = made.install(self._copy())
+        losses = []
         with self.objective.watching(work), as_deployed(work, self.model):
-            losses = []
-            for batch in few.batches:
+            for batch in self.judged.batches:
                 with unchanged(work):
                     losses.append(float(self.objective(work, batch)))
         mean = sum(losses) / len(losses)
-        return float("inf") if math.isnan(mean) else mean
+        return math.inf if math.isnan(mean) else mean
 
-    def _compressed(self, few: Inputs, budget: Budget, spec: Spec | None) -> CompressedModel:
-        """The network compressed without training, with room for a remark; without a spec as `compress` does it."""
-        tensors = tensors_of(self.model)[0]
-        weights = count_weights((name, layout_of(tuple(t.shape), t.dtype)) for name, t in tensors.items())
-        allowed = budget.file_bytes(weights, sum(t.numel() * t.element_size() for t in tensors.values()))
-        if allowed is not None and allowed > 2 * _REMARK:
-            budget = Budget(size=allowed - _REMARK)
-        with calibrated(self.model, few, spec, self.options) as measured:
-            return measured.to(resolve(budget, DEFAULT_SPEC if spec is None else spec))
-
-    def _straight_through(self, few: Inputs, start: CompressedModel, budget: Budget, phase: Phase) -> CompressedModel:
-        learner = StraightThrough(self._copy(few), start, self._bytes(start, budget))
+    def _straight_through(self, start: CompressedModel, phase: Phase) -> CompressedModel:
+        learner = StraightThrough(self._copy(), start, self._bytes(start))
         return phase.train(learner, Adam(learner.parameters(), self.training.first_rate, betas=_MOMENTA))
 
-    def _by_lc(self, few: Inputs, budget: Budget, spec: Spec, phase: Phase) -> CompressedModel:
-        work = self._copy(few)
+    def _by_lc(self, spec: Spec | None, phase: Phase) -> CompressedModel:
+        work = self._copy()
         folded = fold_notes(self.model, work)  # before training moves what is folded
         growth = _RISE ** (1 / max(1, -(-phase.count // phase.every(LC))))
-        learner = LC(work, spec, budget=budget, schedule=self.training.schedule or Schedule(growth=growth))
+        schedule = self.training.schedule or Schedule(growth=growth)
+        learner = LC(work, AT_ONCE if spec is None else spec, budget=self.budget, schedule=schedule)
         with self.objective.watching(work), as_deployed(work, self.model):
-            learner.start(lambda: self.objective(work, few.first))
+            learner.start(lambda: self.objective(work, self.few.first))
         learner.load(by_first(learner.state))  # which depends on the inputs
         made = phase.train(learner, SGD(learner.parameters(), self.training.first_rate, momentum=_MOMENTA[0]))
         return replace(made, notes=made.notes | {"folded": folded})
 
-    def _vectors(self, few: Inputs, made: CompressedModel, budget: Budget) -> bool:
+    def _vectors(self, made: CompressedModel) -> bool:
         """Whether a compressed network has vectors to be trained."""
-        return bool(Vectors(self._copy(few), made, self._bytes(made, budget) or made.size))
+        return bool(Vectors(self._prepared, made, self._bytes(made) or made.size))
 
-    @staticmethod
-    def _bytes(made: CompressedModel, budget: Budget) -> int | None:
-        return budget.file_bytes(made.weights, int(made.notes["original"]))
+    def _bytes(self, made: CompressedModel) -> int | None:
+        return self.budget.file_bytes(made.weights, int(made.notes["original"]))
 
-    def _copy(self, few: Inputs) -> nn.Module:
-        """A copy of the network with its norms folded; all that can be trained is, unless only some of it is to be."""
-        work = prepare(self.model, few, self.options.steps).model
+    def _copy(self) -> nn.Module:
+        """A network to be trained, as it was before."""
+        return copy_of(self._prepared)
+
+    @cached_property
+    def _prepared(self) -> nn.Module:
+        """The network with its norms folded; all that can be trained is, unless only some of it is to be."""
+        work = prepare(self.model, self.few, self.options.steps).model
         frozen = {name for name, value in self.model.named_parameters() if not value.requires_grad}
         every = len(frozen) == len(dict(self.model.named_parameters()))
         for name, value in work.named_parameters():

@@ -134,20 +134,31 @@ def same_draws(batch: Any, seed: int = 0) -> Iterator[None]:
 
     The generators of PyTorch, NumPy and Python are restored after.
     """
+    with random_numbers(_mark(batch) ^ seed):
+        yield
+
+
+@contextmanager
+def random_numbers(seed: int) -> Iterator[None]:
+    """A block that draws its own random numbers from PyTorch, NumPy and Python; their owner's go on after it."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    start = _mark(batch) ^ seed
     ours, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(start)
-        if devices:
-            torch.cuda.manual_seed_all(start)
-        random.seed(start)
-        np.random.seed(start)
+        seed_all(seed)
         try:
             yield
         finally:
             random.setstate(ours)
             np.random.set_state(numpys)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the generators of PyTorch, on every device in use, of NumPy and of Python."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _mark(batch: Any) -> int:
