@@ -46,7 +46,7 @@ def training_batches(network: str, folder: Path) -> "Shuffled | list[tuple[Tenso
     if network == "LeNet-300-100":
         return Shuffled(*_images(folder, ["mnist_train.npz"]), mnist_scale(folder))
     count = _STORIES if network == "Llama 260K" else _WINDOWS
-    tokens = [row[None] for batch in calibration_batches(network, folder, count) for row in batch]
+    tokens = calibration_batches(network, folder, count)
     return [(x[:, :-1], x[:, 1:]) for x in tokens]
 
 

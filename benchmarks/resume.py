@@ -1,0 +1,122 @@
+"""Training that is killed again and again, on two processes: it ends with the same bytes, and leaves nothing.
+
+`waterfill learn` trains LeNet-300-100 in compressed form under torchrun, once undisturbed, then with kills of all
+processes at random moments until it ends; the files are compared byte by byte.
+
+    python benchmarks/resume.py [--kills 20] [--method straight-through,lc]
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lib.common import CHECKOUT, Table, claim, claims_table, data_folder, finish
+
+SOURCE = """
+import sys
+sys.path.insert(0, {benchmarks!r})
+from pathlib import Path
+
+from lib.common import data_module
+from lib.training_data import training_batches
+
+FOLDER = Path({folder!r})
+
+
+def network():
+    return data_module(FOLDER, "refmodels").LeNet300()
+
+
+def digits():
+    return training_batches("LeNet-300-100", FOLDER)
+"""
+RATIOS = {"straight-through": "--ratio 40", "lc": "--recipe Codebook(levels=2)+Prune(keep=0.01) --ratio 20"}
+KILLS, SEED = 20, 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=KILLS, help="of each method")
+    parser.add_argument("--method", default=",".join(RATIOS), help="methods, separated by commas")
+    options = parser.parse_args()
+    rows = [row(method, options.kills, data_folder()) for method in options.method.split(",")]
+    columns = {
+        "method": "",
+        "kills": "d",
+        "runs": "d",
+        "steps done by the kills, %": "",
+        "same bytes": "",
+        "left over": "d",
+    }
+    wrong = sum(not same for *_, same, _ in rows) + sum(left for *_, left in rows)
+    tables = {
+        "runs": Table("LeNet-300-100 on two processes, killed at random moments", columns, rows),
+        "claims": claims_table([claim("trainings with other bytes, and files left over", wrong, 0, "d", at_most=True)]),
+    }
+    partial = options.kills != KILLS or options.method != ",".join(RATIOS)
+    finish("resume", tables, vars(options), partial=partial, shown=tables)
+
+
+def row(method: str, kills: int, folder: Path) -> list[object]:
+    """method, kills, when they came, whether the bytes are the same, and how many files are left."""
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        source = SOURCE.format(benchmarks=str(CHECKOUT / "benchmarks"), folder=str(folder))
+        (work / "nets.py").write_text(source)
+        began = time.monotonic()
+        ended(start(work, folder, method, "whole.wf"))
+        took = time.monotonic() - began
+        chance, when, done = random.Random(SEED), [], 0
+        while done < kills:
+            running = start(work, folder, method, "killed.wf")
+            wait = took * chance.uniform(0.3, 0.9)
+            try:
+                running.wait(wait)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                running.wait()
+                done += 1
+                when.append(round(100 * wait / took))
+            else:  # it ended before: the next one begins anew
+                assert same(work), "another file"
+                (work / "killed.wf").unlink()
+        if not (work / "killed.wf").exists():
+            ended(start(work, folder, method, "killed.wf"))
+        left = len({path.name for path in work.iterdir()} - {"nets.py", "__pycache__", "whole.wf", "killed.wf"})
+        return [method, kills, f"{min(when)} to {max(when)}", same(work), left]
+
+
+def same(work: Path) -> bool:
+    """Whether the disturbed training has ended with the bytes of the other."""
+    return (work / "killed.wf").read_bytes() == (work / "whole.wf").read_bytes()
+
+
+def start(work: Path, folder: Path, method: str, output: str) -> "subprocess.Popen[bytes]":
+    """The training, in a session of its own."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "waterfill", "learn"]
+    words += [str(folder / "mnist_lenet300.safetensors"), "--network", "nets:network", "--data", "nets:digits"]
+    words += ["--labels", "--epochs", "1", "--method", method, "--quiet", "-o", output]
+    for word in RATIOS[method].split():
+        words.append(word)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(work)}
+    return subprocess.Popen(
+        [sys.executable, *words], cwd=work, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(running: "subprocess.Popen[bytes]") -> None:
+    """Wait for the end. Raises RuntimeError with the last words of a training that failed."""
+    _, said = running.communicate()
+    if running.returncode:
+        raise RuntimeError(said.decode(errors="replace")[-2000:])
+
+
+if __name__ == "__main__":
+    main()
