@@ -71,3 +71,14 @@ def test_a_refused_training_leaves_nothing_in_the_way(toy, tmp_path, capsys) -> 
     assert main(asked(toy, "inputs", "--epochs", "-1")) != 0
     assert not (tmp_path / "m.wf.work").exists()
     assert main(asked(toy, "inputs", "--epochs", "0.5")) == 0
+
+
+def test_the_plan_says_how_long_a_training_would_take(toy, capsys) -> None:
+    given = ["--bits", "4", "--network", f"{toy}:build", "--epochs", "2", "--quiet"]
+    assert main(["plan", "model.safetensors", "--data", f"{toy}:labelled", "--labels", "--json", *given]) == 0
+    learning = json.loads(capsys.readouterr().out)["learning"]
+    assert learning["steps"] == 16 and 0 < learning["seconds"] < 60
+    assert learning["memory"] == 7 * 4 * sum(value.numel() for value in trained().parameters())
+    assert main(["plan", "model.safetensors", "--data", f"{toy}:inputs", *given]) == 0
+    assert "learning: 16 steps" in capsys.readouterr().out
+    assert main(["plan", "model.safetensors", "--data", f"{toy}:inputs", "--bits", "4", "--quiet"]) == 2

@@ -54,6 +54,16 @@ def test_lc_is_run_by_the_same_loop(original) -> None:
     assert accuracy(made.install(net())) > 0.8 and made.entries["0.weight"].words.startswith("2 levels")
 
 
+def test_each_layer_may_have_its_own_spec_by_lc(original) -> None:
+    specs = {"0.*": "LowRank(rank=2)", "2.*": "Codebook(levels=4)"}
+    training = Training(epochs=2, method="lc")
+    made = run(original, BATCHES, spec=specs, budget=Budget(), training=training, options=QUICK)
+    words = {row["name"]: row["part"] for row in made.table()}
+    assert "rank 2" in words["0.weight"] and "4 levels" in words["2.weight"]
+    with pytest.raises(BadRecipe, match="for each layer"):
+        run(original, BATCHES, spec=specs, budget=Budget(bits=2), training=TWICE, options=QUICK)
+
+
 class Interrupted(Exception):
     """What ends a run in its midst."""
 

@@ -25,6 +25,21 @@ def network_and_batches(network: str | None, data: str, *, targets: bool = False
     return inputs.model, inputs.batches
 
 
+def counted(batches: "Iterable[Any]") -> "Iterable[Any]":
+    """Batches whose number is known."""
+    return batches if hasattr(batches, "__len__") else list(batches)
+
+
+def labelled() -> "dict[str, Any]":
+    """How batches of (inputs, labels) are run and scored: as a classification."""
+    import torch.nn.functional as F
+
+    return {
+        "forward": lambda model, batch: model(batch[0]),
+        "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
+    }
+
+
 def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     """The module with the weights of a file. Raises BadInput, CorruptFile, Mismatch."""
     import waterfill

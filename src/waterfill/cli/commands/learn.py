@@ -10,7 +10,7 @@ from typing import Any
 
 from waterfill.cli.arguments import add_common, budget_of, default_output, existing, writable
 from waterfill.cli.exit_codes import UsageError
-from waterfill.cli.network import network_and_batches, with_weights
+from waterfill.cli.network import counted, labelled, network_and_batches, with_weights
 from waterfill.report.listing import Listing, items_of
 from waterfill.report.text import say, say_json, seconds_text
 from waterfill.storage.atomic import claimed
@@ -82,8 +82,6 @@ def _processes() -> Iterator[int]:
 
 
 def _learned(args: argparse.Namespace, output: str, rank: int) -> Listing:
-    import torch.nn.functional as F
-
     from waterfill import Budget, Options, learn
     from waterfill.cli.progress import Meter
 
@@ -93,21 +91,17 @@ def _learned(args: argparse.Namespace, output: str, rank: int) -> Listing:
     names = ("epochs", "rate", "method", "features", "seed", "bfloat16")
     training = learn.Training(**{name: getattr(args, name) for name in names})
     work = Path(f"{output}.work")
-    labelled: dict[str, Any] = {
-        "forward": lambda model, batch: model(batch[0]),
-        "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
-    }
     try:
         with claimed(output) if rank == 0 else nullcontext(), Meter(args.quiet or rank != 0) as meter:
             made = learn.run(
                 network,
-                batches if hasattr(batches, "__len__") else list(batches),
+                counted(batches),
                 budget=Budget(**given),
                 spec=args.recipe,
                 training=training,
                 options=Options(progress=meter, threads=args.threads, work=work),
                 save=lambda made: made.save(output, force=args.force),
-                **(labelled if args.labels else {}),
+                **(labelled() if args.labels else {}),
             )
     except KeyboardInterrupt as error:
         goes_on = f"; the same command goes on from {work}" if work.is_dir() else ""

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -18,7 +18,7 @@ from waterfill.compression.post_training import DEFAULT_SPEC, Calibrated, calibr
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
-from waterfill.errors import BadInput
+from waterfill.errors import BadInput, BadRecipe
 from waterfill.learn.learners.lc import LC
 from waterfill.learn.learners.ranks import by_first, rank_and_ranks
 from waterfill.learn.learners.schedule import Schedule
@@ -56,7 +56,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     batches: Iterable[Any],
     *,
     budget: Budget,
-    spec: "Spec | str | None" = None,
+    spec: "Spec | str | Mapping[str, Spec | str] | None" = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
     training: Training = _DEFAULT,
@@ -73,6 +73,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         batches: inputs as for `compress`, a list or a loader with a length; far more than a few hundred.
         budget: what the file may have.
         spec: what weights become; for "straight-through" scalar codes, alone, as factors or as what is kept of columns.
+            For "lc" any, or one for each layer, by pattern of names as for `LC`.
             None: the cheapest of these for each weight; and what `compress` makes by itself is returned where training
             stays behind it.
         loss: (what the model returned, the batch) -> a scalar; None: the distance to what `model` says (`Imitation`).
@@ -86,6 +87,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
 
     Raises:
         BadInput: a loss that is not finite, batches that end early, outputs that cannot be compared.
+        BadRecipe: a spec without meaning, or for each layer where codes follow the weights.
         BudgetError: a budget that cannot be met.
         PlanMismatch: a folder of snapshots of another training.
         OutputExists: a folder that holds other files of the same names, or in which another process works.
@@ -109,7 +111,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         plan |= {"steps": repr(options.steps), "loss": "none" if loss is None else "given"}
         plan |= {"processes": ranks, "batches": stream.steps, "inputs": _digest([("", values)])}
         with folder.claimed(plan | {"weights": _digest(model.state_dict().items())}):
-            made = work.result(None if spec is None else as_spec(spec))
+            made = work.result(spec)
             if save is not None:
                 by_first(lambda: save(made) and None)
     return made
@@ -132,14 +134,19 @@ class _Run:
     judged: Inputs
     budget: Budget
 
-    def result(self, spec: Spec | None) -> CompressedModel:
+    def result(self, spec: "Spec | str | Mapping[str, Spec | str] | None") -> CompressedModel:
         """The network within its budget."""
         steps = max(1, round(self.training.epochs * self.stream.steps))
         last = round(self.training.last * steps)
         if self.objective.has_stages:
             self.objective.choose_stages(self._copy(), self.few.first)
         by_lc = self.training.method == LC_STEPS
-        found = self._untrained(spec, by_lc)
+        wanted: dict[str, Spec | None] = {PLAIN: None} if spec is None else {}
+        if not by_lc:
+            if isinstance(spec, Mapping):
+                raise BadRecipe('a spec for each layer goes with Training(method="lc")')
+            wanted[START] = as_spec(SCALAR if spec is None else spec)
+        found = self._untrained(wanted)
         if not by_lc:
             last = last if self._vectors(found[-1]) else 0
             if spec is None and not has_codes(found[-1]):  # constants, say, of a network that hardly answers its inputs
@@ -156,12 +163,8 @@ class _Run:
             found.append(self._phase(_VECTORS, steps - last, last).train(learner, adam))
         return self._best(found, untrained, size)
 
-    def _untrained(self, spec: Spec | None, by_lc: bool) -> list[CompressedModel]:
-        """The network compressed without training, calibrated once: by itself, if nothing else was asked for, and as
-        straight-through training starts from."""
-        wanted: dict[str, Spec | None] = {PLAIN: None} if spec is None else {}
-        if not by_lc:
-            wanted[START] = as_spec(SCALAR) if spec is None else spec
+    def _untrained(self, wanted: Mapping[str, Spec | None]) -> list[CompressedModel]:
+        """The network compressed without training, to several specs by the name of their file; calibrated once."""
         with ExitStack() as stack:
             measured = cache(lambda: stack.enter_context(calibrated(self.model, self.few, None, self.options)))
             made = []
@@ -205,7 +208,7 @@ class _Run:
         learner = StraightThrough(self._copy(), start, self._bytes(start))
         return phase.train(learner, Adam(learner.parameters(), self.training.first_rate, betas=_MOMENTA))
 
-    def _by_lc(self, spec: Spec | None, phase: Phase) -> CompressedModel:
+    def _by_lc(self, spec: "Spec | str | Mapping[str, Spec | str] | None", phase: Phase) -> CompressedModel:
         work = self._copy()
         folded = fold_notes(self.model, work)  # before training moves what is folded
         growth = _RISE ** (1 / max(1, -(-phase.count // phase.every(LC))))
