@@ -3,22 +3,12 @@
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from tests.support.places import BENCHMARKS
+from tests.support.scripts import script
 
 import waterfill
-
-
-@pytest.fixture(autouse=True)
-def beside_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
-
-def script(name: str) -> ModuleType:
-    return importlib.import_module(name)
 
 
 @pytest.fixture

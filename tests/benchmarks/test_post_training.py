@@ -1,6 +1,5 @@
 """The benchmark of post-training compression: its tables from known measurements, its plan, its inputs."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from tests.support.places import BENCHMARKS
-
-
-@pytest.fixture(autouse=True)
-def beside_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
-
-def script(name: str) -> ModuleType:
-    return importlib.import_module(name)
+from tests.support.scripts import script
 
 
 @pytest.mark.parametrize(

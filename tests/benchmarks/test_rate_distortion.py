@@ -1,31 +1,20 @@
 """The benchmark against the bound at toy size: the Laplace source's bound, the search for a price, the verdicts."""
 
-import importlib
 import math
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from tests.support.places import BENCHMARKS
+from tests.support.scripts import script
 
 import waterfill
 from waterfill.theory import gaussian_rate
 
 
-@pytest.fixture(autouse=True)
-def beside_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
-
-def script(name: str) -> ModuleType:
-    return importlib.import_module(name)
-
-
 @pytest.fixture(scope="module")
 def laplace() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
         module = script("opponents.laplace")
         patch.setattr(module, "ITERATIONS", 400)  # lines below R(D) whatever their number
         patch.setattr(module, "STEP", 0.06)
