@@ -1,7 +1,8 @@
 """Writes what README.md and docs/decisions.md show of the results: tables between marks, and the picture.
 
 The mark `<!-- summary -->` of README.md is followed by a line for every network; marks of `report.py` work in both
-documents. The picture is docs/resnet20.svg. Run it after the other benchmarks; a test compares documents and results.
+documents. The pictures are docs/resnet20.svg and docs/results/combinations.svg. Run it after the other benchmarks; a
+test compares documents and results.
 
     python benchmarks/summary.py
 """
@@ -11,9 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import combinations
 import report
 from lib.common import CHECKOUT, RESULTS, Table
-from lib.picture import Line, draw
+from lib.picture import Chart, Line, draw
 
 README = CHECKOUT / "README.md"
 DECISIONS = CHECKOUT / "docs" / "decisions.md"
@@ -24,6 +26,8 @@ BITS = 2.0
 """Bits per weight of the whole file in the table of the same bytes."""
 AUTOMATIC = "Quantize()"
 WIDTHS = (4, 3, 2)
+SIZES, ACCURACIES = range(60, 241, 30), range(70, 96, 5)
+"""Ticks of the picture."""
 
 Run = dict[str, Any]
 
@@ -31,8 +35,19 @@ Run = dict[str, Any]
 def main() -> None:
     for path in (README, DECISIONS):
         path.write_text(rendered(path.read_text("utf-8"), RESULTS), encoding="utf-8")
-    PICTURE.write_text(picture(runs(RESULTS)), encoding="utf-8")
-    print("written:", ", ".join(str(path.relative_to(CHECKOUT)) for path in (README, DECISIONS, PICTURE)))
+    for path, drawn in pictures(RESULTS).items():
+        path.write_text(drawn, encoding="utf-8")
+    print("written: README.md, docs/decisions.md and the pictures")
+
+
+def pictures(results: Path) -> dict[Path, str]:
+    """Every picture, of those whose benchmark was run."""
+    drawn = {PICTURE: picture(runs(results))}
+    files = report.files_of(results, "combinations")
+    if files:
+        rows = json.loads(files[0].read_text("utf-8"))["tables"]["runs"]["rows"]
+        drawn[combinations.PICTURE] = combinations.picture(rows)
+    return drawn
 
 
 def rendered(document: str, results: Path) -> str:
@@ -110,7 +125,8 @@ def picture(found: list[Run]) -> str:
     images = "1,000" if any(run["quick"] for run in own) else "10,000"
     title = f"ResNet-20: accuracy on {images} CIFAR-10 test images, %, by size of the file, kB"
     level = [(f"float32, {run['size'] / 1000:,.0f} kB", run["quality"]) for run in original]
-    return draw(title, lines, level)
+    x_ticks, y_ticks = ([(float(tick), f"{tick}") for tick in ticks] for ticks in (SIZES, ACCURACIES))
+    return draw([Chart(title, lines, x_ticks, y_ticks, level)])
 
 
 if __name__ == "__main__":
