@@ -57,3 +57,18 @@ def test_outputs_of_another_shape_are_refused() -> None:
         Imitation()(torch.randn(6, 4), torch.randn(6, 5))
     with pytest.raises(BadInput, match="cannot be compared"):
         Imitation()({"ids": torch.arange(3)}, {"ids": torch.arange(3)})
+
+
+def test_what_a_recurrent_network_remembers_is_no_output():
+    logits, state, cache = torch.randn(4, 7, 5), torch.randn(2, 4, 8), torch.randn(4, 2, 7, 3)
+    other = torch.randn(4, 7, 5)
+    alone = Imitation()(other, logits)
+    assert alone == Imitation()((other, (state + 1, state)), (logits, (state, state)))
+    assert alone == Imitation()((other, state + 1), (logits, state))  # as a GRU returns it
+    assert alone == Imitation()((other, ((cache, cache + 1),)), (logits, ((cache, cache),)))
+
+
+def test_every_output_that_has_a_row_for_each_input_counts():
+    boxes, scores = torch.randn(4, 7, 5), torch.randn(4, 3)
+    other = scores + torch.randn(4, 3)
+    assert Imitation()((boxes, other), (boxes, scores)) == pytest.approx(float(Imitation()(other, scores)), rel=1e-5)

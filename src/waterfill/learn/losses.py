@@ -21,7 +21,9 @@ class Imitation:
 
     Logits (classes last, of each input or of each place in a sequence) by the divergence of probabilities at a
     temperature, T^2 KL(reference || outputs), nats a row (arXiv 1503.02531); all other outputs by their squared error
-    relative to their variance. Of a mapping with `logits` these count, of any other the sum over all real tensors.
+    relative to their variance. Of a mapping with `logits` these count, of any other, and of a tuple, the sum over the
+    real tensors in it that have a row for each input, as the first one has: what a recurrent network remembers, and
+    what is nested deeper, such as a cache, is no output.
 
     Args:
         temperature: T; the higher, the more what is said of unlikely classes counts.
@@ -63,5 +65,9 @@ def _compared(outputs: Any) -> list[Tensor]:
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
         return [outputs["logits"]]
     named = tensor_in(outputs) if hasattr(outputs, "logits") else None
-    real = [value for value in tensors_in(outputs) if value.is_floating_point() and value.ndim > 0]
-    return [named] if named is not None else real
+    if named is not None:
+        return [named]
+    items = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    outer = [item for item in items if isinstance(item, Tensor)] if isinstance(items, list | tuple) else []
+    real = [value for value in outer or tensors_in(outputs) if value.is_floating_point() and value.ndim > 0]
+    return [value for value in real if value.shape[0] == real[0].shape[0]]
