@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from waterfill.parts import Codebook, Dense, LowRank, Prune, Quantize, Sampled
     from waterfill.progress import Progress
     from waterfill.recipe import parse
+    from waterfill.runtime.pack import pack
 
 __all__ = [
     "Budget",
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_tensor",
+    "pack",
     "parse",
     "plan_file",
 ]
@@ -74,6 +76,7 @@ _HOME = {
     "compress_file": "compression.file",
     "plan_file": "compression.file",
     "compress_to_quality": "compression.to_quality",
+    "pack": "runtime.pack",
 }
 """Where each public name is defined, below `waterfill`."""
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from waterfill.errors import BadInput, Mismatch
 from waterfill.network.tensors import is_foreign, is_lazy
 
 _SHOWN = 5
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -24,12 +25,11 @@ def install(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the
     if not isinstance(module, nn.Module):
         found = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
         raise BadInput(f"tensors are installed into a module, and this is {found}; give an instance of your network")
+    check_fits(module, {name: _shape(value) for name, value in tensors.items()}, source)
     held = module.state_dict(keep_vars=True)
     kind = type(module).__name__
-    state = dict(tensors) | _tied(held, tensors)
+    state = dict(tensors) | tied_names(module, tensors)
     state |= {name: value for name, value in held.items() if name not in state and is_foreign(name, value)}
-    shapes = {name: _shape(value, state.get(name)) for name, value in held.items()}
-    _check_names(shapes, {name: _shape(value) for name, value in state.items()}, (kind, source))
     fitting = {name: _as_held(name, value, held[name]) for name, value in state.items()}
     _warn_narrower(held, tensors)
     _materialize(module)
@@ -43,6 +43,22 @@ def install(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the
             stacklevel=3,
         )
     return module
+
+
+def check_fits(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str = "the file") -> None:
+    """Raises Mismatch unless tensors of these names and shapes are those of the module, as `install` has it."""
+    held = module.state_dict(keep_vars=True)
+    given = dict(shapes) | tied_names(module, shapes)
+    given |= {name: () for name, value in held.items() if name not in given and is_foreign(name, value)}
+    wanted = {name: given.get(name, ()) if is_lazy(value) else _shape(value) for name, value in held.items()}
+    _check_names(wanted, given, (type(module).__name__, source))
+
+
+def tied_names(module: nn.Module, known: Mapping[str, T]) -> dict[str, T]:
+    """Names that are not known and that a module ties to one that is, with what is known of that."""
+    held = module.state_dict(keep_vars=True)
+    named = {id(value): known[name] for name, value in held.items() if name in known}
+    return {name: named[id(value)] for name, value in held.items() if name not in known and id(value) in named}
 
 
 def converted(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,16 +110,7 @@ def _as_held(name: str, value: Any, held: Any) -> Any:
     return converted(name, value, held.dtype)
 
 
-def _tied(held: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names that are missing among the tensors and that the module ties to one of them."""
-    known = {id(value): tensors[name] for name, value in held.items() if name in tensors}
-    return {name: known[id(value)] for name, value in held.items() if name not in tensors and id(value) in known}
-
-
-def _shape(value: Any, given: Any = None) -> tuple[int, ...]:
-    """The shape of a tensor; of one that waits for its shape, that of what it is given."""
-    if is_lazy(value):
-        value = given
+def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 

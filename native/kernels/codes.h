@@ -1,0 +1,62 @@
+// Products with a matrix of small integer codes: what the loops of every instruction set share. How codes lie in memory
+// is told in waterfill/runtime/codes.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace waterfill {
+
+constexpr int kBlock = 128;        // inputs are padded to whole multiples of so many columns
+constexpr int64_t kMostCols = 1 << 18;  // of so many columns every sum of products stays within 32 bits
+
+// Bytes of a row of codes; `cols` counts whole blocks of the width.
+constexpr int block_cols(int bits) { return bits == 8 ? 32 : bits == 4 ? 64 : 128; }
+constexpr int block_bytes(int bits) { return bits == 3 ? 48 : 32; }
+
+// Codes [rows, cols], each plus 2^(bits - 1), row by row in blocks. An entry is (code - zero) * scale of its group.
+struct CodeMatrix {
+    const uint8_t* codes;
+    const float* scales;     // [rows, groups]
+    const int16_t* zeros;    // [rows, groups], of the codes as they lie, or null: 2^(bits - 1)
+    const int32_t* starts;   // [rows + 1]: where the corrections of a row begin, or null
+    const int32_t* where;    // [corrections]: column
+    const int32_t* values;   // [corrections]: what is to be added to the code
+    int64_t rows, cols, groups, group;  // group: columns, a multiple of block_cols(bits) unless there is one group
+    int bits;
+
+    int64_t blocks() const { return (cols + block_cols(bits) - 1) / block_cols(bits); }
+    int64_t row_bytes() const { return blocks() * block_bytes(bits); }
+};
+
+// Inputs as integers, x = scale * (256 high + low), batch by batch, padded with zeros to whole kBlock columns.
+struct Inputs {
+    const int8_t* high;      // [batch, padded]
+    const int8_t* low;       // [batch, padded]; null where 8 bits are enough: x = scale * high
+    const int16_t* whole;    // [batch, padded]: 256 high + low, or high
+    const int64_t* sums;     // [batch, groups]: of `whole`
+    const double* scales;    // [batch]
+    int64_t batch, padded;
+};
+
+// Adds the sums of codes times inputs of one group to totals[row][item]: for rows first to first + R, items likewise.
+// Every instruction set finds the same integers.
+using Dot = void (*)(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item, int64_t first_block,
+                     int64_t last_block, int64_t* totals);
+
+// A tile of R rows and B items; `dot` fills totals [R * B], rows first.
+struct Tile {
+    int rows, items;
+    Dot dot;
+};
+
+struct ProductSet {
+    const char* name;
+    bool (*available)();
+    // The loops for a width and for 1 or 2 bytes of input: whole tiles first, then single rows and items.
+    void (*tiles)(int bits, int bytes, Tile (&found)[4]);
+};
+
+extern const ProductSet kProductPortable, kProductAvx2, kProductVnni;
+
+}  // namespace waterfill

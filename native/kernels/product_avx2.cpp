@@ -1,0 +1,79 @@
+// Products with small codes for AVX2.
+#include "codes.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define TARGET __attribute__((target("avx2")))
+
+#include <immintrin.h>
+
+namespace waterfill {
+namespace {
+
+// Pairs of products, which 16 bits hold for so many blocks.
+template <int Bits>
+struct Sums {
+    static constexpr int64_t kHeld = Bits == 4 ? 4 : 2;  // 8 pairs of at most 15 * 128 * 2, or of 7 * 128 * 2
+    __m256i few;
+
+    TARGET inline Sums() : few(_mm256_setzero_si256()) {}
+    TARGET inline void add(__m256i codes, __m256i inputs) {
+        few = _mm256_add_epi16(few, _mm256_maddubs_epi16(codes, inputs));
+    }
+    TARGET inline __m256i whole() const { return _mm256_madd_epi16(few, _mm256_set1_epi16(1)); }  // 32 bits each
+};
+
+}  // namespace
+}  // namespace waterfill
+
+#include "product_x86.h"
+
+namespace waterfill {
+namespace {
+
+// Products of 8-bit codes do not fit into 16 bits: codes and inputs are 16-bit integers, products 32-bit ones.
+template <int R, int B>
+TARGET void dot_whole(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item, int64_t first,
+                      int64_t last, int64_t* totals) {
+    constexpr int64_t kHeld = 32;  // blocks: 64 pairs of at most 255 * 32,767 * 2 fit into 32 bits
+    const int64_t row_bytes = matrix.row_bytes();
+    for (int64_t begin = first; begin < last; begin += kHeld) {
+        const int64_t end = begin + kHeld < last ? begin + kHeld : last;
+        __m256i sums[R][B];
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < B; ++b) sums[r][b] = _mm256_setzero_si256();
+        for (int64_t at = 32 * begin; at < 32 * end; at += 16)
+            for (int r = 0; r < R; ++r) {
+                const uint8_t* codes = matrix.codes + (row + r) * row_bytes + at;
+                const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+                for (int b = 0; b < B; ++b) {
+                    const __m256i given = load(inputs.whole + (item + b) * inputs.padded + at);
+                    sums[r][b] = _mm256_add_epi32(sums[r][b], _mm256_madd_epi16(wide, given));
+                }
+            }
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < B; ++b) totals[r * B + b] += sum_of(sums[r][b]);
+    }
+}
+
+void tiles(int bits, int bytes, Tile (&found)[4]) {
+    if (bits == 2) bytes == 2 ? tiles_of<2, 2>(found) : tiles_of<2, 1>(found);
+    if (bits == 3) bytes == 2 ? tiles_of<3, 2>(found) : tiles_of<3, 1>(found);
+    if (bits == 4) bytes == 2 ? tiles_of<4, 2>(found) : tiles_of<4, 1>(found);
+    if (bits == 8) {
+        found[0] = {2, 2, dot_whole<2, 2>};
+        found[1] = {4, 1, dot_whole<4, 1>};
+        found[2] = {1, 2, dot_whole<1, 2>};
+        found[3] = {1, 1, dot_whole<1, 1>};
+    }
+}
+
+}  // namespace
+
+const ProductSet kProductAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, tiles};
+
+}  // namespace waterfill
+#else
+namespace waterfill {
+const ProductSet kProductAvx2 = {"avx2", [] { return false; }, nullptr};
+}
+#endif

@@ -1,0 +1,103 @@
+// Products with small codes in registers of 256 bits; included once for every instruction set, which defines TARGET and
+// `Sums`: how bytes are multiplied and added up.
+//
+// Codes are unsigned and inputs signed bytes, as the processors' instructions want it; two bytes of input are two
+// products. 8-bit codes without VNNI are multiplied as 16-bit integers.
+#pragma once
+
+#include <immintrin.h>
+
+#include "codes.h"
+
+namespace waterfill {
+namespace {
+
+TARGET inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
+TARGET inline int64_t sum_of(__m256i lanes) {  // of 8 integers of 32 bits
+    const __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(lanes)),
+                                          _mm256_cvtepi32_epi64(_mm256_extracti128_si256(lanes, 1)));
+    const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    return _mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1);
+}
+
+// The codes of a block, 32 in each register, as unsigned bytes.
+template <int Bits>
+TARGET inline void unpack(const uint8_t* block, __m256i (&codes)[4]) {
+    const __m256i packed = load(block);
+    if (Bits == 8) {
+        codes[0] = packed;
+    } else if (Bits == 4) {
+        const __m256i low = _mm256_set1_epi8(15);
+        codes[0] = _mm256_and_si256(packed, low);
+        codes[1] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+    } else {
+        const __m256i low = _mm256_set1_epi8(3);
+        codes[0] = _mm256_and_si256(packed, low);
+        codes[1] = _mm256_and_si256(_mm256_srli_epi16(packed, 2), low);
+        codes[2] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+        codes[3] = _mm256_and_si256(_mm256_srli_epi16(packed, 6), low);
+    }
+    if (Bits == 3) {  // the upper lane holds what is one bit further
+        const __m128i plane = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 32));
+        const __m256i bits = _mm256_inserti128_si256(_mm256_castsi128_si256(plane), _mm_srli_epi16(plane, 1), 1);
+        const __m256i top = _mm256_set1_epi8(4);
+        codes[0] = _mm256_or_si256(codes[0], _mm256_and_si256(_mm256_slli_epi16(bits, 2), top));
+        codes[1] = _mm256_or_si256(codes[1], _mm256_and_si256(bits, top));
+        codes[2] = _mm256_or_si256(codes[2], _mm256_and_si256(_mm256_srli_epi16(bits, 2), top));
+        codes[3] = _mm256_or_si256(codes[3], _mm256_and_si256(_mm256_srli_epi16(bits, 4), top));
+    }
+}
+
+// A tile of R rows and B items: the codes of a row are unpacked once for all items, inputs are read once for all rows.
+template <int Bits, int Bytes, int R, int B>
+TARGET void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item, int64_t first, int64_t last,
+                int64_t* totals) {
+    constexpr int kCols = block_cols(Bits), kBytes = block_bytes(Bits), kRegisters = kCols / 32;
+    const int64_t row_bytes = matrix.row_bytes();
+    const uint8_t* codes = matrix.codes + row * row_bytes;
+    const int8_t* high = inputs.high + item * inputs.padded;
+    const int8_t* low = inputs.low + (Bytes == 2 ? item * inputs.padded : 0);
+    __m256i whole[R][B][Bytes];
+    for (int i = 0; i < R * B * Bytes; ++i) (&whole[0][0][0])[i] = _mm256_setzero_si256();
+    for (int64_t begin = first; begin < last; begin += Sums<Bits>::kHeld) {
+        const int64_t end = last - begin < Sums<Bits>::kHeld ? last : begin + Sums<Bits>::kHeld;
+        Sums<Bits> sums[R][B][Bytes];
+        for (int64_t block = begin; block < end; ++block)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                __m256i own[4];
+                unpack<Bits>(codes + r * row_bytes + block * kBytes, own);
+#pragma GCC unroll 4
+                for (int b = 0; b < B; ++b)
+#pragma GCC unroll 4
+                    for (int k = 0; k < kRegisters; ++k) {
+                        const int64_t at = b * inputs.padded + block * kCols + 32 * k;
+                        sums[r][b][0].add(own[k], load(high + at));
+                        if (Bytes == 2) sums[r][b][Bytes - 1].add(own[k], load(low + at));
+                    }
+            }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int b = 0; b < B; ++b)
+#pragma GCC unroll 2
+                for (int i = 0; i < Bytes; ++i)
+                    whole[r][b][i] = _mm256_add_epi32(whole[r][b][i], sums[r][b][i].whole());
+    }
+    for (int r = 0; r < R; ++r)
+        for (int b = 0; b < B; ++b)
+            totals[r * B + b] += Bytes == 2 ? 256 * sum_of(whole[r][b][0]) + sum_of(whole[r][b][Bytes - 1])
+                                            : sum_of(whole[r][b][0]);
+}
+
+template <int Bits, int Bytes>
+void tiles_of(Tile (&found)[4]) {
+    found[0] = {2, 2, dot<Bits, Bytes, 2, 2>};
+    found[1] = {4, 1, dot<Bits, Bytes, 4, 1>};
+    found[2] = {1, 2, dot<Bits, Bytes, 1, 2>};
+    found[3] = {1, 1, dot<Bits, Bytes, 1, 1>};
+}
+
+}  // namespace
+}  // namespace waterfill

@@ -1,0 +1,219 @@
+"""Puts layers that run from compressed weights into a network of the user's own class."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from waterfill.arithmetic import own_arithmetic
+from waterfill.errors import BadInput
+from waterfill.model.compressed import CompressedModel
+from waterfill.model.entry import Entry
+from waterfill.model.install import check_fits, install, tied_names
+from waterfill.model.lazy import CompressedTensors
+from waterfill.network.layout import MATRIX
+from waterfill.parts import product_of
+from waterfill.runtime.layers import PackedEmbedding, PackedLayer, PackedLinear
+from waterfill.runtime.terms import Term, WholeTerm, term_of
+from waterfill.storage import FileReader
+
+_RUNS = 7
+"""Runs of which the median counts, when a layer is timed."""
+_BYTES = {8: 1, 16: 2}
+_WHY = "_waterfill_why"  # of a layer: why it stays, or how fast it is
+
+
+def pack(
+    compressed: "CompressedModel | str | Path", model: nn.Module, *, input_bits: int = 16, batch: int | None = None
+) -> nn.Module:
+    """Put a compressed network into a module so that its layers run from the compressed weights.
+
+    Linear layers (`Conv1D` of transformers too) and embeddings keep small codes, sparse entries and thin factors in
+    memory, and multiply from there. All else gets its restored weights, as `install` does: `table` says what and why.
+    A packed network does not learn. It can be moved, copied, compiled and exported, and its `state_dict` holds plain
+    tensors.
+
+    Args:
+        compressed: the network, or the path of its file, which is then read one tensor at a time.
+        model: a module of the user's own class; changed in place.
+        input_bits: of the integers that the inputs of a layer are rounded to while it multiplies, 16 or 8. 16 keeps
+            outputs to about four digits; 8 is faster, and its loss is to be measured.
+        batch: None to pack all that can be packed; or inputs at a time, for which each layer is timed once, packed
+            and dense, and the faster one stays.
+
+    Returns:
+        The module.
+
+    Raises:
+        Mismatch: names or shapes that differ.
+        BadInput: other input_bits, or what is no module.
+        CorruptFile, NewerFormat, OSError: of the file.
+
+    Example:
+        >>> net = waterfill.pack("net.wf", Net())
+        >>> print(waterfill.runtime.table(net))
+    """
+    if input_bits not in _BYTES:
+        raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
+    work = _Packing(model, _BYTES[input_bits], batch)
+    if isinstance(compressed, CompressedModel):
+        return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
+    with FileReader(compressed) as src:
+        tensors = CompressedTensors(src)
+        return work.run(tensors.layouts, dict(tensors.aliases), tensors.entry)
+
+
+@dataclass
+class _Packing:
+    """One network on its way. size: bytes of an input. batch: as for `pack`."""
+
+    model: nn.Module
+    size: int
+    batch: int | None
+    terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
+    faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
+
+    def run(self, names: Mapping[str, Any], aliases: Mapping[str, str], entry: Callable[[str], Entry]) -> nn.Module:
+        """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
+        owners = {name: name for name in names} | dict(aliases)
+        check_fits(self.model, {name: _shape(names[own]) for name, own in owners.items()})
+        owners |= tied_names(self.model, owners)
+        users: dict[str, list[tuple[str, nn.Module]]] = {}
+        for name, layer in _layers(self.model):
+            users.setdefault(owners[name], []).append((name, layer))
+        tensors: dict[str, Tensor] = {}
+        with own_arithmetic():
+            for own in names:
+                found = entry(own)
+                packed_names = self._replace(found, users.get(own, []))
+                kept = [name for name, of in owners.items() if of == own and name not in packed_names]
+                if kept:
+                    tensors |= dict.fromkeys(kept, found.tensor())
+        packed = {name: value for name, value in self.model.state_dict().items() if _is_packed(self.model, name)}
+        return install(self.model, tensors | packed).eval()
+
+    def _replace(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> set[str]:
+        """Packs the layers of a weight; returns the names of the weights of those that could be."""
+        done: dict[int, PackedLayer | str] = {}
+        for _, layer in users:
+            if id(layer) not in done:
+                made = done[id(layer)] = self._packed(entry, layer)
+                if isinstance(made, str):
+                    setattr(layer, _WHY, made)
+                elif layer is self.model:
+                    self.model = made
+                else:
+                    _put(self.model, layer, made)
+        return {name for name, layer in users if not isinstance(done[id(layer)], str)}
+
+    def _packed(self, entry: Entry, layer: nn.Module) -> "PackedLayer | str":
+        """The layer in packed form, or why it stays."""
+        if entry.layout.role != MATRIX or len(entry.parts) != 1 or entry.layout.dtype.is_complex:
+            return "no matrix of real numbers"
+        turned = _is_turned(layer)
+        key = (entry.name, turned)
+        if key not in self.terms:
+            product = product_of(entry.parts[0])
+            self.terms[key] = term_of(product.transposed() if turned else product, self.size)
+        term = self.terms[key]
+        if isinstance(term, WholeTerm):
+            return term.reason
+        if isinstance(layer, nn.Embedding):
+            return PackedEmbedding(term, layer)
+        made = PackedLinear(term, getattr(layer, "bias", None))
+        if self.batch is not None:
+            quicker, times = self._timed(term, layer)
+            setattr(made, _WHY, times)
+            return made if quicker else f"dense is faster: {times}"
+        return made
+
+    def _timed(self, term: Term, layer: nn.Module) -> tuple[bool, str]:
+        """Whether a matrix is faster packed than dense, at the batch asked for, and the two times."""
+        weight: Tensor = layer.weight  # type: ignore[assignment]  # all of these layers have one
+        key = (term.rows, term.cols, term.words.partition(",")[0], weight.dtype)
+        if key not in self.faster:
+            x = torch.ones(self.batch or 1, term.cols, dtype=weight.dtype, device="cpu")
+            dense = torch.ones(term.rows, term.cols, dtype=weight.dtype, device="cpu")
+            with torch.inference_mode():
+                own = _median(lambda: term(x))
+                other = _median(lambda: nn.functional.linear(x, dense))
+            self.faster[key] = own < other, f"{1e6 * own:.0f} µs packed, {1e6 * other:.0f} µs dense"
+        return self.faster[key]
+
+
+def table(model: nn.Module) -> list[dict[str, Any]]:
+    """How each linear layer, convolution, embedding and recurrent layer of a packed network runs.
+
+    A row is a dict: name, runs ("packed" or "dense"), form, bytes in memory, and why or how fast where it is known.
+    """
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLayer):
+            size = sum(v.numel() * v.element_size() for v in module.term.buffers())
+            form, runs = module.term.words, "packed"
+        elif isinstance(module, _KINDS) or _is_conv1d(module):
+            size = sum(v.numel() * v.element_size() for v in module.parameters())
+            form, runs = "weights as they were", "dense"
+        else:
+            continue
+        rows.append({"name": name, "runs": runs, "form": form, "bytes": size, "why": getattr(module, _WHY, "")})
+    return rows
+
+
+_KINDS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that can be packed, by every name of their weights: PyTorch's own, not what inherits from them with
+    another forward pass, and not those whose weights are computed."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if parametrize.is_parametrized(module) or getattr(module, "weight", None) is None:
+            continue
+        kind = next((own for own in (nn.Linear, nn.Embedding) if isinstance(module, own)), None)
+        if (kind is not None and type(module).forward is kind.forward) or _is_conv1d(module):
+            yield f"{name}.weight" if name else "weight", module
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is the `Conv1D` of transformers: x W + b."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def _is_turned(layer: nn.Module) -> bool:
+    return _is_conv1d(layer)
+
+
+def _put(model: nn.Module, layer: nn.Module, made: nn.Module) -> None:
+    """Set a layer in the place of another, wherever that is."""
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is layer:
+                setattr(module, name, made)
+
+
+def _is_packed(model: nn.Module, name: str) -> bool:
+    """Whether a tensor of the state belongs to a packed weight."""
+    path = name.split(".")
+    return any(isinstance(model.get_submodule(".".join(path[:i])), Term) for i in range(len(path)))
+
+
+def _shape(described: Any) -> tuple[int, ...]:
+    """The shape of an entry, or of a layout."""
+    shape: tuple[int, ...] = getattr(described, "layout", described).shape
+    return shape
+
+
+def _median(action: Callable[[], object]) -> float:
+    """Seconds of the median run."""
+    action()
+    times = []
+    for _ in range(_RUNS):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[_RUNS // 2]

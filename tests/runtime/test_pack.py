@@ -1,0 +1,233 @@
+"""Networks that run from compressed weights say what the restored ones say."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import waterfill
+from waterfill.errors import BadInput, Mismatch
+from waterfill.importance import Importance
+from waterfill.parts import product_of
+from waterfill.recipe import parse
+from waterfill.runtime import table
+
+RECIPES = [
+    "Quantize()",
+    "Quantize(states=8)",
+    "Quantize(bits=4, group=64)",
+    "Quantize(bits=3, group=128, symmetric=False)",
+    "Quantize(bits=6)",
+    "Codebook(levels=2)",
+    "Codebook(values='binary')",
+    "Codebook(values='ternary')",
+    "Codebook(values='powers')",
+    "Codebook(levels=6)",
+    "Prune(keep=0.1)",
+    "Prune(pattern='2:4')",
+    "Prune(keep=0.3, pattern='columns')",
+    "Prune(keep=0.5, pattern='rows')",
+    "LowRank(rank=5)",
+    "LowRank(rank=0)",
+    "Codebook(values='ternary') + Prune(keep=0.02)",
+    "LowRank(rank=3) + Codebook(values='binary') + Prune(keep=0.01)",
+    "Sampled()",
+    "Dense()",
+]
+KERNELS = {  # what of these runs packed, and in which form
+    "Quantize()": "bit codes",
+    "Codebook(values='ternary')": "2-bit codes",
+    "Prune(keep=0.1)": "entries",
+    "Prune(keep=0.3, pattern='columns')": "columns",
+    "Codebook(values='ternary') + Prune(keep=0.02)": " + ",
+}
+
+
+class Conv1D(nn.Module):
+    """As transformers has it: x W + b."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(0.1 * torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class Net(nn.Module):
+    """Tokens [batch, time] to logits; the head is tied to the embedding, one layer stands in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(90, 64)
+        self.up = nn.Linear(64, 150)
+        self.down = Conv1D(64, 150)
+        self.again = nn.ModuleList([self.up])
+        self.norm = nn.LayerNorm(64)
+        self.conv = nn.Conv1d(64, 64, 3, padding=1)
+        self.head = nn.Linear(64, 90, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        x = x + self.down(self.again[0](x).relu()) + self.down(self.up(x).relu())
+        x = x + self.conv(x.mT).mT
+        return self.head(self.norm(x))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def packed_file(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "net.wf"
+    waterfill.compress(net, spec="Codebook(values='ternary') + Prune(keep=0.02)", bits=3).save(path)
+    return path
+
+
+TOKENS = torch.arange(33).reshape(3, 11) * 2
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@torch.no_grad()
+def test_packed_networks_say_what_restored_ones_say(net: nn.Module, recipe: str, tmp_path: Path) -> None:
+    budget = {} if parse(recipe).fixed_rate else {"bits": 3}
+    made = waterfill.compress(net, spec=recipe, **budget)
+    dense, packed = made.install(Net()).eval(), waterfill.pack(made, Net())
+    wanted = dense(TOKENS)
+    assert (packed(TOKENS) - wanted).norm() <= 1e-3 * wanted.norm()
+    assert torch.allclose(packed.embedding(TOKENS), dense.embedding(TOKENS), rtol=1e-6, atol=1e-7)
+    made.save(tmp_path / "net.wf")
+    assert torch.equal(waterfill.pack(tmp_path / "net.wf", Net())(TOKENS), packed(TOKENS))
+    rows = {row["name"]: row for row in table(packed)}
+    assert rows["conv"]["runs"] == "dense"
+    if recipe in KERNELS:
+        assert all(rows[name]["runs"] == "packed" for name in ("embedding", "up", "head"))
+        assert KERNELS[recipe] in rows["up"]["form"]
+    assert all(row["why"] for row in rows.values() if row["runs"] == "dense" and row["name"] != "conv")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_product_of_a_part_is_its_matrix(recipe: str) -> None:
+    target = torch.randn(70, 128, generator=torch.Generator().manual_seed(1))
+    part = parse(recipe).fit(target, Importance(), 1e-3)
+    matrix = product_of(part).matrix()
+    assert torch.allclose(matrix, part.dense(), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(product_of(part).transposed().matrix(), matrix.T, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_eight_bits_of_input_are_a_choice_with_a_larger_error(net: nn.Module) -> None:
+    made = waterfill.compress(net, spec="Quantize()", bits=4)
+    wanted = made.install(Net()).eval()(TOKENS)
+    errors = [float((waterfill.pack(made, Net(), input_bits=n)(TOKENS) - wanted).norm()) for n in (16, 8)]
+    assert 10 * errors[0] < errors[1] < 0.05 * float(wanted.norm())
+    with pytest.raises(BadInput, match="input_bits=12"):
+        waterfill.pack(made, Net(), input_bits=12)
+
+
+@torch.no_grad()
+def test_a_packed_network_is_smaller_in_memory_and_holds_plain_tensors(packed_file: Path, tmp_path: Path) -> None:
+    packed = waterfill.pack(packed_file, Net())
+    rows = [row for row in table(packed) if row["runs"] == "packed"]
+    assert sum(row["bytes"] for row in rows if row["name"] != "head") < 4 * (90 * 64 + 2 * 64 * 150) / 4
+    wanted = packed(TOKENS)
+    state = {name: value.clone() for name, value in packed.state_dict().items()}
+    save_file(state, tmp_path / "packed.safetensors")
+    other = waterfill.pack(packed_file, Net())
+    for value in other.state_dict().values():
+        value.zero_()
+    other.load_state_dict(load_file(tmp_path / "packed.safetensors"))
+    assert torch.equal(other(TOKENS), wanted)
+    assert torch.equal(copy.deepcopy(packed)(TOKENS), wanted)
+
+
+@torch.no_grad()
+def test_scales_keep_their_type_when_a_network_is_converted(packed_file: Path) -> None:
+    packed = waterfill.pack(packed_file, Net())
+    wanted = packed(TOKENS)
+    half = copy.deepcopy(packed).bfloat16()
+    assert {v.dtype for name, v in half.up.state_dict().items() if "scales" in name} == {torch.float32}
+    assert half.up.bias.dtype == torch.bfloat16
+    found = half(TOKENS)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).norm() < 0.05 * wanted.norm()
+
+
+@torch.no_grad()
+def test_modules_on_the_meta_device_get_memory(packed_file: Path) -> None:
+    with torch.device("meta"):
+        empty = Net()
+    assert torch.equal(waterfill.pack(packed_file, empty)(TOKENS), waterfill.pack(packed_file, Net())(TOKENS))
+
+
+@torch.no_grad()
+def test_packed_networks_are_exported(packed_file: Path) -> None:
+    packed = waterfill.pack(packed_file, Net())
+    program = torch.export.export(packed, (TOKENS,))
+    assert any("codes_product" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(TOKENS), packed(TOKENS))
+
+
+@torch.no_grad()
+def test_packed_networks_are_compiled_whole(packed_file: Path) -> None:
+    packed = waterfill.pack(packed_file, Net())
+    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(TOKENS), packed(TOKENS), atol=1e-5)
+
+
+def test_a_packed_network_does_not_learn(packed_file: Path) -> None:
+    packed = waterfill.pack(packed_file, Net())
+    assert not packed.training and packed.eval() is packed
+    with pytest.raises(BadInput, match="does not learn"):
+        packed.train()
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_changed(packed_file: Path) -> None:
+    other = nn.Sequential(nn.Linear(64, 90))
+    with pytest.raises(Mismatch, match="shapes differ|lacks"):
+        waterfill.pack(packed_file, other)
+    assert type(other[0]) is nn.Linear
+
+
+@torch.no_grad()
+def test_a_network_that_is_one_layer(tmp_path: Path) -> None:
+    made = waterfill.compress(nn.Linear(64, 40), spec="Quantize()", bits=4)
+    packed = waterfill.pack(made, nn.Linear(64, 40))
+    x = torch.randn(5, 64)
+    assert torch.allclose(packed(x), made.install(nn.Linear(64, 40))(x), atol=1e-4)
+
+
+@torch.no_grad()
+def test_layers_with_a_forward_of_their_own_stay(net: nn.Module) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    made = waterfill.compress(nn.Sequential(Doubled(64, 64)), spec="Quantize()", bits=4)
+    packed = waterfill.pack(made, nn.Sequential(Doubled(64, 64)))
+    assert type(packed[0]) is Doubled and table(packed)[0]["runs"] == "dense"
+
+
+@torch.no_grad()
+def test_the_faster_form_of_a_layer_is_kept_for_a_batch(packed_file: Path) -> None:
+    packed = waterfill.pack(packed_file, Net(), batch=1)
+    rows = [row for row in table(packed) if row["name"] in ("up", "down")]
+    assert all("µs packed" in row["why"] and "µs dense" in row["why"] for row in rows)
+    wanted = waterfill.load(packed_file).install(Net()).eval()(TOKENS)
+    assert (packed(TOKENS) - wanted).norm() < 1e-3 * wanted.norm()
+
+
+def test_tokens_that_do_not_exist_are_refused(packed_file: Path) -> None:
+    packed = waterfill.pack(packed_file, Net())
+    for token in (-1, 90):
+        with pytest.raises(BadInput, match="0 to 89"):
+            packed.embedding(torch.tensor([token]))
