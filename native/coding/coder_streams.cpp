@@ -48,11 +48,20 @@ void Tables::check(const uint16_t* select, size_t symbols) const {
                       std::to_string(count));
 }
 
-StreamDecoder::StreamDecoder(const uint8_t* data, size_t bytes, Tables tables, int lanes, const std::string& isa)
-    : tables_(std::move(tables)), slots_(new uint32_t[tables_.count << kTableBits]), seen_(tables_.count),
-      unseen_(tables_.count), end_(data + bytes), isa_(find(isa, lanes)) {
+void lay_out(const uint16_t* freq, uint32_t* slots) {
+    for (uint32_t symbol = 0, start = 0; symbol < 256; ++symbol) {
+        for (uint32_t rank = 0; rank < freq[symbol] && start < kTotal; ++rank, ++start) {
+            slots[start] = symbol | uint32_t(freq[symbol] - 1) << 8 | rank << 20;
+        }
+    }
+}
+
+StreamDecoder::StreamDecoder(const uint8_t* data, size_t bytes, Tables tables, int lanes, const std::string& isa,
+                             const uint32_t* slots)
+    : tables_(std::move(tables)), slots_(slots ? nullptr : new uint32_t[tables_.count << kTableBits]),
+      seen_(slots ? 0 : tables_.count), unseen_(seen_.size()), end_(data + bytes), isa_(find(isa, lanes)) {
     run_.word = data + 4 * size_t(lanes);
-    run_.slots = slots_.get();
+    run_.slots = slots ? slots : slots_.get();
     run_.next = tables_.next.empty() ? nullptr : tables_.next.data();
     run_.lanes = lanes;
     for (int lane = 0; lane < lanes; ++lane, data += 4) run_.state[lane] = load_word(data) | load_word(data + 2) << 16;
@@ -80,16 +89,8 @@ void StreamDecoder::lay_out_selected(const uint16_t* select, size_t count) {
         if (seen_[table]) continue;
         seen_[table] = 1;
         --unseen_;
-        for (const uint32_t offset : tables_.offsets) lay_out(table + offset);
-    }
-}
-
-void StreamDecoder::lay_out(size_t table) {
-    const uint16_t* freq = tables_.freq + table * 256;
-    uint32_t* slots = slots_.get() + (table << kTableBits);
-    for (uint32_t symbol = 0, start = 0; symbol < 256; ++symbol) {
-        for (uint32_t rank = 0; rank < freq[symbol] && start < kTotal; ++rank, ++start) {
-            slots[start] = symbol | uint32_t(freq[symbol] - 1) << 8 | rank << 20;
+        for (const uint32_t offset : tables_.offsets) {
+            lay_out(tables_.freq + (table + offset) * 256, slots_.get() + ((table + offset) << kTableBits));
         }
     }
 }

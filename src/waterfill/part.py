@@ -98,6 +98,17 @@ class Part(ABC):
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
         """The part of this shape that `write` wrote. Raises CorruptFile for bytes that make no part of this kind."""
 
+    @classmethod
+    def write_all(cls, parts: Sequence[Self], outs: Sequence[Sink]) -> None:
+        """`write` of many parts of this kind, each to its own `out`."""
+        for part, out in zip(parts, outs, strict=True):
+            part.write(out)
+
+    @classmethod
+    def read_all(cls, sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Self]:
+        """`read` of many parts of this kind, each from its own source. Raises CorruptFile."""
+        return [cls.read(src, shape) for src, shape in zip(sources, shapes, strict=True)]
+
     def apply(self, x: Tensor) -> Tensor:
         """The product x @ dense().T: x [..., cols] gives [..., rows], in the dtype of x."""
         return x @ self.dense().to(x.dtype).T
@@ -141,24 +152,60 @@ def write_part(part: Part, out: Sink) -> None:
     part.write(out)
 
 
+def encode_all(parts: Sequence[Part]) -> list[bytes]:
+    """`Part.encode` of many parts; together it is faster."""
+    outs = [Writer() for _ in parts]
+    for part, out in zip(parts, outs, strict=True):
+        out.uint(part.kind)
+    for kind, places in _by_kind([type(part) for part in parts]):
+        kind.write_all([parts[i] for i in places], [outs[i] for i in places])
+    return [out.finish() for out in outs]
+
+
 def read_part(src: Reader, shape: tuple[int, int]) -> Part:
     """The part that `write_part` wrote. Raises CorruptFile, and NewerFormat for a kind that is not known here."""
+    return read_parts([src], [shape])[0]
+
+
+def read_parts(sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Part]:
+    """`read_part` of many, each from its own source and of its own shape; together it is faster."""
+    found: dict[int, Part] = {}
+    for kind, places in _by_kind([_next_kind(src) for src in sources]):
+        parts = kind.read_all([sources[i] for i in places], [shapes[i] for i in places])
+        found.update(zip(places, parts, strict=True))
+    for src in sources:
+        src.depth -= 1
+    return [found[i] for i in range(len(sources))]
+
+
+def _next_kind(src: Reader) -> type[Part]:
     if (kind := src.uint(1 << 30)) not in _KINDS:
         raise NewerFormat(f"part kind {kind} is not known to this release; a newer waterfill wrote this file")
     src.depth += 1
     if src.depth > MOST_NESTED:
         raise src.fail(f"parts inside parts, more than {MOST_NESTED} deep")
-    part = _KINDS[kind].read(src, shape)
-    src.depth -= 1
-    return part
+    return _KINDS[kind]
+
+
+def _by_kind(kinds: Sequence[type[Part]]) -> list[tuple[type[Part], list[int]]]:
+    """Each kind once, with the places where it stands."""
+    places: dict[type[Part], list[int]] = {}
+    for i, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(i)
+    return list(places.items())
 
 
 def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:
     """The part of `Part.encode`, which must fill `data` exactly. Raises CorruptFile, NewerFormat."""
-    src = Reader(data, what)
-    part = read_part(src, shape)
-    src.end()
-    return part
+    return decode_all([Reader(data, what)], [shape])[0]
+
+
+def decode_all(sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Part]:
+    """The parts of many blobs, each of which must be filled exactly by one. Raises CorruptFile, NewerFormat."""
+    parts = read_parts(sources, shapes)
+    for src in sources:
+        src.end()
+    return parts
 
 
 def cost(part: Part, target: Tensor, importance: Importance, price: float) -> float:

@@ -110,6 +110,11 @@ class Writer(Sink):
         self.claim(plan.entries)
         plan.write(self)
 
+    @property
+    def data(self) -> bytes:
+        """What was written so far."""
+        return bytes(self._data)
+
     def finish(self) -> bytes:
         """The blob, padded with zeros in the rare case that it would expand to more than it has earned."""
         short = self.entries - FREE - PER_BYTE * len(self._data)
@@ -147,6 +152,15 @@ class Reader:
             raise self.fail(f"{count} more bytes wanted, {len(self._data) - self._at} are left")
         self._at += count
         return bytes(self._data[self._at - count : self._at])
+
+    def ahead(self) -> tuple[np.ndarray, int, int]:
+        """All bytes (uint8), the place of the next one, and how many entries may still be claimed."""
+        return np.frombuffer(self._data, dtype=np.uint8), self._at, self._allowance - self._entries
+
+    def skip(self, at: int, entries: int) -> None:
+        """Go on at another place, after the core read up to it and claimed so many entries."""
+        self._at = at
+        self._entries += entries
 
     def uint(self, limit: int) -> int:
         """A non-negative integer of at most `limit`."""
