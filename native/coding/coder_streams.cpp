@@ -149,7 +149,7 @@ bool StreamEncoder::encode(const uint16_t* select, const int8_t* symbols, size_t
             apply_machine(&states[block * run_.lanes], tables, symbols + at, size, moved.data());
             tables = moved.data();
         }
-        make_room();
+        make_room(at + size);
         EncodeRun tail = run_;  // the symbols of an incomplete group, as a group of fewer lanes
         tail.lanes = int(size - whole);
         if (!kPortable.encode(tail, symbols + at + whole, advanced(tables, whole), tail.lanes ? 1 : 0)) return false;
@@ -188,17 +188,18 @@ void StreamEncoder::apply_machine(uint32_t* states, const uint16_t* select, cons
     }
 }
 
-// Opens another chunk unless one more block surely fits.
-void StreamEncoder::make_room() {
+// Opens another chunk unless one more block surely fits; no larger than so many symbols need.
+void StreamEncoder::make_room(size_t symbols) {
     if (!chunks_.empty() && size_t(run_.word - chunks_.back().memory.get()) >= 2 * kBlock + kScratchBytes) return;
-    std::unique_ptr<uint8_t[]> memory(new uint8_t[kChunk]);
-    run_.word = memory.get() + kChunk;
-    chunks_.push_back({std::move(memory), run_.word});
+    const size_t bytes = std::min(kChunk, 2 * std::max(symbols, kBlock) + kScratchBytes);
+    std::unique_ptr<uint8_t[]> memory(new uint8_t[bytes]);
+    run_.word = memory.get() + bytes;
+    chunks_.push_back({std::move(memory), run_.word, run_.word});
 }
 
 size_t StreamEncoder::size() const {
     size_t total = 4 * size_t(run_.lanes);
-    for (const Chunk& chunk : chunks_) total += size_t(chunk.memory.get() + kChunk - chunk.first);
+    for (const Chunk& chunk : chunks_) total += size_t(chunk.end - chunk.first);
     return total;
 }
 
@@ -208,7 +209,7 @@ void StreamEncoder::copy_to(uint8_t* to) const {
         store_word(to + 2, run_.state[lane] >> 16);
     }
     for (auto chunk = chunks_.rbegin(); chunk != chunks_.rend(); ++chunk) {
-        const size_t written = size_t(chunk->memory.get() + kChunk - chunk->first);
+        const size_t written = size_t(chunk->end - chunk->first);
         std::memcpy(to, chunk->first, written);
         to += written;
     }

@@ -76,10 +76,10 @@ public:
 private:
     struct Chunk {
         std::unique_ptr<uint8_t[]> memory;  // filled from its end
-        uint8_t* first;
+        uint8_t *first, *end;
     };
 
-    void make_room();
+    void make_room(size_t symbols);
     std::vector<uint32_t> lane_states(const int8_t* symbols, size_t count) const;
     void apply_machine(uint32_t* states, const uint16_t* select, const int8_t* symbols, size_t count,
                        uint16_t* moved) const;

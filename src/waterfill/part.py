@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
+from waterfill import kinds
 from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
-from waterfill.errors import BadRecipe, NewerFormat
+from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 
-MOST_TERMS, MOST_NESTED = 4, 8
-_KINDS: dict[int, type["Part"]] = {}
+MOST_TERMS = 4
 
 
 class Spec(FitsByOwnArithmetic, ABC):
@@ -78,10 +78,8 @@ class Part(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if (kind := cls.__dict__.get("kind")) is not None and _KINDS.setdefault(
-            kind, cls
-        ).__qualname__ != cls.__qualname__:
-            raise TypeError(f"part kind {kind} of {cls.__name__} is taken by {_KINDS[kind].__name__}")
+        if (kind := cls.__dict__.get("kind")) is not None:
+            kinds.register(kind, cls)
         if "__repr__" not in cls.__dict__:  # else `dataclass` makes one that prints tensors
             cls.__repr__ = Part.__repr__  # type: ignore[method-assign]
 
@@ -148,18 +146,7 @@ class Part(ABC):
 
 def write_part(part: Part, out: Sink) -> None:
     """Write kind, then content; the reader knows the shape from the place of the part."""
-    out.uint(part.kind)
-    part.write(out)
-
-
-def encode_all(parts: Sequence[Part]) -> list[bytes]:
-    """`Part.encode` of many parts; together it is faster."""
-    outs = [Writer() for _ in parts]
-    for part, out in zip(parts, outs, strict=True):
-        out.uint(part.kind)
-    for kind, places in _by_kind([type(part) for part in parts]):
-        kind.write_all([parts[i] for i in places], [outs[i] for i in places])
-    return [out.finish() for out in outs]
+    kinds.write_parts([part], [out])
 
 
 def read_part(src: Reader, shape: tuple[int, int]) -> Part:
@@ -169,43 +156,15 @@ def read_part(src: Reader, shape: tuple[int, int]) -> Part:
 
 def read_parts(sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Part]:
     """`read_part` of many, each from its own source and of its own shape; together it is faster."""
-    found: dict[int, Part] = {}
-    for kind, places in _by_kind([_next_kind(src) for src in sources]):
-        parts = kind.read_all([sources[i] for i in places], [shapes[i] for i in places])
-        found.update(zip(places, parts, strict=True))
-    for src in sources:
-        src.depth -= 1
-    return [found[i] for i in range(len(sources))]
-
-
-def _next_kind(src: Reader) -> type[Part]:
-    if (kind := src.uint(1 << 30)) not in _KINDS:
-        raise NewerFormat(f"part kind {kind} is not known to this release; a newer waterfill wrote this file")
-    src.depth += 1
-    if src.depth > MOST_NESTED:
-        raise src.fail(f"parts inside parts, more than {MOST_NESTED} deep")
-    return _KINDS[kind]
-
-
-def _by_kind(kinds: Sequence[type[Part]]) -> list[tuple[type[Part], list[int]]]:
-    """Each kind once, with the places where it stands."""
-    places: dict[type[Part], list[int]] = {}
-    for i, kind in enumerate(kinds):
-        places.setdefault(kind, []).append(i)
-    return list(places.items())
+    return kinds.read_parts(sources, shapes)
 
 
 def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:
     """The part of `Part.encode`, which must fill `data` exactly. Raises CorruptFile, NewerFormat."""
-    return decode_all([Reader(data, what)], [shape])[0]
-
-
-def decode_all(sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Part]:
-    """The parts of many blobs, each of which must be filled exactly by one. Raises CorruptFile, NewerFormat."""
-    parts = read_parts(sources, shapes)
-    for src in sources:
-        src.end()
-    return parts
+    src = Reader(data, what)
+    part = read_part(src, shape)
+    src.end()
+    return part
 
 
 def cost(part: Part, target: Tensor, importance: Importance, price: float) -> float:

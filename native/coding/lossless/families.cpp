@@ -60,7 +60,7 @@ void price(const uint16_t* freq, int64_t* prices) {
 Families::Families(std::vector<std::vector<int64_t>> survival, std::vector<int64_t> octave)
     : survival_(std::move(survival)), octave_(std::move(octave)) {
     const size_t points = survival_.empty() ? 0 : survival_[0].size();
-    bool whole = points > 1 && survival_.size() < kMostShapes && octave_.size() == size_t(kPhases);
+    bool whole = points > 1 && survival_.size() <= kMostShapes && octave_.size() == size_t(kPhases);
     for (const auto& one : survival_) whole = whole && one.size() == points;
     for (const int64_t one : octave_) whole = whole && one > 0;
     if (!whole) throw std::invalid_argument("survival functions [shapes, points] and octaves [8] are wanted");
@@ -118,14 +118,16 @@ const uint32_t* Families::slots(int shape, int top) {
 const double* Families::prices(int top) {
     Prices& prices = prices_[top];
     std::call_once(prices.made, [&] {
-        prices.values.resize(kPhases * kSymbols * kMostShapes);
+        prices.values.resize(size_t(kPhases) * kPriced * kMostShapes);
         int64_t one[kSymbols];
         for (int shape = 0; shape < shapes(); ++shape) {
             const uint16_t* freq = tables(shape, top);
             for (int phase = 0; phase < kPhases; ++phase) {
                 price(freq + phase * kSymbols, one);
-                double* to = prices.values.data() + phase * kSymbols * kMostShapes + shape;
-                for (size_t i = 0; i < kSymbols; ++i) to[i * kMostShapes] = double(one[i]);
+                double* to = prices.values.data() + size_t(phase) * kPriced * kMostShapes + shape;
+                for (int symbol = -kPriced / 2; symbol <= kPriced / 2; ++symbol, to += kMostShapes) {
+                    *to = double(one[symbol < -127 || symbol > 127 ? 255 : symbol + 127]);
+                }
             }
         }
     });

@@ -12,7 +12,11 @@ namespace waterfill {
 
 constexpr int kTops = 3;              // 0 to 2 mantissa bits in a symbol
 constexpr size_t kSymbols = 256;      // of a table
-constexpr int kMostShapes = 16;       // densities of the family, filled up so that loops have one length
+constexpr int kMostShapes = 12;       // densities of the family, filled up so that loops have one length
+constexpr int kMostMoved = 24;        // eighths of an octave that a scale is moved, up or down
+constexpr int kReach = 140;           // symbols on either side; even moved, those beyond 127 + 12 escape
+constexpr int kMargin = 12;           // symbols that the largest move, begun in the last phase, moves
+constexpr int kPriced = 2 * (kReach + kMargin) + 1;
 constexpr int64_t kPriceUnit = 1 << 20;  // prices are in units of this part of a bit
 constexpr int kEscapeBits = 16;
 
@@ -33,7 +37,7 @@ public:
     int shapes() const { return int(survival_.size()); }
     const uint16_t* tables(int shape, int top);   // [8, 256]
     const uint32_t* slots(int shape, int top);    // [8, 4096], for the decoder
-    const double* prices(int top);                // [8, 256, kMostShapes], whole numbers
+    const double* prices(int top);                // [8, kPriced, kMostShapes], whole numbers; in the middle symbol 0
 
 private:
     struct Density {

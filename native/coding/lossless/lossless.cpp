@@ -51,8 +51,12 @@ struct ToPack {
     // Mantissa bits that no word has and a sign that no word has cost nothing.
     void run(Families& families) {
         if (fields.floats()) {
-            uint32_t used = 0;
-            for (size_t i = 0; i < words.entries(); ++i) used |= words.one(i);
+            uint32_t used = 0, block[kBlock];
+            for (size_t at = 0; at < words.entries(); at += kBlock) {
+                const size_t count = std::min(kBlock, words.entries() - at);
+                const uint32_t* word = words.take(at, count, block);
+                for (size_t i = 0; i < count; ++i) used |= word[i];
+            }
             fields.sign = used >> (fields.exponent + fields.mantissa);
             for (; fields.mantissa && !(used & 1); used >>= 1) --fields.mantissa;
         }
@@ -130,8 +134,8 @@ void bind_lossless(nb::module_& m) {
             return nb::bytes(tables, size_t(kPhases) * kSymbols * sizeof(uint16_t));
         }, "shape"_a, "top"_a);
     m.def("pack_words", run<ToPack>, "families"_a, "tasks"_a, "threads"_a,
-          "Task: octets [rows, bytes], bytes of a word, exponent, mantissa, positions. Result: mantissa, method, bytes, "
-          "entries claimed.");
+          "Task: octets [rows, bytes], bytes of a word, exponent, mantissa, positions. "
+          "Result: mantissa, method, bytes, entries claimed.");
     m.def("unpack_words", run<ToUnpack>, "families"_a, "tasks"_a, "threads"_a,
           "Task: blob, place in it, entries that may be claimed, method, bytes of a word, exponent, mantissa, octets "
           "[rows, bytes] to be filled. Result: place after it, entries claimed, positions; or None for damage.");

@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "for_this_machine.h"
+
 namespace waterfill {
 namespace {
 
@@ -11,17 +13,23 @@ constexpr size_t kRowsWorth = 1 << 16;  // entries whose columns are summed befo
 
 using Sums = std::array<double, kLanes>;
 
-void add(Sums& sums, const double* values, size_t count) {
+// `sums` [kLanes].
+FOR_THIS_MACHINE
+void add(double* sums, const double* values, size_t count) {
+    Sums held;
+    std::copy_n(sums, kLanes, held.begin());
     size_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
-        for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += values[i + lane];
+        for (size_t lane = 0; lane < kLanes; ++lane) held[lane] += values[i + lane];
     }
-    for (; i < count; ++i) sums[i % kLanes] += values[i];
+    for (; i < count; ++i) held[i % kLanes] += values[i];
+    std::copy_n(held.begin(), kLanes, sums);
 }
 
 double total(const Sums& s) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
 
 // Magnitudes as numbers; those that are not finite as zero.
+FOR_THIS_MACHINE
 void sizes(const uint32_t* words, size_t count, const Fields& fields, double* to) {
     const uint32_t mask = uint32_t((uint64_t(1) << (fields.exponent + fields.mantissa)) - 1);
     const uint32_t largest = ((1u << fields.exponent) - 1) << fields.mantissa;
@@ -34,11 +42,21 @@ void sizes(const uint32_t* words, size_t count, const Fields& fields, double* to
     }
 }
 
+FOR_THIS_MACHINE
+void divide(double* values, const double* by, size_t count) {
+    for (size_t i = 0; i < count; ++i) values[i] /= by[i];
+}
+
+FOR_THIS_MACHINE
+void divide_all(double* values, double by, size_t count) {
+    for (size_t i = 0; i < count; ++i) values[i] /= by;
+}
+
 }  // namespace
 
 double mean(const double* values, size_t count) {
     Sums sums{};
-    add(sums, values, count);
+    add(sums.data(), values, count);
     return total(sums) / double(count);
 }
 
@@ -55,11 +73,10 @@ MeanSizes mean_sizes(const Words& words, size_t step, const Fields& fields, cons
         Sums sums{};
         for (size_t at = 0; at < words.cols; at += kBlock) {
             const size_t run = std::min(kBlock, words.cols - at);
-            words.load(row * step * words.cols + at, run, block);
-            sizes(block, run, fields, size);
-            for (size_t i = 0; rows && i < run; ++i) size[i] /= by;
-            for (size_t i = 0; cols && i < run; ++i) size[i] /= divisors[at + i];
-            add(sums, size, run);
+            sizes(words.take(row * step * words.cols + at, run, block), run, fields, size);
+            if (rows) divide_all(size, by, run);
+            if (cols) divide(size, divisors.data() + at, run);
+            add(sums.data(), size, run);
             for (size_t i = 0; i < run; ++i) some[at + i] += size[i];
         }
         made.rows[row] = total(sums) / double(words.cols);

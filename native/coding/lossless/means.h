@@ -14,7 +14,7 @@ struct MeanSizes {
 // The mean of numbers, summed as the reference does: eight interleaved sums.
 double mean(const double* values, size_t count);
 
-// Of every `step`-th row, relative to the given factors (of those rows, and of columns), on the biased exponent's scale.
+// Of every `step`-th row, on the biased exponent's scale, relative to the given factors (of those rows, of columns).
 MeanSizes mean_sizes(const Words& words, size_t step, const Fields& fields, const std::vector<double>* rows,
                      const std::vector<double>* cols);
 

@@ -68,7 +68,12 @@ void read_magnitudes(Input& src, const Fields& fields, bool signs, const Words& 
 
 size_t nonzero(const Words& words) {
     size_t count = 0;
-    for (size_t i = 0; i < words.entries(); ++i) count += words.one(i) != 0;
+    uint32_t block[kBlock];
+    for (size_t at = 0; at < words.entries(); at += kBlock) {
+        const size_t run = std::min(kBlock, words.entries() - at);
+        const uint32_t* word = words.take(at, run, block);
+        for (size_t i = 0; i < run; ++i) count += word[i] != 0;
+    }
     return count;
 }
 
@@ -157,12 +162,16 @@ Packed pack(const Words& words, const Fields& fields, size_t positions, Families
     const std::vector<uint8_t> rows = stride > 1 ? sampled(words, stride) : std::vector<uint8_t>();
     Words sample = words;
     if (stride > 1) sample = {rows.data(), (words.rows + stride - 1) / stride, words.cols, words.size};
-    std::vector<Method> methods{kPlanes, kScaled};
-    if (words.entries() <= kTriedAllWays) methods.push_back(fields.sign ? kSigned : kShort);
-    if (nonzero(sample) < sample.entries() * 63 / 64) methods.push_back(kMasked);
-    Packed best = packed(methods[0], sample, fields, positions, families);
-    for (size_t i = 1; i < methods.size(); ++i) {
-        Packed other = packed(methods[i], sample, fields, positions, families);
+    std::vector<Method> others;
+    if (words.entries() <= kTriedAllWays) others.push_back(fields.sign ? kSigned : kShort);
+    if (nonzero(sample) < sample.entries() * 63 / 64) others.push_back(kMasked);
+    Packed best = packed(kScaled, sample, fields, positions, families);
+    if (least_planes(sample) <= double(best.out.bytes().size())) {
+        Packed planes = packed(kPlanes, sample, fields, positions, families);  // of equal ones the first
+        if (planes.out.bytes().size() <= best.out.bytes().size()) best = std::move(planes);
+    }
+    for (const Method method : others) {
+        Packed other = packed(method, sample, fields, positions, families);
         if (other.out.bytes().size() < best.out.bytes().size()) best = std::move(other);
     }
     if (sample.entries() == words.entries()) return best;

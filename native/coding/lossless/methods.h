@@ -21,6 +21,7 @@ size_t unpack(Input& src, uint64_t method, const Fields& fields, const Words& sh
 
 // The parts of it that stand by themselves.
 void write_planes(const Words& words, Output& out);
+double least_planes(const Words& words);  // bytes that `write_planes` needs in any case
 void read_planes(Input& src, const Words& shape, uint8_t* words);
 void write_scaled(const Words& words, const Fields& fields, size_t positions, Families& families, Output& out);
 size_t read_scaled(Input& src, Fields fields, const Words& shape, uint8_t* words, Families& families);

@@ -14,48 +14,79 @@ constexpr double kSideBits = 120;  // about what a coded plane spends besides it
 using Counts = std::array<int64_t, 256>;
 
 struct Plane {
-    std::vector<uint8_t> bytes;
     Counts counts{};
     Mode mode = kRaw;
+    double entropy = 0;  // bits of all bytes
+    double repeats = 0;  // sum of the probabilities of all bytes
 };
 
-Mode mode_of(const Counts& counts, size_t total) {
-    int used = 0;
-    double codes = 0;
-    for (const int64_t count : counts) {
-        if (!count) continue;
-        ++used;
-        codes += double(count) * std::log2(double(count) / double(total));
+using Histograms = std::vector<std::array<uint32_t, 256>>;
+
+template <int Size>
+void count(const Words& words, Histograms& counts) {
+    const uint8_t* from = words.data;
+    for (size_t i = 0; i < words.entries(); ++i, from += Size) {
+        for (int rank = 0; rank < Size; ++rank) ++counts[size_t(rank) + (i % 2) * Size][from[rank]];
     }
-    if (used == 1) return kOne;
-    return 8 * double(total) + codes > kSideBits + 8 * used ? kCoded : kRaw;
 }
 
-Plane plane_of(const Words& words, int rank) {
-    Plane made;
-    made.bytes.resize(words.entries());
-    const uint8_t* from = words.data + rank;
-    for (size_t i = 0; i < made.bytes.size(); ++i, from += words.size) ++made.counts[made.bytes[i] = *from];
-    made.mode = mode_of(made.counts, made.bytes.size());
+// The planes of words, each byte counted.
+std::vector<Plane> planes_of(const Words& words) {
+    // Two tables for each plane, by turns: the same count twice in a row would wait for itself.
+    Histograms counts(2 * size_t(words.size));
+    switch (words.size) {
+        case 1: count<1>(words, counts); break;
+        case 2: count<2>(words, counts); break;
+        case 4: count<4>(words, counts); break;
+        default:
+            for (size_t i = 0; i < words.entries() * words.size; ++i) ++counts[i % words.size][words.data[i]];
+    }
+    std::vector<Plane> made(words.size);
+    const double total = double(words.entries());
+    for (int rank = 0; rank < words.size; ++rank) {
+        Plane& plane = made[rank];
+        int used = 0;
+        for (int byte = 0; byte < 256; ++byte) {
+            const int64_t count = plane.counts[byte] = int64_t(counts[rank][byte]) + counts[words.size + rank][byte];
+            if (!count) continue;
+            ++used;
+            plane.entropy -= double(count) * std::log2(double(count) / total);
+            plane.repeats += double(count) * (double(count) / total);
+        }
+        plane.mode = used == 1 ? kOne : 8 * total - plane.entropy > kSideBits + 8 * used ? kCoded : kRaw;
+    }
     return made;
+}
+
+std::vector<uint8_t> bytes_of(const Words& words, int rank) {
+    std::vector<uint8_t> made(words.entries());
+    const uint8_t* from = words.data + rank;
+    for (size_t i = 0; i < made.size(); ++i, from += words.size) made[i] = *from;
+    return made;
+}
+
+template <class Each>
+void each_chunk(const Words& words, Each&& each) {
+    const size_t step = rows_in(words, kStream);
+    for (size_t row = 0; row < words.rows; row += step) each(words.part(row, std::min(step, words.rows - row)));
 }
 
 int lanes(size_t entries) { return lanes_for(entries / 2); }
 
 Tables table_of(const Table& freq) { return {freq.data(), 1, {}, {0}, 0}; }
 
-void write_coded(const Plane& plane, Output& out) {
+void write_coded(const Plane& plane, const std::vector<uint8_t>& bytes, Output& out) {
     const size_t rarest = size_t(std::min_element(plane.counts.begin(), plane.counts.end()) - plane.counts.begin());
     const uint8_t shift = uint8_t(rarest - size_t(kEscape)), escape = uint8_t(kEscape);
     Counts rolled;
     for (size_t i = 0; i < 256; ++i) rolled[i] = plane.counts[uint8_t(i + shift)];
     const Table freq = normalize(rolled);
-    std::vector<uint8_t> symbols(plane.bytes.size()), escapes;
+    std::vector<uint8_t> symbols(bytes.size()), escapes;
     for (size_t i = 0; i < symbols.size(); ++i) {
-        symbols[i] = uint8_t(plane.bytes[i] - shift);
+        symbols[i] = uint8_t(bytes[i] - shift);
         if (freq[symbols[i]] && symbols[i] != escape) continue;
         symbols[i] = escape;
-        escapes.push_back(plane.bytes[i]);
+        escapes.push_back(bytes[i]);
     }
     out.raw(&shift, 1);
     write_table(freq, out);
@@ -92,24 +123,38 @@ void read_coded(Input& src, std::vector<uint8_t>& plane) {
 }  // namespace
 
 void write_planes(const Words& words, Output& out) {
-    const size_t step = rows_in(words, kStream);
-    for (size_t row = 0; row < words.rows; row += step) {
-        const Words chunk = words.part(row, std::min(step, words.rows - row));
-        std::vector<Plane> planes;
-        uint64_t modes = 0, place = 1;
-        for (int rank = 0; rank < words.size; ++rank, place *= 3) {
-            planes.push_back(plane_of(chunk, rank));
-            modes += place * planes.back().mode;
-        }
+    each_chunk(words, [&](const Words& chunk) {
+        const std::vector<Plane> planes = planes_of(chunk);
+        uint64_t modes = 0;
+        for (int rank = words.size; rank-- > 0;) modes = 3 * modes + planes[rank].mode;
         out.uint(modes);
-        for (const Plane& plane : planes) {
-            if (plane.mode == kCoded) {
-                write_coded(plane, out);
+        for (int rank = 0; rank < words.size; ++rank) {
+            if (planes[rank].mode == kOne) {
+                out.raw(chunk.data + rank, 1);
+                continue;
+            }
+            const std::vector<uint8_t> bytes = bytes_of(chunk, rank);
+            if (planes[rank].mode == kCoded) {
+                write_coded(planes[rank], bytes, out);
             } else {
-                out.raw(plane.bytes.data(), plane.mode == kOne ? 1 : plane.bytes.size());
+                out.raw(bytes.data(), bytes.size());
             }
         }
-    }
+    });
+}
+
+double least_planes(const Words& words) {
+    double bits = 0;
+    each_chunk(words, [&](const Words& chunk) {
+        for (const Plane& plane : planes_of(chunk)) {
+            const double entries = double(chunk.entries());
+            // a state is 16 frequencies or more: rounding it saves log2(e) / 16 (1 - p) bits of a symbol at most
+            const double saved = 0.1 * (entries - plane.repeats) + 0.001 * entries;
+            if (plane.mode == kCoded) bits += plane.entropy - saved;
+            if (plane.mode == kRaw) bits += 8 * entries;
+        }
+    });
+    return bits / 8;
 }
 
 void read_planes(Input& src, const Words& shape, uint8_t* words) {

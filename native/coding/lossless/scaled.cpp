@@ -36,7 +36,8 @@ void write_chunk(const Words& words, size_t row, const Fields& fields, const Sca
     StreamEncoder encoder(tables_of(freq), lanes(words.entries(), fields), instruction_sets().back()->name);
     for (size_t piece = pieces; piece-- > 0;) {
         const Words part = words.part(piece * step, std::min(step, words.rows - piece * step));
-        split(part, fields, scales, row + piece * step, freq, symbols.data(), select.data(), raw.data() + piece * whole);
+        uint8_t* bits = raw.data() + piece * whole;
+        split(part, fields, scales, row + piece * step, freq, symbols.data(), select.data(), bits);
         if (!encoder.encode(select.data(), symbols.data(), part.entries())) throw Refused();
         for (size_t i = part.entries(); i-- > 0;) {
             if (symbols[i] == kEscape) escapes.push_back(uint16_t(top_bits(fields, part.one(i))));

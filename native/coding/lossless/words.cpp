@@ -104,6 +104,48 @@ AVX512 size_t merge_groups(const int8_t* symbols, const int16_t* scale, const ui
     }
     return whole;
 }
+
+#define AVX2 __attribute__((target("avx2")))
+
+// Whole groups of 8 entries, whose raw bits are `width` bytes: four entries at a time never need more than 16 bytes.
+template <class Word>
+AVX2 size_t merge_eights(const int8_t* symbols, const int16_t* scale, const uint8_t* raw, size_t entries,
+                         const Fields& f, Word* words) {
+    alignas(32) uint8_t from[32];
+    alignas(32) uint32_t by[8];
+    const int width = f.raw(), half = 4 * width >> 3;
+    for (int lane = 0; lane < 8; ++lane) {
+        const int at = lane * width - (lane < 4 ? 0 : 8 * half);
+        for (int b = 0; b < 4; ++b) from[4 * lane + b] = uint8_t((at >> 3) + b);
+        by[lane] = at & 7;
+    }
+    const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i shift = _mm256_load_si256(reinterpret_cast<const __m256i*>(by));
+    const __m256i low_mask = _mm256_set1_epi32((1 << f.low()) - 1);
+    const __m256i symbol_mask = _mm256_set1_epi32((1 << f.symbol()) - 1), sign_mask = _mm256_set1_epi32(f.sign);
+    const __m128i top = _mm_cvtsi32_si128(f.top()), low = _mm_cvtsi32_si128(f.low());
+    const __m128i dropped = _mm_cvtsi32_si128(f.dropped()), sign = _mm_cvtsi32_si128(f.bits - 1);
+    const size_t whole = entries / 8 * 8;
+    for (size_t i = 0; i < whole; i += 8, raw += width) {
+        const __m256i loaded = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(raw + half),
+                                                   reinterpret_cast<const __m128i*>(raw));
+        const __m256i rest = _mm256_srlv_epi32(_mm256_shuffle_epi8(loaded, bytes), shift);
+        const __m256i scales = _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scale + i)));
+        const __m256i octave = _mm256_sll_epi32(_mm256_srai_epi32(scales, 3), top);
+        const __m256i symbol = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(symbols + i)));
+        const __m256i high = _mm256_and_si256(_mm256_add_epi32(symbol, octave), symbol_mask);
+        const __m256i magnitude = _mm256_or_si256(_mm256_sll_epi32(high, low), _mm256_and_si256(rest, low_mask));
+        const __m256i signs = _mm256_sll_epi32(_mm256_and_si256(_mm256_srl_epi32(rest, low), sign_mask), sign);
+        const __m256i word = _mm256_or_si256(_mm256_sll_epi32(magnitude, dropped), signs);
+        if (sizeof(Word) == 4) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(words + i), word);
+        } else {
+            const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(word, word), 0x08);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(words + i), _mm256_castsi256_si128(packed));
+        }
+    }
+    return whole;
+}
 #endif
 
 template <class Word>
@@ -111,13 +153,20 @@ void merge_words(const int8_t* symbols, const uint8_t* raw, const Fields& f, con
                  size_t entries, Word* words) {
     int16_t scale[kBlock];
     uint8_t bytes[kBlock * kMostRaw / 8 + 64] = {};
+#ifdef WATERFILL_X86
+    const bool wide = has_avx512();
+#endif
     for (size_t at = 0; at < entries; at += kBlock) {
         const size_t count = std::min(kBlock, entries - at);
         scales.fill(row, at, count, scale);
         std::memcpy(bytes, raw + at * f.raw() / 8, (count * f.raw() + 7) / 8);  // may be read beyond its end
         size_t done = 0;
 #ifdef WATERFILL_X86
-        if (has_avx512()) done = merge_groups(symbols + at, scale, bytes, count, f, words + at);
+        if (wide) {
+            done = merge_groups(symbols + at, scale, bytes, count, f, words + at);
+        } else if (__builtin_cpu_supports("avx2")) {
+            done = merge_eights(symbols + at, scale, bytes, count, f, words + at);
+        }
 #endif
         merge_block(symbols + at + done, scale + done, bytes + done * f.raw() / 8, count - done, f, words + at + done);
     }
@@ -147,15 +196,15 @@ void split(const Words& words, const Fields& f, const Scales& scales, size_t row
     for (size_t at = 0; at < words.entries(); at += kBlock) {
         const size_t count = std::min(kBlock, words.entries() - at);
         scales.fill(row, at, count, scale);
-        words.load(at, count, block);
+        const uint32_t* word = words.take(at, count, block);
         for (size_t i = 0; i < count; ++i) {
-            const uint32_t kept = block[i] >> dropped;
+            const uint32_t kept = word[i] >> dropped;
             const int32_t relative = int32_t(kept >> low & symbol_mask) - (scale[i] >> 3 << top);
             const uint16_t table = scale[i] & (kPhases - 1);
             const bool known = relative >= -127 && relative <= 127 && coded[table << 8 | (relative & 255)];
             symbols[at + i] = known ? int8_t(relative) : kEscape;
             select[at + i] = table;
-            bits.put((kept & low_mask) | (f.sign ? block[i] >> (f.bits - 1) << low : 0));
+            bits.put((kept & low_mask) | (f.sign ? word[i] >> (f.bits - 1) << low : 0));
         }
     }
     bits.finish();

@@ -40,12 +40,14 @@ struct Words {
     const uint8_t* row(size_t i) const { return data + i * cols * size; }
     Words part(size_t first, size_t count) const { return {row(first), count, cols, size}; }
 
-    void load(size_t from, size_t count, uint32_t* to) const {
-        if (size == 4) {
-            std::memcpy(to, data + 4 * from, 4 * count);
-        } else {
-            for (size_t i = from; i < from + count; ++i) *to++ = one(i);
+    // So many words as numbers: where they lie, or in `room` if they do not lie as such.
+    const uint32_t* take(size_t from, size_t count, uint32_t* room) const {
+        const uint8_t* at = data + size * from;
+        if (size == 4 && reinterpret_cast<uintptr_t>(at) % alignof(uint32_t) == 0) {
+            return reinterpret_cast<const uint32_t*>(at);
         }
+        for (size_t i = 0; i < count; ++i) room[i] = one(from + i);
+        return room;
     }
 
     uint32_t one(size_t at) const {

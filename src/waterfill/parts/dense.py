@@ -80,9 +80,9 @@ class DensePart(Part):
         for src, shape in zip(sources, shapes, strict=True):
             number, method = divmod(src.uint(len(_FORMATS) * METHODS - 1), METHODS)
             src.claim(shape[0] * shape[1])
-            name, kept = _FORMATS[number]
-            dtype = _dtype(name, src)
-            kind = words.Type(dtype.itemsize, _FLOATS[dtype][0], kept) if dtype in _FLOATS else words.Type(dtype.itemsize)
+            dtype = _dtype(_FORMATS[number][0], src)
+            fields = (_FLOATS[dtype][0], _FORMATS[number][1]) if dtype in _FLOATS else ()
+            kind = words.Type(dtype.itemsize, *fields)
             raw = np.empty((shape[0], shape[1] * kind.size), np.uint8)
             numbers.append(words.Unread(src, method, kind, raw))
             values.append(torch.from_numpy(raw).view(dtype))
@@ -90,22 +90,26 @@ class DensePart(Part):
         for one, made in zip(numbers, values, strict=True):
             if made.dtype == torch.bool and bool((one.octets > 1).any()):
                 raise one.src.fail("a bool that is neither 0 nor 1")
-        return [cls(shape, *found) for shape, *found in zip(shapes, values, positions, strict=True)]
+        every = zip(shapes, values, positions, strict=True)
+        return [cls(shape, made, count) for shape, made, count in every]
 
     def describe(self) -> str:
-        name, values = str(self.values.dtype).removeprefix("torch."), octets(self.values)
-        if not values.numel():
+        name, own = _name(self), self._unpacked
+        items = own.octets.reshape(-1, own.type.size)
+        if not items.size:
             return "empty"
-        items = values.view(self.values.numel(), -1)
-        if torch.equal(items, items[:1].expand_as(items)):
+        if (items == items[:1]).all():
             return f"constant {self.values.reshape(-1)[0].item():.4g}"
-        kept = self._packed.mantissa if name == "float32" else FULL
+        kept = words.fields_in_use(own.octets, own.type)[0] if name == "float32" else FULL
         return {FULL: name, 7: "bfloat16"}.get(kept, f"{kept} mantissa bits")
 
 
+def _name(part: DensePart) -> str:
+    return str(part.values.dtype).removeprefix("torch.")
+
+
 def _write(part: DensePart, packed: words.Packed, out: Sink) -> None:
-    name = str(part.values.dtype).removeprefix("torch.")
-    out.uint(_FORMATS.index((name, packed.mantissa)) * METHODS + packed.method)
+    out.uint(_FORMATS.index((_name(part), packed.mantissa)) * METHODS + packed.method)
     out.claim(part.values.numel() + packed.entries)
     out.raw(packed.data)
 
@@ -179,11 +183,11 @@ def rounded(values: Tensor, mantissa: int) -> Tensor:
     drop = FULL - mantissa
     largest = 0x7F7FFFFF >> drop << drop
     made = values.clone(memory_format=torch.contiguous_format)
-    for words in made.view(torch.int32).view(-1).split(_PIECE):
-        sign = words & -0x80000000
-        ties = (words >> drop & 1).add_((1 << (drop - 1)) - 1)
-        words.bitwise_and_(0x7FFFFFFF).add_(ties)
-        words.bitwise_right_shift_(drop).bitwise_left_shift_(drop).clamp_max_(largest).bitwise_or_(sign)
+    for piece in made.view(torch.int32).view(-1).split(_PIECE):
+        sign = piece & -0x80000000
+        ties = (piece >> drop & 1).add_((1 << (drop - 1)) - 1)
+        piece.bitwise_and_(0x7FFFFFFF).add_(ties)
+        piece.bitwise_right_shift_(drop).bitwise_left_shift_(drop).clamp_max_(largest).bitwise_or_(sign)
     return made
 
 

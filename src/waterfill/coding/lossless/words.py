@@ -81,16 +81,20 @@ def unpack(matrices: Sequence[Unread], threads: int = 1) -> list[int]:
     return positions
 
 
+def fields_in_use(octets: np.ndarray, kind: Type) -> tuple[int, bool]:
+    """Mantissa bits and whether signs are stored: trailing bits and a sign that no word has cost nothing."""
+    if not kind.exponent:
+        return 0, True
+    used = int(np.bitwise_or.reduce(octets.view(f"<u{kind.size}"), axis=None)) if octets.size else 0
+    zeros = min(kind.mantissa, (used & -used).bit_length() - 1) if used else kind.mantissa
+    return kind.mantissa - zeros, bool(used >> (kind.exponent + kind.mantissa))
+
+
 def _packed(one: Unpacked) -> Packed:
     """`pack` of one matrix, by the reference."""
-    kind, size = one.type, one.type.size
-    words = one.octets.view(f"<u{size}") if kind.exponent else one.octets
-    form = kind.form(0, True)
-    if kind.exponent:
-        # trailing mantissa bits that no word has, and a sign that no word has, cost nothing
-        used = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
-        zeros = min(kind.mantissa, (used & -used).bit_length() - 1) if used else kind.mantissa
-        form = kind.form(kind.mantissa - zeros, bool(used >> (kind.exponent + kind.mantissa)), one.positions)
+    kind = one.type
+    words = one.octets.view(f"<u{kind.size}") if kind.exponent else one.octets
+    form = kind.form(*fields_in_use(one.octets, kind), one.positions)
     plan, out = methods.plan(words, form), Writer()
     plan.write(out)
     return Packed(form.layout.mantissa if form.layout else 0, plan.method, out.data, out.entries)
