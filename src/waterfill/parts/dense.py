@@ -85,7 +85,7 @@ class DensePart(Part):
             kind = words.Type(dtype.itemsize, *fields)
             raw = np.empty((shape[0], shape[1] * kind.size), np.uint8)
             numbers.append(words.Unread(src, method, kind, raw))
-            values.append(torch.from_numpy(raw).view(dtype))
+            values.append(torch.from_numpy(raw.reshape(-1)).view(dtype).view(shape))
         positions = words.unpack(numbers, torch.get_num_threads())
         for one, made in zip(numbers, values, strict=True):
             if made.dtype == torch.bool and bool((one.octets > 1).any()):
