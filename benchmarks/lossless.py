@@ -2,8 +2,8 @@
 
 Every checkpoint of the data folder (WATERFILL_DATA, else ../shared/data), in float32 and cast to bfloat16, and one
 large synthetic layer. Ours is given a matrix for each tensor, all in one call, and pays for every part's own bytes; the
-others are given all tensors of a type in one piece, which is in their favor. Ratios are original bytes over compressed bytes; rates are GB
-of original weights a second, the best of three runs (of one, for encoding with Zstandard).
+others are given all tensors of a type in one piece, which is in their favor. Ratios are original bytes over compressed
+bytes; rates are GB of original weights a second, the best of three runs (of one, for encoding with Zstandard).
 
     python benchmarks/lossless.py
 """
