@@ -1,9 +1,9 @@
 """Lossless size and speed, one thread, against Zstandard, byte planes with Zstandard, and ZipNN in the same run.
 
 Every checkpoint of the data folder (WATERFILL_DATA, else ../shared/data), in float32 and cast to bfloat16, and one
-large synthetic layer. Ours is given tensor by tensor and pays for every part's own bytes; the others are given all
-tensors of a type in one piece, which is in their favor. Ratios are original bytes over compressed bytes; rates are GB
-of original weights a second, the best of three runs (of one, for encoding with Zstandard).
+large synthetic layer. Ours is given a matrix for each tensor, all in one call, and pays for every part's own bytes; the
+others are given all tensors of a type in one piece, which is in their favor. Ratios are original bytes over compressed
+bytes; rates are GB of original weights a second, the best of three runs (of one, for encoding with Zstandard).
 
     python benchmarks/lossless.py
 """
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.part import decode
+from waterfill.kinds import decode_all, encode_all
 from waterfill.parts import Dense
 
 DATA = Path(os.environ.get("WATERFILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -63,12 +63,11 @@ def row(coder: str, size: tuple[int, int], seconds: tuple[float, float]) -> dict
 
 def ours(weights: Weights) -> dict[str, Any]:
     def encode() -> list[bytes]:
-        fits = [Dense(format="lossless").fit(w, Importance(kernel=kernel), 1.0) for w, kernel in weights]
-        return [part.encode() for part in fits]
+        return encode_all([Dense(format="lossless").fit(w, Importance(kernel=kernel), 1.0) for w, kernel in weights])
 
     shapes = [(w.shape[0], w.shape[1]) for w, _ in weights]
     blobs, encoding = timed(encode)
-    parts, decoding = timed(lambda: [decode(blob, shape) for blob, shape in zip(blobs, shapes, strict=True)])
+    parts, decoding = timed(lambda: decode_all(blobs, shapes))
     for part, (weight, _) in zip(parts, weights, strict=True):
         assert np.array_equal(octets(part.dense()), octets(weight)), "a weight came back changed"
     before = sum(weight.nbytes for weight, _ in weights)

@@ -48,11 +48,20 @@ void Tables::check(const uint16_t* select, size_t symbols) const {
                       std::to_string(count));
 }
 
-StreamDecoder::StreamDecoder(const uint8_t* data, size_t bytes, Tables tables, int lanes, const std::string& isa)
-    : tables_(std::move(tables)), slots_(new uint32_t[tables_.count << kTableBits]), seen_(tables_.count),
-      unseen_(tables_.count), end_(data + bytes), isa_(find(isa, lanes)) {
+void lay_out(const uint16_t* freq, uint32_t* slots) {
+    for (uint32_t symbol = 0, start = 0; symbol < 256; ++symbol) {
+        for (uint32_t rank = 0; rank < freq[symbol] && start < kTotal; ++rank, ++start) {
+            slots[start] = symbol | uint32_t(freq[symbol] - 1) << 8 | rank << 20;
+        }
+    }
+}
+
+StreamDecoder::StreamDecoder(const uint8_t* data, size_t bytes, Tables tables, int lanes, const std::string& isa,
+                             const uint32_t* slots)
+    : tables_(std::move(tables)), slots_(slots ? nullptr : new uint32_t[tables_.count << kTableBits]),
+      seen_(slots ? 0 : tables_.count), unseen_(seen_.size()), end_(data + bytes), isa_(find(isa, lanes)) {
     run_.word = data + 4 * size_t(lanes);
-    run_.slots = slots_.get();
+    run_.slots = slots ? slots : slots_.get();
     run_.next = tables_.next.empty() ? nullptr : tables_.next.data();
     run_.lanes = lanes;
     for (int lane = 0; lane < lanes; ++lane, data += 4) run_.state[lane] = load_word(data) | load_word(data + 2) << 16;
@@ -80,16 +89,8 @@ void StreamDecoder::lay_out_selected(const uint16_t* select, size_t count) {
         if (seen_[table]) continue;
         seen_[table] = 1;
         --unseen_;
-        for (const uint32_t offset : tables_.offsets) lay_out(table + offset);
-    }
-}
-
-void StreamDecoder::lay_out(size_t table) {
-    const uint16_t* freq = tables_.freq + table * 256;
-    uint32_t* slots = slots_.get() + (table << kTableBits);
-    for (uint32_t symbol = 0, start = 0; symbol < 256; ++symbol) {
-        for (uint32_t rank = 0; rank < freq[symbol] && start < kTotal; ++rank, ++start) {
-            slots[start] = symbol | uint32_t(freq[symbol] - 1) << 8 | rank << 20;
+        for (const uint32_t offset : tables_.offsets) {
+            lay_out(tables_.freq + (table + offset) * 256, slots_.get() + ((table + offset) << kTableBits));
         }
     }
 }
@@ -148,7 +149,7 @@ bool StreamEncoder::encode(const uint16_t* select, const int8_t* symbols, size_t
             apply_machine(&states[block * run_.lanes], tables, symbols + at, size, moved.data());
             tables = moved.data();
         }
-        make_room();
+        make_room(at + size);
         EncodeRun tail = run_;  // the symbols of an incomplete group, as a group of fewer lanes
         tail.lanes = int(size - whole);
         if (!kPortable.encode(tail, symbols + at + whole, advanced(tables, whole), tail.lanes ? 1 : 0)) return false;
@@ -187,17 +188,18 @@ void StreamEncoder::apply_machine(uint32_t* states, const uint16_t* select, cons
     }
 }
 
-// Opens another chunk unless one more block surely fits.
-void StreamEncoder::make_room() {
+// Opens another chunk unless one more block surely fits; no larger than so many symbols need.
+void StreamEncoder::make_room(size_t symbols) {
     if (!chunks_.empty() && size_t(run_.word - chunks_.back().memory.get()) >= 2 * kBlock + kScratchBytes) return;
-    std::unique_ptr<uint8_t[]> memory(new uint8_t[kChunk]);
-    run_.word = memory.get() + kChunk;
-    chunks_.push_back({std::move(memory), run_.word});
+    const size_t bytes = std::min(kChunk, 2 * std::max(symbols, kBlock) + kScratchBytes);
+    std::unique_ptr<uint8_t[]> memory(new uint8_t[bytes]);
+    run_.word = memory.get() + bytes;
+    chunks_.push_back({std::move(memory), run_.word, run_.word});
 }
 
 size_t StreamEncoder::size() const {
     size_t total = 4 * size_t(run_.lanes);
-    for (const Chunk& chunk : chunks_) total += size_t(chunk.memory.get() + kChunk - chunk.first);
+    for (const Chunk& chunk : chunks_) total += size_t(chunk.end - chunk.first);
     return total;
 }
 
@@ -207,7 +209,7 @@ void StreamEncoder::copy_to(uint8_t* to) const {
         store_word(to + 2, run_.state[lane] >> 16);
     }
     for (auto chunk = chunks_.rbegin(); chunk != chunks_.rend(); ++chunk) {
-        const size_t written = size_t(chunk->memory.get() + kChunk - chunk->first);
+        const size_t written = size_t(chunk->end - chunk->first);
         std::memcpy(to, chunk->first, written);
         to += written;
     }

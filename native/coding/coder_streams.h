@@ -30,10 +30,15 @@ struct Tables {
     void check(const uint16_t* select, size_t symbols) const;  // throws BadArgument if a symbol's table may not exist
 };
 
+// The decoder's entries [4096] of a table [256].
+void lay_out(const uint16_t* freq, uint32_t* slots);
+
 class StreamDecoder {
 public:
-    // `data` holds at least the lanes' states; it and the frequencies must outlive the decoder.
-    StreamDecoder(const uint8_t* data, size_t bytes, Tables tables, int lanes, const std::string& isa);
+    // `data` holds at least the lanes' states; it and the frequencies must outlive the decoder. `slots` [tables, 4096]:
+    // all tables as they are laid out, if they are already.
+    StreamDecoder(const uint8_t* data, size_t bytes, Tables tables, int lanes, const std::string& isa,
+                  const uint32_t* slots = nullptr);
     StreamDecoder(const StreamDecoder&) = delete;
 
     // One segment; `select` may be null. False when the words ran out.
@@ -45,7 +50,6 @@ public:
 private:
     size_t words_left() const { return size_t(end_ - run_.word) / 2; }
     void lay_out_selected(const uint16_t* select, size_t count);
-    void lay_out(size_t table);
     bool decode_block(const uint16_t* select, int8_t* symbols, size_t count);
     bool decode_one(size_t lane, size_t table, int8_t& symbol);
 
@@ -72,10 +76,10 @@ public:
 private:
     struct Chunk {
         std::unique_ptr<uint8_t[]> memory;  // filled from its end
-        uint8_t* first;
+        uint8_t *first, *end;
     };
 
-    void make_room();
+    void make_room(size_t symbols);
     std::vector<uint32_t> lane_states(const int8_t* symbols, size_t count) const;
     void apply_machine(uint32_t* states, const uint16_t* select, const int8_t* symbols, size_t count,
                        uint16_t* moved) const;

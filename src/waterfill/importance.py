@@ -72,7 +72,7 @@ class Importance:
                 raise BadInput(f"importance: {name} holds values that are not finite; give finite weights")
         if not 0 <= self.damping < math.inf:
             raise BadInput(f"importance: damping {self.damping} is no share of the mean diagonal; give 0 or more")
-        if bool((self.rows < 0).any()) or bool((self.diagonal < 0).any()):
+        if _negative(self.rows) or _negative(self.diagonal):
             raise BadInput("importance: negative weights; an error cannot cost less than nothing")
         if self.gram is not None and (self.gram.ndim != 2 or self.gram.shape[0] != self.gram.shape[1]):
             raise BadInput(f"importance: a Gram matrix is square, this one is {list(self.gram.shape)}")
@@ -234,7 +234,13 @@ class Importance:
 
 def _finite(values: Tensor) -> bool:
     """Whether all values are finite: if their sum is, they are."""
+    if not values.ndim:
+        return math.isfinite(float(values))
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def _negative(values: Tensor) -> bool:
+    return bool((values < 0).any()) if values.ndim else float(values) < 0
 
 
 def _factorize(gram: Tensor) -> bool:

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
+from waterfill import kinds
 from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
-from waterfill.errors import BadRecipe, NewerFormat
+from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
 
-MOST_TERMS, MOST_NESTED = 4, 8
-_KINDS: dict[int, type["Part"]] = {}
+MOST_TERMS = 4
 
 
 class Spec(FitsByOwnArithmetic, ABC):
@@ -78,10 +78,8 @@ class Part(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if (kind := cls.__dict__.get("kind")) is not None and _KINDS.setdefault(
-            kind, cls
-        ).__qualname__ != cls.__qualname__:
-            raise TypeError(f"part kind {kind} of {cls.__name__} is taken by {_KINDS[kind].__name__}")
+        if (kind := cls.__dict__.get("kind")) is not None:
+            kinds.register(kind, cls)
         if "__repr__" not in cls.__dict__:  # else `dataclass` makes one that prints tensors
             cls.__repr__ = Part.__repr__  # type: ignore[method-assign]
 
@@ -97,6 +95,17 @@ class Part(ABC):
     @abstractmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
         """The part of this shape that `write` wrote. Raises CorruptFile for bytes that make no part of this kind."""
+
+    @classmethod
+    def write_all(cls, parts: Sequence[Self], outs: Sequence[Sink]) -> None:
+        """`write` of many parts of this kind, each to its own `out`."""
+        for part, out in zip(parts, outs, strict=True):
+            part.write(out)
+
+    @classmethod
+    def read_all(cls, sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Self]:
+        """`read` of many parts of this kind, each from its own source. Raises CorruptFile."""
+        return [cls.read(src, shape) for src, shape in zip(sources, shapes, strict=True)]
 
     def apply(self, x: Tensor) -> Tensor:
         """The product x @ dense().T: x [..., cols] gives [..., rows], in the dtype of x."""
@@ -137,20 +146,17 @@ class Part(ABC):
 
 def write_part(part: Part, out: Sink) -> None:
     """Write kind, then content; the reader knows the shape from the place of the part."""
-    out.uint(part.kind)
-    part.write(out)
+    kinds.write_parts([part], [out])
 
 
 def read_part(src: Reader, shape: tuple[int, int]) -> Part:
     """The part that `write_part` wrote. Raises CorruptFile, and NewerFormat for a kind that is not known here."""
-    if (kind := src.uint(1 << 30)) not in _KINDS:
-        raise NewerFormat(f"part kind {kind} is not known to this release; a newer waterfill wrote this file")
-    src.depth += 1
-    if src.depth > MOST_NESTED:
-        raise src.fail(f"parts inside parts, more than {MOST_NESTED} deep")
-    part = _KINDS[kind].read(src, shape)
-    src.depth -= 1
-    return part
+    return read_parts([src], [shape])[0]
+
+
+def read_parts(sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Part]:
+    """`read_part` of many, each from its own source and of its own shape; together it is faster."""
+    return kinds.read_parts(sources, shapes)
 
 
 def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:

@@ -7,7 +7,6 @@ at most `(FREE + PER_BYTE) * n` entries, however many blobs it holds.
 """
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -110,6 +109,11 @@ class Writer(Sink):
         self.claim(plan.entries)
         plan.write(self)
 
+    @property
+    def data(self) -> bytes:
+        """What was written so far."""
+        return bytes(self._data)
+
     def finish(self) -> bytes:
         """The blob, padded with zeros in the rare case that it would expand to more than it has earned."""
         short = self.entries - FREE - PER_BYTE * len(self._data)
@@ -123,12 +127,9 @@ class Reader:
         self._data = memoryview(data)
         self._at = 0
         self._entries = 0
+        self._allowance = FREE + PER_BYTE * len(data)
         self._what = what
         self.depth = 0
-
-    @cached_property
-    def _allowance(self) -> int:
-        return FREE + PER_BYTE * len(self._data)
 
     def fail(self, why: str) -> CorruptFile:
         """The error to raise, saying where."""
@@ -148,11 +149,20 @@ class Reader:
         self._at += count
         return bytes(self._data[self._at - count : self._at])
 
+    def ahead(self) -> tuple[np.ndarray, int, int]:
+        """All bytes (uint8), the place of the next one, and how many entries may still be claimed."""
+        return np.frombuffer(self._data, dtype=np.uint8), self._at, self._allowance - self._entries
+
+    def skip(self, at: int, entries: int) -> None:
+        """Go on at another place, after the core read up to it and claimed so many entries."""
+        self._at = at
+        self._entries += entries
+
     def uint(self, limit: int) -> int:
         """A non-negative integer of at most `limit`."""
         value = 0
         for shift in range(0, 70, 7):
-            byte = self.raw(1)[0]
+            byte = self._byte()
             if byte == 0 and shift:
                 raise self.fail("a number with needless bytes")
             value |= (byte & 127) << shift
@@ -161,6 +171,12 @@ class Reader:
                     raise self.fail(f"the number {value} is over its limit {limit}")
                 return value
         raise self.fail("a number of more than ten bytes")
+
+    def _byte(self) -> int:
+        if self._at == len(self._data):
+            raise self.fail("1 more bytes wanted, 0 are left")
+        self._at += 1
+        return self._data[self._at - 1]
 
     def float32(self) -> float:
         """A finite single."""

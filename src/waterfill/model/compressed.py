@@ -131,8 +131,7 @@ class CompressedModel:
         """Read a file; see `waterfill.load`."""
         with FileReader(path) as src:
             tensors = CompressedTensors(src)
-            entries = {name: tensors.entry(name) for name in src.names}
-            return cls(entries, dict(tensors.aliases), dict(tensors.manifest.notes))
+            return cls(tensors.entries(), dict(tensors.aliases), dict(tensors.manifest.notes))
 
 
 def table_row(name: str, layout: Layout, described: tuple[str, str], size: int, error: float | None) -> dict[str, Any]:

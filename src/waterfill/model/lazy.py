@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from waterfill.errors import CorruptFile
-from waterfill.model.entry import Entry, decode, layout_in
+from waterfill.model.entry import Entry, decode, decode_all, layout_in
 from waterfill.network.layout import Layout
 from waterfill.storage import FileReader
 from waterfill.storage.manifest import Manifest
@@ -46,6 +46,15 @@ class CompressedTensors(Mapping[str, Tensor]):
         own = self.aliases.get(name, name)
         blob = self._src.blob(own)
         return Entry(own, self.layouts[own], decode(blob, self.layouts[own], own), blob, self._reasons[own])
+
+    def entries(self) -> dict[str, Entry]:
+        """All tensors as parts, by name in file order, tied names excluded."""
+        blobs = dict(self._src.blobs())
+        parts = decode_all(list(blobs.values()), list(self.layouts.values()), list(blobs))
+        return {
+            name: Entry(name, layout, found, blobs[name], self._reasons[name])
+            for (name, layout), found in zip(self.layouts.items(), parts, strict=True)
+        }
 
     def __getitem__(self, name: str) -> Tensor:
         return self.entry(name).tensor()

@@ -4,6 +4,7 @@ Rounding to m mantissa bits keeps the exponent of float32; exponents cost what t
 exponent bits would save nothing. bfloat16 is m = 7, float16 m = 10 within its range.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Self
@@ -12,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from waterfill.coding.lossless import methods
-from waterfill.coding.lossless.methods import METHODS, Form
-from waterfill.coding.lossless.word_format import WordFormat
+from waterfill.coding.lossless import words
+from waterfill.coding.lossless.methods import METHODS
 from waterfill.coding.stream import Reader, Sink
 from waterfill.dtypes import STORED, octets
 from waterfill.errors import BadRecipe, NewerFormat
@@ -52,63 +52,77 @@ class DensePart(Part):
         return self.values
 
     @cached_property
-    def _form(self) -> Form:
-        """Of these values: trailing mantissa bits that no word has, and a sign that no word has, cost nothing."""
-        if self.values.dtype not in _FLOATS:
-            return Form(None, self.values.element_size())
-        words = self._words
-        exponent, mantissa = _FLOATS[self.values.dtype]
-        used = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
-        zeros = min(mantissa, (used & -used).bit_length() - 1) if used else mantissa
-        signed = bool(used >> (exponent + mantissa))
-        return Form(WordFormat(8 * words.itemsize, exponent, mantissa - zeros, signed), words.itemsize, self.positions)
+    def _packed(self) -> words.Packed:
+        return words.pack([self._unpacked], torch.get_num_threads())[0]
 
-    @cached_property
-    def _words(self) -> np.ndarray:
+    @property
+    def _unpacked(self) -> words.Unpacked:
         size = self.values.element_size()
-        raw = octets(self.values).numpy()
-        words = raw.view(f"<u{size}") if self.values.dtype in _FLOATS else raw
-        return words.reshape(self.shape[0], words.size // max(1, self.shape[0]))
-
-    @cached_property
-    def _plan(self) -> methods.Plan:
-        return methods.plan(self._words, self._form)
+        raw = octets(self.values).numpy().reshape(self.shape[0], self.shape[1] * size)
+        return words.Unpacked(raw, words.Type(size, *_FLOATS.get(self.values.dtype, ())), self.positions)
 
     def write(self, out: Sink) -> None:
-        layout = self._form.layout
-        name = str(self.values.dtype).removeprefix("torch.")
-        number = _FORMATS.index((name, 0 if layout is None else layout.mantissa))
-        out.uint(number * METHODS + self._plan.method)
-        out.claim(self.values.numel())
-        self._plan.write(out)
+        _write(self, self._packed, out)
+
+    @classmethod
+    def write_all(cls, parts: Sequence[Self], outs: Sequence[Sink]) -> None:
+        packed = words.pack([part._unpacked for part in parts], torch.get_num_threads())
+        for part, one, out in zip(parts, packed, outs, strict=True):
+            _write(part, one, out)
 
     @classmethod
     def read(cls, src: Reader, shape: tuple[int, int]) -> Self:
-        number, method = divmod(src.uint(len(_FORMATS) * METHODS - 1), METHODS)
-        src.claim(shape[0] * shape[1])
-        name, kept = _FORMATS[number]
-        dtype = getattr(torch, name, None)
-        if dtype is None:
-            raise NewerFormat(
-                f"weights of type {name}: this PyTorch ({torch.__version__}) does not have it; use a newer one"
-            )
-        if dtype.is_complex and src.depth > 1:
-            raise src.fail("complex numbers inside another part")
-        form = Form(None, dtype.itemsize)
-        if dtype in _FLOATS:
-            form = Form(WordFormat(8 * dtype.itemsize, _FLOATS[dtype][0], kept), dtype.itemsize)
-        words, positions = methods.read(src, method, shape, form)
-        raw = torch.from_numpy(words.view(np.uint8))
-        if dtype == torch.bool and bool((raw > 1).any()):
-            raise src.fail("a bool that is neither 0 nor 1")
-        return cls(shape, raw.reshape(-1).view(dtype).reshape(shape), positions)
+        return cls.read_all([src], [shape])[0]
+
+    @classmethod
+    def read_all(cls, sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Self]:
+        numbers, values = [], []
+        for src, shape in zip(sources, shapes, strict=True):
+            number, method = divmod(src.uint(len(_FORMATS) * METHODS - 1), METHODS)
+            src.claim(shape[0] * shape[1])
+            dtype = _dtype(_FORMATS[number][0], src)
+            fields = (_FLOATS[dtype][0], _FORMATS[number][1]) if dtype in _FLOATS else ()
+            kind = words.Type(dtype.itemsize, *fields)
+            raw = np.empty((shape[0], shape[1] * kind.size), np.uint8)
+            numbers.append(words.Unread(src, method, kind, raw))
+            values.append(torch.from_numpy(raw.reshape(-1)).view(dtype).view(shape))
+        positions = words.unpack(numbers, torch.get_num_threads())
+        for one, made in zip(numbers, values, strict=True):
+            if made.dtype == torch.bool and bool((one.octets > 1).any()):
+                raise one.src.fail("a bool that is neither 0 nor 1")
+        every = zip(shapes, values, positions, strict=True)
+        return [cls(shape, made, count) for shape, made, count in every]
 
     def describe(self) -> str:
-        name, layout = str(self.values.dtype).removeprefix("torch."), self._form.layout
-        if isinstance(self._plan, methods.Constant):
-            return f"constant {self.values.reshape(-1)[0].item():.4g}" if self.values.numel() else "empty"
-        kept = FULL if layout is None else layout.mantissa
-        return {7: "bfloat16"}.get(kept, f"{kept} mantissa bits") if name == "float32" and kept < FULL else name
+        name, own = _name(self), self._unpacked
+        items = own.octets.reshape(-1, own.type.size)
+        if not items.size:
+            return "empty"
+        if (items == items[:1]).all():
+            return f"constant {self.values.reshape(-1)[0].item():.4g}"
+        kept = words.fields_in_use(own.octets, own.type)[0] if name == "float32" else FULL
+        return {FULL: name, 7: "bfloat16"}.get(kept, f"{kept} mantissa bits")
+
+
+def _name(part: DensePart) -> str:
+    return str(part.values.dtype).removeprefix("torch.")
+
+
+def _write(part: DensePart, packed: words.Packed, out: Sink) -> None:
+    out.uint(_FORMATS.index((_name(part), packed.mantissa)) * METHODS + packed.method)
+    out.claim(part.values.numel() + packed.entries)
+    out.raw(packed.data)
+
+
+def _dtype(name: str, src: Reader) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if dtype is None:
+        raise NewerFormat(
+            f"weights of type {name}: this PyTorch ({torch.__version__}) does not have it; use a newer one"
+        )
+    if dtype.is_complex and src.depth > 1:
+        raise src.fail("complex numbers inside another part")
+    return dtype
 
 
 @dataclass(frozen=True)
@@ -169,11 +183,11 @@ def rounded(values: Tensor, mantissa: int) -> Tensor:
     drop = FULL - mantissa
     largest = 0x7F7FFFFF >> drop << drop
     made = values.clone(memory_format=torch.contiguous_format)
-    for words in made.view(torch.int32).view(-1).split(_PIECE):
-        sign = words & -0x80000000
-        ties = (words >> drop & 1).add_((1 << (drop - 1)) - 1)
-        words.bitwise_and_(0x7FFFFFFF).add_(ties)
-        words.bitwise_right_shift_(drop).bitwise_left_shift_(drop).clamp_max_(largest).bitwise_or_(sign)
+    for piece in made.view(torch.int32).view(-1).split(_PIECE):
+        sign = piece & -0x80000000
+        ties = (piece >> drop & 1).add_((1 << (drop - 1)) - 1)
+        piece.bitwise_and_(0x7FFFFFFF).add_(ties)
+        piece.bitwise_right_shift_(drop).bitwise_left_shift_(drop).clamp_max_(largest).bitwise_or_(sign)
     return made
 
 

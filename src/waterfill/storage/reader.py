@@ -3,7 +3,7 @@
 import difflib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 from zlib import crc32
 
@@ -70,6 +70,15 @@ class FileReader:
         chunk = self._chunk[name]
         skip = self._start[name] - self._start[self._first[chunk]]
         return self._checked(chunk)[skip : skip + self.lengths[name]]
+
+    def blobs(self) -> Iterator[tuple[str, bytes]]:
+        """Every blob by name, in file order, each chunk read and checked once. Raises CorruptFile."""
+        last, data = -1, b""
+        for name, chunk in self._chunk.items():
+            if chunk != last:
+                last, data = chunk, self._checked(chunk)
+            skip = self._start[name] - self._start[self._first[chunk]]
+            yield name, data[skip : skip + self.lengths[name]]
 
     def verify(self) -> None:
         """Read and check every blob; memory holds one at a time. Raises CorruptFile at the first damage."""

@@ -15,11 +15,14 @@ import numpy as np
 from waterfill.coding import density
 from waterfill.coding.density_tables import OCTAVE, SHAPES, SURVIVAL
 from waterfill.coding.lossless import word_format
+from waterfill.coding.lossless.means import log2, mean_sizes, sums
 from waterfill.coding.lossless.word_format import PHASES, Factors, WordFormat
 from waterfill.coding.stream import Reader, Sink, Tally
 
 ESCAPE_BITS = 16
 """An escaped symbol is followed, elsewhere, by its top bits."""
+PRICE_UNIT = 1 << 20
+"""Prices are whole numbers of this part of a bit: their sums are exact, so no choice depends on the order of adding."""
 
 _UNIT = 28  # abscissas are integers in units of 2^-28 standard deviations
 _GRID = (16 * np.arange(len(SURVIVAL[0]), dtype=np.int64) ** 2) << (_UNIT - 16)
@@ -156,53 +159,30 @@ def fit(words: np.ndarray, layout: WordFormat, positions: int) -> Model:
             candidates.append(_moved(model, counts, layout.top))
             if model.rows is None and model.channels is None:
                 candidates.append(_histogram(model, counts))
-    return min(candidates, key=lambda pair: pair[0] * stride + _side_bits(pair[1], layout))[1]
+    return min(candidates, key=lambda pair: pair[0] * stride + PRICE_UNIT * _side_bits(pair[1], layout))[1]
 
 
-def _side_bits(model: Model, layout: WordFormat) -> float:
+def _side_bits(model: Model, layout: WordFormat) -> int:
     tally = Tally()
     model.write(tally, layout.signed)
-    return tally.bits
+    return int(tally.bits)
 
 
 def _log_factors(words: np.ndarray, layout: WordFormat) -> list[tuple[np.ndarray, np.ndarray]]:
     """Candidates of log2 row [rows] and column factors [cols], an axis that has none as one number."""
-    rows, cols = _mean_sizes(words, layout, None, None)
-    overall = np.log2(np.maximum(rows.mean(keepdims=True), _LEAST_MAGNITUDE))
+    rows, cols = mean_sizes(words, layout, None, None)
+    overall = log2(sums(rows[None]) / len(rows))
     none = np.zeros(1)
     factors = [(overall, none)]
     if len(rows) > 1:
-        factors.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), none))
+        factors.append((log2(rows), none))
     if len(cols) > 1 and len(rows) > 1:
-        factors.append((overall, np.log2(np.maximum(cols, _LEAST_MAGNITUDE)) - overall))
+        factors.append((overall, log2(cols) - overall))
         step = max(1, len(rows) // 1024)  # a thousand entries give a column's mean to a fifth of an eighth octave
-        cols = _mean_sizes(words[::step], layout, rows[::step], None)[1]
-        rows = _mean_sizes(words, layout, None, cols)[0]
-        factors.append((np.log2(np.maximum(rows, _LEAST_MAGNITUDE)), np.log2(np.maximum(cols, _LEAST_MAGNITUDE))))
+        cols = mean_sizes(words[::step], layout, rows[::step], None)[1]
+        rows = mean_sizes(words, layout, None, cols)[0]
+        factors.append((log2(rows), log2(cols)))
     return factors
-
-
-_LEAST_MAGNITUDE = 2.0**-160
-
-
-def _mean_sizes(
-    words: np.ndarray, layout: WordFormat, rows: np.ndarray | None, cols: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean magnitude by row and by column, relative to the given factors, on the biased exponent's scale."""
-    by_row, by_col = np.zeros(len(words)), np.zeros(words.shape[1])
-    step = max(1, (1 << 16) // max(1, words.shape[1]))
-    largest = np.uint32(((1 << layout.exponent) - 1) << layout.mantissa)
-    for start in range(0, len(words), step):
-        magnitude = layout.magnitude(words[start : start + step])
-        magnitude = np.where(magnitude < largest, magnitude, np.uint32(0)) << np.uint32(23 - layout.mantissa)
-        size = magnitude.view(np.float32).astype(np.float64)
-        if rows is not None:
-            size /= np.maximum(rows[start : start + step, None], _LEAST_MAGNITUDE)
-        if cols is not None:
-            size /= np.maximum(cols, _LEAST_MAGNITUDE)
-        by_row[start : start + step] = size.mean(1)
-        by_col += size.sum(0)
-    return by_row, by_col / len(words)
 
 
 def _rounded(rows: np.ndarray, cols: np.ndarray, positions: set[int]) -> list[Model]:
@@ -232,16 +212,16 @@ def _counts(words: np.ndarray, layout: WordFormat, factors: Factors) -> np.ndarr
 
 @lru_cache(maxsize=4)
 def _prices(top: int) -> np.ndarray:
-    """Bits of symbols -127 to 127 and, last, of an escape: [shapes, PHASES * 256]."""
+    """Prices of symbols -127 to 127 and, last, of an escape, float64 [shapes, PHASES * 256]."""
     return np.stack([_price(family(shape, top)).ravel() for shape in range(len(SHAPES))])
 
 
 def _price(freq: np.ndarray) -> np.ndarray:
-    """Bits of symbols -127 to 127 and of an escape, [..., 256], under tables [..., 256]."""
+    """Bits of symbols -127 to 127 and of an escape in units of 1 / PRICE_UNIT, [..., 256], under tables [..., 256]."""
     bits = density.PRECISION - np.log2(np.maximum(freq, 1).astype(np.float64))
     escape = bits[..., density.ESCAPE & 255, None] + ESCAPE_BITS
     plain = np.where(freq > 0, bits, escape)[..., _SYMBOLS & 255]
-    return np.concatenate([plain, escape], axis=-1)
+    return np.rint(PRICE_UNIT * np.concatenate([plain, escape], axis=-1))
 
 
 @lru_cache(maxsize=4)
@@ -264,20 +244,20 @@ def _symbol_counts(counts: np.ndarray, top: int) -> np.ndarray:
     return found.reshape(len(_MOVES), -1)
 
 
-def _moved(model: Model, counts: np.ndarray, top: int) -> tuple[float, Model]:
-    """Bits of the entries, and the model, under the best density and base."""
+def _moved(model: Model, counts: np.ndarray, top: int) -> tuple[int, Model]:
+    """The price of the entries, and the model, under the best density and base."""
     bits = counts @ _prices(top).T
     bits[np.array(_MOVES) < -model.base] = np.inf
     move, shape = (int(i) for i in np.unravel_index(int(np.argmin(bits)), bits.shape))
     base = model.base + _MOVES[move]
-    return float(bits[move, shape]), replace(model, shape=shape, freq=family(shape, top), base=base)
+    return int(bits[move, shape]), replace(model, shape=shape, freq=family(shape, top), base=base)
 
 
-def _histogram(model: Model, symbol_counts: np.ndarray) -> tuple[float, Model]:
-    """Bits of the entries, and the model, under a histogram in place of a density; the model has no factors."""
+def _histogram(model: Model, symbol_counts: np.ndarray) -> tuple[int, Model]:
+    """The price of the entries, and the model, under a histogram in place of a density; the model has no factors."""
     base = model.base // PHASES * PHASES
     counts = symbol_counts[_MOVES.index(base - model.base)].reshape(PHASES, 256).sum(0)
     masses = np.zeros(256, dtype=np.int64)
     masses[_SYMBOLS & 255], masses[density.ESCAPE & 255] = counts[:255], counts[255]
     freq = density.normalize(masses)
-    return float(counts @ _price(freq)), replace(model, freq=np.tile(freq, (PHASES, 1)), base=base)
+    return int(counts @ _price(freq)), replace(model, freq=np.tile(freq, (PHASES, 1)), base=base)

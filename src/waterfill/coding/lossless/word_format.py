@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from waterfill.coding import native
 from waterfill.coding.density import ESCAPE
 
 TOP = 2
@@ -70,32 +69,7 @@ def scales(factors: Factors) -> np.ndarray:
 
 def select(factors: Factors) -> np.ndarray:
     """The table of every entry, uint16 [rows * cols]."""
-    if native.core is not None:
-        tables = np.empty(len(factors[0]) * len(factors[1]), dtype=np.uint16)
-        native.core.select_floats(*factors, tables)
-        return tables
     return (scales(factors) & (PHASES - 1)).astype(np.uint16).ravel()
-
-
-def split(words: np.ndarray, layout: WordFormat, factors: Factors, coded: np.ndarray) -> tuple[np.ndarray, bytes]:
-    """Symbols (int8 [n]) and raw bits of words [rows, cols]; `coded` [PHASES, 256]: which symbols the tables have.
-
-    The others become `ESCAPE`: `tops` gives their values.
-    """
-    if native.core is not None:
-        symbols = np.empty(words.size, dtype=np.int8)
-        raw = np.zeros(layout.packed(words.size), dtype=np.uint8)
-        native.core.split_floats(np.ascontiguousarray(words), *factors, coded, _fields(layout), symbols, raw)
-        return symbols, raw.tobytes()
-    return split_reference(words, layout, factors, coded)
-
-
-def merge(symbols: np.ndarray, raw: bytes, layout: WordFormat, factors: Factors, words: np.ndarray) -> None:
-    """The inverse of `split`, into `words` [rows, cols]; what escaped is still to be put in by `patch`."""
-    if native.core is not None:
-        native.core.merge_floats(symbols, np.frombuffer(raw, np.uint8), *factors, _fields(layout), words)
-        return
-    merge_reference(symbols, raw, layout, factors, words)
 
 
 def tops(words: np.ndarray, layout: WordFormat) -> np.ndarray:
@@ -111,10 +85,11 @@ def patch(words: np.ndarray, where: np.ndarray, values: np.ndarray, layout: Word
     flat[where] = flat[where] & ~words.dtype.type(mask) | (values.astype(np.uint32) << at).astype(words.dtype)
 
 
-def split_reference(
-    words: np.ndarray, layout: WordFormat, factors: Factors, coded: np.ndarray
-) -> tuple[np.ndarray, bytes]:
-    """`split`, in NumPy."""
+def split(words: np.ndarray, layout: WordFormat, factors: Factors, coded: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """Symbols (int8 [n]) and raw bits of words [rows, cols]; `coded` [PHASES, 256]: which symbols the tables have.
+
+    The others become `ESCAPE`: `tops` gives their values.
+    """
     scale, magnitude = scales(factors), layout.magnitude(words)
     relative = (magnitude >> layout.low).astype(np.int32) - (scale >> 3 << layout.top)
     known = (np.abs(relative) <= 127) & (coded[scale & (PHASES - 1), relative & 255] != 0)
@@ -125,8 +100,8 @@ def split_reference(
     return symbols.ravel(), np.packbits(bits[:, : layout.raw], bitorder="little").tobytes()
 
 
-def merge_reference(symbols: np.ndarray, raw: bytes, layout: WordFormat, factors: Factors, words: np.ndarray) -> None:
-    """`merge`, in NumPy."""
+def merge(symbols: np.ndarray, raw: bytes, layout: WordFormat, factors: Factors, words: np.ndarray) -> None:
+    """The inverse of `split`, into `words` [rows, cols]; what escaped is still to be put in by `patch`."""
     flat = np.unpackbits(np.frombuffer(raw, np.uint8), count=words.size * layout.raw, bitorder="little")
     bits = np.zeros((words.size, 32), dtype=np.uint8)
     bits[:, : layout.raw] = flat.reshape(words.size, layout.raw)
@@ -137,7 +112,3 @@ def merge_reference(symbols: np.ndarray, raw: bytes, layout: WordFormat, factors
     magnitude = top << layout.low | rest & np.uint32((1 << layout.low) - 1)
     sign = rest >> layout.low & np.uint32(layout.signed)
     words[:] = (magnitude << layout.dropped | sign << (layout.bits - 1)).astype(words.dtype)
-
-
-def _fields(layout: WordFormat) -> tuple[int, int, int, int, bool]:
-    return layout.bits, layout.exponent + layout.top, layout.top, layout.low, layout.signed
