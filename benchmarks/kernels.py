@@ -7,6 +7,7 @@ from memory as they do in a large network. Times are medians; ratios are of one 
 """
 
 import argparse
+import copy
 import statistics
 import time
 import warnings
@@ -23,11 +24,14 @@ from waterfill.coding import native
 from waterfill.product import Chain, Codes, Entries, Sum
 from waterfill.runtime.terms import Term, term_of
 
+Built = tuple[Callable[[Tensor], Tensor], Tensor] | None
+"""A product, and the matrix that it multiplies by; None where it cannot be had."""
 SHAPES = ("4096x4096", "1024x4096")
 BATCHES = (1, 32, 128)
-MEMORY = 96 << 20
-"""Bytes of weights that a product goes through."""
-RUNS = 15
+MEMORY = 64 << 20
+"""Bytes of weights that a product with one input goes through; with more, weights are read from the caches anyway."""
+ROUNDS, SECONDS = 15, 0.4
+"""Rounds of which the median counts: so many, or at least three and so many seconds."""
 WIDTHS = (2, 3, 4, 8)
 RANK, KEPT, SPARSE = 32, 0.01, 0.1
 GROUP = 128
@@ -62,12 +66,14 @@ def measured(height: int, width: int, batch: int, threads: int) -> list[list[Any
     weight = torch.randn(height, width) / width**0.5
     found = []
     for name, size, build in candidates(weight, x):
-        copies = [build() for _ in range(max(1, min(24, round(MEMORY / size))))]
-        if copies[0] is None:
+        made = build()
+        if made is None:
             continue
-        action, exact = copies[0]
+        copies = max(1, min(24, round(MEMORY / size))) if batch == 1 else 1
+        action, exact = made
         error = float((action(x).float() - x @ exact.T).norm() / (x @ exact.T).norm())
-        found.append((name, size, median([own for own, _ in copies], x), error))
+        found.append((name, size, median([action, *(build_again(build, made) for _ in range(copies - 1))], x), error))
+        print(threads, f"{height} x {width}", batch, *found[-1], flush=True)
     base = found[0][2]
     return [
         [
@@ -85,7 +91,14 @@ def measured(height: int, width: int, batch: int, threads: int) -> list[list[Any
     ]
 
 
-Built = tuple[Callable[[Tensor], Tensor], Tensor] | None
+def build_again(build: Callable[[], Built], made: "Built") -> Callable[[Tensor], Tensor]:
+    """The same product from another place in memory."""
+    assert made is not None
+    if isinstance(made[0], torch.nn.Module):
+        return copy.deepcopy(made[0])
+    again = build()
+    assert again is not None
+    return again[0]
 
 
 def candidates(weight: Tensor, x: Tensor) -> Iterator[tuple[str, float, Callable[[], Built]]]:
@@ -183,7 +196,8 @@ def median(actions: list[Callable[[Tensor], Tensor]], x: Tensor) -> float:
     """Seconds of a product, the median of several rounds through all copies."""
     times = []
     with torch.inference_mode():
-        for _ in range(RUNS):
+        until = time.perf_counter() + SECONDS
+        while len(times) < ROUNDS and (len(times) < 4 or time.perf_counter() < until):
             begin = time.perf_counter()
             for action in actions:
                 action(x)

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "pool.h"
-#include "quantizer/choose.h"
+#include "for_this_machine.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

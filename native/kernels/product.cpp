@@ -1,5 +1,5 @@
-// Products of inputs with a matrix of small codes: inputs become integers, integers are multiplied and added up exactly,
-// scales come last. So every machine finds the same; waterfill/runtime/reference.py is the specification.
+// Products of inputs with a matrix of small codes: inputs become integers, integers are multiplied and added up
+// exactly, scales come last. So every machine finds the same; waterfill/runtime/reference.py is the specification.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -15,7 +15,7 @@
 
 #include "codes.h"
 #include "pool.h"
-#include "quantizer/choose.h"
+#include "for_this_machine.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -123,7 +123,8 @@ int64_t corrected(const CodeMatrix& matrix, int64_t row, const int16_t* whole) {
 void tile_product(const Tile& tile, const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item,
                   float* y) {
     double sums[4] = {};
-    const int64_t blocks = matrix.blocks(), per_group = matrix.groups > 1 ? matrix.group / block_cols(matrix.bits) : blocks;
+    const int64_t blocks = matrix.blocks();
+    const int64_t per_group = matrix.groups > 1 ? matrix.group / block_cols(matrix.bits) : blocks;
     for (int64_t g = 0; g < matrix.groups; ++g) {
         int64_t totals[4] = {};
         tile.dot(matrix, inputs, row, item, g * per_group, std::min(blocks, (g + 1) * per_group), totals);
@@ -151,7 +152,8 @@ void rows_product(const Tile (&tiles)[4], const CodeMatrix& matrix, const Inputs
             const Tile* fitting = tiles;
             while (fitting->rows > height || fitting->items > inputs.batch - item) ++fitting;
             width = fitting->items;
-            for (int64_t r = 0; r < height; r += fitting->rows) tile_product(*fitting, matrix, inputs, row + r, item, y);
+            for (int64_t r = 0; r < height; r += fitting->rows)
+                tile_product(*fitting, matrix, inputs, row + r, item, y);
         }
     }
 }
