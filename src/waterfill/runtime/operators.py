@@ -76,12 +76,16 @@ def codes_product(x: Tensor, matrix: Matrix, size: int) -> Tensor:
     magnitude times column scale, over 127 or 32,512) times the sum of the row's magnitudes, and by the rounding of
     float32. Raises BadInput for inputs of another width, device or type.
     """
+    if _runs_here(x):
+        return _multiplied(x, matrix, size)
     made: Tensor = torch.ops.waterfill.codes_product(x, *_flat(matrix), size)
     return made
 
 
 def codes_rows(index: Tensor, matrix: Matrix) -> Tensor:
     """Rows `index` [n] (int64) of a matrix of codes, restored: [n, cols] (float32). Raises BadInput for others."""
+    if _runs_here(index):
+        return _rows(index, *_flat(matrix))
     made: Tensor = torch.ops.waterfill.codes_rows(index, *_flat(matrix))
     return made
 
@@ -92,6 +96,8 @@ def entries_product(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) ->
     starts: [rows + 1], int64. where: [entries], columns, int32, or int16 that stands for uint16. values: [entries],
     float32. The caller answers for the number of columns.
     """
+    if _runs_here(x):
+        return _entries(x, starts, where, values)
     made: Tensor = torch.ops.waterfill.entries_product(x, starts, where, values)
     return made
 
@@ -106,19 +112,22 @@ def entries(starts: Tensor, where: Tensor, values: Tensor, cols: int) -> Tensor:
 
 def _product(x: Tensor, *given: Any) -> Tensor:
     """Of codes, on a CPU."""
-    matrix, size = Matrix(*given[:-1]), given[-1]
+    return _multiplied(x, Matrix(*given[:-1]), given[-1])
+
+
+def _multiplied(x: Tensor, matrix: Matrix, size: int) -> Tensor:
     _check(x, matrix)
-    flat = x.detach().to(torch.float32).reshape(-1, matrix.cols).contiguous()
-    rows = len(matrix.data)
+    flat, rows = _plain(x), matrix.data.shape[0]
+    out = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
+    batch = out.numel() // max(1, rows)
     if native.core is None:
-        out = torch.from_numpy(reference.product(flat.numpy(), matrix.arrays, size))
+        out = torch.from_numpy(reference.product(flat.view(batch, -1).numpy(), matrix.arrays, size)).view(out.shape)
     else:
-        out = torch.empty(len(flat), rows, dtype=torch.float32, device="cpu")
         arrays = (flat, out, matrix.data, matrix.scales, matrix.zeros, matrix.columns)
-        places = [_address(v) for v in (*arrays, *(matrix.corrections or (None, None, None)))]
-        sizes = [len(flat), rows, matrix.cols, matrix.scales.shape[1], matrix.group]
+        places = [0 if v is None else v.data_ptr() for v in (*arrays, *(matrix.corrections or (None, None, None)))]
+        sizes = [batch, rows, matrix.cols, matrix.scales.shape[1], matrix.group]
         native.core.codes_product(places, sizes, matrix.bits, size, torch.get_num_threads())
-    return out.reshape(*x.shape[:-1], rows).to(x.dtype)
+    return out if x.dtype == torch.float32 else out.to(x.dtype)
 
 
 def _restored_product(x: Tensor, *given: Any) -> Tensor:
@@ -139,17 +148,17 @@ def _rows(index: Tensor, *given: Any) -> Tensor:
 def _entries(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) -> Tensor:
     """Of a sparse matrix, on a CPU."""
     _check_type(x, values)
-    cols, rows = x.shape[-1], len(starts) - 1
-    flat = x.detach().to(torch.float32).reshape(-1, cols).contiguous()
+    flat, rows, cols = _plain(x), starts.shape[0] - 1, x.shape[-1]
+    out = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
+    batch = out.numel() // max(1, rows)
     if native.core is None:
         given = (starts.numpy(), _columns(where).numpy(), values.numpy())
-        out = torch.from_numpy(reference.entries_product(flat.numpy(), *given))
+        out = torch.from_numpy(reference.entries_product(flat.view(batch, cols).numpy(), *given)).view(out.shape)
     else:
-        out = torch.empty(len(flat), rows, dtype=torch.float32, device="cpu")
-        places = [_address(v) for v in (flat, out, starts, where, values)]
+        places = [v.data_ptr() for v in (flat, out, starts, where, values)]
         narrow = where.dtype == torch.int16
-        native.core.entries_product(places, [len(flat), rows, cols], narrow, torch.get_num_threads())
-    return out.reshape(*x.shape[:-1], rows).to(x.dtype)
+        native.core.entries_product(places, [batch, rows, cols], narrow, torch.get_num_threads())
+    return out if x.dtype == torch.float32 else out.to(x.dtype)
 
 
 def _restored_entries(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) -> Tensor:
@@ -179,6 +188,12 @@ for _name, _on_cpu, _elsewhere, _shape in (
     _LIBRARY.impl(_name, _on_cpu, "CPU")
     _LIBRARY.impl(_name, _elsewhere, "CompositeExplicitAutograd")
     torch.library.register_fake(f"waterfill::{_name}", _shape, lib=_LIBRARY)
+
+
+def _runs_here(x: Tensor) -> bool:
+    """Whether nothing looks on, such as a compiler: then an operator's way through the dispatcher, which takes longer
+    than a small product, is left out."""
+    return type(x) is Tensor and x.is_cpu and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def _flat(matrix: Matrix) -> tuple[Any, ...]:
@@ -218,14 +233,15 @@ def _columns(where: Tensor) -> Tensor:
     return where.long() & 0xFFFF if where.dtype == torch.int16 else where.long()
 
 
-def _address(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
+def _plain(x: Tensor) -> Tensor:
+    """The same inputs as contiguous float32, which share no gradients."""
+    return (x if x.dtype == torch.float32 else x.to(torch.float32)).detach().contiguous()
 
 
 def _check_type(x: Tensor, own: Tensor) -> None:
     if x.dtype not in _FLOATS:
         raise BadInput(f"packed layers take floating-point inputs, and these are {x.dtype}")
-    if x.device != own.device:
+    if x.device != own.device:  # such as meta
         raise BadInput(f"the inputs are on {x.device} and the packed layer on {own.device}; move one of them")
 
 
