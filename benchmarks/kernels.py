@@ -32,7 +32,7 @@ MEMORY = 64 << 20
 """Bytes of weights that a product with one input goes through; with more, weights are read from the caches anyway."""
 ROUNDS, SECONDS = 15, 0.4
 """Rounds of which the median counts: so many, or at least three and so many seconds."""
-WIDTHS = (2, 3, 4, 8)
+WIDTHS = (2, 3, 4, 5, 6, 8)
 RANK, KEPT, SPARSE = 32, 0.01, 0.1
 GROUP = 128
 
@@ -130,7 +130,7 @@ def terms(weight: Tensor) -> Iterator[tuple[str, Callable[[int], Term]]]:
     spread = float(weight.std())
 
     def coded(bits: int) -> Codes:
-        step = spread * {2: 1.0, 3: 0.6, 4: 0.33, 8: 0.03}[bits]
+        step = spread * {2: 1.0, 3: 0.6, 4: 0.33, 5: 0.18, 6: 0.1, 8: 0.03}[bits]
         codes = (weight / step).round().clamp(-(1 << bits - 1), (1 << bits - 1) - 1).to(torch.int8)
         return Codes(codes, torch.full((rows, 1), step), columns=torch.ones(cols))
 

@@ -10,9 +10,32 @@ namespace waterfill {
 constexpr int kBlock = 128;        // inputs are padded to whole multiples of so many columns
 constexpr int64_t kMostCols = 1 << 18;  // of so many columns every sum of products stays within 32 bits
 
-// Bytes of a row of codes; `cols` counts whole blocks of the width.
-constexpr int block_cols(int bits) { return bits == 8 ? 32 : bits == 4 ? 64 : 128; }
-constexpr int block_bytes(int bits) { return bits == 3 ? 48 : 32; }
+// A code is a lower field of 2, 4 or 8 bits and an upper one of the others; in a block the lower fields come first.
+constexpr int lower_bits(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
+constexpr int upper_bits(int bits) { return bits - lower_bits(bits); }
+constexpr int block_cols(int bits) { return bits == 8 ? 32 : bits == 4 || bits == 6 ? 64 : 128; }
+constexpr int lower_bytes(int bits) { return block_cols(bits) * lower_bits(bits) / 8; }
+constexpr int block_bytes(int bits) { return block_cols(bits) * bits / 8; }
+
+// Where a field lies: its byte in the block, and its lowest bit there.
+struct Place {
+    int byte, shift;
+};
+constexpr Place lower_place(int bits, int code) {
+    const int each = 8 / lower_bits(bits), line = code / 32;
+    return {32 * (line / each) + code % 32, lower_bits(bits) * (line % each)};
+}
+constexpr Place upper_place(int bits, int code) {
+    return {lower_bytes(bits) + code % 16, upper_bits(bits) * (code / 16)};
+}
+
+// The code at a place of a block, from 0 to 2^bits - 1.
+inline int code_at(int bits, const uint8_t* block, int code) {
+    const Place low = lower_place(bits, code), up = upper_place(bits, code);
+    const int value = block[low.byte] >> low.shift & ((1 << lower_bits(bits)) - 1);
+    if (upper_bits(bits) == 0) return value;
+    return value | (block[up.byte] >> up.shift & ((1 << upper_bits(bits)) - 1)) << lower_bits(bits);
+}
 
 // Codes [rows, cols], each plus 2^(bits - 1), row by row in blocks. An entry is (code - zero) * scale of its group.
 struct CodeMatrix {

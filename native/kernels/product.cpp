@@ -163,22 +163,6 @@ const Number* at(uintptr_t address) {
     return reinterpret_cast<const Number*>(address);
 }
 
-// Codes of a block from where they lie.
-void unpack_row(const uint8_t* row, int bits, int64_t cols, uint8_t* codes) {
-    const int wide = block_cols(bits), bytes = block_bytes(bits);
-    for (int64_t begin = 0; begin < cols; begin += wide, row += bytes)
-        for (int64_t c = begin; c < std::min(cols, begin + wide); ++c) {
-            const int place = static_cast<int>(c - begin);
-            if (bits == 8)
-                codes[c] = row[place];
-            else if (bits == 4)
-                codes[c] = row[place % 32] >> (4 * (place / 32)) & 15;
-            else
-                codes[c] = (row[place % 32] >> (2 * (place / 32)) & 3) |
-                           (bits == 3 ? (row[32 + place % 16] >> (place / 16) & 1) << 2 : 0);
-        }
-}
-
 template <class Number>
 using Matrix = nb::ndarray<Number, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -222,14 +206,9 @@ void pack_codes(Matrix<const uint8_t> codes, int bits, Matrix<uint8_t> packed) {
         for (int64_t begin = 0; begin < cols; begin += wide, block += block_bytes(bits))
             for (int64_t c = begin; c < std::min(cols, begin + wide); ++c) {
                 const int place = static_cast<int>(c - begin), code = from[c];
-                if (bits == 8)
-                    block[place] = static_cast<uint8_t>(code);
-                else if (bits == 4)
-                    block[place % 32] |= static_cast<uint8_t>(code << (4 * (place / 32)));
-                else {
-                    block[place % 32] |= static_cast<uint8_t>((code & 3) << (2 * (place / 32)));
-                    if (bits == 3) block[32 + place % 16] |= static_cast<uint8_t>((code >> 2) << (place / 16));
-                }
+                const Place low = lower_place(bits, place), up = upper_place(bits, place);
+                block[low.byte] |= static_cast<uint8_t>((code & ((1 << lower_bits(bits)) - 1)) << low.shift);
+                if (upper_bits(bits) > 0) block[up.byte] |= static_cast<uint8_t>(code >> lower_bits(bits) << up.shift);
             }
     }
 }
@@ -241,7 +220,10 @@ void unpack_codes(Matrix<const uint8_t> packed, int bits, Matrix<uint8_t> codes)
     if (codes.shape(0) != packed.shape(0) || bytes != (cols + wide - 1) / wide * block_bytes(bits))
         throw std::invalid_argument("unpack_codes: the arrays do not fit together");
     for (size_t r = 0; r < codes.shape(0); ++r)
-        unpack_row(packed.data() + r * bytes, bits, cols, codes.data() + r * cols);
+        for (int64_t c = 0; c < cols; ++c) {
+            const uint8_t* block = packed.data() + r * bytes + c / wide * block_bytes(bits);
+            codes.data()[r * cols + c] = static_cast<uint8_t>(code_at(bits, block, static_cast<int>(c % wide)));
+        }
 }
 
 std::vector<std::string> product_sets() {

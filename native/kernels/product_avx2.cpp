@@ -12,7 +12,8 @@ namespace {
 // Pairs of products, which 16 bits hold for so many blocks.
 template <int Bits>
 struct Sums {
-    static constexpr int64_t kHeld = Bits == 4 ? 4 : 2;  // 8 pairs of at most 15 * 128 * 2, or of 7 * 128 * 2
+    // Pairs of at most 15 * 128 * 2, 7 * 128 * 2, 31 * 128 * 2 and 63 * 128 * 2: 8, 8, 4 and 2 of them.
+    static constexpr int64_t kHeld = Bits == 4 ? 4 : Bits < 4 ? 2 : 1;
     __m256i few;
 
     TARGET inline Sums() : few(_mm256_setzero_si256()) {}
@@ -56,10 +57,8 @@ TARGET void dot_whole(const CodeMatrix& matrix, const Inputs& inputs, int64_t ro
 }
 
 void tiles(int bits, int bytes, Tile (&found)[4]) {
-    if (bits == 2) bytes == 2 ? tiles_of<2, 2>(found) : tiles_of<2, 1>(found);
-    if (bits == 3) bytes == 2 ? tiles_of<3, 2>(found) : tiles_of<3, 1>(found);
-    if (bits == 4) bytes == 2 ? tiles_of<4, 2>(found) : tiles_of<4, 1>(found);
-    if (bits == 8) {
+    bytes == 2 ? tiles_of<2>(bits, found) : tiles_of<1>(bits, found);
+    if (bits == 8) {  // which would not fit
         found[0] = {2, 2, dot_whole<2, 2>};
         found[1] = {4, 1, dot_whole<4, 1>};
         found[2] = {1, 2, dot_whole<1, 2>};

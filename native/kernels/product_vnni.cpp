@@ -28,10 +28,7 @@ namespace waterfill {
 namespace {
 
 void tiles(int bits, int bytes, Tile (&found)[4]) {
-    if (bits == 2) bytes == 2 ? tiles_of<2, 2>(found) : tiles_of<2, 1>(found);
-    if (bits == 3) bytes == 2 ? tiles_of<3, 2>(found) : tiles_of<3, 1>(found);
-    if (bits == 4) bytes == 2 ? tiles_of<4, 2>(found) : tiles_of<4, 1>(found);
-    if (bits == 8) bytes == 2 ? tiles_of<8, 2>(found) : tiles_of<8, 1>(found);
+    bytes == 2 ? tiles_of<2>(bits, found) : tiles_of<1>(bits, found);
 }
 
 bool available() {

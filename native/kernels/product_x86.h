@@ -21,32 +21,36 @@ TARGET inline int64_t sum_of(__m256i lanes) {  // of 8 integers of 32 bits
     return _mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1);
 }
 
-// The codes of a block, 32 in each register, as unsigned bytes.
+// Sixteen-bit lanes moved to the right, or to the left where `count` is negative.
+template <int Count>
+TARGET inline __m256i moved(__m256i lanes) {
+    if (Count < 0) return _mm256_slli_epi16(lanes, Count < 0 ? -Count : 0);
+    return _mm256_srli_epi16(lanes, Count < 0 ? 0 : Count);
+}
+
+// The codes 32 * K to 32 * K + 31 of a block as unsigned bytes.
+template <int Bits, int K>
+TARGET inline __m256i unpacked(const uint8_t* block) {
+    constexpr int kLower = lower_bits(Bits), kUpper = upper_bits(Bits);
+    constexpr Place kPlace = lower_place(Bits, 32 * K);
+    const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << kLower) - 1));
+    __m256i codes = load(block + kPlace.byte);
+    if (kLower < 8) codes = _mm256_and_si256(moved<kPlace.shift>(codes), mask);
+    if (kUpper == 0) return codes;
+    // What is moved across bytes lies outside of the mask. The upper lane is one field further.
+    const __m128i plane = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + lower_bytes(Bits)));
+    const __m256i fields = _mm256_inserti128_si256(_mm256_castsi128_si256(plane), _mm_srli_epi16(plane, kUpper), 1);
+    const __m256i top = _mm256_set1_epi8(static_cast<char>(((1 << kUpper) - 1) << kLower));
+    return _mm256_or_si256(codes, _mm256_and_si256(moved<upper_place(Bits, 32 * K).shift - kLower>(fields), top));
+}
+
+// The codes of a block, 32 in each register.
 template <int Bits>
 TARGET inline void unpack(const uint8_t* block, __m256i (&codes)[4]) {
-    const __m256i packed = load(block);
-    if (Bits == 8) {
-        codes[0] = packed;
-    } else if (Bits == 4) {
-        const __m256i low = _mm256_set1_epi8(15);
-        codes[0] = _mm256_and_si256(packed, low);
-        codes[1] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
-    } else {
-        const __m256i low = _mm256_set1_epi8(3);
-        codes[0] = _mm256_and_si256(packed, low);
-        codes[1] = _mm256_and_si256(_mm256_srli_epi16(packed, 2), low);
-        codes[2] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
-        codes[3] = _mm256_and_si256(_mm256_srli_epi16(packed, 6), low);
-    }
-    if (Bits == 3) {  // the upper lane holds what is one bit further
-        const __m128i plane = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 32));
-        const __m256i bits = _mm256_inserti128_si256(_mm256_castsi128_si256(plane), _mm_srli_epi16(plane, 1), 1);
-        const __m256i top = _mm256_set1_epi8(4);
-        codes[0] = _mm256_or_si256(codes[0], _mm256_and_si256(_mm256_slli_epi16(bits, 2), top));
-        codes[1] = _mm256_or_si256(codes[1], _mm256_and_si256(bits, top));
-        codes[2] = _mm256_or_si256(codes[2], _mm256_and_si256(_mm256_srli_epi16(bits, 2), top));
-        codes[3] = _mm256_or_si256(codes[3], _mm256_and_si256(_mm256_srli_epi16(bits, 4), top));
-    }
+    codes[0] = unpacked<Bits, 0>(block);
+    if (block_cols(Bits) >= 64) codes[1] = unpacked<Bits, block_cols(Bits) >= 64 ? 1 : 0>(block);
+    if (block_cols(Bits) == 128) codes[2] = unpacked<Bits, block_cols(Bits) == 128 ? 2 : 0>(block);
+    if (block_cols(Bits) == 128) codes[3] = unpacked<Bits, block_cols(Bits) == 128 ? 3 : 0>(block);
 }
 
 // A tile of R rows and B items: the codes of a row are unpacked once for all items, inputs are read once for all rows.
@@ -97,6 +101,16 @@ void tiles_of(Tile (&found)[4]) {
     found[1] = {4, 1, dot<Bits, Bytes, 4, 1>};
     found[2] = {1, 2, dot<Bits, Bytes, 1, 2>};
     found[3] = {1, 1, dot<Bits, Bytes, 1, 1>};
+}
+
+template <int Bytes>
+void tiles_of(int bits, Tile (&found)[4]) {
+    if (bits == 2) tiles_of<2, Bytes>(found);
+    if (bits == 3) tiles_of<3, Bytes>(found);
+    if (bits == 4) tiles_of<4, Bytes>(found);
+    if (bits == 5) tiles_of<5, Bytes>(found);
+    if (bits == 6) tiles_of<6, Bytes>(found);
+    if (bits == 8) tiles_of<8, Bytes>(found);
 }
 
 }  // namespace

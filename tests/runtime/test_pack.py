@@ -89,7 +89,7 @@ def net() -> nn.Module:
 @pytest.fixture(scope="module")
 def packed_file(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "net.wf"
-    waterfill.compress(net, spec="Codebook(values='ternary') + Prune(keep=0.02)", bits=3).save(path)
+    waterfill.compress(net, spec="Codebook(values='ternary') + Prune(keep=0.02)", price=1e-6).save(path)
     return path
 
 
@@ -99,7 +99,7 @@ TOKENS = torch.arange(33).reshape(3, 11) * 2
 @pytest.mark.parametrize("recipe", RECIPES)
 @torch.no_grad()
 def test_packed_networks_say_what_restored_ones_say(net: nn.Module, recipe: str, tmp_path: Path) -> None:
-    budget = {} if parse(recipe).fixed_rate else {"bits": 3}
+    budget = {} if parse(recipe).fixed_rate else {"price": 1e-6}
     made = waterfill.compress(net, spec=recipe, **budget)
     dense, packed = made.install(Net()).eval(), waterfill.pack(made, Net())
     wanted = dense(TOKENS)
@@ -126,7 +126,7 @@ def test_the_product_of_a_part_is_its_matrix(recipe: str) -> None:
 
 @torch.no_grad()
 def test_eight_bits_of_input_are_a_choice_with_a_larger_error(net: nn.Module) -> None:
-    made = waterfill.compress(net, spec="Quantize()", bits=4)
+    made = waterfill.compress(net, spec="Quantize()", price=1e-6)
     wanted = made.install(Net()).eval()(TOKENS)
     errors = [float((waterfill.pack(made, Net(), input_bits=n)(TOKENS) - wanted).norm()) for n in (16, 8)]
     assert 10 * errors[0] < errors[1] < 0.05 * float(wanted.norm())

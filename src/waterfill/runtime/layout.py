@@ -1,24 +1,35 @@
 """How small codes lie in memory: row by row, in blocks of whole registers.
 
-A code of `bits` bits is stored plus 2^(bits - 1), so that it is not negative. A row is a sequence of blocks:
+A code of `bits` bits is stored plus 2^(bits - 1), so that it is not negative. It is a lower field of 2, 4 or 8 bits and
+an upper one of 0, 1 or 2:
 
-* 8 bits: 32 codes, a byte each;
-* 4 bits: 64 codes in 32 bytes; code j is in byte j % 32, from bit 4 (j // 32) on;
-* 2 bits: 128 codes in 32 bytes; code j is in byte j % 32, from bit 2 (j // 32) on;
-* 3 bits: 128 codes in 48 bytes; 32 bytes with the two lower bits as for 2 bits, then 16 with the upper one: that of
-  code j is bit j // 16 of byte j % 16.
+| bits | codes in a block | bytes | lower, upper |
+| --- | --- | --- | --- |
+| 2 | 128 | 32 | 2, 0 |
+| 3 | 128 | 48 | 2, 1 |
+| 4 | 64 | 32 | 4, 0 |
+| 5 | 128 | 80 | 4, 1 |
+| 6 | 64 | 48 | 4, 2 |
+| 8 | 32 | 32 | 8, 0 |
 
-Codes beyond the end of a row are zero bits.
+The lower fields come first, 32 bytes for as many times 32 codes as bytes have fields: of code j, with `line = j // 32`
+and `each = 8 // lower`, in byte 32 (line // each) + j % 32 from bit lower (line % each) on. Then 16 bytes with the
+upper fields: of code j in byte j % 16 from bit upper (j // 16) on. Codes beyond the end of a row are zero bits.
 """
 
 import numpy as np
 
 from waterfill.coding import native
 
-WIDTHS = (2, 3, 4, 8)
+WIDTHS = (2, 3, 4, 5, 6, 8)
 """Bits that a code may have in memory."""
-_COLS = {2: 128, 3: 128, 4: 64, 8: 32}
-_BYTES = {2: 32, 3: 48, 4: 32, 8: 32}
+_COLS = {2: 128, 3: 128, 4: 64, 5: 128, 6: 64, 8: 32}
+_LOWER = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
+
+
+def fields_of(bits: int) -> tuple[int, int, int]:
+    """Bits of the lower and of the upper field of a code, and the bytes of a block before the upper fields."""
+    return _LOWER[bits], bits - _LOWER[bits], _COLS[bits] * _LOWER[bits] // 8
 
 
 def block_cols(bits: int) -> int:
@@ -26,9 +37,14 @@ def block_cols(bits: int) -> int:
     return _COLS[bits]
 
 
+def block_bytes(bits: int) -> int:
+    """Bytes of a block."""
+    return _COLS[bits] * bits // 8
+
+
 def row_bytes(cols: int, bits: int) -> int:
     """Bytes of a row of codes."""
-    return -(-cols // _COLS[bits]) * _BYTES[bits]
+    return -(-cols // _COLS[bits]) * block_bytes(bits)
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -39,14 +55,12 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
         native.core.pack_codes(np.ascontiguousarray(stored), bits, out)
         return out
     rows, cols = codes.shape
-    wide = _COLS[bits]
-    blocks = np.pad(stored, ((0, 0), (0, -cols % wide))).reshape(rows, -1, wide)
-    if bits == 8:
-        return blocks.reshape(rows, -1)
-    fields = _fields(blocks & (3 if bits == 3 else 15), 32, 2 if bits == 3 else bits)
-    if bits == 3:
-        fields = np.concatenate([fields, _fields(blocks >> 2, 16, 1)], axis=2)
-    return fields.reshape(rows, -1)
+    lower, upper, _ = fields_of(bits)
+    blocks = np.pad(stored, ((0, 0), (0, -cols % _COLS[bits]))).reshape(rows, -1, _COLS[bits])
+    made = [_fields(blocks & (1 << lower) - 1, 32, lower)]
+    if upper:
+        made.append(_fields(blocks >> lower, 16, upper))
+    return np.concatenate(made, axis=2).reshape(rows, -1)
 
 
 def unpacked(data: np.ndarray, cols: int, bits: int) -> np.ndarray:
@@ -56,25 +70,25 @@ def unpacked(data: np.ndarray, cols: int, bits: int) -> np.ndarray:
         stored = np.empty((rows, cols), np.uint8)
         native.core.unpack_codes(np.ascontiguousarray(data), bits, stored)
     else:
-        blocks = data.reshape(rows, -1, _BYTES[bits])
-        if bits == 3:
-            stored = _separate(blocks[..., :32], 2) | _separate(blocks[..., 32:], 1) << 2
-        else:
-            stored = _separate(blocks, bits)
-        stored = stored.reshape(rows, -1)[:, :cols]
+        lower, upper, first = fields_of(bits)
+        blocks = data.reshape(rows, -1, block_bytes(bits))
+        codes = _separate(blocks[..., :first], 32, lower)
+        if upper:
+            codes = codes | _separate(blocks[..., first:], 16, upper) << lower
+        stored = codes.reshape(rows, -1)[:, :cols]
     return stored.astype(np.int16) - (1 << bits - 1)
 
 
 def _fields(codes: np.ndarray, width: int, bits: int) -> np.ndarray:
-    """Codes [rows, blocks, n] in `width` bytes for each block, the first so many in the lowest bits."""
+    """Fields [rows, blocks, n] in lines of `width` bytes, so many lines as a byte has fields in the same bytes."""
     rows, blocks, _ = codes.shape
-    apart = codes.reshape(rows, blocks, -1, width)
-    shifts = bits * np.arange(apart.shape[2], dtype=np.uint8)[:, None]
-    return np.bitwise_or.reduce(apart << shifts, axis=2)
+    apart = codes.reshape(rows, blocks, -1, 8 // bits, width)
+    shifts = bits * np.arange(8 // bits, dtype=np.uint8)[:, None]
+    return np.bitwise_or.reduce(apart << shifts, axis=3).reshape(rows, blocks, -1)
 
 
-def _separate(data: np.ndarray, bits: int) -> np.ndarray:
-    """The reverse: the codes [rows, blocks, n] in bytes [rows, blocks, width]."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    apart = data[:, :, None, :] >> shifts & ((1 << bits) - 1)
-    return apart.reshape(*data.shape[:2], -1)
+def _separate(data: np.ndarray, width: int, bits: int) -> np.ndarray:
+    """The reverse: the fields [rows, blocks, n] of lines of bytes [rows, blocks, lines * width]."""
+    lines = data.reshape(*data.shape[:2], -1, 1, width)
+    shifts = bits * np.arange(8 // bits, dtype=np.uint8)[:, None]
+    return (lines >> shifts & (1 << bits) - 1).reshape(*data.shape[:2], -1)

@@ -218,13 +218,16 @@ def _of_rows(corrections: list[Tensor], rows: Tensor) -> list[Tensor]:
 def _separate(data: Tensor, cols: int, bits: int) -> Tensor:
     """The stored codes [rows, cols] (uint8) of packed bytes, see `layout`."""
 
-    def fields(blocks: Tensor, width: int) -> Tensor:
-        shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=data.device)[:, None]
-        return ((blocks[:, :, None, :] >> shifts) & ((1 << width) - 1)).reshape(*blocks.shape[:2], -1)
+    def fields(lines: Tensor, width: int, each: int) -> Tensor:
+        shifts = torch.arange(0, 8, each, dtype=torch.uint8, device=data.device)[:, None]
+        apart = lines.reshape(*lines.shape[:2], -1, 1, width) >> shifts & ((1 << each) - 1)
+        return apart.reshape(*lines.shape[:2], -1)
 
-    blocks = data.reshape(len(data), -1, 48 if bits == 3 else 32)
-    upper = fields(blocks[..., 32:], 1) << 2 if bits == 3 else 0
-    codes = fields(blocks[..., :32], 2 if bits == 3 else bits) | upper
+    lower, upper, first = layout.fields_of(bits)
+    blocks = data.reshape(len(data), -1, layout.block_bytes(bits))
+    codes = fields(blocks[..., :first], 32, lower)
+    if upper:
+        codes = codes | fields(blocks[..., first:], 16, upper) << lower
     return codes.reshape(len(data), -1)[:, :cols]
 
 
