@@ -119,3 +119,16 @@ def test_nothing_to_measure_says_what_is_missing(run, place) -> None:
     name, _ = place
     ran = run("evaluate", "model.wf", "--network", f"{name}:net", "--data", f"{name}:inputs")
     assert ran.code == 2 and "no targets" in ran.err and "--reference" in ran.err
+
+
+def test_speed_shows_the_restored_network_and_the_packed_one(run, place) -> None:
+    name, _ = place
+    common = ("--network", f"{name}:net", "--data", f"{name}:labelled", "--speed", "1,8")
+    shown = run("evaluate", "model.wf", *common, "--reference", "model.safetensors")
+    assert shown.code == 0, shown.err
+    for word in ("original", "restored", "packed, 16-bit inputs", "packed, 8-bit inputs", "times as fast"):
+        assert word in shown.out
+    rows = run("evaluate", "model.wf", *common, "--json").json["speed"]
+    assert [(row["name"], row["inputs"]) for row in rows[:3:2]] == [("restored", 1), ("packed, 8-bit inputs", 1)]
+    refused = run("evaluate", "model.safetensors", *common)
+    assert refused.code == 2 and "a .wf file" in refused.err

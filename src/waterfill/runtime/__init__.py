@@ -1,5 +1,6 @@
 """Compressed networks that run without becoming dense."""
 
 from waterfill.runtime.pack import pack, table
+from waterfill.runtime.speed import Latency, speed
 
-__all__ = ["pack", "table"]
+__all__ = ["Latency", "pack", "speed", "table"]

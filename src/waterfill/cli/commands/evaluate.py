@@ -1,16 +1,26 @@
 """`waterfill evaluate`: how good a file's network is on data, and how far it is from the original."""
 
 import argparse
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.arguments import existing, size_of
 from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.network import network_and_batches, with_weights
-from waterfill.report.text import say, say_json
+from waterfill.report.text import bytes_text, say, say_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from waterfill.runtime import Latency
 
 EXAMPLES = """examples:
   waterfill evaluate model.wf --network nets:resnet20 --data loaders:test_images
   waterfill evaluate model.wf --network nets:resnet20 --data images.npz --reference model.safetensors --layers
   waterfill evaluate model.wf --network nets:llama --data loaders:stories --bytes 2MB
+  waterfill evaluate model.wf --network nets:resnet20 --data images.npz --reference model.safetensors --speed 1,32
 
 --network names a function that builds the module, --data one that returns batches: (inputs, targets), or inputs, or
 a .npz with "inputs" and "targets"; there is no accuracy without targets, but the distance from --reference. Modules
@@ -29,6 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bytes", type=size_of, metavar="S", help="of the text that the targets stand for: bits a byte"
     )
     parser.add_argument("--layers", action="store_true", help="with --reference: the output error of every layer")
+    parser.add_argument(
+        "--speed", type=sizes_of, metavar="N,N", help="of a .wf file: time and memory at so many inputs at once"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -50,7 +63,41 @@ def run(args: argparse.Namespace) -> None:
             f"{args.data} holds no targets, and there is nothing to compare with: let it give (inputs, targets), "
             "or name the original with --reference"
         )
+    timed = latencies(args, network, inputs, models) if args.speed else []
     if args.json:
-        say_json({"file": args.file, "reference": args.reference} | evaluation.as_json())
-    else:
-        say(evaluation.text())
+        found = {"file": args.file, "reference": args.reference} | evaluation.as_json()
+        say_json(found | ({"speed": [asdict(row) for row in timed]} if timed else {}))
+        return
+    say(evaluation.text())
+    if timed:
+        say()
+        say(f"{'network':24}  {'inputs':>6}  {'ms':>9}  {'quartiles':>19}  {'times as fast':>13}  {'weights':>9}")
+    for row in timed:
+        spread = f"{row.spread[0]:.3f} - {row.spread[1]:.3f}"
+        numbers = f"{row.inputs:>6}  {row.milliseconds:>9.3f}  {spread:>19}  {row.speedup:>13.2f}"
+        say(f"{row.name:24}  {numbers}  {bytes_text(row.memory):>9}")
+
+
+def sizes_of(text: str) -> list[int]:
+    """Numbers of inputs, separated by commas."""
+    sizes = [int(piece) for piece in text.split(",")]
+    if min(sizes) < 1:
+        raise ValueError(text)
+    return sizes
+
+
+def latencies(
+    args: argparse.Namespace, network: "nn.Module", inputs: "Iterable[Any]", models: "list[nn.Module]"
+) -> "list[Latency]":
+    """The original if it is named, the restored network, and the packed one in two forms. Raises UsageError."""
+    from waterfill.network.running.forward import copy_of
+    from waterfill.runtime import pack, speed
+
+    if not args.file.endswith(".wf"):
+        raise UsageError(f"--speed times what a .wf file becomes, and {args.file} is none")
+    timed = {"original": models[1]} if args.reference else {}
+    timed["restored"] = models[0]
+    for bits in (16, 8):
+        timed[f"packed, {bits}-bit inputs"] = pack(args.file, copy_of(network), input_bits=bits)
+    labelled = [batch[0] if isinstance(batch, tuple) and len(batch) == 2 else batch for batch in islice(inputs, 1)]
+    return speed(timed, labelled, args.speed)

@@ -186,6 +186,11 @@ def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[lis
     return fitting, held
 
 
+def first_of(batch: Any, count: int) -> Any:
+    """The first so many inputs of a batch; the whole of one that cannot be cut into rows."""
+    return batch if _whole(batch) else _slice(batch, slice(0, count), samples_in(batch))
+
+
 def _whole(batch: Any) -> bool:
     """Whether a batch cannot be cut into rows: packed sequences are not."""
     return any(isinstance(item, PackedSequence) for item in (batch, *_items(batch)))
