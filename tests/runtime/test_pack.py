@@ -231,3 +231,19 @@ def test_tokens_that_do_not_exist_are_refused(packed_file: Path) -> None:
     for token in (-1, 90):
         with pytest.raises(BadInput, match="0 to 89"):
             packed.embedding(torch.tensor([token]))
+
+
+@torch.no_grad()
+def test_transformer_layers_of_pytorch_multiply_from_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+
+    def build() -> nn.Module:
+        return nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2)
+
+    made = waterfill.compress(build().eval(), spec="Quantize()", price=1e-6)
+    packed, x = waterfill.pack(made, build()), torch.randn(2, 5, 64)
+    runs = {row["name"]: row["runs"] for row in table(packed)}
+    assert runs["layers.0.linear1"] == "packed" and runs["layers.0.self_attn.out_proj"] == "dense"
+    wanted = made.install(build()).eval()(x)
+    monkeypatch.setattr(type(packed.layers[0].linear1), "weight", property(lambda self: pytest.fail("restored")))
+    assert (packed(x) - wanted).norm() < 1e-3 * wanted.norm()

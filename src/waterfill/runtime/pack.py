@@ -94,6 +94,7 @@ class _Packing:
                 kept = [name for name, of in owners.items() if of == own and name not in packed_names]
                 if kept:
                     tensors |= dict.fromkeys(kept, found.tensor())
+        _leave_fast_path(self.model)
         packed = {name: value for name, value in self.model.state_dict().items() if _is_packed(self.model, name)}
         return install(self.model, tensors | packed).eval()
 
@@ -165,6 +166,7 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
     return rows
 
 
+_READ_BY_PARENT = nn.modules.linear.NonDynamicallyQuantizableLinear  # attention multiplies by its weight itself
 _KINDS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear)
 
 
@@ -175,7 +177,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if parametrize.is_parametrized(module) or getattr(module, "weight", None) is None:
             continue
         kind = next((own for own in (nn.Linear, nn.Embedding) if isinstance(module, own)), None)
-        if (kind is not None and type(module).forward is kind.forward) or _is_conv1d(module):
+        own = kind is not None and type(module).forward is kind.forward and not isinstance(module, _READ_BY_PARENT)
+        if own or _is_conv1d(module):
             yield f"{name}.weight" if name else "weight", module
 
 
@@ -194,6 +197,14 @@ def _put(model: nn.Module, layer: nn.Module, made: nn.Module) -> None:
         for name, child in list(module._modules.items()):
             if child is layer:
                 setattr(module, name, made)
+
+
+def _leave_fast_path(model: nn.Module) -> None:
+    """Transformer layers of PyTorch have a way of their own in evaluation mode, which reads the weights of their layers
+    and would restore packed ones each time; where layers are packed, they go the way of all others."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.linear1, PackedLayer):
+            module.activation_relu_or_gelu = 0  # which says that there is no fast form of its activation
 
 
 def _is_packed(model: nn.Module, name: str) -> bool:
