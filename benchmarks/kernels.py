@@ -22,7 +22,8 @@ from torch import Tensor
 
 from waterfill.coding import native
 from waterfill.product import Chain, Codes, Entries, Sum
-from waterfill.runtime.terms import Term, term_of
+from waterfill.runtime.leaves import Term
+from waterfill.runtime.terms import term_of
 
 Built = tuple[Callable[[Tensor], Tensor], Tensor] | None
 """A product, and the matrix that it multiplies by; None where it cannot be had."""

@@ -1,5 +1,5 @@
 // Products with a matrix of small integer codes: what the loops of every instruction set share. How codes lie in memory
-// is told in waterfill/runtime/codes.py.
+// is told in waterfill/runtime/layout.py.
 #pragma once
 
 #include <cstddef>

@@ -24,8 +24,10 @@ using namespace waterfill;
 namespace {
 
 constexpr float kLargest[] = {0, 127, 127 * 256};  // integer of the largest input, for 1 and 2 bytes
+constexpr float kTiny = 1e-33f;                    // inputs that are not above are zeros
 constexpr float kRounding = 12582912.0f;           // 1.5 * 2^23: added and taken away, it rounds to the nearest integer
 constexpr int64_t kRowsAtOnce = 32;
+constexpr int64_t kKept = 1 << 22;  // inputs for which memory is kept from call to call
 constexpr int64_t kAlone = 1 << 16;  // products of codes with so many entries and fewer are not shared out
 
 const ProductSet* const kSets[] = {&kProductVnni, &kProductAvx2, &kProductPortable};
@@ -83,7 +85,7 @@ public:
         scaled_.resize(matrix.cols);
         for (int64_t i = 0; i < batch; ++i) {
             const float largest = scaled_inputs(x + i * matrix.cols, columns, matrix.cols, scaled_.data());
-            const float factor = largest > FLT_MIN ? kLargest[bytes] / largest : 0.0f;
+            const float factor = largest > kTiny ? kLargest[bytes] / largest : 0.0f;
             scales_[i] = std::isnan(largest) ? largest : static_cast<double>(largest) / kLargest[bytes];
             int16_t* whole = whole_.data() + i * padded_;
             if (!std::isnan(largest))
@@ -192,6 +194,7 @@ void codes_product(std::vector<uintptr_t> arrays, std::vector<int64_t> sizes, in
         const int64_t begin = chunk * kRowsAtOnce;
         rows_product(tiles, matrix, inputs, begin, std::min(matrix.rows, begin + kRowsAtOnce), y);
     });
+    if (batch * matrix.cols > kKept) quantized = Quantized();
 }
 
 // Codes [rows, cols], from 0 to 2^bits - 1, into `packed` [rows, row bytes], which is zero.

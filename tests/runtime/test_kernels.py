@@ -13,7 +13,7 @@ from waterfill.coding import native
 from waterfill.errors import BadInput
 from waterfill.product import Codes
 from waterfill.runtime import layout, operators, reference
-from waterfill.runtime.terms import CodesTerm, EntriesTerm
+from waterfill.runtime.leaves import CodesTerm, EntriesTerm
 
 SETS = native.core.product_sets() if native.core is not None else []
 
@@ -134,6 +134,16 @@ def test_an_input_that_is_not_finite_gives_nan_and_leaves_the_others() -> None:
     x[0, 2], x[2, 1] = float("inf"), float("nan")
     y = term(x)
     assert y[[0, 2]].isnan().all() and torch.equal(y[1], torch.full((2,), 5.0))
+
+
+@pytest.mark.skipif(not SETS, reason="the compiled core was not built")
+def test_tiny_inputs_are_the_same_everywhere() -> None:
+    scales = np.ones((2, 1), np.float32)
+    arrays = reference.Arrays(layout.packed(np.ones((2, 5)), 2), scales, None, None, None, 5, 5, 2)
+    for size in (1e-45, 1e-38, 1e-36, 1e-34, 1e-32):
+        x = np.full((1, 5), size, np.float32)
+        assert np.array_equal(run(x, arrays, 2, ""), reference.product(x, arrays, 2))
+        assert np.allclose(run(x, arrays, 2, ""), 5 * x[:, :2], atol=6e-33)
 
 
 def test_inputs_of_any_stride_and_type() -> None:

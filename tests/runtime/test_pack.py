@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support.packable import TOKENS, Net
 from torch import Tensor, nn
 
 import waterfill
@@ -44,56 +45,6 @@ KERNELS = {  # what of these runs packed, and in which form
     "Prune(keep=0.3, pattern='columns')": "columns",
     "Codebook(values='ternary') + Prune(keep=0.02)": " + ",
 }
-
-
-class Conv1D(nn.Module):
-    """As transformers has it: x W + b."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.nf, self.nx = nf, nx
-        self.weight = nn.Parameter(0.1 * torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.randn(nf))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
-
-
-class Net(nn.Module):
-    """Tokens [batch, time] to logits; the head is tied to the embedding, one layer stands in two places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(90, 64)
-        self.up = nn.Linear(64, 150)
-        self.down = Conv1D(64, 150)
-        self.again = nn.ModuleList([self.up])
-        self.norm = nn.LayerNorm(64)
-        self.conv = nn.Conv1d(64, 64, 3, padding=1)
-        self.head = nn.Linear(64, 90, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        x = x + self.down(self.again[0](x).relu()) + self.down(self.up(x).relu())
-        x = x + self.conv(x.mT).mT
-        return self.head(self.norm(x))
-
-
-@pytest.fixture(scope="module")
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-@pytest.fixture(scope="module")
-def packed_file(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("packed") / "net.wf"
-    waterfill.compress(net, spec="Codebook(values='ternary') + Prune(keep=0.02)", price=1e-6).save(path)
-    return path
-
-
-TOKENS = torch.arange(33).reshape(3, 11) * 2
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

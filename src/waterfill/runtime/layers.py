@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
-from waterfill.runtime.terms import Term
+from waterfill.runtime import operators
+from waterfill.runtime.leaves import Term
 
 
 class PackedLayer(nn.Module):
@@ -59,6 +60,10 @@ class PackedEmbedding(PackedLayer):
         self.register_buffer("_like", torch.empty(0, dtype=like.weight.dtype, device="cpu"), persistent=False)
 
     def forward(self, index: Tensor) -> Tensor:
+        if index.dtype not in (torch.int64, torch.int32):
+            raise BadInput(f"tokens are int64 or int32, and these are {index.dtype}")
+        if operators.runs_here(index):
+            operators.check_rows(index, self.num_embeddings)
         rows = self.term.restored(index.reshape(-1).long())
         if self.max_norm is not None:
             norms = rows.norm(self.norm_type, dim=1, keepdim=True)

@@ -53,8 +53,8 @@ class Matrix:
 
     def restored(self) -> Tensor:
         """The matrix [rows, cols] (float32), on its device."""
-        on_cpu = self.data.device.type == "cpu"
-        return torch.from_numpy(reference.restored(self.arrays)) if on_cpu else restored_by_torch(self)
+        here = runs_here(self.data)
+        return torch.from_numpy(reference.restored(self.arrays)) if here else restored_by_torch(self)
 
 
 def restored_by_torch(matrix: Matrix) -> Tensor:
@@ -76,15 +76,23 @@ def codes_product(x: Tensor, matrix: Matrix, size: int) -> Tensor:
     magnitude times column scale, over 127 or 32,512) times the sum of the row's magnitudes, and by the rounding of
     float32. Raises BadInput for inputs of another width, device or type.
     """
-    if _runs_here(x):
+    if runs_here(x):
         return _multiplied(x, matrix, size)
     made: Tensor = torch.ops.waterfill.codes_product(x, *_flat(matrix), size)
     return made
 
 
+def some_entries(rows: Tensor, starts: Tensor, where: Tensor, values: Tensor, cols: int) -> Tensor:
+    """Rows [n] (int64) of a sparse matrix, restored: [n, cols] (float32)."""
+    if not runs_here(rows):  # the number of entries is not known before it runs
+        return entries(starts, where, values, cols)[rows]
+    starts, where, values = _of_rows([starts, where, values], rows)
+    return entries(starts, where, values, cols)
+
+
 def codes_rows(index: Tensor, matrix: Matrix) -> Tensor:
     """Rows `index` [n] (int64) of a matrix of codes, restored: [n, cols] (float32). Raises BadInput for others."""
-    if _runs_here(index):
+    if runs_here(index):
         return _rows(index, *_flat(matrix))
     made: Tensor = torch.ops.waterfill.codes_rows(index, *_flat(matrix))
     return made
@@ -96,7 +104,7 @@ def entries_product(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) ->
     starts: [rows + 1], int64. where: [entries], columns, int32, or int16 that stands for uint16. values: [entries],
     float32. The caller answers for the number of columns.
     """
-    if _runs_here(x):
+    if runs_here(x):
         return _entries(x, starts, where, values)
     made: Tensor = torch.ops.waterfill.entries_product(x, starts, where, values)
     return made
@@ -107,7 +115,7 @@ def entries(starts: Tensor, where: Tensor, values: Tensor, cols: int) -> Tensor:
     counts = starts[1:] - starts[:-1]
     rows = torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int64, device=starts.device), counts)
     whole = torch.zeros(len(counts), cols, dtype=torch.float32, device=starts.device)
-    return whole.index_put_((rows, _columns(where)), values)
+    return whole.index_put_((rows, columns_of(where)), values)
 
 
 def _product(x: Tensor, *given: Any) -> Tensor:
@@ -139,10 +147,14 @@ def _restored_product(x: Tensor, *given: Any) -> Tensor:
 
 def _rows(index: Tensor, *given: Any) -> Tensor:
     matrix = Matrix(*given)
-    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < len(matrix.data)):
-        found = f"{int(index.min())} to {int(index.max())}"
-        raise BadInput(f"rows {found} are asked for; there are 0 to {len(matrix.data) - 1}")
+    check_rows(index, len(matrix.data))
     return matrix.some(index).restored()
+
+
+def check_rows(index: Tensor, rows: int) -> None:
+    """Raises BadInput for rows that are not there."""
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < rows):
+        raise BadInput(f"rows {int(index.min())} to {int(index.max())} are asked for; there are 0 to {rows - 1}")
 
 
 def _entries(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) -> Tensor:
@@ -152,7 +164,7 @@ def _entries(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) -> Tensor
     out = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
     batch = out.numel() // max(1, rows)
     if native.core is None:
-        given = (starts.numpy(), _columns(where).numpy(), values.numpy())
+        given = (starts.numpy(), columns_of(where).numpy(), values.numpy())
         out = torch.from_numpy(reference.entries_product(flat.view(batch, cols).numpy(), *given)).view(out.shape)
     else:
         places = [v.data_ptr() for v in (flat, out, starts, where, values)]
@@ -190,10 +202,12 @@ for _name, _on_cpu, _elsewhere, _shape in (
     torch.library.register_fake(f"waterfill::{_name}", _shape, lib=_LIBRARY)
 
 
-def _runs_here(x: Tensor) -> bool:
+def runs_here(x: Tensor) -> bool:
     """Whether nothing looks on, such as a compiler: then an operator's way through the dispatcher, which takes longer
     than a small product, is left out."""
-    return type(x) is Tensor and x.is_cpu and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu or torch.jit.is_tracing():
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _flat(matrix: Matrix) -> tuple[Any, ...]:
@@ -212,7 +226,7 @@ def _of_rows(corrections: list[Tensor], rows: Tensor) -> list[Tensor]:
     inside = torch.arange(int(counts.sum()), dtype=torch.int64, device=rows.device)
     places = inside + torch.repeat_interleave(starts[:-1][rows].long() - (ends - counts), counts)
     begin = torch.zeros(1, dtype=torch.int64, device=rows.device)
-    return [torch.cat([begin, ends]).to(torch.int32), where[places], values[places]]
+    return [torch.cat([begin, ends]).to(starts.dtype), where[places], values[places]]
 
 
 def _separate(data: Tensor, cols: int, bits: int) -> Tensor:
@@ -231,7 +245,7 @@ def _separate(data: Tensor, cols: int, bits: int) -> Tensor:
     return codes.reshape(len(data), -1)[:, :cols]
 
 
-def _columns(where: Tensor) -> Tensor:
+def columns_of(where: Tensor) -> Tensor:
     """Columns [entries] (int64) as they are stored: int32, or int16 that stands for uint16."""
     return where.long() & 0xFFFF if where.dtype == torch.int16 else where.long()
 
@@ -244,6 +258,10 @@ def _plain(x: Tensor) -> Tensor:
 def _check_type(x: Tensor, own: Tensor) -> None:
     if x.dtype not in _FLOATS:
         raise BadInput(f"packed layers take floating-point inputs, and these are {x.dtype}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise BadInput(
+            "a packed layer has no gradients, and its inputs require them; run it in torch.no_grad(), or detach them"
+        )
     if x.device != own.device:  # such as meta
         raise BadInput(f"the inputs are on {x.device} and the packed layer on {own.device}; move one of them")
 

@@ -19,7 +19,8 @@ from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import MATRIX
 from waterfill.parts import product_of
 from waterfill.runtime.layers import PackedEmbedding, PackedLayer, PackedLinear
-from waterfill.runtime.terms import Term, WholeTerm, term_of
+from waterfill.runtime.leaves import Term
+from waterfill.runtime.terms import WholeTerm, term_of
 from waterfill.storage import FileReader
 
 _RUNS = 7
@@ -47,7 +48,7 @@ def pack(
             and dense, and the faster one stays.
 
     Returns:
-        The module.
+        The module, its parameters frozen; in the place of one that is a single layer, the packed layer.
 
     Raises:
         Mismatch: names or shapes that differ.
@@ -58,8 +59,9 @@ def pack(
         >>> net = waterfill.pack("net.wf", Net())
         >>> print(waterfill.runtime.table(net))
     """
-    if input_bits not in _BYTES:
+    if not isinstance(input_bits, int) or input_bits not in _BYTES:
         raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
+    _check(compressed, model, batch)
     work = _Packing(model, _BYTES[input_bits], batch)
     if isinstance(compressed, CompressedModel):
         return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
@@ -77,6 +79,7 @@ class _Packing:
     batch: int | None
     terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
     faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
+    made: list[tuple[nn.Module, "PackedLayer | str"]] = field(default_factory=list)
 
     def run(self, names: Mapping[str, Any], aliases: Mapping[str, str], entry: Callable[[str], Entry]) -> nn.Module:
         """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
@@ -85,32 +88,43 @@ class _Packing:
         owners |= tied_names(self.model, owners)
         users: dict[str, list[tuple[str, nn.Module]]] = {}
         for name, layer in _layers(self.model):
-            users.setdefault(owners[name], []).append((name, layer))
+            if name in owners:  # which it is not where a hook computes the weight
+                users.setdefault(owners[name], []).append((name, layer))
         tensors: dict[str, Tensor] = {}
         with own_arithmetic():
             for own in names:
                 found = entry(own)
-                packed_names = self._replace(found, users.get(own, []))
+                packed_names = self._made(found, users.get(own, []))
                 kept = [name for name, of in owners.items() if of == own and name not in packed_names]
                 if kept:
                     tensors |= dict.fromkeys(kept, found.tensor())
+        for layer, found_form in self.made:  # nothing is changed before everything is read
+            self._put(layer, found_form)
         _leave_fast_path(self.model)
-        packed = {name: value for name, value in self.model.state_dict().items() if _is_packed(self.model, name)}
-        return install(self.model, tensors | packed).eval()
+        terms = {f"{name}." for name, module in self.model.named_modules() if isinstance(module, Term)}
+        inner = {name: value for name, value in self.model.state_dict().items() if name.startswith(tuple(terms))}
+        return install(self.model, tensors | (inner if terms else {})).eval().requires_grad_(False)
 
-    def _replace(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> set[str]:
+    def _made(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> set[str]:
         """Packs the layers of a weight; returns the names of the weights of those that could be."""
         done: dict[int, PackedLayer | str] = {}
         for _, layer in users:
             if id(layer) not in done:
-                made = done[id(layer)] = self._packed(entry, layer)
-                if isinstance(made, str):
-                    setattr(layer, _WHY, made)
-                elif layer is self.model:
-                    self.model = made
-                else:
-                    _put(self.model, layer, made)
+                done[id(layer)] = self._packed(entry, layer)
+                self.made.append((layer, done[id(layer)]))
         return {name for name, layer in users if not isinstance(done[id(layer)], str)}
+
+    def _put(self, layer: nn.Module, made: "PackedLayer | str") -> None:
+        """Set a packed layer in the place of another, wherever that is, or note why it stays."""
+        if isinstance(made, str):
+            setattr(layer, _WHY, made)
+        elif layer is self.model:
+            self.model = made
+        else:
+            for module in list(self.model.modules()):
+                for name, child in list(module._modules.items()):
+                    if child is layer:
+                        setattr(module, name, made)
 
     def _packed(self, entry: Entry, layer: nn.Module) -> "PackedLayer | str":
         """The layer in packed form, or why it stays."""
@@ -147,6 +161,22 @@ class _Packing:
         return self.faster[key]
 
 
+def _check(compressed: Any, model: Any, batch: Any) -> None:
+    """Raises BadInput for arguments that are no network and no file, and for a network that is packed."""
+    if not isinstance(compressed, CompressedModel | str | Path):
+        raise BadInput(f"what is packed is a compressed network or the path of a .wf file, not {_called(compressed)}")
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"a network is packed into a module, and this is {_called(model)}; give an instance of yours")
+    if batch is not None and not (type(batch) is int and batch >= 1):
+        raise BadInput(f"batch={batch!r} is no number of inputs; give 1 or more, or None to pack all that can be")
+    if any(isinstance(module, PackedLayer) for module in model.modules()):
+        raise BadInput("the module is packed already; build a new one of your class")
+
+
+def _called(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def table(model: nn.Module) -> list[dict[str, Any]]:
     """How each linear layer, convolution, embedding and recurrent layer of a packed network runs.
 
@@ -159,26 +189,24 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
             form, runs = module.term.words, "packed"
         elif isinstance(module, _KINDS) or _is_conv1d(module):
             size = sum(v.numel() * v.element_size() for v in module.parameters())
-            form, runs = "weights as they were", "dense"
+            form, runs = "restored weights", "dense"
         else:
             continue
         rows.append({"name": name, "runs": runs, "form": form, "bytes": size, "why": getattr(module, _WHY, "")})
     return rows
 
 
-_READ_BY_PARENT = nn.modules.linear.NonDynamicallyQuantizableLinear  # attention multiplies by its weight itself
 _KINDS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that can be packed, by every name of their weights: PyTorch's own, not what inherits from them with
-    another forward pass, and not those whose weights are computed."""
+    """The layers that can be packed, by every name of their weights: PyTorch's own, not what inherits from them, has
+    hooks or another forward pass, and not those whose weights are computed."""
     for name, module in model.named_modules(remove_duplicate=False):
         if parametrize.is_parametrized(module) or getattr(module, "weight", None) is None:
             continue
-        kind = next((own for own in (nn.Linear, nn.Embedding) if isinstance(module, own)), None)
-        own = kind is not None and type(module).forward is kind.forward and not isinstance(module, _READ_BY_PARENT)
-        if own or _is_conv1d(module):
+        changed = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+        if (type(module) in (nn.Linear, nn.Embedding) or _is_conv1d(module)) and not changed:
             yield f"{name}.weight" if name else "weight", module
 
 
@@ -191,26 +219,15 @@ def _is_turned(layer: nn.Module) -> bool:
     return _is_conv1d(layer)
 
 
-def _put(model: nn.Module, layer: nn.Module, made: nn.Module) -> None:
-    """Set a layer in the place of another, wherever that is."""
-    for module in list(model.modules()):
-        for name, child in list(module._modules.items()):
-            if child is layer:
-                setattr(module, name, made)
-
-
 def _leave_fast_path(model: nn.Module) -> None:
     """Transformer layers of PyTorch have a way of their own in evaluation mode, which reads the weights of their layers
     and would restore packed ones each time; where layers are packed, they go the way of all others."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and isinstance(module.linear1, PackedLayer):
+    packed = any(isinstance(module, PackedLayer) for module in model.modules())
+    for module in model.modules() if packed else ():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # which says that there is no fast form of its activation
-
-
-def _is_packed(model: nn.Module, name: str) -> bool:
-    """Whether a tensor of the state belongs to a packed weight."""
-    path = name.split(".")
-    return any(isinstance(model.get_submodule(".".join(path[:i])), Term) for i in range(len(path)))
 
 
 def _shape(described: Any) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ from waterfill.runtime import layout
 
 LARGEST = {1: 127, 2: 127 * 256}
 """Integer of the largest magnitude, by bytes of an input."""
-_TINY = float(np.finfo(np.float32).tiny)
+TINY = 1e-33
+"""Inputs whose largest magnitude is not above are zeros: beyond, a factor would not be finite."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def product(x: np.ndarray, arrays: Arrays, size: int) -> np.ndarray:
         scaled = x if arrays.columns is None else x * arrays.columns
         largest = np.abs(scaled).max(1, initial=0.0)
         finite = np.isfinite(largest)
-        usable = finite & (largest > _TINY)
+        usable = finite & (largest > np.float32(TINY))
         factor = np.divide(np.float32(LARGEST[size]), largest, out=np.zeros_like(largest), where=usable)
         given = np.rint(np.where(finite[:, None], scaled, 0) * factor[:, None]).astype(np.int64)
     codes, sums = codes_of(arrays), np.zeros((len(x), len(arrays.data)))

@@ -94,6 +94,7 @@ def base_offset(codes: np.ndarray, model: DensityModel, states: int = 0) -> floa
     In eighths of an octave, -1/2 to 1/2: the lowest point of a parabola through the bits under three bases.
     """
     coded = _coded(_thin(codes, _ENTRIES_SAMPLED), (), None, states)
+    model = replace(model, rows=None, channels=None)  # which are zeros, of all rows
     deltas = np.array([-1, 0, 1])
     below, here, above = axis_costs(coded, coded.factors(model), model.shape, deltas, 2).sum(1).astype(np.float64)
     bend = below - 2 * here + above

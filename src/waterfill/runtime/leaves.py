@@ -1,0 +1,194 @@
+"""Matrices that stay compressed in memory: small codes, and sparse entries."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from waterfill.errors import BadInput
+from waterfill.product import Codes
+from waterfill.runtime import layout, operators
+
+_NARROW = 1 << 16  # columns that 16 bits tell apart
+_OUTLIER = 64 + 8  # bits of a correction
+
+
+class Term(nn.Module):
+    """A matrix [rows, cols] in memory. `forward`: x [..., cols] -> [..., rows]; it has no gradients."""
+
+    rows: int
+    cols: int
+
+    def restored(self, rows: Tensor | None = None) -> Tensor:
+        """The matrix (float32), or some of its rows [n] (int64)."""
+        raise NotImplementedError
+
+    @property
+    def words(self) -> str:
+        """What it is, for a table."""
+        raise NotImplementedError
+
+    def _keep(self, **values: Tensor | None) -> None:
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+    def check(self) -> None:
+        """Raises BadInput for tensors that make no matrix: a kernel would read beyond them."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take tensors in the types and the order in memory that kernels read, and only those that make a matrix."""
+        for name, own in self._buffers.items():
+            given = state_dict.get(prefix + name)
+            if own is not None and isinstance(given, Tensor):
+                state_dict[prefix + name] = given.to(own.dtype).contiguous()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.check()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Term":
+        """Move buffers, and leave their types: scales of a packed matrix are no weights to be rounded."""
+
+        def moved(value: Tensor) -> Tensor:
+            made = fn(value)
+            return made if made.dtype == value.dtype else value.to(made.device)
+
+        super()._apply(moved, recurse)
+        return self
+
+
+class CodesTerm(Term):
+    """Small codes times scales; those beyond the width are corrected one by one."""
+
+    data: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    columns: Tensor | None
+    form: Tensor
+    starts: Tensor
+    where: Tensor
+    values: Tensor
+
+    def __init__(self, codes: Codes, size: int) -> None:
+        super().__init__()
+        self.rows, self.cols = codes.codes.shape
+        self.size = size
+        self.group = codes.group if codes.scales.shape[1] > 1 else max(self.cols, 1)
+        self.bits = width_of(codes)
+        low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
+        kept = codes.codes.clamp(low, high)
+        zeros = codes.zeros
+        self._keep(
+            data=torch.from_numpy(layout.packed(kept.numpy(), self.bits)),
+            scales=codes.scales.float().contiguous(),
+            zeros=None if zeros is None else (zeros + (1 << self.bits - 1)).to(torch.int16).contiguous(),
+            columns=None if codes.columns is None else codes.columns.float().contiguous(),
+            form=torch.tensor([self.bits, self.group, self.cols], dtype=torch.int64, device="cpu"),
+        )
+        extra = codes.codes.to(torch.int32) - kept.to(torch.int32)
+        places = extra.nonzero()
+        self.corrected = len(places)
+        if self.corrected:
+            counts = torch.bincount(places[:, 0], minlength=self.rows)
+            begin = torch.zeros(1, dtype=torch.int64, device="cpu")
+            self._keep(
+                starts=torch.cat([begin, counts.cumsum(0)]).to(torch.int32),
+                where=places[:, 1].to(torch.int32),
+                values=extra[places[:, 0], places[:, 1]],
+            )
+
+    def check(self) -> None:
+        if self.form.is_meta:
+            return
+        if self.form.tolist() != [self.bits, self.group, self.cols]:
+            raise BadInput(
+                f"the state is that of codes of {self.form.tolist()} (bits, group, columns), and this layer has "
+                f"{[self.bits, self.group, self.cols]}; load it into a network packed from the same file"
+            )
+        if self.corrected:
+            _check_entries(self.starts, self.where.long(), self.values, self.cols)
+
+    @property
+    def _matrix(self) -> operators.Matrix:
+        corrections = [self.starts, self.where, self.values] if self.corrected else []
+        given = (corrections, self.bits, self.group, self.cols)
+        return operators.Matrix(self.data, self.scales, self.zeros, self.columns, *given)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return operators.codes_product(x, self._matrix, self.size)
+
+    def restored(self, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            return self._matrix.restored()
+        return operators.codes_rows(rows, self._matrix)
+
+    @property
+    def words(self) -> str:
+        return f"{self.bits}-bit codes" + (f", {self.corrected:,} corrected" if self.corrected else "")
+
+
+class EntriesTerm(Term):
+    """The entries that are not zero, row by row."""
+
+    starts: Tensor
+    where: Tensor
+    values: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.rows, self.cols = matrix.shape
+        places = matrix.nonzero()
+        counts = torch.bincount(places[:, 0], minlength=self.rows)
+        begin = torch.zeros(1, dtype=torch.int64, device="cpu")
+        where = places[:, 1].to(torch.int16 if self.cols <= _NARROW else torch.int32)
+        self._keep(starts=torch.cat([begin, counts.cumsum(0)]), where=where, values=matrix[places[:, 0], places[:, 1]])
+
+    def check(self) -> None:
+        if not self.starts.is_meta:
+            _check_entries(self.starts, operators.columns_of(self.where), self.values, self.cols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_cols(x, self.cols)
+        return operators.entries_product(x, self.starts, self.where, self.values)
+
+    def restored(self, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            return operators.entries(self.starts, self.where, self.values, self.cols)
+        return operators.some_entries(rows, self.starts, self.where, self.values, self.cols)
+
+    @property
+    def words(self) -> str:
+        return f"{len(self.values):,} entries"
+
+
+def check_cols(x: Tensor, cols: int) -> None:
+    """Raises BadInput for inputs of another width: a kernel would read what is not theirs."""
+    if x.shape[-1] != cols:
+        raise BadInput(f"inputs of {x.shape[-1]} features do not fit a packed layer of {cols}")
+
+
+def width_of(codes: Codes) -> int:
+    """Bits of a code in memory: the fewest bytes in all, corrections counted; 8 at most, and for groups as many as hold
+    every code."""
+    low, high = (int(v) for v in codes.codes.aminmax()) if codes.codes.numel() else (0, 0)
+    grouped = codes.scales.shape[1] > 1
+    fitting = []
+    for bits in layout.WIDTHS:
+        beyond = low < -(1 << bits - 1) or high > (1 << bits - 1) - 1
+        if not (grouped and (beyond or codes.group % layout.block_cols(bits))):
+            fitting.append(bits)
+    return min(fitting, key=lambda bits: size_of(codes, bits), default=0)
+
+
+def size_of(codes: Codes, bits: int) -> float:
+    """Bits in memory of codes of a width, those beyond it corrected."""
+    first, last = -(1 << bits - 1), (1 << bits - 1) - 1
+    beyond = int(((codes.codes < first) | (codes.codes > last)).sum())
+    return 8.0 * len(codes.codes) * layout.row_bytes(codes.codes.shape[1], bits) + _OUTLIER * beyond
+
+
+def _check_entries(starts: Tensor, columns: Tensor, values: Tensor, cols: int) -> None:
+    """Raises BadInput unless entries lie in the matrix, row by row."""
+    inside = not len(columns) or (int(columns.min()) >= 0 and int(columns.max()) < cols)
+    ends = starts.tolist()[:1] + starts.tolist()[-1:]
+    if not (inside and ends == [0, len(values)] and len(columns) == len(values) and bool((starts.diff() >= 0).all())):
+        raise BadInput("the state of a packed layer is damaged: entries lie outside of its matrix")
