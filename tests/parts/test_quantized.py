@@ -200,3 +200,10 @@ def test_scalar_codes_are_a_quarter_of_a_bit_above_the_bound_at_every_step():
         bound = 0.5 * math.log2(float(x.double().square().mean()) / error)
         gaps.append(8 * len(part.encode()) / x.numel() - bound)
     assert max(gaps) < 0.2607, gaps
+
+
+def test_more_rows_than_a_sample_of_them_has() -> None:
+    """As a vocabulary may have them."""
+    target = torch.randn(263_000, 2, generator=torch.Generator().manual_seed(0))
+    part = Quantize().fit(target, Importance(), 0.01)
+    assert (part.dense() - target).square().mean() < 0.2
