@@ -22,6 +22,7 @@ from lib.common import Table, claim, claims_table, finish
 from torch import Tensor, nn
 
 import waterfill
+from waterfill.runtime.speed import memory_of
 
 BITS = (4.0, 3.0)
 RUNS = 3
@@ -104,13 +105,7 @@ def measured(model: nn.Module, inputs: Tensor, count: int, restored: list[int] |
         tokens = generated(model, inputs, count)
         times.append(time.perf_counter() - began)
     same = None if restored is None else tokens == restored[: len(tokens)]
-    return [count / statistics.median(times), memory(model) / 1e6, same]
-
-
-def memory(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared ones once."""
-    tensors = {v.data_ptr(): v for v in (*model.parameters(), *model.buffers()) if v.numel()}
-    return sum(v.numel() * v.element_size() for v in tensors.values())
+    return [count / statistics.median(times), memory_of(model) / 1e6, same]
 
 
 def claims(rows: list[list[Any]]) -> list[list[Any]]:

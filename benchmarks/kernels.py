@@ -21,7 +21,7 @@ from lib.common import Table, claim, claims_table, finish
 from torch import Tensor
 
 from waterfill.coding import native
-from waterfill.product import Chain, Codes, Entries, Sum
+from waterfill.part import Chain, Codes, Entries, Sum
 from waterfill.runtime.leaves import Term
 from waterfill.runtime.terms import term_of
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from waterfill.importance import Importance
-from waterfill.kinds import decode_all, encode_all
+from waterfill.part import decode_all, encode_all
 from waterfill.parts import Dense
 
 DATA = Path(os.environ.get("WATERFILL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from waterfill.coding import native
 from waterfill.errors import BadInput
-from waterfill.product import Codes
+from waterfill.part import Codes
 from waterfill.runtime import layout, operators, reference
 from waterfill.runtime.leaves import CodesTerm, EntriesTerm
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import waterfill
 from waterfill.errors import BadInput, Mismatch
 from waterfill.importance import Importance
-from waterfill.parts import product_of
 from waterfill.recipe import parse
 from waterfill.runtime import table
 
@@ -70,9 +69,9 @@ def test_packed_networks_say_what_restored_ones_say(net: nn.Module, recipe: str,
 def test_the_product_of_a_part_is_its_matrix(recipe: str) -> None:
     target = torch.randn(70, 128, generator=torch.Generator().manual_seed(1))
     part = parse(recipe).fit(target, Importance(), 1e-3)
-    matrix = product_of(part).matrix()
+    matrix = part.product().matrix()
     assert torch.allclose(matrix, part.dense(), rtol=1e-5, atol=1e-6)
-    assert torch.allclose(product_of(part).transposed().matrix(), matrix.T, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(part.product().transposed().matrix(), matrix.T, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from waterfill.parts.codebook import Codebook
 from waterfill.parts.dense import Dense
 from waterfill.parts.lattice import Composition, Lattice, composed
 from waterfill.parts.lowrank import LowRank
-from waterfill.parts.products import product_of
 from waterfill.parts.quantized import Quantize
 from waterfill.parts.sampled import Sampled
 from waterfill.parts.sparse import Prune
@@ -19,5 +18,4 @@ __all__ = [
     "Quantize",
     "Sampled",
     "composed",
-    "product_of",
 ]

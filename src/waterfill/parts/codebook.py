@@ -16,11 +16,12 @@ from waterfill.coding.model.density_model import spatial
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
-from waterfill.part import Part, Spec
+from waterfill.part import Chain, Codes, Part, Product, Spec, Sum
 from waterfill.parts.clustering import closed_forms, kmeans
 
 MOST_LEVELS = 256
 MOST_AXES = 3
+_MOST_MULTIPLE = 127  # of its smallest level that a codebook may have to be a grid of integers
 _LADDER = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256)
 _FAMILIES = {"binary": (2,), "ternary": (3,), "powers": range(2, MOST_LEVELS + 1)}
 
@@ -39,6 +40,9 @@ class CodebookPart(Part):
 
     def dense(self) -> Tensor:
         return torch.from_numpy(self.book[self.codes.astype(np.int64) + _zero(self.book)])
+
+    def product(self) -> Product:
+        return _on_a_grid(self) or super().product()
 
     @cached_property
     def _plan(self) -> matrix.Plan:
@@ -75,6 +79,27 @@ class CodebookPart(Part):
 
     def describe(self) -> str:
         return f"{len(self.book)} levels"
+
+
+def _on_a_grid(part: CodebookPart) -> Product | None:
+    """Codes of a codebook whose levels are small multiples of the smallest one, as those of binary and ternary weights
+    are; two other levels are their mean and half of their difference."""
+    book = part.book
+    places = torch.from_numpy(part.codes.astype(np.int64)) + _zero(book)
+    unit = np.abs(book).min(where=book != 0, initial=np.inf)
+    multiples = np.rint(book.astype(np.float64) / unit)
+    if np.abs(multiples).max() <= _MOST_MULTIPLE and np.array_equal((multiples * unit).astype(np.float32), book):
+        return _scaled(torch.from_numpy(multiples.astype(np.int8))[places], unit)
+    if len(book) != 2:
+        return None
+    ones = torch.ones(part.shape, dtype=torch.int8, device="cpu")
+    column, row = ones[:, :1].contiguous(), ones[:1].contiguous()
+    constant = Chain(_scaled(column, (book[0] + book[1]) / 2), _scaled(row, 1.0))
+    return Sum((constant, _scaled(2 * places.to(torch.int8) - 1, (book[1] - book[0]) / 2)))
+
+
+def _scaled(codes: Tensor, scale: float) -> Codes:
+    return Codes(codes, torch.full((len(codes), 1), float(scale), dtype=torch.float32, device="cpu"))
 
 
 def _read_book(src: Reader) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.importance import Importance
-from waterfill.part import Part
+from waterfill.part import Codes, Part, Product
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 _LARGEST = float(torch.finfo(torch.float16).max)
@@ -44,6 +44,9 @@ class GroupedPart(Part):
         if self.zeros is not None:
             codes -= self.zeros.float()[:, group_of]
         return codes.mul_(self.scales.float()[:, group_of])
+
+    def product(self) -> Product:
+        return Codes(self.codes, self.scales.float(), self.zeros, group=self.group)
 
     def write(self, out: Sink) -> None:
         out.uint(self.group)

@@ -12,7 +12,7 @@ from waterfill.coding.exact_product import exact_product
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
-from waterfill.part import Part, Spec, cost, read_part, write_part
+from waterfill.part import Chain, Entries, Part, Product, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
 
 _EXACT_BELOW = 1024
@@ -40,11 +40,11 @@ class LowRankPart(Part):
         left, right = (factor.dense().float().numpy() for factor in self.factors)
         return torch.from_numpy(exact_product(left, right))
 
-    def apply(self, x: Tensor) -> Tensor:
+    def product(self) -> Product:
         if self.factors is None:
-            return x.new_zeros(*x.shape[:-1], self.shape[0])
+            return Entries(self.dense())
         left, right = self.factors
-        return left.apply(right.apply(x))
+        return Chain(left.product(), right.product())
 
     def write(self, out: Sink) -> None:
         out.uint(self.rank)

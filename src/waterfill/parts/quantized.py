@@ -18,7 +18,7 @@ from waterfill.coding.codes import matrix
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
-from waterfill.part import Part, Spec
+from waterfill.part import Codes, Part, Product, Spec
 from waterfill.parts.grouped import FixedRate, fit_grouped
 from waterfill.parts.quantizer.candidates import Choices, best_candidate
 from waterfill.parts.quantizer.grid import FARTHEST, Grid
@@ -62,9 +62,9 @@ class QuantizedPart(Part):
         """Some rows of the matrix."""
         return self.grid.restored(self.codes, rows)
 
-    def apply(self, x: Tensor) -> Tensor:
-        row, col = self.scales
-        return ((x * col.to(x.dtype)) @ self.codes.to(x.dtype).T) * row[:, 0].to(x.dtype)
+    def product(self) -> Product:
+        rows, columns = self.scales
+        return Codes(self.codes, rows, columns=None if bool((columns == 1).all()) else columns)
 
     def write(self, out: Sink) -> None:
         vectors = (self.grid.rows, self.grid.channels, self.grid.places)

@@ -14,7 +14,7 @@ from waterfill.coding.codes import matrix as coded
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
-from waterfill.part import Part, Spec, cost, read_part, write_part
+from waterfill.part import Columns, Entries, Part, Product, Spec, cost, read_part, write_part
 from waterfill.parts.leaf import check_leaf, leaf
 from waterfill.parts.pruning.criteria import ACTIVATION, AUTO, CRITERIA, HESSIAN, ObsSweep, static, within_rows
 from waterfill.parts.pruning.gradual import GradualPruning, prune_groups
@@ -41,6 +41,12 @@ class SparsePart(Part):
         if self.values is None:
             return torch.zeros(self.shape, dtype=torch.float32, device="cpu")
         return self.pattern.scatter(self.values.dense().float(), self.mask, self.shape)
+
+    def product(self) -> Product:
+        by_columns = self.pattern == Blocks(self.shape[0], 1) != Blocks(1, 1)
+        if self.values is None or not by_columns:
+            return Entries(self.dense())
+        return Columns(self.mask[0].nonzero()[:, 0], self.values.product(), self.shape[1])
 
     @cached_property
     def _plan(self) -> coded.Plan:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
-from waterfill.product import Codes
+from waterfill.part import Codes
 from waterfill.runtime import layout, operators
 
 _NARROW = 1 << 16  # columns that 16 bits tell apart

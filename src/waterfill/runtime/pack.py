@@ -17,7 +17,6 @@ from waterfill.model.entry import Entry
 from waterfill.model.install import check_fits, install, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import MATRIX
-from waterfill.parts import product_of
 from waterfill.runtime.layers import PackedEmbedding, PackedLayer, PackedLinear
 from waterfill.runtime.leaves import Term
 from waterfill.runtime.terms import WholeTerm, term_of
@@ -133,7 +132,7 @@ class _Packing:
         turned = _is_turned(layer)
         key = (entry.name, turned)
         if key not in self.terms:
-            product = product_of(entry.parts[0])
+            product = entry.parts[0].product()
             self.terms[key] = term_of(product.transposed() if turned else product, self.size)
         term = self.terms[key]
         if isinstance(term, WholeTerm):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.coding.exact_product import exact_product
-from waterfill.product import Chain, Codes, Columns, Entries, Product, Sum, Whole
+from waterfill.part import Chain, Codes, Columns, Entries, Product, Sum, Whole
 from waterfill.runtime import operators
 from waterfill.runtime.leaves import CodesTerm, EntriesTerm, Term, check_cols, size_of, width_of
 

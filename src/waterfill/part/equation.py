@@ -1,7 +1,7 @@
 """The equation: fit(target, importance, price) = argmin over P of D(target - P) + price * bits(P).
 
-A `Spec` is a method with its parameters, a `Part` its result for one matrix. Their kinds are in `parts/`, and this
-module knows none by name. Sums and choices are specs like any other.
+A `Spec` is a method with its parameters, a `Part` its result for one matrix; none of their kinds in `parts/` is known
+by name here. Sums and choices are specs like any other.
 """
 
 from abc import ABC, abstractmethod
@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from waterfill import kinds
 from waterfill.arithmetic import FitsByOwnArithmetic
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
+from waterfill.part import kinds
+from waterfill.part.product import Product, Sum, Whole
 
 MOST_TERMS = 4
 
@@ -107,9 +108,14 @@ class Part(ABC):
         """`read` of many parts of this kind, each from its own source. Raises CorruptFile."""
         return [cls.read(src, shape) for src, shape in zip(sources, shapes, strict=True)]
 
+    def product(self) -> Product:
+        """How the matrix multiplies, for kernels: `dense()` up to rounding. By itself, a matrix that none knows."""
+        return Whole(self.dense().float(), self.describe())
+
+    @final
     def apply(self, x: Tensor) -> Tensor:
-        """The product x @ dense().T: x [..., cols] gives [..., rows], in the dtype of x."""
-        return x @ self.dense().to(x.dtype).T
+        """x @ dense().T, by `product`: x [..., cols] gives [..., rows], in the dtype of x."""
+        return self.product().times(x)
 
     def children(self) -> "dict[str, Part]":
         """The parts that this one is made of, by role; empty for a leaf."""
@@ -151,12 +157,7 @@ def write_part(part: Part, out: Sink) -> None:
 
 def read_part(src: Reader, shape: tuple[int, int]) -> Part:
     """The part that `write_part` wrote. Raises CorruptFile, and NewerFormat for a kind that is not known here."""
-    return read_parts([src], [shape])[0]
-
-
-def read_parts(sources: Sequence[Reader], shapes: Sequence[tuple[int, int]]) -> list[Part]:
-    """`read_part` of many, each from its own source and of its own shape; together it is faster."""
-    return kinds.read_parts(sources, shapes)
+    return kinds.read_parts([src], [shape])[0]
 
 
 def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:
@@ -182,8 +183,8 @@ class SumPart(Part):
     def dense(self) -> Tensor:
         return sum((term.dense().float() for term in self.terms[1:]), self.terms[0].dense().float())
 
-    def apply(self, x: Tensor) -> Tensor:
-        return torch.stack([term.apply(x) for term in self.terms]).sum(0)
+    def product(self) -> Product:
+        return Sum(tuple(term.product() for term in self.terms))
 
     def write(self, out: Sink) -> None:
         out.uint(len(self.terms))
@@ -278,8 +279,7 @@ class SumSpec(Spec):
             others = [term for j, term in enumerate(terms) if j != i and term is not None]
             rest = target - sum((term.dense().float() for term in others), torch.zeros_like(target))
             terms[i] = self.terms[i].fit(rest, importance, price, terms[i])
-        shape = (target.shape[0], target.shape[1])
-        return SumPart(shape, tuple(term for term in terms if term is not None))
+        return SumPart((target.shape[0], target.shape[1]), tuple(term for term in terms if term is not None))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ class Product(ABC):
     def matrix(self) -> Tensor:
         """The matrix itself (float32)."""
 
+    def times(self, x: Tensor) -> Tensor:
+        """x [..., cols] times the transposed matrix: [..., rows], in the dtype of x."""
+        return x @ self.matrix().to(x.dtype).T
+
     @abstractmethod
     def transposed(self) -> "Product":
         """The product with the transposed matrix; equal up to rounding."""
@@ -78,6 +82,9 @@ class Columns(Product):
         whole[:, self.kept] = inner
         return whole
 
+    def times(self, x: Tensor) -> Tensor:
+        return self.inner.times(x[..., self.kept])
+
     def transposed(self) -> Product:
         return Entries(self.matrix().T.contiguous())
 
@@ -92,6 +99,9 @@ class Chain(Product):
     def matrix(self) -> Tensor:
         return self.left.matrix() @ self.right.matrix()
 
+    def times(self, x: Tensor) -> Tensor:
+        return self.left.times(self.right.times(x))
+
     def transposed(self) -> Product:
         return Chain(self.right.transposed(), self.left.transposed())
 
@@ -104,6 +114,9 @@ class Sum(Product):
 
     def matrix(self) -> Tensor:
         return sum((term.matrix() for term in self.terms[1:]), self.terms[0].matrix())
+
+    def times(self, x: Tensor) -> Tensor:
+        return sum((term.times(x) for term in self.terms[1:]), self.terms[0].times(x))
 
     def transposed(self) -> Product:
         return Sum(tuple(term.transposed() for term in self.terms))
