@@ -70,8 +70,10 @@ TARGET void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int
         for (int64_t block = begin; block < end; ++block)
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
+                const uint8_t* from = codes + r * row_bytes + block * kBytes;
+                if (B == 1) _mm_prefetch(reinterpret_cast<const char*>(from + R * row_bytes), _MM_HINT_T0);
                 __m256i own[4];
-                unpack<Bits>(codes + r * row_bytes + block * kBytes, own);
+                unpack<Bits>(from, own);
 #pragma GCC unroll 4
                 for (int b = 0; b < B; ++b)
 #pragma GCC unroll 4
