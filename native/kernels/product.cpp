@@ -165,6 +165,42 @@ const Number* at(uintptr_t address) {
     return reinterpret_cast<const Number*>(address);
 }
 
+// The codes of a block into their fields, a line of bytes at a time.
+FOR_THIS_MACHINE
+void pack_block(const uint8_t* __restrict codes, int bits, uint8_t* __restrict block) {
+    const int lower = lower_bits(bits), upper = upper_bits(bits), cols = block_cols(bits);
+    std::memset(block, 0, block_bytes(bits));
+    for (int line = 0; line < cols / 32; ++line) {
+        const Place place = lower_place(bits, 32 * line);
+        for (int j = 0; j < 32; ++j)
+            block[place.byte + j] |= static_cast<uint8_t>((codes[32 * line + j] & ((1 << lower) - 1)) << place.shift);
+    }
+    for (int line = 0; upper > 0 && line < cols / 16; ++line) {
+        const Place place = upper_place(bits, 16 * line);
+        for (int j = 0; j < 16; ++j)
+            block[place.byte + j] |= static_cast<uint8_t>(codes[16 * line + j] >> lower << place.shift);
+    }
+}
+
+FOR_THIS_MACHINE
+void unpack_block(const uint8_t* __restrict block, int bits, uint8_t* __restrict codes) {
+    const int lower = lower_bits(bits), upper = upper_bits(bits), cols = block_cols(bits);
+    for (int line = 0; line < cols / 32; ++line) {
+        const Place place = lower_place(bits, 32 * line);
+        for (int j = 0; j < 32; ++j) codes[32 * line + j] = block[place.byte + j] >> place.shift & ((1 << lower) - 1);
+    }
+    for (int line = 0; upper > 0 && line < cols / 16; ++line) {
+        const Place place = upper_place(bits, 16 * line);
+        for (int j = 0; j < 16; ++j)
+            codes[16 * line + j] |= (block[place.byte + j] >> place.shift & ((1 << upper) - 1)) << lower;
+    }
+}
+
+void check_packed(size_t rows, int64_t cols, int bits, size_t packed_rows, int64_t bytes) {
+    if (rows != packed_rows || bytes != (cols + block_cols(bits) - 1) / block_cols(bits) * block_bytes(bits))
+        throw std::invalid_argument("codes and their packed form do not fit together");
+}
+
 template <class Number>
 using Matrix = nb::ndarray<Number, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -197,35 +233,29 @@ void codes_product(std::vector<uintptr_t> arrays, std::vector<int64_t> sizes, in
     if (batch * matrix.cols > kKept) quantized = Quantized();
 }
 
-// Codes [rows, cols], from 0 to 2^bits - 1, into `packed` [rows, row bytes], which is zero.
+// Codes [rows, cols], from 0 to 2^bits - 1, into `packed` [rows, row bytes].
 void pack_codes(Matrix<const uint8_t> codes, int bits, Matrix<uint8_t> packed) {
     const int64_t cols = codes.shape(1), bytes = packed.shape(1);
-    const int wide = block_cols(bits);
-    if (codes.shape(0) != packed.shape(0) || bytes != (cols + wide - 1) / wide * block_bytes(bits))
-        throw std::invalid_argument("pack_codes: the arrays do not fit together");
-    for (size_t r = 0; r < codes.shape(0); ++r) {
-        const uint8_t* from = codes.data() + r * cols;
-        uint8_t* block = packed.data() + r * bytes;
-        for (int64_t begin = 0; begin < cols; begin += wide, block += block_bytes(bits))
-            for (int64_t c = begin; c < std::min(cols, begin + wide); ++c) {
-                const int place = static_cast<int>(c - begin), code = from[c];
-                const Place low = lower_place(bits, place), up = upper_place(bits, place);
-                block[low.byte] |= static_cast<uint8_t>((code & ((1 << lower_bits(bits)) - 1)) << low.shift);
-                if (upper_bits(bits) > 0) block[up.byte] |= static_cast<uint8_t>(code >> lower_bits(bits) << up.shift);
-            }
-    }
+    check_packed(codes.shape(0), cols, bits, packed.shape(0), bytes);
+    nb::gil_scoped_release unlocked;
+    for (size_t r = 0; r < codes.shape(0); ++r)
+        for (int64_t begin = 0; begin < cols; begin += block_cols(bits)) {
+            uint8_t given[kBlock] = {};
+            std::memcpy(given, codes.data() + r * cols + begin, std::min<int64_t>(block_cols(bits), cols - begin));
+            pack_block(given, bits, packed.data() + r * bytes + begin / block_cols(bits) * block_bytes(bits));
+        }
 }
 
 // The reverse: `packed` [rows, row bytes] into codes [rows, cols].
 void unpack_codes(Matrix<const uint8_t> packed, int bits, Matrix<uint8_t> codes) {
     const int64_t cols = codes.shape(1), bytes = packed.shape(1);
-    const int wide = block_cols(bits);
-    if (codes.shape(0) != packed.shape(0) || bytes != (cols + wide - 1) / wide * block_bytes(bits))
-        throw std::invalid_argument("unpack_codes: the arrays do not fit together");
+    check_packed(codes.shape(0), cols, bits, packed.shape(0), bytes);
+    nb::gil_scoped_release unlocked;
+    uint8_t found[kBlock];
     for (size_t r = 0; r < codes.shape(0); ++r)
-        for (int64_t c = 0; c < cols; ++c) {
-            const uint8_t* block = packed.data() + r * bytes + c / wide * block_bytes(bits);
-            codes.data()[r * cols + c] = static_cast<uint8_t>(code_at(bits, block, static_cast<int>(c % wide)));
+        for (int64_t begin = 0; begin < cols; begin += block_cols(bits)) {
+            unpack_block(packed.data() + r * bytes + begin / block_cols(bits) * block_bytes(bits), bits, found);
+            std::memcpy(codes.data() + r * cols + begin, found, std::min<int64_t>(block_cols(bits), cols - begin));
         }
 }
 

@@ -197,3 +197,12 @@ def test_transformer_layers_of_pytorch_multiply_from_packed_weights(monkeypatch:
     wanted = made.install(build()).eval()(x)
     monkeypatch.setattr(type(packed.layers[0].linear1), "weight", property(lambda self: pytest.fail("restored")))
     assert (packed(x) - wanted).norm() < 1e-3 * wanted.norm()
+
+
+@pytest.mark.filterwarnings("ignore:the module holds bfloat16")
+def test_the_weight_of_a_packed_layer_is_that_of_the_layer_before(packed_file: Path) -> None:
+    dense = waterfill.load(packed_file).install(Net().bfloat16())
+    packed = waterfill.pack(packed_file, Net().bfloat16())
+    for name in ("embedding", "up", "down"):
+        found, wanted = packed.get_submodule(name).weight, dense.get_submodule(name).weight
+        assert found.dtype == wanted.dtype and torch.equal(found, wanted)

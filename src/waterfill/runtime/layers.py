@@ -11,15 +11,20 @@ from waterfill.runtime.leaves import Term
 class PackedLayer(nn.Module):
     """A layer whose weight is a `Term`. It has no gradients and does not learn."""
 
-    def __init__(self, term: Term) -> None:
+    _like: Tensor
+
+    def __init__(self, term: Term, like: nn.Module, *, turned: bool = False) -> None:
+        """like: the layer in whose place it stands. turned: whether the weight of that is the transpose of `term`."""
         super().__init__()
-        self.term = term
-        self.training = False
+        weight: Tensor = like.weight  # type: ignore[assignment]  # all of these layers have one
+        self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device="cpu"), persistent=False)
+        self.term, self.turned, self.training = term, turned, False
 
     @property
     def weight(self) -> Tensor:
-        """The weight, restored: for code that asks for its type or its device, or for its values."""
-        return self.term.restored()
+        """The weight, restored anew each time: for code that asks for its type, its device or its values."""
+        weight = self.term.restored().to(self._like.dtype)
+        return weight.T if self.turned else weight
 
     def train(self, mode: bool = True) -> "PackedLayer":
         """Raises BadInput for training mode."""
@@ -38,9 +43,9 @@ class PackedLinear(PackedLayer):
 
     bias: nn.Parameter | None
 
-    def __init__(self, term: Term, bias: nn.Parameter | None) -> None:
-        super().__init__(term)
-        self.register_parameter("bias", bias)
+    def __init__(self, term: Term, like: nn.Module, *, turned: bool = False) -> None:
+        super().__init__(term, like, turned=turned)
+        self.register_parameter("bias", getattr(like, "bias", None))
         self.in_features, self.out_features = term.cols, term.rows
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,13 +56,10 @@ class PackedLinear(PackedLayer):
 class PackedEmbedding(PackedLayer):
     """Rows of `term` [tokens, features], as the restored matrix has them; only those asked for are restored."""
 
-    _like: Tensor
-
     def __init__(self, term: Term, like: nn.Embedding) -> None:
-        super().__init__(term)
+        super().__init__(term, like)
         self.num_embeddings, self.embedding_dim, self.padding_idx = term.rows, term.cols, like.padding_idx
         self.max_norm, self.norm_type = like.max_norm, like.norm_type
-        self.register_buffer("_like", torch.empty(0, dtype=like.weight.dtype, device="cpu"), persistent=False)
 
     def forward(self, index: Tensor) -> Tensor:
         if index.dtype not in (torch.int64, torch.int32):

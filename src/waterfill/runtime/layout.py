@@ -49,9 +49,9 @@ def row_bytes(cols: int, bits: int) -> int:
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes [rows, cols], from -2^(bits - 1) to 2^(bits - 1) - 1, as bytes [rows, row bytes] (uint8)."""
-    stored = (codes.astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
+    stored = codes.astype(np.int8).view(np.uint8) + np.uint8(1 << bits - 1)  # which wraps around as it should
     if native.core is not None:
-        out = np.zeros((len(codes), row_bytes(codes.shape[1], bits)), np.uint8)
+        out = np.empty((len(codes), row_bytes(codes.shape[1], bits)), np.uint8)
         native.core.pack_codes(np.ascontiguousarray(stored), bits, out)
         return out
     rows, cols = codes.shape

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,14 +69,15 @@ class CodesTerm(Term):
     where: Tensor
     values: Tensor
 
-    def __init__(self, codes: Codes, size: int) -> None:
+    def __init__(self, codes: Codes, size: int, width: tuple[int, int] | None = None) -> None:
+        """size: bytes of an input. width: what `width_of` says of these codes, where it is known."""
         super().__init__()
         self.rows, self.cols = codes.codes.shape
         self.size = size
         self.group = codes.group if codes.scales.shape[1] > 1 else max(self.cols, 1)
-        self.bits = width_of(codes)
+        self.bits, self.corrected = width or width_of(codes)
         low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
-        kept = codes.codes.clamp(low, high)
+        kept = codes.codes.clamp(low, high) if self.corrected else codes.codes
         zeros = codes.zeros
         self._keep(
             data=torch.from_numpy(layout.packed(kept.numpy(), self.bits)),
@@ -84,10 +86,9 @@ class CodesTerm(Term):
             columns=None if codes.columns is None else codes.columns.float().contiguous(),
             form=torch.tensor([self.bits, self.group, self.cols], dtype=torch.int64, device="cpu"),
         )
-        extra = codes.codes.to(torch.int32) - kept.to(torch.int32)
-        places = extra.nonzero()
-        self.corrected = len(places)
         if self.corrected:
+            extra = codes.codes.to(torch.int32) - kept.to(torch.int32)
+            places = extra.nonzero()
             counts = torch.bincount(places[:, 0], minlength=self.rows)
             begin = torch.zeros(1, dtype=torch.int64, device="cpu")
             self._keep(
@@ -166,24 +167,34 @@ def check_cols(x: Tensor, cols: int) -> None:
         raise BadInput(f"inputs of {x.shape[-1]} features do not fit a packed layer of {cols}")
 
 
-def width_of(codes: Codes) -> int:
-    """Bits of a code in memory: the fewest bytes in all, corrections counted; 8 at most, and for groups as many as hold
-    every code."""
-    low, high = (int(v) for v in codes.codes.aminmax()) if codes.codes.numel() else (0, 0)
+def width_of(codes: Codes) -> tuple[int, int]:
+    """Bits of a code in memory, and how many codes are beyond them; 0 where no width will do.
+
+    The fewest bytes in all, corrections counted; for groups, whose codes are not corrected, as many bits as hold all.
+    """
     grouped = codes.scales.shape[1] > 1
-    fitting = []
-    for bits in layout.WIDTHS:
-        beyond = low < -(1 << bits - 1) or high > (1 << bits - 1) - 1
-        if not (grouped and (beyond or codes.group % layout.block_cols(bits))):
-            fitting.append(bits)
-    return min(fitting, key=lambda bits: size_of(codes, bits), default=0)
+    beyond = _beyond(codes.codes)
+    fitting = [
+        bits for bits in layout.WIDTHS if not (grouped and (beyond[bits] or codes.group % layout.block_cols(bits)))
+    ]
+    best = min(fitting, key=lambda bits: size_of(codes, bits, beyond[bits]), default=0)
+    return best, beyond.get(best, 0)
 
 
-def size_of(codes: Codes, bits: int) -> float:
+def size_of(codes: Codes, bits: int, beyond: int) -> float:
     """Bits in memory of codes of a width, those beyond it corrected."""
-    first, last = -(1 << bits - 1), (1 << bits - 1) - 1
-    beyond = int(((codes.codes < first) | (codes.codes > last)).sum())
     return 8.0 * len(codes.codes) * layout.row_bytes(codes.codes.shape[1], bits) + _OUTLIER * beyond
+
+
+def _beyond(codes: Tensor) -> dict[int, int]:
+    """How many codes are beyond each width."""
+    own, least, most = codes.numpy(), *(int(v) for v in codes.aminmax())
+    counts = {}
+    for bits in layout.WIDTHS:
+        low, high = -(1 << bits - 1), (1 << bits - 1) - 1
+        under, over = (own < low if least < low else own[:0]), (own > high if most > high else own[:0])
+        counts[bits] = int(np.count_nonzero(under)) + int(np.count_nonzero(over))
+    return counts
 
 
 def _check_entries(starts: Tensor, columns: Tensor, values: Tensor, cols: int) -> None:

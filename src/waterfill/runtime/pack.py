@@ -93,7 +93,7 @@ class _Packing:
         with own_arithmetic():
             for own in names:
                 found = entry(own)
-                packed_names = self._made(found, users.get(own, []))
+                packed_names = self._pack(found, users.get(own, []))
                 kept = [name for name, of in owners.items() if of == own and name not in packed_names]
                 if kept:
                     tensors |= dict.fromkeys(kept, found.tensor())
@@ -104,7 +104,7 @@ class _Packing:
         inner = {name: value for name, value in self.model.state_dict().items() if name.startswith(tuple(terms))}
         return install(self.model, tensors | (inner if terms else {})).eval().requires_grad_(False)
 
-    def _made(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> set[str]:
+    def _pack(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> set[str]:
         """Packs the layers of a weight; returns the names of the weights of those that could be."""
         done: dict[int, PackedLayer | str] = {}
         for _, layer in users:
@@ -129,30 +129,33 @@ class _Packing:
         """The layer in packed form, or why it stays."""
         if entry.layout.role != MATRIX or len(entry.parts) != 1 or entry.layout.dtype.is_complex:
             return "no matrix of real numbers"
-        turned = _is_turned(layer)
+        turned = _is_conv1d(layer)
         key = (entry.name, turned)
         if key not in self.terms:
             product = entry.parts[0].product()
-            self.terms[key] = term_of(product.transposed() if turned else product, self.size)
+            weight: Tensor = layer.weight  # type: ignore[assignment]  # all of these layers have one
+            made = term_of(product.transposed() if turned else product, self.size)
+            self.terms[key] = made if weight.is_meta else made.to(weight.device)
         term = self.terms[key]
         if isinstance(term, WholeTerm):
             return term.reason
         if isinstance(layer, nn.Embedding):
             return PackedEmbedding(term, layer)
-        made = PackedLinear(term, getattr(layer, "bias", None))
+        linear = PackedLinear(term, layer, turned=turned)
         if self.batch is not None:
             quicker, times = self._timed(term, layer)
-            setattr(made, _WHY, times)
-            return made if quicker else f"dense is faster: {times}"
-        return made
+            setattr(linear, _WHY, times)
+            return linear if quicker else f"dense is faster: {times}"
+        return linear
 
     def _timed(self, term: Term, layer: nn.Module) -> tuple[bool, str]:
         """Whether a matrix is faster packed than dense, at the batch asked for, and the two times."""
         weight: Tensor = layer.weight  # type: ignore[assignment]  # all of these layers have one
         key = (term.rows, term.cols, term.words.partition(",")[0], weight.dtype)
         if key not in self.faster:
-            x = torch.ones(self.batch or 1, term.cols, dtype=weight.dtype, device="cpu")
-            dense = torch.ones(term.rows, term.cols, dtype=weight.dtype, device="cpu")
+            device = torch.device("cpu") if weight.is_meta else weight.device
+            x = torch.ones(self.batch or 1, term.cols, dtype=weight.dtype, device=device)
+            dense = torch.ones(term.rows, term.cols, dtype=weight.dtype, device=device)
             with torch.inference_mode():
                 own = _median(lambda: term(x))
                 other = _median(lambda: nn.functional.linear(x, dense))
@@ -212,10 +215,6 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_conv1d(module: nn.Module) -> bool:
     """Whether a layer is the `Conv1D` of transformers: x W + b."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
-
-
-def _is_turned(layer: nn.Module) -> bool:
-    return _is_conv1d(layer)
 
 
 def _leave_fast_path(model: nn.Module) -> None:

@@ -115,24 +115,22 @@ class WholeTerm(Term):
         return f"dense ({self.reason})"
 
 
-def _reason_against(codes: Codes) -> str:
-    """Why codes are not packed, or nothing."""
-    cols = codes.codes.shape[1]
+def _coded(codes: Codes, size: int) -> Term:
+    """The module of codes; as they are, with the reason, where there is none."""
+    cols, (bits, beyond) = codes.codes.shape[1], width_of(codes) if codes.codes.numel() else (0, 0)
     if not codes.codes.numel() or cols > _MOST_COLS:
-        return f"{cols:,} columns"
-    bits = width_of(codes)
+        return WholeTerm(codes.matrix(), f"{cols:,} columns")
     if not bits:
-        return f"groups of {codes.group} columns"
-    if size_of(codes, bits) >= _FLOAT * codes.codes.numel():
-        return "no smaller in memory"
-    return ""
+        return WholeTerm(codes.matrix(), f"groups of {codes.group} columns")
+    if size_of(codes, bits, beyond) >= _FLOAT * codes.codes.numel():
+        return WholeTerm(codes.matrix(), "no smaller in memory")
+    return CodesTerm(codes, size, (bits, beyond))
 
 
 def term_of(product: Product, size: int) -> Term:
     """The module of a product. size: bytes of an input as an integer, 1 or 2."""
     if isinstance(product, Codes):
-        reason = _reason_against(product)
-        return WholeTerm(product.matrix(), reason) if reason else CodesTerm(product, size)
+        return _coded(product, size)
     if isinstance(product, Entries):
         full = int((product.values != 0).sum()) > _FULL * product.values.numel()
         return WholeTerm(product.values, "too many entries") if full else EntriesTerm(product.values)
