@@ -109,11 +109,11 @@ def test_sums_are_gone_on_with_from_the_parts_that_they_had(original, tmp_path) 
 def test_a_folder_of_another_training_is_refused(original, tmp_path) -> None:
     options = replace(QUICK, work=tmp_path / "work")
     with pytest.raises(Interrupted):
-        run(original, interrupted_after(3), budget=Budget(bits=2), training=TWICE, options=options)
+        run(original, interrupted_after(3), spec="Quantize()", budget=Budget(bits=2), training=TWICE, options=options)
     with pytest.raises(PlanMismatch, match="budget"):
-        run(original, BATCHES, budget=Budget(bits=3), training=TWICE, options=options)
+        run(original, BATCHES, spec="Quantize()", budget=Budget(bits=3), training=TWICE, options=options)
     with pytest.raises(PlanMismatch, match="weights"):
-        run(net(7).eval(), BATCHES, budget=Budget(bits=2), training=TWICE, options=options)
+        run(net(7).eval(), BATCHES, spec="Quantize()", budget=Budget(bits=2), training=TWICE, options=options)
 
 
 class Short:
@@ -131,20 +131,28 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
         run(
             original,
             BATCHES,
+            spec="Quantize()",
             budget=Budget(bits=2),
             loss=lambda y, _: y.sum() * torch.nan,
             training=TWICE,
             options=QUICK,
         )
     with pytest.raises(BadInput, match=r"(run away in training|the loss is).*lower the rate"):
-        run(original, BATCHES, budget=Budget(bits=2), training=replace(TWICE, rate=1e9), options=QUICK)
+        run(
+            original,
+            BATCHES,
+            spec="Quantize()",
+            budget=Budget(bits=2),
+            training=replace(TWICE, rate=1e9),
+            options=QUICK,
+        )
     with pytest.raises(BudgetError, match="smallest"):
-        run(original, BATCHES, budget=Budget(size=9), options=replace(QUICK, work=tmp_path / "work"))
+        run(original, BATCHES, spec="Quantize()", budget=Budget(size=9), options=replace(QUICK, work=tmp_path / "work"))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BadInput, match=r"gave 3 batches in epoch 1 and 16"):
-        run(original, Short(), budget=Budget(bits=2), training=TWICE, options=QUICK)
+        run(original, Short(), spec="Quantize()", budget=Budget(bits=2), training=TWICE, options=QUICK)
     with pytest.raises(BadInput, match="a list or a loader"):
-        run(original, (x for x in BATCHES), budget=Budget(bits=2))
+        run(original, (x for x in BATCHES), spec="Quantize()", budget=Budget(bits=2))
     with pytest.raises(BadRecipe, match="method='magic'"):
         Training(method="magic")
     with pytest.raises(BadRecipe, match="epochs"):
@@ -153,7 +161,14 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
 
 def test_progress_goes_to_its_end(original) -> None:
     said: list[waterfill.Progress] = []
-    run(original, BATCHES, budget=Budget(bits=3), training=TWICE, options=replace(QUICK, progress=said.append))
+    run(
+        original,
+        BATCHES,
+        spec="Quantize()",
+        budget=Budget(bits=3),
+        training=TWICE,
+        options=replace(QUICK, progress=said.append),
+    )
     learning = [one for one in said if one.stage == "learning"]
     assert [one.done for one in learning] == list(range(1, 49)) and learning[-1].total == 48
 

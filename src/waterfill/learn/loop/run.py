@@ -214,7 +214,7 @@ class _Run:
         growth = _RISE ** (1 / max(1, -(-phase.count // phase.every(LC))))
         schedule = self.training.schedule or Schedule(growth=growth)
         learner = LC(work, AT_ONCE if spec is None else spec, budget=self.budget, schedule=schedule)
-        with self.objective.watching(work), as_deployed(work, self.model):
+        with self.objective.watching(work), as_deployed(work, self.model), unchanged(work):
             learner.start(lambda: self.objective(work, self.few.first))
         learner.load(by_first(learner.state))  # which depends on the inputs
         made = phase.train(learner, SGD(learner.parameters(), self.training.first_rate, momentum=_MOMENTA[0]))
