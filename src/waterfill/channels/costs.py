@@ -170,5 +170,3 @@ def _weights(known: Importance, shape: tuple[int, int], turned: bool) -> Tensor:
         columns, rows = known.column_weights(shape[0]).double(), known.row_weights(shape[1]).double()
         return columns * rows.sum()
     return known.row_weights(shape[0]).double() * float(known.column_weights(shape[1]).double().sum())
-
-

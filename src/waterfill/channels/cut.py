@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from waterfill.channels.groups import Family, Group
 from waterfill.channels.network import Layer, Network, all_outputs, run, size_of
 from waterfill.network.batch_norm import nearly_equal
 from waterfill.network.channels.kind import entries, keep, tensor_of
+from waterfill.network.channels.sizes import held_by
 from waterfill.network.running.batches import first_of
 
 _CHECKED = 2  # inputs
@@ -33,9 +33,9 @@ def kept_of(layers: Mapping[str, Layer], groups: Iterable[Group]) -> Kept:
             gone.setdefault(name, {}).setdefault(side, []).append(channels)
     kept: Kept = {}
     for name, sides in gone.items():
-        for side, channels in sides.items():
+        for side, some in sides.items():
             stays = torch.ones(size_of(layers[name], side), dtype=torch.bool, device="cpu")
-            stays[torch.cat(channels)] = False
+            stays[torch.cat(some)] = False
             kept.setdefault(name, {})[side] = stays.nonzero()[:, 0]
     return kept
 
@@ -56,17 +56,11 @@ def cut(layers: Mapping[str, Layer], kept: Kept) -> None:
 @contextmanager
 def restored(layers: Mapping[str, Layer], names: Iterable[str]) -> Iterator[None]:
     """A block after which these layers are what they were."""
-    before: list[tuple[nn.Module, dict[str, Any]]] = []
-    for name in names:
-        held = vars(layers[name].module)
-        copies = {key: dict(held[key]) for key in ("_parameters", "_buffers")}
-        before.append((layers[name].module, dict(held) | copies))
+    back = held_by(layers[name].module for name in names)
     try:
         yield
     finally:
-        for module, held in before:
-            vars(module).clear()
-            vars(module).update(held)
+        back()
 
 
 def failing(network: Network, choice: Choice) -> dict[Family, str]:
@@ -118,9 +112,9 @@ def _unread(layers: Mapping[str, Layer], kept: Kept) -> None:
     for name, sides in kept.items():
         layer = layers[name]
         for key, axes in layer.kind.axes(layer.module).items():
-            value = tensor_of(layer.module, key)
-            for dim, axis in enumerate(axes if value is not None else ()):
-                if axis is None or not axis.reads or axis.side not in sides:
+            for dim, axis in enumerate(axes):
+                value = tensor_of(layer.module, key)
+                if value is None or axis is None or not axis.reads or axis.side not in sides:
                     continue
                 size = size_of(layer, axis.side)
                 shown = torch.zeros(axis.blocks * size, dtype=torch.bool, device="cpu")
@@ -128,7 +122,7 @@ def _unread(layers: Mapping[str, Layer], kept: Kept) -> None:
                 hidden = (~shown).nonzero()[:, 0].to(value.device)
                 changed = value.detach().index_fill(dim, hidden, 0)
                 if key in layer.module._parameters:
-                    value = layer.module._parameters[key] = nn.Parameter(changed, requires_grad=False)
+                    layer.module._parameters[key] = nn.Parameter(changed, requires_grad=False)
         if isinstance(layer.module, nn.RNNBase):
             layer.module._init_flat_weights()
 

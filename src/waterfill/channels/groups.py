@@ -170,5 +170,3 @@ def _why_not(family: Family, layers: Mapping[str, Layer]) -> str:
     if not any(side == IN for _, side in family.nodes):
         return "no layer takes it"
     return ""
-
-

@@ -1,4 +1,4 @@
-"""Means and covariances of the columns that layers multiply with, seen in runs of one network or of two side by side."""
+"""Means and covariances of the columns that layers multiply with, seen in runs of a network."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -12,7 +12,11 @@ from waterfill.arithmetic import own_arithmetic
 from waterfill.channels.network import Layer, Network, hooks, run
 from waterfill.errors import BadInput
 from waterfill.network.channels.layers import LinearKind
+from waterfill.network.running.batches import count_of
 
+_LEAST, _EACH = 1024, 32
+"""Samples of columns: at least so many of a call, and for each column so many of all batches."""
+_BATCHES = 8  # where their number is not known
 See = Callable[[str, int, Tensor], None]
 """(name of a layer, how often it was called before, columns [cols, count])."""
 
@@ -35,8 +39,8 @@ class Moments:
     @classmethod
     def of(cls, cols: int, most: int) -> "Moments":
         shape = (cols, cols) if cols <= most else (cols,)
-        zeros = [torch.zeros(size, dtype=torch.float64, device="cpu") for size in ((cols,), shape)]
-        return cls(*zeros)
+        first, second = (torch.zeros(size, dtype=torch.float64, device="cpu") for size in ((cols,), shape))
+        return cls(first, second)
 
     def add(self, columns: Tensor) -> None:
         self.count += columns.shape[1]
@@ -68,7 +72,7 @@ def input_moments(network: Network, layers: Sequence[Layer], most: int) -> dict[
 
     def see(name: str, _: int, columns: Tensor) -> None:
         if not bool(columns.sum().isfinite()):
-            raise BadInput(f"the inputs at {name!r} are NaN or infinite; look at the batches, or at the layers before it")
+            raise BadInput(f"the inputs at {name!r} are NaN or infinite; look at the batches and the layers before it")
         found.setdefault(name, Moments.of(len(columns), most)).add(columns)
 
     for number, batch in enumerate(network.inputs.batches):
@@ -89,6 +93,7 @@ def watch(  # noqa: PLR0913 - what is run, on what, and what is seen of it
     number: of the batch, which the samples of columns depend on. chosen_for: by layer, as of `LinearKind.columns`.
     """
     watched = {layer.name: layer for layer in layers}
+    batches = count_of(network.inputs.batches) or _BATCHES
     left = sum(layer.calls for layer in watched.values())
     calls = dict.fromkeys(watched, 0)
 
@@ -96,10 +101,14 @@ def watch(  # noqa: PLR0913 - what is run, on what, and what is seen of it
         nonlocal left
         layer = watched[name]
         assert isinstance(layer.kind, LinearKind)
-        seed = (number * 1009 + layer.number) * 1009 + calls[name]
+        generator = torch.Generator("cpu").manual_seed((number * 1009 + layer.number) * 1009 + calls[name])
         with own_arithmetic():
-            generator = torch.Generator("cpu").manual_seed(seed)
-            see(name, calls[name], layer.kind.columns(layer.module, x.detach(), generator, chosen_for(name)).float())
+            columns = layer.kind.columns(layer.module, x.detach(), generator, chosen_for(name)).float()
+            most = max(_LEAST, _EACH * (chosen_for(name) or len(columns)) // batches)
+            if columns.shape[1] > most:
+                order = torch.randperm(columns.shape[1], generator=generator, dtype=torch.int64, device="cpu")
+                columns = columns[:, order[:most].to(columns.device)]
+            see(name, calls[name], columns)
         calls[name] += 1
         left -= 1
         if left == 0:

@@ -161,5 +161,3 @@ def all_outputs(result: Any) -> list[Tensor]:
 
 def _is_real(value: Tensor) -> bool:
     return value.is_floating_point() and value.ndim > 0
-
-

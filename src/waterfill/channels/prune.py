@@ -65,7 +65,7 @@ def prune_channels(  # noqa: PLR0913 - budgets exclude one another, and each des
     work = Work.begin(model, Inputs(batches, forward), how, CHANNELS if keep is not None else MACS)
     if speedup is not None:
         return pruned_to_speed(work, speedup)
-    return work.pruned(keep if macs is None else macs)
+    return work.pruned(macs if macs is not None else keep or 1.0)
 
 
 def _check_budget(macs: float | None, speedup: float | None, keep: float | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from waterfill.channels.network import (
     IN,
@@ -52,7 +53,8 @@ class Reach:
 
     def find(self) -> None:
         """Report every dependency. Raises what the model raises where it does not run on NaN."""
-        with hooks(self.network.model, self.network.layers, self._before, self._after):
+        # other kernels of attention take NaN for what is masked, and hide it
+        with sdpa_kernel(SDPBackend.MATH), hooks(self.network.model, self.network.layers, self._before, self._after):
             self._find()
 
     def _find(self) -> None:

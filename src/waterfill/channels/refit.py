@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.channels.moments import Moments, watch
-from waterfill.channels.network import OUT, Layer, Network, Node
+from waterfill.channels.network import IN, OUT, Layer, Network, Node
 from waterfill.network.channels.layers import LinearKind
 from waterfill.network.channels.sizes import add_bias
 
-_MOST_PASSES = 64
+_MOST_PASSES = 20
 _WIDEST = 6144
 _STORED = 1 << 29
 """Bytes of outputs of the original that are kept between passes."""
@@ -41,14 +41,17 @@ class Targets:
             self._stored[number] = stored | found
         return {name: (found | stored)[name] for name in names}
 
+    def width(self, name: str) -> int:
+        """Columns of a layer of the original."""
+        return int(matrix_of(self.original.layers[name]).shape[1])
+
     def _run(self, names: Sequence[str], batch: Any, number: int) -> dict[str, list[Tensor]]:
         layers = [self.original.layers[name] for name in names]
         found: dict[str, list[Tensor]] = {name: [] for name in names}
 
         def see(name: str, _: int, columns: Tensor) -> None:
             layer = self.original.layers[name]
-            assert isinstance(layer.kind, LinearKind)
-            outputs = layer.kind.matrix(layer.module).float() @ columns
+            outputs = matrix_of(layer).float() @ columns
             bias = bias_of(layer)
             found[name].append(outputs if bias is None else outputs + bias.float()[:, None])
 
@@ -67,7 +70,7 @@ def fitted_layers(network: Network) -> list[str]:
         for name, layer in network.layers.items()
         if isinstance(layer.kind, LinearKind)
         and not layer.kind.bound(layer.module)
-        and layer.kind.matrix(layer.module).shape[1] <= _WIDEST
+        and matrix_of(layer).shape[1] <= _WIDEST
         and all(held[id(value)] == 1 for value in layer.module.parameters(recurse=False))
     ]
 
@@ -79,29 +82,18 @@ def refit(smaller: Network, targets: Targets, origin: Mapping[Node, Tensor], dam
     damping: how much the weights hold on to what they are, relative to the mean variance of a column.
     """
     names = fitted_layers(smaller)
-    start = next((i for i, name in enumerate(names) if (name, "in") in origin), len(names))
+    start = next((i for i, name in enumerate(names) if (name, IN) in origin), len(names))
     for some in _passes(names[start:]):
         sums = {name: _Sums.of(smaller.layers[name]) for name in some}
         for number, batch in enumerate(smaller.inputs.batches):
             wanted = targets.of(some, batch, number)
-            original = targets.original.layers
 
             def see(name: str, call: int, columns: Tensor, wanted: Any = wanted, sums: Any = sums) -> None:
-                layer = original[name]
-                kept = origin.get((name, OUT))
-                outputs = wanted[name][call]
-                if kept is not None:
-                    outputs = outputs[layer.kind.rows_of(layer.module, kept)]
-                sums[name].add(columns, outputs)
+                sums[name].add(columns, wanted[name][call][_rows(targets.original.layers[name], origin)])
 
-            def width(name: str) -> int:
-                layer = original[name]
-                assert isinstance(layer.kind, LinearKind)
-                return layer.kind.matrix(layer.module).shape[1]
-
-            watch(smaller, [smaller.layers[name] for name in some], batch, number, see, width)
+            watch(smaller, [smaller.layers[name] for name in some], batch, number, see, targets.width)
         for name in some:
-            sums[name].solve(smaller, targets.original, origin.get((name, OUT)), damping)
+            sums[name].solve(smaller, targets.original, origin, damping)
 
 
 def _passes(names: Sequence[str]) -> Iterator[list[str]]:
@@ -122,8 +114,7 @@ class _Sums:
 
     @classmethod
     def of(cls, layer: Layer) -> "_Sums":
-        assert isinstance(layer.kind, LinearKind)
-        return cls(layer, *layer.kind.matrix(layer.module).shape)
+        return cls(layer, *matrix_of(layer).shape)
 
     def add(self, columns: Tensor, outputs: Tensor) -> None:
         self.columns.add(columns)
@@ -131,13 +122,14 @@ class _Sums:
         self.both += (outputs @ columns.T).double().cpu()
 
     @torch.no_grad()
-    def solve(self, smaller: Network, original: Network, kept: Tensor | None, damping: float) -> None:
-        """Write the fitted weights, and the constant."""
-        kind, module = self.layer.kind, self.layer.module
+    def solve(self, smaller: Network, original: Network, origin: Mapping[Node, Tensor], damping: float) -> None:
+        """Write the fitted weights, and the constant where there is a place for it, or where inputs were lost."""
+        kind, module, name = self.layer.kind, self.layer.module, self.layer.name
         assert isinstance(kind, LinearKind)
         weight = kind.matrix(module).double().cpu()
         count = max(1, self.columns.count)
-        constant = kind.bias_name(module) != ""
+        placed = bias_of(self.layer) is not None or name in original.norm_after or (name, IN) in origin
+        constant = kind.bias_name(module) != "" and placed
         mean, target = self.columns.mean, self.targets / count
         if constant:
             second, cross = self.columns.covariance, self.both / count - torch.outer(target, mean)
@@ -152,13 +144,13 @@ class _Sums:
         fitted = weight + torch.cholesky_solve(wrong.T, torch.linalg.cholesky(second)).T
         kind.set_matrix(module, fitted.to(device=_device(module), dtype=_dtype(module)))
         if constant:
-            _set_constant(self.layer, target - fitted @ mean, smaller, original, kept)
+            _set_constant(self.layer, target - fitted @ mean, (smaller, original), origin.get((name, OUT)))
 
 
-def _set_constant(layer: Layer, constant: Tensor, smaller: Network, original: Network, kept: Tensor | None) -> None:
+def _set_constant(layer: Layer, constant: Tensor, networks: tuple[Network, Network], kept: Tensor | None) -> None:
     """Put a constant part of a layer's outputs [rows] into its bias, else into the batch norm after it, else into a new
     bias."""
-    kind, module = layer.kind, layer.module
+    (smaller, original), kind, module = networks, layer.kind, layer.module
     assert isinstance(kind, LinearKind)
     norm = original.norm_after.get(layer.name) if bias_of(layer) is None else None
     if norm is not None:
@@ -171,6 +163,19 @@ def _set_constant(layer: Layer, constant: Tensor, smaller: Network, original: Ne
     bias = module._parameters[kind.bias_name(module)]
     assert bias is not None
     bias.copy_(constant.to(bias))
+
+
+def _rows(layer: Layer, origin: Mapping[Node, Tensor]) -> "Tensor | slice":
+    """The rows of a layer of the original that are left."""
+    kept = origin.get((layer.name, OUT))
+    assert isinstance(layer.kind, LinearKind)
+    return slice(None) if kept is None else layer.kind.rows_of(layer.module, kept)
+
+
+def matrix_of(layer: Layer) -> Tensor:
+    """The weights of a layer as a matrix [rows, cols]."""
+    assert isinstance(layer.kind, LinearKind)
+    return layer.kind.matrix(layer.module)
 
 
 def bias_of(layer: Layer) -> Tensor | None:

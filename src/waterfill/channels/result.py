@@ -67,7 +67,7 @@ def rows_of(families: Sequence[Family], left: Mapping[int, int]) -> list[dict[st
         {
             "name": family.name,
             "layers": family.layers,
-            "channels": sum(len(c) for (name, side), c in family.groups[0].items() if (name, side) == (family.name, OUT)),
+            "channels": len(family.groups[0].get((family.name, OUT), ())),
             "groups": len(family.groups),
             "left": left.get(number, len(family.groups)),
             "reason": family.reason,

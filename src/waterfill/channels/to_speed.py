@@ -63,5 +63,3 @@ def _latency(work: Work, pruned: Pruned) -> list[Latency]:
     inputs = work.original.inputs
     models = {"original": work.original.model, "pruned": pruned.model}
     return speed(models, inputs.batches, (work.how.batch,), forward=inputs.forward)
-
-

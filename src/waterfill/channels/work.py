@@ -23,7 +23,7 @@ from waterfill.network.running.forward import copy_of
 from waterfill.network.running.inputs import Inputs
 from waterfill.progress import Progress
 
-_MEASURED = 8
+_MEASURED = 4
 """Batches that the importance of outputs is measured on."""
 
 
@@ -89,7 +89,7 @@ class Work:
         families = removable(original, families_of(original))
         if all(family.reason for family in families):
             why = "; ".join(f"{family.name}: {family.reason}" for family in families[:4])
-            raise BudgetError(f"no channel of the {type(model).__name__} can go: {why or 'it runs no layer that is known'}")
+            raise BudgetError(f"no channel of the {type(model).__name__} can go: {why or 'it runs no known layer'}")
         measured = calibrate(original.model, inputs.spread(_MEASURED), importance="auto", forward=inputs.forward)
         importance = dict(measured)
         weights = output_weights(original, importance)
@@ -111,8 +111,8 @@ class Work:
         whole, least = self.measure(plan), self.least(plan)
         if least > share * whole:
             raise BudgetError(
-                f"{share:.4g} of the {self.unit} cannot be met: without all channels that can go, {least / whole:.4g} of "
-                "them are left; the table of a larger budget says what stays, and why"
+                f"{share:.4g} of the {self.unit} cannot be met: without all channels that can go, {least / whole:.4g} "
+                "of them are left; the table of a larger budget says what stays, and why"
             )
         for number in range(1, rounds + 1):
             self._round(state, plan if number == 1 else self.plan(state), whole * share ** (number / rounds))

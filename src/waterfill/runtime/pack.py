@@ -14,7 +14,7 @@ from waterfill.arithmetic import own_arithmetic
 from waterfill.errors import BadInput
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
-from waterfill.model.install import check_fits, install, tied_names
+from waterfill.model.install import check_fits, install, make_room, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import MATRIX
 from waterfill.runtime.layers import PackedEmbedding, PackedLayer, PackedLinear
@@ -63,9 +63,11 @@ def pack(
     _check(compressed, model, batch)
     work = _Packing(model, _BYTES[input_bits], batch)
     if isinstance(compressed, CompressedModel):
+        make_room(model, compressed.notes, _shapes(compressed.entries, compressed.aliases))
         return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
     with FileReader(compressed) as src:
         tensors = CompressedTensors(src)
+        make_room(model, tensors.manifest.notes, _shapes(tensors.layouts, tensors.aliases))
         return work.run(tensors.layouts, dict(tensors.aliases), tensors.entry)
 
 
@@ -83,7 +85,7 @@ class _Packing:
     def run(self, names: Mapping[str, Any], aliases: Mapping[str, str], entry: Callable[[str], Entry]) -> nn.Module:
         """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
         owners = {name: name for name in names} | dict(aliases)
-        check_fits(self.model, {name: _shape(names[own]) for name, own in owners.items()})
+        check_fits(self.model, _shapes(names, aliases))
         owners |= tied_names(self.model, owners)
         users: dict[str, list[tuple[str, nn.Module]]] = {}
         for name, layer in _layers(self.model):
@@ -226,6 +228,12 @@ def _leave_fast_path(model: nn.Module) -> None:
             module.use_nested_tensor = False
         elif isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # which says that there is no fast form of its activation
+
+
+def _shapes(described: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors, tied ones included, from their entries or layouts."""
+    owners = {name: name for name in described} | dict(aliases)
+    return {name: _shape(described[own]) for name, own in owners.items()}
 
 
 def _shape(described: Any) -> tuple[int, ...]:

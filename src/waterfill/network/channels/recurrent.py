@@ -67,4 +67,5 @@ class Recurrent(LinearKind):
 
     def inner(self, layer: Any) -> list[str]:
         """The weights that read hidden units."""
-        return [name for name in layer._flat_weights_names if name.startswith("weight") and name not in self.names(layer)]
+        first = self.names(layer)
+        return [name for name in layer._flat_weights_names if name.startswith("weight") and name not in first]

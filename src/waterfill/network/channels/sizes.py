@@ -1,7 +1,7 @@
 """The sizes of layers that lost channels, as text that travels in a file, and a module made to have them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from waterfill.errors import BadInput, Mismatch
 from waterfill.network.channels.kind import IN, OUT, Kind, keep
 from waterfill.network.channels.layers import Convolution, Dense, Embedding, GroupNorm, Norm, Transposed, Turned
 from waterfill.network.channels.recurrent import Recurrent
+from waterfill.network.tensors import is_lazy
 
-KINDS: tuple[Kind, ...] = (Dense(), Convolution(), Transposed(), Turned(), Embedding(), Norm(), GroupNorm(), Recurrent())
+KINDS = (Dense(), Convolution(), Transposed(), Turned(), Embedding(), Norm(), GroupNorm(), Recurrent())
 NOTE = "channels"
 """The note of a file that holds the sizes of layers with fewer channels than their class builds."""
 Sizes = dict[str, dict[str, int]]
@@ -24,7 +25,13 @@ _BIAS = "bias"
 
 def kind_of(layer: nn.Module) -> Kind | None:
     """The kind of a layer; None where its channels are not known, as those of computed weights."""
-    if parametrize.is_parametrized(layer) or "weight_g" in layer._parameters or "weight_orig" in layer._parameters:
+    held = layer._parameters
+    if (
+        parametrize.is_parametrized(layer)
+        or "weight_g" in held
+        or "weight_orig" in held
+        or any(map(is_lazy, held.values()))
+    ):
         return None
     return next((kind for kind in KINDS if kind.fits(layer)), None)
 
@@ -99,7 +106,9 @@ def shrink(module: nn.Module, sizes: Mapping[str, Mapping[str, int]]) -> nn.Modu
         >>> net = waterfill.channels.shrink(Net(), pruned.sizes)
         >>> net.load_state_dict(pruned.model.state_dict())
     """
-    _check(sizes)
+    problem = sizes_problem(sizes)
+    if problem:
+        raise BadInput(f"{problem}: give those of `prune_channels`")
     modules = dict(module.named_modules())
     plan = []
     for name, wanted in sizes.items():
@@ -141,20 +150,36 @@ def _set_attributes(name: str, module: nn.Module, wanted: Mapping[str, int]) -> 
     for key, value in wanted.items():
         held = vars(module).get(key.removeprefix("."))
         if not key.startswith(".") or type(held) is not int or held < value:
-            raise Mismatch(f"the {_kind(module)} {name!r} has no number {key!r} of {value} or more; build the same class")
+            raise Mismatch(
+                f"{name!r}, a {_kind(module)}, has no number {key!r} of {value} or more; build the same class"
+            )
         setattr(module, key.removeprefix("."), value)
 
 
-def _check(sizes: Any) -> None:
-    """Raises BadInput for what `sizes_between` would not give."""
+def held_by(modules: Iterable[nn.Module]) -> Callable[[], None]:
+    """A function that gives modules back the tensors and attributes that they have now."""
+    before = []
+    for module in modules:
+        held = vars(module)
+        before.append((module, dict(held) | {key: dict(held[key]) for key in ("_parameters", "_buffers")}))
+
+    def back() -> None:
+        for module, held in before:
+            vars(module).clear()
+            vars(module).update(held)
+
+    return back
+
+
+def sizes_problem(sizes: Any) -> str:
+    """Why something is not what `sizes_between` would give; "" if it is."""
     fine = isinstance(sizes, Mapping) and all(
         isinstance(name, str)
         and isinstance(wanted, Mapping)
         and all(isinstance(key, str) and type(value) is int and value > 0 for key, value in wanted.items())
         for name, wanted in sizes.items()
     )
-    if not fine:
-        raise BadInput("these are no sizes of layers: give those of `prune_channels`, or of an undamaged file")
+    return "" if fine else "these are no sizes of layers"
 
 
 def _kind(module: nn.Module) -> str:

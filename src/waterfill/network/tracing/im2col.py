@@ -71,8 +71,8 @@ def windows(
     """The windows of x [samples, channels, *space] or [channels, *space] as columns, float32.
 
     positions: of the kernel in each dimension. chosen_for: columns that the number of windows is chosen for, where it
-    is to be that of another input; 0 for those of this one. Returns [groups, channels / groups * prod(kernel), windows], kernel
-    positions fastest, samples one after the other.
+    is to be that of another input; 0 for those of this one. Returns [groups, channels / groups * prod(kernel),
+    windows], kernel positions fastest, samples one after the other.
     """
     x = _padded(x, geometry)
     channels, space = x.shape[1], x.shape[2:]
