@@ -31,7 +31,7 @@ from waterfill.channels.network import (
 )
 from waterfill.network.running.batches import each_tensor
 
-OUTPUTS: Node = ("", OUT)
+OUTPUTS: Node = ("outputs of the network", OUT)
 """The outputs of the network, as a layer of one channel."""
 Reached = dict[Node, Tensor]
 """By node, which channels are reached (bool [channels])."""

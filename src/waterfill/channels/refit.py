@@ -81,7 +81,7 @@ def refit(smaller: Network, targets: Targets, origin: Mapping[Node, Tensor], dam
     origin: by node, the numbers in the original of the channels that are left, where some are not.
     damping: how much the weights hold on to what they are, relative to the mean variance of a column.
     """
-    names = fitted_layers(smaller)
+    names = fitted_layers(targets.original)
     start = next((i for i, name in enumerate(names) if (name, IN) in origin), len(names))
     for some in _passes(names[start:]):
         sums = {name: _Sums.of(smaller.layers[name]) for name in some}
