@@ -22,7 +22,9 @@ class Net(nn.Module):
     def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1)
-        self.inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.inner = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:

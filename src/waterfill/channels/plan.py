@@ -76,10 +76,19 @@ class Plan:
         """Multiplications where nothing more can go."""
         sizes = dict(self._sizes)
         for family in self.families:
-            most = len(family.groups) - len(self.gone[family]) - 1
+            most = len(family.groups) - len(self.gone[family]) - self.least_of(family)
             for node, channels in family.groups[0].items():
                 sizes[node] -= most * len(channels)
         return sum(self._macs(layer, sizes) for layer in self.layers.values())
+
+    def least_of(self, family: Family) -> int:
+        """How many groups of a family stay where nothing more can go."""
+        return min(len(family.groups) - len(self.gone[family]), self._even(family))
+
+    def _even(self, family: Family) -> int:
+        """Of which its groups that stay are a multiple."""
+        size = len(next(iter(family.groups[0].values())))
+        return self.multiple // math.gcd(size, self.multiple)
 
     def until(self, done: Callable[["Plan"], bool]) -> bool:
         """Let channels go until `done`; False where nothing more can."""
@@ -111,9 +120,7 @@ class Plan:
 
     def _next(self, family: Family) -> Step | None:
         """The cheapest groups of a family that could go next."""
-        count = len(family.groups) - len(self.gone[family])
-        size = len(next(iter(family.groups[0].values())))
-        even = self.multiple // math.gcd(size, self.multiple)
+        count, even = len(family.groups) - len(self.gone[family]), self._even(family)
         wanted = count % even or even
         if count - wanted < 1:
             return None

@@ -9,6 +9,8 @@ from waterfill.channels.work import Work
 from waterfill.errors import BudgetError
 from waterfill.runtime.speed import Latency, speed
 
+_VECTOR = 8
+"""Numbers that most processors multiply at once."""
 _TRIES = 6
 _CORRECTIONS = 2
 _STEP = 0.9
@@ -20,18 +22,8 @@ def pruned_to_speed(work: Work, wanted: float) -> Pruned:
     The share of multiplications is halved in on with the real, smaller module, before anything is fitted; times of
     the fitted one stand in the result. Raises BudgetError where even the smallest is not so fast.
     """
-    state = work.start()
-    plan = work.plan(state)
-    least = work.least(plan) / work.measure(plan)
-    plan.until(lambda plan: False)  # the order in which all would go
+    work, plan, least = _possible(work, wanted)
     low, high = least, 1.0
-    reached = _timed(work, plan, low)
-    if reached.speedup < wanted:
-        raise BudgetError(
-            f"speedup={wanted:g} cannot be met: without all channels that can go, the network takes "
-            f"{reached.milliseconds:.3f} ms for {reached.inputs} inputs at once, {reached.speedup:.2f} times as fast; "
-            "ask for less, or for another number of inputs at once"
-        )
     for _ in range(_TRIES):
         share = (low + high) / 2
         if _timed(work, plan, share).speedup >= wanted:
@@ -46,6 +38,26 @@ def pruned_to_speed(work: Work, wanted: float) -> Pruned:
             break
         share *= _STEP
     return replace(pruned, latency=latency)
+
+
+def _possible(work: Work, wanted: float) -> tuple[Work, Plan, float]:
+    """The work in such multiples that the speed can be reached, a plan of all that can go, and the share left then.
+
+    Raises BudgetError.
+    """
+    for multiple in (_VECTOR, 1) if work.how.multiple is None else (work.how.multiple,):
+        work = replace(work, how=replace(work.how, multiple=multiple))
+        plan = work.plan(work.start())
+        least = work.least(plan) / work.whole
+        plan.until(lambda plan: False)  # the order in which all would go
+        reached = _timed(work, plan, least)
+        if reached.speedup >= wanted:
+            return work, plan, least
+    raise BudgetError(
+        f"speedup={wanted:g} cannot be met: without all channels that can go, the network takes "
+        f"{reached.milliseconds:.3f} ms for {reached.inputs} inputs at once, {reached.speedup:.2f} times as fast; "
+        "ask for less, or for another number of inputs at once"
+    )
 
 
 def _timed(work: Work, plan: Plan, share: float) -> Latency:

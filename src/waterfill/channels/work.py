@@ -104,18 +104,20 @@ class Work:
         """The network with at most so much of it left. Raises BudgetError."""
         return self.result(self.reduced(share))
 
-    def reduced(self, share: float) -> State:
-        """What is left after all rounds. Raises BudgetError."""
-        state, rounds = self.start(), self.how.rounds
+    def reduced(self, share: float, state: State | None = None) -> State:
+        """What is left after all rounds, of the whole or of what was left before. Raises BudgetError."""
+        state, rounds = state or self.start(), self.how.rounds
         plan = self.plan(state)
-        whole, least = self.measure(plan), self.least(plan)
+        whole, least = self.whole, self.least(plan)
         if least > share * whole:
             raise BudgetError(
                 f"{share:.4g} of the {self.unit} cannot be met: without all channels that can go, {least / whole:.4g} "
                 "of them are left; the table of a larger budget says what stays, and why"
             )
+        before = self.measure(plan)
         for number in range(1, rounds + 1):
-            self._round(state, plan if number == 1 else self.plan(state), whole * share ** (number / rounds))
+            most = before * (share * whole / before) ** (number / rounds)
+            self._round(state, plan if number == 1 else self.plan(state), most)
             if self.how.progress is not None:
                 self.how.progress(Progress("pruning", number, rounds, number, rounds))
         while (plan := self.plan(state)) and self.measure(plan) > share * whole:  # a family was refused
@@ -142,7 +144,14 @@ class Work:
             rows[name] = value if left is None else value[layer.kind.rows_of(layer.module, left)]
         families = list(state.families.values())
         readers = readers_of(state.network, families, (self.importance, rows), state.origin)
-        return Plan(state.network.layers, families, readers, self.how.multiple, self.unit)
+        return Plan(state.network.layers, families, readers, self.how.multiple or 1, self.unit)
+
+    @property
+    def whole(self) -> float:
+        """What there was at first, in the unit of the budget."""
+        if self.unit == MACS:
+            return float(macs_of(self.original))
+        return float(sum(len(family.groups) for family in self.families if not family.reason))
 
     def measure(self, plan: Plan) -> float:
         """How much is left, in the unit of the budget."""
@@ -150,14 +159,18 @@ class Work:
 
     def least(self, plan: Plan) -> float:
         """How much would be left if all that can went."""
-        return float(plan.least_macs if self.unit == MACS else len(plan.families))
+        return float(plan.least_macs if self.unit == MACS else sum(map(plan.least_of, plan.families)))
 
     def result(self, state: State) -> Pruned:
         """The smaller network and what is known of it."""
-        before, after = self.original, Network(state.network.model, self.original.inputs)
+        before, after = self.original, Network(copy_of(state.network.model), self.original.inputs)
         note_sizes(after.model, merged(noted_sizes(before.model), sizes_between(before.model, after.model)))
-        macs = [sum(la.macs(la.kind.sizes(la.module)) for la in net.layers.values()) for net in (before, after)]
         families = [f.refused(state.refused[n]) if n in state.refused else f for n, f in enumerate(self.families)]
         left = {number: len(family.groups) for number, family in state.families.items()}
         model = after.model.eval()
-        return Pruned(model, noted_sizes(model), (macs[0], macs[1]), rows_of(families, left))
+        return Pruned(model, noted_sizes(model), (macs_of(before), macs_of(after)), rows_of(families, left))
+
+
+def macs_of(network: Network) -> int:
+    """Multiplications of all layers for one input."""
+    return sum(layer.macs(layer.kind.sizes(layer.module)) for layer in network.layers.values())
