@@ -6,9 +6,10 @@ from tests.support import prunable
 from tests.support.small_networks import lively
 from torch import Tensor, nn
 
-from waterfill.channels.cut import chosen, cut, failing, halves, kept_of, removable
+from waterfill.channels.cut import cut_choice, failing
 from waterfill.channels.groups import Family, families_of
 from waterfill.channels.network import Network
+from waterfill.channels.removable import halves, removable
 from waterfill.network.running.forward import copy_of
 from waterfill.network.running.inputs import Inputs
 
@@ -42,9 +43,12 @@ def test_residual_sums_join_what_is_added():
         ("blocks.1.bn1", "out"),
         ("blocks.1.conv2", "in"),
     }
-    padded = found["blocks.1.conv2"]  # channels that the shortcut fills with zeros, as many as it was told to
-    assert len(padded.groups) == 4
-    assert "its code wants the size" in padded.reason
+    padded = found[
+        "blocks.1.conv2"
+    ]  # channels that the shortcut fills with zeros at both ends, as many as it is told to
+    assert shape(padded)["head", "in"] == 2
+    assert (len(padded.groups), padded.attributes, padded.reason) == (2, (("blocks.1", "extra"),), "")
+    assert torch.equal(padded.groups[1]["head", "in"], torch.tensor([1, 9]))
 
 
 def test_concatenated_channels_lie_behind_one_another():
@@ -75,8 +79,14 @@ def test_heads_are_groups_where_the_code_asks_how_many_there_are():
     assert found["tokens"].reason  # the residual stream, normalized and tied to the outputs
 
 
+def test_a_number_of_heads_that_a_module_holds_goes_along():
+    found = families(prunable.Transformer(heads="held"), prunable.texts())
+    assert found["attention.query"].attributes == (("attention", "heads"),)
+    assert not found["attention.query"].reason
+
+
 def test_heads_stay_where_the_code_counts_on_their_number():
-    found = families(prunable.Transformer(counts=False), prunable.texts())
+    found = families(prunable.Transformer(heads="written"), prunable.texts())
     assert "its code wants the size" in found["attention.query"].reason
     assert not found["gate"].reason
 
@@ -152,7 +162,7 @@ def test_the_smaller_network_says_what_the_whole_one_says_without_these_channels
     assert failing(network, choice) == {}
     assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
     smaller = Network(copy_of(network.model), network.inputs)
-    cut(smaller.layers, kept_of(smaller.layers, chosen(choice)))
+    cut_choice(smaller, choice)
     assert sum(p.numel() for p in smaller.model.parameters()) < sum(v.numel() for v in before.values())
 
 

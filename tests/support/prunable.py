@@ -33,8 +33,9 @@ class Block(nn.Module):
         self.stride, self.extra = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
+        half = self.extra // 2
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra)))
+        return torch.relu(y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.extra - half)))
 
 
 class Residual(nn.Module):
@@ -88,28 +89,31 @@ class Separable(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with `heads` heads; the code asks the tensors how many there are (counts), or counts on the number."""
+    """Attention with four heads; their number is what the tensors have ("asked"), an attribute ("held"), or stands in
+    the code ("written")."""
 
-    def __init__(self, counts: bool) -> None:
+    def __init__(self, heads: str) -> None:
         super().__init__()
-        self.heads, self.size, self.counts = 4, 4, counts
+        self.heads, self.size, self.known = 4, 4, heads
         self.query, self.key, self.value = (nn.Linear(16, 16, bias=False) for _ in range(3))
         self.out = nn.Linear(16, 16, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, time, _ = x.shape
-        shape = (batch, time, -1, self.size) if self.counts else (batch, time, self.heads, self.size)
-        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        heads = {"asked": -1, "held": self.heads, "written": 4}[self.known]
+        q, k, v = (
+            layer(x).view(batch, time, heads, self.size).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
         return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
 class Transformer(nn.Module):
     """A causal language model in small, its output matrix tied to the embedding: tokens [batch, time] to logits."""
 
-    def __init__(self, counts: bool = True) -> None:
+    def __init__(self, heads: str = "asked") -> None:
         super().__init__()
         self.tokens = nn.Embedding(20, 16)
-        self.norm1, self.attention = nn.LayerNorm(16), Attention(counts)
+        self.norm1, self.attention = nn.LayerNorm(16), Attention(heads)
         self.norm2, self.gate, self.up = nn.LayerNorm(16), nn.Linear(16, 24, bias=False), nn.Linear(16, 24)
         self.down = nn.Linear(24, 16, bias=False)
         self.norm3, self.head = nn.LayerNorm(16), nn.Linear(16, 20, bias=False)

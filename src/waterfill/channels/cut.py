@@ -40,6 +40,18 @@ def kept_of(layers: Mapping[str, Layer], groups: Iterable[Group]) -> Kept:
     return kept
 
 
+def cut_choice(network: Network, choice: Choice) -> Kept:
+    """Take the groups of a choice out of a network, in place; what stays of each layer."""
+    kept = kept_of(network.layers, chosen(choice))
+    cut(network.layers, kept)
+    for family, numbers in choice.items():
+        whole = len(family.groups)
+        for name, key in family.attributes:
+            module = network.model.get_submodule(name)
+            setattr(module, key, getattr(module, key) * (whole - len(numbers)) // whole)
+    return kept
+
+
 def cut(layers: Mapping[str, Layer], kept: Kept) -> None:
     """Take channels out of layers, in place; tensors that layers share stay shared."""
     made: dict[int, nn.Parameter] = {}
@@ -54,9 +66,10 @@ def cut(layers: Mapping[str, Layer], kept: Kept) -> None:
 
 
 @contextmanager
-def restored(layers: Mapping[str, Layer], names: Iterable[str]) -> Iterator[None]:
-    """A block after which these layers are what they were."""
-    back = held_by(layers[name].module for name in names)
+def restored(network: Network, choice: Choice) -> Iterator[None]:
+    """A block after which the modules that a choice changes are what they were."""
+    names = {name for family in choice for name in (*family.layers, *(module for module, _ in family.attributes))}
+    back = held_by(network.model.get_submodule(name) for name in names)
     try:
         yield
     finally:
@@ -68,14 +81,14 @@ def failing(network: Network, choice: Choice) -> dict[Family, str]:
 
     The network without their channels must say what it says where nothing reads these channels.
     """
-    if not choice or not _problem(network, choice):
+    if not choice or not problem(network, choice):
         return {}
-    found = {family: why for family in choice if (why := _problem(network, {family: choice[family]}))}
+    found = {family: why for family in choice if (why := problem(network, {family: choice[family]}))}
     fine = {family: numbers for family, numbers in choice.items() if family not in found}
-    if fine and _problem(network, fine):
+    if fine and problem(network, fine):
         together: dict[Family, Sequence[int]] = {}
         for family, numbers in fine.items():
-            why = _problem(network, together | {family: numbers})
+            why = problem(network, together | {family: numbers})
             if why:
                 found[family] = why
             else:
@@ -83,16 +96,16 @@ def failing(network: Network, choice: Choice) -> dict[Family, str]:
     return found
 
 
-def _problem(network: Network, choice: Choice) -> str:
+def problem(network: Network, choice: Choice) -> str:
     """Why the network without the groups of a choice is not what it is where they are not read; "" if it is."""
     layers, kept = network.layers, kept_of(network.layers, chosen(choice))
     batch = first_of(network.inputs.first, _CHECKED)
     forward = network.inputs.forward
-    with restored(layers, kept):
+    with restored(network, choice):
         _unread(layers, kept)
         expected = all_outputs(run(network.model, batch, forward))
-    with restored(layers, kept):
-        cut(layers, kept)
+    with restored(network, choice):
+        cut_choice(network, choice)
         try:
             actual = all_outputs(run(network.model, batch, forward))
         except Exception as error:  # whatever the code says to sizes that it was not written for
@@ -125,21 +138,3 @@ def _unread(layers: Mapping[str, Layer], kept: Kept) -> None:
                     layer.module._parameters[key] = nn.Parameter(changed, requires_grad=False)
         if isinstance(layer.module, nn.RNNBase):
             layer.module._init_flat_weights()
-
-
-def halves(families: Iterable[Family], seed: int = 0) -> dict[Family, list[int]]:
-    """A choice of about half of the groups of each family, at random."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    some = {}
-    for family in families:
-        count = len(family.groups)
-        order = torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
-        some[family] = sorted(order[: max(1, count // 2)].tolist())
-    return some
-
-
-def removable(network: Network, families: Sequence[Family]) -> list[Family]:
-    """The families, those that turn out not to be removable with the reason."""
-    tried = halves(family for family in families if not family.reason)
-    found = failing(network, tried)
-    return [family.refused(found[family]) if family in found else family for family in families]

@@ -19,11 +19,13 @@ _FIXED = "it is the network's output"
 class Family:
     """Groups alike: of the same layers, as many channels in each.
 
-    reason: why none of them can go; empty where they can.
+    reason: why none of them can go; empty where they can. attributes: of modules by name, whole numbers that are
+    scaled with the number of groups.
     """
 
     groups: tuple[Group, ...]
     reason: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
     def nodes(self) -> tuple[Node, ...]:

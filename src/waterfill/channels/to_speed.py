@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from waterfill.channels.cut import chosen, cut, kept_of
+from waterfill.channels.cut import cut_choice
 from waterfill.channels.plan import Plan
 from waterfill.channels.result import Pruned
 from waterfill.channels.work import Work
@@ -63,9 +63,8 @@ def _possible(work: Work, wanted: float) -> tuple[Work, Plan, float]:
 def _timed(work: Work, plan: Plan, share: float) -> Latency:
     """The speed of the network without the first channels of a plan, up to a share of multiplications."""
     state = work.start()
-    groups = chosen(plan.first(share))
-    kept = kept_of(state.network.layers, groups)
-    cut(state.network.layers, kept)
+    families = dict(zip(plan.families, state.families.values(), strict=True))
+    cut_choice(state.network, {families[family]: numbers for family, numbers in plan.first(share).items()})
     models = {"original": work.original.model, "smaller": state.network.model}
     inputs = work.original.inputs
     return speed(models, inputs.batches, (work.how.batch,), forward=inputs.forward)[-1]

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import calibrate
 from waterfill.channels.costs import output_weights, readers_of
-from waterfill.channels.cut import Choice, chosen, cut, failing, kept_of, removable
+from waterfill.channels.cut import Choice, cut_choice, failing
 from waterfill.channels.groups import Family, families_of
-from waterfill.channels.network import OUT, Network, Node, size_of
+from waterfill.channels.network import IN, OUT, Network, Node, size_of
 from waterfill.channels.options import Pruning
 from waterfill.channels.plan import MACS, Plan
 from waterfill.channels.refit import Targets, refit
+from waterfill.channels.removable import removable
 from waterfill.channels.result import Pruned, rows_of
 from waterfill.errors import BudgetError
 from waterfill.importance import Importance
@@ -44,17 +45,18 @@ class State:
         """Let the groups of a choice go, and never again ask for those of refused families."""
         numbers = {family: number for number, family in self.families.items()}
         self.refused |= {numbers[family]: why for family, why in refused.items()}
-        layers = self.network.layers
-        kept = kept_of(layers, chosen(choice))
+        layers, sizes = self.network.layers, dict[Node, int]()
+        for name, layer in layers.items():
+            sizes |= {(name, side): size_of(layer, side) for side in (IN, OUT)}
+        kept = cut_choice(self.network, choice)
         moved: dict[Node, Tensor] = {}  # where each channel of a node is now
         for name, sides in kept.items():
             for side, channels in sides.items():
-                node, size = (name, side), size_of(layers[name], side)
+                node = name, side
                 origin = self.origin.get(node)
                 self.origin[node] = channels if origin is None else origin[channels]
-                moved[node] = torch.full((size,), -1, dtype=torch.int64, device="cpu")
+                moved[node] = torch.full((sizes[node],), -1, dtype=torch.int64, device="cpu")
                 moved[node][channels] = torch.arange(len(channels), dtype=torch.int64, device="cpu")
-        cut(layers, kept)
         self.network = Network(self.network.model, self.network.inputs)
         left = {n: f for n, f in self.families.items() if n not in self.refused}
         self.families = {n: _moved(family, set(choice.get(family, ())), moved) for n, family in left.items()}
@@ -63,7 +65,8 @@ class State:
 def _moved(family: Family, gone: set[int], moved: Mapping[Node, Tensor]) -> Family:
     """A family without some groups, its channels where they are now."""
     groups = [group for i, group in enumerate(family.groups) if i not in gone]
-    return Family(tuple({n: moved[n][c] if n in moved else c for n, c in group.items()} for group in groups))
+    left = tuple({n: moved[n][c] if n in moved else c for n, c in group.items()} for group in groups)
+    return Family(left, attributes=family.attributes)
 
 
 @dataclass(frozen=True, eq=False)
