@@ -24,8 +24,8 @@ from lib.training_data import training_batches
 from torch import nn
 
 import waterfill
+from waterfill.channels.choice.plan import MACS
 from waterfill.channels.options import Pruning
-from waterfill.channels.plan import MACS
 from waterfill.channels.work import State, Work
 from waterfill.learn import Distillation, distill
 from waterfill.network.running.inputs import Inputs

@@ -6,10 +6,10 @@ from tests.support import prunable
 from tests.support.small_networks import lively
 from torch import Tensor, nn
 
-from waterfill.channels.cut import cut_choice, failing
-from waterfill.channels.groups import Family, families_of
-from waterfill.channels.network import Network
-from waterfill.channels.removable import halves, removable
+from waterfill.channels.graph.cut import cut_choice, failing
+from waterfill.channels.graph.groups import Family, families_of
+from waterfill.channels.graph.network import Network
+from waterfill.channels.graph.removable import halves, removable
 from waterfill.network.running.forward import copy_of
 from waterfill.network.running.inputs import Inputs
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from waterfill.arithmetic import by_own_arithmetic
+from waterfill.channels.choice.plan import CHANNELS, MACS
 from waterfill.channels.options import Pruning
-from waterfill.channels.plan import CHANNELS, MACS
 from waterfill.channels.result import Pruned
 from waterfill.channels.to_speed import pruned_to_speed
 from waterfill.channels.work import Work

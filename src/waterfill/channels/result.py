@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from waterfill.channels.groups import Family
-from waterfill.channels.network import OUT
+from waterfill.channels.graph.groups import Family
+from waterfill.channels.graph.network import OUT
 from waterfill.network.channels.sizes import Sizes
 from waterfill.runtime.speed import Latency
 

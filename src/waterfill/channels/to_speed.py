@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from waterfill.channels.cut import cut_choice
-from waterfill.channels.plan import Plan
+from waterfill.channels.choice.plan import Plan
+from waterfill.channels.graph.cut import cut_choice
 from waterfill.channels.result import Pruned
 from waterfill.channels.work import Work
 from waterfill.errors import BudgetError

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import calibrate
-from waterfill.channels.costs import output_weights, readers_of
-from waterfill.channels.cut import Choice, cut_choice, failing
-from waterfill.channels.groups import Family, families_of
-from waterfill.channels.network import IN, OUT, Network, Node, size_of
+from waterfill.channels.choice.costs import output_weights, readers_of
+from waterfill.channels.choice.plan import MACS, Plan
+from waterfill.channels.choice.refit import Targets, refit
+from waterfill.channels.graph.cut import Choice, cut_choice, failing
+from waterfill.channels.graph.groups import Family, families_of
+from waterfill.channels.graph.network import IN, OUT, Network, Node, size_of
+from waterfill.channels.graph.removable import removable
 from waterfill.channels.options import Pruning
-from waterfill.channels.plan import MACS, Plan
-from waterfill.channels.refit import Targets, refit
-from waterfill.channels.removable import removable
 from waterfill.channels.result import Pruned, rows_of
 from waterfill.errors import BudgetError
 from waterfill.importance import Importance

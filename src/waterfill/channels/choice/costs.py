@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from waterfill.channels.groups import Family
-from waterfill.channels.moments import Moments, input_moments
-from waterfill.channels.network import IN, OUT, Layer, Network, Node
+from waterfill.channels.choice.moments import Moments, input_moments
+from waterfill.channels.graph.groups import Family
+from waterfill.channels.graph.network import IN, OUT, Layer, Network, Node
 from waterfill.importance import Importance
 from waterfill.network.channels.kind import entries
 from waterfill.network.channels.layers import LinearKind

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from waterfill.channels.groups import Family, Group
-from waterfill.channels.network import Layer, Network, all_outputs, run, size_of
+from waterfill.channels.graph.groups import Family, Group
+from waterfill.channels.graph.network import Layer, Network, all_outputs, run, size_of
 from waterfill.network.batch_norm import nearly_equal
 from waterfill.network.channels.kind import entries, keep, tensor_of
 from waterfill.network.channels.sizes import held_by

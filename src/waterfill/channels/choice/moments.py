@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from waterfill.arithmetic import own_arithmetic
-from waterfill.channels.network import Layer, Network, hooks, run
+from waterfill.channels.graph.network import Layer, Network, hooks, run
 from waterfill.errors import BadInput
 from waterfill.network.channels.layers import LinearKind
 from waterfill.network.running.batches import count_of

@@ -5,9 +5,9 @@ from itertools import combinations
 
 import torch
 
-from waterfill.channels.cut import failing, problem
-from waterfill.channels.groups import Family
-from waterfill.channels.network import Network
+from waterfill.channels.graph.cut import failing, problem
+from waterfill.channels.graph.groups import Family
+from waterfill.channels.graph.network import Network
 
 _MOST_NUMBERS = 3
 """Of a module that may have to change together, such as its heads and those of its keys."""

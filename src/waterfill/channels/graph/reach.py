@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from waterfill.channels.network import (
+from waterfill.channels.graph.network import (
     IN,
     OUT,
     Layer,

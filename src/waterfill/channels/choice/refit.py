@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.channels.moments import Moments, watch
-from waterfill.channels.network import IN, OUT, Layer, Network, Node
+from waterfill.channels.choice.moments import Moments, watch
+from waterfill.channels.graph.network import IN, OUT, Layer, Network, Node
 from waterfill.network.channels.layers import LinearKind
 from waterfill.network.channels.sizes import add_bias
 

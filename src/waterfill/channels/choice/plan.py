@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from waterfill.channels.costs import Key, Reader
-from waterfill.channels.groups import Family
-from waterfill.channels.network import IN, OUT, Layer, Node, node_of, size_of
+from waterfill.channels.choice.costs import Key, Reader
+from waterfill.channels.graph.groups import Family
+from waterfill.channels.graph.network import IN, OUT, Layer, Node, node_of, size_of
 from waterfill.network.channels.layers import LinearKind
 
 MACS, CHANNELS = "macs", "channels"

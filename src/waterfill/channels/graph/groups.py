@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from waterfill.channels.network import IN, OUT, Layer, Network, Node, node_of, size_of
-from waterfill.channels.reach import OUTPUTS, Reach
+from waterfill.channels.graph.network import IN, OUT, Layer, Network, Node, node_of, size_of
+from waterfill.channels.graph.reach import OUTPUTS, Reach
 
 Group = dict[Node, Tensor]
 """Channels that go together: by node, their numbers (int64, in order)."""
