@@ -147,10 +147,10 @@ def test_a_parameter_of_the_network_itself_keeps_channels_where_they_are():
 @pytest.mark.parametrize(
     ("build", "inputs"),
     [
-        (prunable.Plain, prunable.pictures(4)),
         (prunable.Separable, prunable.pictures(4)),
         (prunable.Transformer, prunable.texts(4)),
         (prunable.Recurrent, prunable.texts(4)),
+        (prunable.TiedEmbedding, prunable.texts(4)),
     ],
 )
 def test_the_smaller_network_says_what_the_whole_one_says_without_these_channels(build, inputs):
@@ -163,6 +163,7 @@ def test_the_smaller_network_says_what_the_whole_one_says_without_these_channels
     assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
     smaller = Network(copy_of(network.model), network.inputs)
     cut_choice(smaller, choice)
+    assert len(list(smaller.model.parameters())) == len(list(network.model.parameters()))  # tied ones stay tied
     assert sum(p.numel() for p in smaller.model.parameters()) < sum(v.numel() for v in before.values())
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.support import prunable
 from tests.support.small_networks import lively
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ def error(pruned: Pruned, model: nn.Module, inputs: Tensor) -> float:
     """The squared error of the outputs relative to their variance."""
     wanted = outputs(model, inputs)
     return float((outputs(pruned.model, inputs) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+
+def divergence(pruned: Pruned, model: nn.Module, inputs: Tensor) -> float:
+    """Of the probabilities, nats."""
+    logs = [outputs(net, inputs).log_softmax(1) for net in (pruned.model, model)]
+    return float(F.kl_div(*logs, reduction="batchmean", log_target=True))
 
 
 def with_dead_channels() -> tuple[nn.Module, list[int]]:
@@ -72,9 +79,7 @@ def test_a_channel_that_repeats_others_is_made_up_for():
 @pytest.mark.parametrize(
     ("build", "inputs", "share"),
     [
-        (prunable.Plain, prunable.pictures(), 0.6),
         (prunable.Residual, prunable.pictures(), 0.6),
-        (prunable.Fire, prunable.pictures(), 0.5),
         (prunable.Separable, prunable.pictures(), 0.6),
         (prunable.Transformer, prunable.texts(), 0.6),
         (prunable.Recurrent, prunable.texts(), 0.6),
@@ -128,14 +133,20 @@ def test_pruning_twice_keeps_the_sizes_of_both():
     assert torch.equal(outputs(net, inputs), outputs(twice.model, inputs))
 
 
-def test_the_smaller_network_exports_and_learns():
+@pytest.mark.slow
+def test_the_smaller_network_exports():
     model, inputs = lively(prunable.Residual, prunable.pictures()), prunable.pictures()
     pruned = waterfill.prune_channels(model, inputs.split(16), macs=0.6, how=ONCE)
     exported = torch.export.export(pruned.model, (inputs[:2],)).module()
     torch.testing.assert_close(exported(inputs[:2]), outputs(pruned.model, inputs[:2]))
-    before = error(pruned, model, inputs)
-    learn.distill(pruned.model, model, inputs.split(16), how=learn.Distillation(epochs=8, rate=3e-3))
-    assert error(pruned, model, inputs) < before
+
+
+def test_the_smaller_network_learns_without_labels():
+    model, inputs = lively(prunable.Fire, prunable.pictures()), prunable.pictures()
+    pruned = waterfill.prune_channels(model, inputs.split(16), macs=0.4, how=Pruning(rounds=1, refit=False))
+    before = divergence(pruned, model, inputs)
+    learn.distill(pruned.model, model, inputs.split(16), how=learn.Distillation(epochs=10, rate=1e-2))
+    assert divergence(pruned, model, inputs) < 0.7 * before
 
 
 def test_the_order_of_speed_is_followed(monkeypatch):
@@ -181,6 +192,8 @@ def test_what_cannot_be_worked_on_is_refused():
         waterfill.prune_channels(model, [inputs[:, :2]], macs=0.5)
     with pytest.raises(BudgetError, match="cannot be met"):
         waterfill.prune_channels(model, [inputs], macs=0.001)
+    with pytest.raises(BadInput, match="batch=8 inputs"):
+        waterfill.prune_channels(model, [inputs], speedup=1.1, how=Pruning(batch=8))
     with pytest.raises(BudgetError, match="no channel of the Linear can go"):
         waterfill.prune_channels(nn.Linear(3, 4), [torch.randn(4, 3)], macs=0.5)
     with torch.no_grad():

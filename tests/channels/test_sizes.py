@@ -10,11 +10,12 @@ from tests.support.small_networks import lively
 from torch import nn
 
 import waterfill
+from waterfill import Options, Steps
 from waterfill.channels import Pruning, shrink
 from waterfill.errors import BadInput, CorruptFile, Mismatch
 
+QUICK = Options(steps=Steps(stages=0, repair=False), threads=1)
 CASES = {
-    "plain": (prunable.Plain, prunable.pictures()),
     "separable": (prunable.Separable, prunable.pictures()),
     "transformer": (lambda: prunable.Transformer(heads="held"), prunable.texts()),
     "gru": (lambda: prunable.Recurrent(nn.GRU), prunable.texts()),
@@ -58,7 +59,7 @@ def test_compressing_with_inputs_keeps_the_sizes():
     inputs = prunable.pictures(16)
     model = lively(prunable.Fire, inputs)
     pruned = waterfill.prune_channels(model, [inputs], macs=0.5, how=Pruning(1))
-    small = waterfill.compress(pruned.model, [inputs], spec="Quantize()", bits=14)
+    small = waterfill.compress(pruned.model, [inputs], spec="Quantize()", price=1e-9, options=QUICK)
     assert small.notes["channels"] == pruned.sizes
     restored = small.install(prunable.Fire())
     torch.testing.assert_close(output(restored, inputs), output(pruned.model, inputs), rtol=0.05, atol=0.05)

@@ -14,6 +14,7 @@ from waterfill.channels.result import Pruned
 from waterfill.channels.to_speed import pruned_to_speed
 from waterfill.channels.work import Work
 from waterfill.errors import BadInput, BadRecipe
+from waterfill.network.running.batches import samples_in
 from waterfill.network.running.forward import Forward, call
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.tensors import tensors_of
@@ -61,8 +62,9 @@ def prune_channels(  # noqa: PLR0913 - budgets exclude one another, and each des
         >>> small = waterfill.compress(pruned.model, inputs.split(32), bits=4)
     """
     _check_budget(macs, speedup, keep)
-    _check_inputs(model, batches, forward)
-    work = Work.begin(model, Inputs(batches, forward), how, CHANNELS if keep is not None else MACS)
+    _check_inputs(model, batches, forward, how.batch if speedup is not None else 1)
+    inputs = Inputs(list(batches), forward)  # the same in every pass, where a loader would shuffle them
+    work = Work.begin(model, inputs, how, CHANNELS if keep is not None else MACS)
     if speedup is not None:
         return pruned_to_speed(work, speedup)
     return work.pruned(macs if macs is not None else keep or 1.0)
@@ -80,13 +82,17 @@ def _check_budget(macs: float | None, speedup: float | None, keep: float | None)
         raise BadRecipe(f"{name}={value!r}: give {wanted}")
 
 
-def _check_inputs(model: Any, batches: Any, forward: Forward | None) -> None:
-    """Raises BadInput for what cannot be worked on."""
+def _check_inputs(model: Any, batches: Any, forward: Forward | None, timed: int) -> None:
+    """Raises BadInput for what cannot be worked on. timed: how many inputs at once."""
     if batches is None:
         raise BadInput("there are no inputs: what a channel is worth is measured on some, a few hundred without labels")
     inputs = Inputs(batches, forward)
     inputs.check(model)
-    for name, value in tensors_of(model)[0].items():
+    tensors_of(model)  # which says what is lazy, on the meta device or no plain tensor
+    for name, value in model.named_parameters():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise BadInput(f"{name!r} holds values that are NaN or infinite; load the trained weights first")
-    call(model, inputs.first, forward)
+    first = inputs.first
+    call(model, first, forward)
+    if timed > max(1, samples_in(first)):
+        raise BadInput(f"batch={timed} inputs at once are to be timed, and the first batch has {samples_in(first)}")

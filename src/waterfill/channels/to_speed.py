@@ -19,8 +19,8 @@ _STEP = 0.9
 def pruned_to_speed(work: Work, wanted: float) -> Pruned:
     """The network with as many multiplications as may stay for it to be `wanted` times as fast, as timed.
 
-    The share of multiplications is halved in on with the real, smaller module, before anything is fitted; times of
-    the fitted one stand in the result. Raises BudgetError where even the smallest is not so fast.
+    The share is found by halving, with the real smaller module, before anything is fitted; the times of the fitted one
+    stand in the result. Raises BudgetError where even the smallest is not so fast.
     """
     work, plan, least = _possible(work, wanted)
     low, high = least, 1.0
@@ -63,8 +63,7 @@ def _possible(work: Work, wanted: float) -> tuple[Work, Plan, float]:
 def _timed(work: Work, plan: Plan, share: float) -> Latency:
     """The speed of the network without the first channels of a plan, up to a share of multiplications."""
     state = work.start()
-    families = dict(zip(plan.families, state.families.values(), strict=True))
-    cut_choice(state.network, {families[family]: numbers for family, numbers in plan.first(share).items()})
+    cut_choice(state.network, plan.first(share))
     models = {"original": work.original.model, "smaller": state.network.model}
     inputs = work.original.inputs
     return speed(models, inputs.batches, (work.how.batch,), forward=inputs.forward)[-1]

@@ -106,7 +106,7 @@ def readers_of(
 
 def _reader(layer: Layer, moments: Moments, rows: Tensor | None) -> Reader:
     assert isinstance(layer.kind, LinearKind)
-    weight = layer.kind.matrix(layer.module).double().cpu()
+    weight = layer.kind.matrix(layer.module).cpu().double()
     size = layer.kind.sizes(layer.module)[0]
     each = torch.stack([layer.kind.columns_of(layer.module, channel) for channel in _numbers(size)])
     g = torch.ones(len(weight), dtype=torch.float64, device="cpu") if rows is None else rows / moments.energy
@@ -118,7 +118,7 @@ def _inner_reader(layer: Layer, key: str, known: Importance | None, left: Tensor
 
     left: which units of the original are left, where some went.
     """
-    weight = getattr(layer.module, key).detach().double().cpu()
+    weight = getattr(layer.module, key).detach().cpu().double()
     size = layer.kind.sizes(layer.module)[1]
     made, read = layer.kind.axes(layer.module)[key]
     assert made is not None and read is not None

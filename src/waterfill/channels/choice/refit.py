@@ -118,15 +118,15 @@ class _Sums:
 
     def add(self, columns: Tensor, outputs: Tensor) -> None:
         self.columns.add(columns)
-        self.targets += outputs.sum(1).double().cpu()
-        self.both += (outputs @ columns.T).double().cpu()
+        self.targets += outputs.sum(1).cpu().double()
+        self.both += (outputs @ columns.T).cpu().double()
 
     @torch.no_grad()
     def solve(self, smaller: Network, original: Network, origin: Mapping[Node, Tensor], damping: float) -> None:
         """Write the fitted weights, and the constant where there is a place for it, or where inputs were lost."""
         kind, module, name = self.layer.kind, self.layer.module, self.layer.name
         assert isinstance(kind, LinearKind)
-        weight = kind.matrix(module).double().cpu()
+        weight = kind.matrix(module).cpu().double()
         count = max(1, self.columns.count)
         placed = bias_of(self.layer) is not None or name in original.norm_after or (name, IN) in origin
         constant = kind.bias_name(module) != "" and placed
