@@ -55,23 +55,25 @@ class Job:
     epochs: float = 0.0
 
 
-def plan() -> list[Job]:
-    """All rows: those without training first."""
+def plan(epochs: float = EPOCHS) -> list[Job]:
+    """All rows: those without training first. epochs: of training."""
     jobs = [Job(name, share) for name, shares in SHARES.items() for share in (1.0, *shares)]
-    return jobs + [Job(name, share, EPOCHS) for name, shares in TRAINED.items() for share in shares]
+    return jobs + [Job(name, share, epochs) for name, shares in TRAINED.items() for share in shares]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--resume", action="store_true", help="keep what the partial results hold")
     parser.add_argument("--networks", default=",".join(SHARES), help="names, separated by commas")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of training, for rows beside the planned ones")
+    parser.add_argument("--device", default="cpu", help="where networks are trained, such as cuda")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = earlier() if options.resume else {}
     for name in options.networks.split(","):
-        if all(job in known for job in plan() if job.network == name):
+        if all(job in known for job in plan(options.epochs) if job.network == name):
             continue
-        for job, row in measured(name):
+        for job, row in measured(name, options.epochs, options.device):
             known[job] = row
             print(job, *row, flush=True)
             complete = all(one in known for one in plan())
@@ -89,7 +91,7 @@ def earlier() -> dict[Job, list[Any]]:
     return {}
 
 
-def measured(name: str) -> Iterator[tuple[Job, list[Any]]]:
+def measured(name: str, epochs: float, device: str) -> Iterator[tuple[Job, list[Any]]]:
     """Every row of a network, one share from the one before."""
     folder = data_folder()
     model = model_of(name, folder, networks()[name].state(folder))
@@ -108,12 +110,13 @@ def measured(name: str) -> Iterator[tuple[Job, list[Any]]]:
         yield Job(name, share), row_of(name, (model, smaller), accuracy(smaller), pruned[share].macs_share, seconds)
     for share in TRAINED.get(name, ()):
         began = time.process_time()
-        how = Distillation(epochs=EPOCHS, rate=RATE)
-        inputs = training_batches(name, folder)
-        smaller = distill(pruned[share].model, model, inputs, forward=lambda model, batch: model(batch[0]), how=how)
+        teacher, student = model.to(device), pruned[share].model.to(device)
+        how, inputs = Distillation(epochs=epochs, rate=RATE), training_batches(name, folder)
+        distill(student, teacher, inputs, forward=lambda model, batch: model(batch[0].to(device)), how=how)
+        smaller, model = student.cpu(), model.cpu()
         seconds = time.process_time() - began
         yield (
-            Job(name, share, EPOCHS),
+            Job(name, share, epochs),
             row_of(name, (model, smaller), accuracy(smaller), pruned[share].macs_share, seconds),
         )
 
@@ -164,12 +167,13 @@ def times(model: nn.Module, smaller: nn.Module, name: str) -> list[Any]:
 
 def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
     """The runs and the claims."""
-    columns = {"network": "", "share": ".2f", "epochs": ".2g", "multiplications, %": ".1f", "weights": "d"}
-    columns |= {"lossless file, bytes": "d", "accuracy, %": ".2f"}
+    columns = {"network": "", "share": ".2f", "epochs": ".2g", "multiplications, %": ".1f", "weights": ",d"}
+    columns |= {"lossless file, bytes": ",d", "accuracy, %": ".2f"}
     for count in BATCHES:
         columns |= {f"ms, {count} at once": ".2f", f"times as fast, {count}": ".2f", f"quartiles, {count}": ""}
     columns |= {"seconds": ".0f"}
-    rows = [[*asdict(job).values(), *known[job]] for job in plan() if job in known]
+    order = sorted(known, key=lambda job: (job.network, job.epochs, -job.share))
+    rows = [[*asdict(job).values(), *known[job]] for job in order]
     return {"runs": Table("Channels removed", columns, rows), "claims": claims_table(claims(known))}
 
 

@@ -168,6 +168,18 @@ def test_the_order_of_speed_is_followed(monkeypatch):
         waterfill.prune_channels(model, inputs.split(16), speedup=100, how=ONCE)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch knows as cuda")
+@pytest.mark.parametrize(
+    ("build", "inputs"), [(prunable.Residual, prunable.pictures()), (prunable.Recurrent, prunable.texts())]
+)
+def test_networks_are_pruned_on_a_gpu(build, inputs):
+    model = lively(build, inputs).to("cuda")
+    pruned = waterfill.prune_channels(model, inputs.to("cuda").split(12), macs=0.6, how=ONCE)
+    assert pruned.macs_share <= 0.6
+    assert all(p.device.type == "cuda" for p in pruned.model.parameters())
+    assert outputs(pruned.model, inputs.to("cuda")).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("budget", "wanted"),
     [

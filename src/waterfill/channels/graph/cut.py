@@ -111,7 +111,7 @@ def problem(network: Network, choice: Choice) -> str:
         except Exception as error:  # whatever the code says to sizes that it was not written for
             message = str(error).splitlines()[0] if str(error) else ""
             return f"its code wants the size that it has: {type(error).__name__}: {message}"
-    states = any(isinstance(layers[name].module, nn.RNNBase) for name in kept)  # whose sizes may differ
+    states = any(layers[name].kind.state for name in kept)  # which are returned, and whose sizes may differ
     pairs = list(zip(actual, expected, strict=False))
     pairs = pairs[:1] + [(a, b) for a, b in pairs[1:] if not states or a.shape == b.shape]
     if len(actual) == len(expected) and all(nearly_equal(a, b) for a, b in pairs):
@@ -136,5 +136,4 @@ def _unread(layers: Mapping[str, Layer], kept: Kept) -> None:
                 changed = value.detach().index_fill(dim, hidden, 0)
                 if key in layer.module._parameters:
                     layer.module._parameters[key] = nn.Parameter(changed, requires_grad=False)
-        if isinstance(layer.module, nn.RNNBase):
-            layer.module._init_flat_weights()
+        layer.kind.settle(layer.module)

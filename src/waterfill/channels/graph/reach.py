@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from waterfill.channels.graph.network import (
@@ -106,7 +106,7 @@ class Reach:
         self._marked, self._made, self._reached = channels, False, {}
         result = run(self.network.model, self.network.sample, self.network.inputs.forward)
         # the state that a recurrent layer hands back is no output whose size anybody counts on
-        outputs = [main_output(result)] if isinstance(self.layer.module, nn.RNNBase) else all_outputs(result)
+        outputs = [main_output(result)] if self.layer.kind.state else all_outputs(result)
         if any(bool(value.isnan().any()) for value in outputs):
             self._reached[OUTPUTS] = torch.ones(1, dtype=torch.bool, device="cpu")
         return self._reached

@@ -32,12 +32,11 @@ Axes = tuple["Axis | None", ...]
 class Kind(ABC):
     """A kind of layer, its channels counted along one dimension of its input and of its output.
 
-    through: the channels of outputs are those of inputs, one by one (norms). linear: outputs are a matrix times the
-    inputs, which `Linear.columns` gives.
+    through: the channels of outputs are those of inputs, one by one (norms). state: it returns its final state too.
     """
 
     through: ClassVar[bool] = False
-    linear: ClassVar[bool] = False
+    state: ClassVar[bool] = False
 
     @abstractmethod
     def fits(self, layer: nn.Module) -> bool:
@@ -62,6 +61,9 @@ class Kind(ABC):
     def output_dim(self, layer: nn.Module, y: Tensor) -> int:
         """The dimension of an output that runs over channels."""
         return self.input_dim(layer, y)
+
+    def settle(self, layer: nn.Module) -> None:  # noqa: B027 - most kinds have nothing to do
+        """Let a layer know that its tensors are others."""
 
     def bound(self, layer: nn.Module) -> int:
         """In how many groups the channels of both sides go together: those of a grouped convolution; 0 for none."""
@@ -88,8 +90,7 @@ def keep(layer: nn.Module, kind: Kind, kept: Mapping[str, Tensor]) -> None:
     sizes = {side: len(kept[side]) if side in kept else size for side, size in before.items()}
     for name, number in kind.attributes(layer, (sizes[IN], sizes[OUT])).items():
         setattr(layer, name, number)
-    if isinstance(layer, nn.RNNBase):
-        layer._init_flat_weights() if hasattr(layer, "_init_flat_weights") else layer.flatten_parameters()
+    kind.settle(layer)
 
 
 def sliced(value: Tensor, axes: Axes, before: Mapping[str, int], kept: Mapping[str, Tensor]) -> Tensor:

@@ -17,7 +17,6 @@ class LinearKind(Kind):
     turned: its weights are the matrix transposed.
     """
 
-    linear = True
     turned: ClassVar[bool] = False
 
     def rows_of(self, layer: nn.Module, channels: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ class Recurrent(LinearKind):
     Its matrix is that of the inputs of the first layer, all directions below one another.
     """
 
+    state = True
+
+    def settle(self, layer: Any) -> None:
+        layer._init_flat_weights()
+
     def fits(self, layer: nn.Module) -> bool:
         return isinstance(layer, nn.LSTM | nn.GRU | nn.RNN) and getattr(layer, "proj_size", 0) == 0
 
