@@ -159,7 +159,8 @@ def _set_constant(layer: Layer, constant: Tensor, networks: tuple[Network, Netwo
         moved: Any = smaller.model.get_submodule(norm).running_mean
         moved.copy_(mean - constant.to(mean))
         return
-    add_bias(module, kind)
+    if bias_of(layer) is None:
+        add_bias(module, kind)
     bias = module._parameters[kind.bias_name(module)]
     assert bias is not None
     bias.copy_(constant.to(bias))
