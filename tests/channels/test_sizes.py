@@ -76,6 +76,8 @@ def test_other_networks_are_refused_and_stay_as_they_were(tmp_path: Path):
             super().__init__()
             self.head = nn.Linear(48, 7)
 
+    with pytest.raises(Mismatch, match="no number '.heads' of 9 or more"):
+        shrink(prunable.Transformer(heads="held"), {"attention": {".heads": 9}})
     for net in (Other(), nn.Linear(3, 4), shrink(prunable.Plain(), {"conv1": {"out": 1}, "conv2": {"in": 1}})):
         before = copy.deepcopy(net)
         for load in (small.install, lambda net: waterfill.pack(small, net)):

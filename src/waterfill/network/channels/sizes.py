@@ -110,19 +110,22 @@ def shrink(module: nn.Module, sizes: Mapping[str, Mapping[str, int]]) -> nn.Modu
     if problem:
         raise BadInput(f"{problem}: give those of `prune_channels`")
     modules = dict(module.named_modules())
-    plan = []
+    plan, numbers = [], []
     for name, wanted in sizes.items():
         if name not in modules:
             raise Mismatch(f"the sizes are those of a network with a layer {name!r}, and the {_kind(module)} has none")
         kind = kind_of(modules[name])
         if kind is None:
-            _set_attributes(name, modules[name], wanted)
+            numbers.append((modules[name], _numbers_in(name, modules[name], wanted)))
         else:
             plan.append((modules[name], kind, _kept(name, modules[name], kind, wanted), _BIAS in wanted))
     for layer, kind, kept, biased in plan:
         keep(layer, kind, kept)
         if biased:
             add_bias(layer, kind)
+    for owner, values in numbers:
+        for key, value in values.items():
+            setattr(owner, key, value)
     note_sizes(module, {name: dict(wanted) for name, wanted in sizes.items()})
     return module
 
@@ -145,15 +148,15 @@ def _kept(name: str, layer: nn.Module, kind: Kind, wanted: Mapping[str, int]) ->
     return {side: torch.arange(count, dtype=torch.int64, device="cpu") for side, count in chosen.items()}
 
 
-def _set_attributes(name: str, module: nn.Module, wanted: Mapping[str, int]) -> None:
-    """Set whole numbers that a module holds to smaller ones. Raises Mismatch where it has none of that name."""
+def _numbers_in(name: str, module: nn.Module, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Whole numbers for attributes that a module holds. Raises Mismatch where it has none of that name, or less."""
     for key, value in wanted.items():
         held = vars(module).get(key.removeprefix("."))
         if not key.startswith(".") or type(held) is not int or held < value:
             raise Mismatch(
                 f"{name!r}, a {_kind(module)}, has no number {key!r} of {value} or more; build the same class"
             )
-        setattr(module, key.removeprefix("."), value)
+    return {key.removeprefix("."): value for key, value in wanted.items()}
 
 
 def held_by(modules: Iterable[nn.Module]) -> Callable[[], None]:
