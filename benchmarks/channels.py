@@ -184,9 +184,10 @@ def claims(known: dict[Job, list[Any]]) -> list[list[Any]]:
         whole = known.get(Job(name, 1.0))
         if whole is None:
             continue
-        rows = [row for job, row in known.items() if job.network == name and row[3] >= whole[3] - lost]
+        smaller = [row for job, row in known.items() if job.network == name and job.share < 1]
+        rows = [row for row in smaller if row[3] >= whole[3] - lost]
         for number, count in enumerate(BATCHES):
-            fastest = max(row[5 + 3 * number] for row in rows)
+            fastest = max((row[5 + 3 * number] for row in rows), default=1.0)
             what = f"{name}, at most {lost:g} points lost: times as fast, {count} at once"
             made.append(claim(what, fastest, wanted, ".2f"))
     return made
