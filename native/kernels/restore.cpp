@@ -154,7 +154,7 @@ void codes_restored(std::vector<uintptr_t> arrays, std::vector<int64_t> sizes, i
     with_bits(bits, Restoring{matrix, at<float>(arrays.at(4)), out, threads});
 }
 
-// out [rows, cols]: the values of a table at codes. arrays: addresses of out, the codes, and the table of 2^bits values.
+// out [rows, cols]: the values of a table at codes. arrays: addresses of out, of the codes, and of the 2^bits values.
 void levels_restored(std::vector<uintptr_t> arrays, std::vector<int64_t> sizes, int bits, int threads) {
     float* out = const_cast<float*>(at<float>(arrays.at(0)));
     const LookingUp work{at<uint8_t>(arrays.at(1)), at<float>(arrays.at(2)), out, sizes.at(0), sizes.at(1), threads};

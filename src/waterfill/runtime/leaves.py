@@ -21,6 +21,8 @@ class Term(nn.Module):
 
     rows: int
     cols: int
+    large: int = 0
+    """Inputs from which they are multiplied as floats; 0 for as many as this machine needs for that to be faster."""
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         """The matrix (float32), or some of its rows [n] (int64)."""
@@ -88,7 +90,7 @@ class CodesTerm(Term):
         """size: bytes of an input. width: what `width_of` says of these codes, where it is known."""
         super().__init__()
         self.rows, self.cols = codes.codes.shape
-        self.size, self.large = size, 0
+        self.size = size
         self.group = codes.group if codes.scales.shape[1] > 1 else max(self.cols, 1)
         self.bits, self.corrected = width or width_of(codes)
         low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
@@ -176,9 +178,9 @@ class LevelsTerm(Term):
         return blocks.levels_product(x, self.data, self.table, self.bits, self.cols)
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
-        if rows is not None and operators.runs_here(rows):
-            operators.check_rows(rows, self.rows)
-        return blocks.levels(self.data if rows is None else self.data[rows], self.table, self.bits, self.cols)
+        if rows is None:
+            return self.block(0, self.rows)
+        return blocks.levels_rows(rows, self.data, self.table, self.bits, self.cols)
 
     def block(self, first: int, last: int) -> Tensor:
         return blocks.levels(self.data[first:last], self.table, self.bits, self.cols)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from waterfill.errors import BadInput
 from waterfill.runtime import layout, reference
 from waterfill.runtime.blocked import restore
 
@@ -90,6 +91,12 @@ def runs_here(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu or torch.jit.is_tracing():
         return False
     return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def check_rows(index: Tensor, rows: int) -> None:
+    """Raises BadInput for rows that are not there."""
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < rows):
+        raise BadInput(f"rows {int(index.min())} to {int(index.max())} are asked for; there are 0 to {rows - 1}")
 
 
 def of_rows(entries_of: list[Tensor], rows: Tensor) -> list[Tensor]:

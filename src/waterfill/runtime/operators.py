@@ -13,8 +13,9 @@ from torch import Tensor
 from waterfill.coding import native
 from waterfill.errors import BadInput
 from waterfill.runtime import layout, reference
+from waterfill.runtime.batching import over_batches
 from waterfill.runtime.blocked import crossover, product
-from waterfill.runtime.matrix import Matrix, columns_of, entries, of_rows, runs_here
+from waterfill.runtime.matrix import Matrix, check_rows, columns_of, entries, of_rows, runs_here
 
 _LIBRARY = torch.library.Library("waterfill", "DEF")
 _MATRIX = "Tensor data, Tensor scales, Tensor? zeros, Tensor? columns, Tensor[] corrections, int bits, int group"
@@ -75,7 +76,7 @@ def _multiplied(x: Tensor, matrix: Matrix, size: int, large: int) -> Tensor:
     _check(x, matrix)
     batch = x.numel() // max(1, matrix.cols)
     if batch >= (large or crossover.LEAST):
-        least, dtype = crossover.crossover(matrix.bits, size, x.dtype, torch.get_num_threads())
+        least, dtype = crossover.crossover(matrix.bits, size, x.dtype)
         if large or batch >= least:
             return product.product(x, (matrix.data.shape[0], matrix.cols), matrix.rows, dtype)
     return by_integers(x, matrix, size)
@@ -107,12 +108,6 @@ def _rows(index: Tensor, *given: Any) -> Tensor:
     matrix = Matrix(*given)
     check_rows(index, len(matrix.data))
     return matrix.some(index).restored()
-
-
-def check_rows(index: Tensor, rows: int) -> None:
-    """Raises BadInput for rows that are not there."""
-    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < rows):
-        raise BadInput(f"rows {int(index.min())} to {int(index.max())} are asked for; there are 0 to {rows - 1}")
 
 
 def _entries(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) -> Tensor:
@@ -158,6 +153,7 @@ for _name, _on_cpu, _elsewhere, _shape in (
     _LIBRARY.impl(_name, _on_cpu, "CPU")
     _LIBRARY.impl(_name, _elsewhere, "CompositeExplicitAutograd")
     torch.library.register_fake(f"waterfill::{_name}", _shape, lib=_LIBRARY)
+    over_batches(_LIBRARY, _name)
 
 
 def _plain(x: Tensor) -> Tensor:

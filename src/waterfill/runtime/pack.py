@@ -27,12 +27,19 @@ _BYTES = {8: 1, 16: 2}
 
 
 def pack(
-    compressed: "CompressedModel | str | Path", model: nn.Module, *, input_bits: int = 16, batch: int | None = None
+    compressed: "CompressedModel | str | Path",
+    model: nn.Module,
+    *,
+    input_bits: int = 16,
+    batch: int | None = None,
+    large: int | None = None,
 ) -> nn.Module:
     """Put a compressed network into a module so that its layers run from the compressed weights.
 
-    Linear layers (`Conv1D` of transformers too) and embeddings keep small codes, sparse entries and thin factors in
-    memory, and multiply from there. All else gets its restored weights, as `install` does: `table` says what and why.
+    Linear layers (`Conv1D` of transformers too), embeddings, convolutions and recurrent layers keep small codes, values
+    of a table, sparse entries and thin factors in memory. Few inputs multiply from there; for many, for convolutions
+    and for sequences, blocks of rows are restored as they are needed. All else gets its restored weights, as `install`
+    does: `table` says what and why.
     A packed network does not learn. It can be moved, copied, compiled and exported, and its `state_dict` holds plain
     tensors.
 
@@ -41,15 +48,18 @@ def pack(
         model: a module of the user's own class; changed in place.
         input_bits: of the integers that the inputs of a layer are rounded to while it multiplies, 16 or 8. 16 keeps
             outputs to about four digits; 8 is faster, and its loss is to be measured.
-        batch: None to pack all that can be packed; or inputs at a time, for which each layer is timed once, packed
-            and dense, and the faster one stays.
+        batch: None to pack all that can be packed; or inputs at a time, for which each linear layer is timed once,
+            packed and dense, and the faster one stays.
+        large: inputs at a time from which layers multiply as floats instead of integers; None for the number from
+            which that is faster, measured once on this machine. Outputs of fewer inputs are the same on every machine;
+            those of more may differ in their last bits.
 
     Returns:
         The module, its parameters frozen; in the place of one that is a single layer, the packed layer.
 
     Raises:
         Mismatch: names or shapes that differ.
-        BadInput: other input_bits, or what is no module.
+        BadInput: other input_bits, batch or large, or what is no module.
         CorruptFile, NewerFormat, OSError: of the file.
 
     Example:
@@ -58,8 +68,8 @@ def pack(
     """
     if not isinstance(input_bits, int) or input_bits not in _BYTES:
         raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
-    _check(compressed, model, batch)
-    work = _Packing(model, _BYTES[input_bits], batch)
+    _check(compressed, model, batch=batch, large=large)
+    work = _Packing(model, _BYTES[input_bits], batch, large or 0)
     if isinstance(compressed, CompressedModel):
         return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
     with FileReader(compressed) as src:
@@ -69,11 +79,12 @@ def pack(
 
 @dataclass
 class _Packing:
-    """One network on its way. size: bytes of an input. batch: as for `pack`."""
+    """One network on its way. size: bytes of an input. batch: as for `pack`. large: likewise, 0 for None."""
 
     model: nn.Module
     size: int
     batch: int | None
+    large: int
     terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
     faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
     found: dict[int, dict[str, "Term | str"]] = field(default_factory=dict)
@@ -102,7 +113,7 @@ class _Packing:
             tensors |= {own: entry(own).tensor() for own in kept.values() if own not in tensors}
         for _, layer in layers:  # nothing is changed before everything is read
             self._put(layer, made[id(layer)])
-        settle(self.model)
+        settle(self.model, self.large)
         wanted = {name: tensors[own] for name, own in kept.items()} | _packed_tensors(self.model)
         return install(self.model, wanted).eval().requires_grad_(False)
 
@@ -178,14 +189,15 @@ def _names(layers: list[tuple[str, nn.Module]], made: "Mapping[int, PackedLayer 
     return {f"{name}.{weight}" if name else weight for name, layer in packed_layers for weight in weights_of(layer)}
 
 
-def _check(compressed: Any, model: Any, batch: Any) -> None:
+def _check(compressed: Any, model: Any, **counts: Any) -> None:
     """Raises BadInput for arguments that are no network and no file, and for a network that is packed."""
     if not isinstance(compressed, CompressedModel | str | Path):
         raise BadInput(f"what is packed is a compressed network or the path of a .wf file, not {_called(compressed)}")
     if not isinstance(model, nn.Module):
         raise BadInput(f"a network is packed into a module, and this is {_called(model)}; give an instance of yours")
-    if batch is not None and not (type(batch) is int and batch >= 1):
-        raise BadInput(f"batch={batch!r} is no number of inputs; give 1 or more, or None to pack all that can be")
+    for name, count in counts.items():
+        if count is not None and not (type(count) is int and count >= 1):
+            raise BadInput(f"{name}={count!r} is no number of inputs; give 1 or more, or None")
     if any(isinstance(module, PackedLayer) for module in model.modules()):
         raise BadInput("the module is packed already; build a new one of your class")
 

@@ -1,7 +1,8 @@
 """Rows of packed matrices, restored, as operators of PyTorch; they run on every device.
 
 `torch.ops.waterfill.codes_block` and `entries_block` restore the rows from a first up to before a last one, `levels`
-all rows that it is given, and `levels_product` multiplies by those without more than a block of them in memory.
+all rows that it is given, and `levels_rows` some of them; `levels_product` multiplies without more than a block of them
+in memory.
 """
 
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from waterfill.runtime.batching import over_batches
 from waterfill.runtime.blocked import restore
 from waterfill.runtime.blocked.product import product
-from waterfill.runtime.matrix import Matrix, entries, runs_here, stored_codes
+from waterfill.runtime.matrix import Matrix, check_rows, entries, runs_here, stored_codes
 
 _LIBRARY = torch.library.Library("waterfill", "FRAGMENT")
 _MATRIX = "Tensor data, Tensor scales, Tensor? zeros, Tensor? columns, Tensor[] corrections, int bits, int group"
@@ -19,6 +21,7 @@ _ENTRIES = "Tensor starts, Tensor where, Tensor values"
 _LIBRARY.define(f"codes_block({_MATRIX}, int cols, int first, int last) -> Tensor")
 _LIBRARY.define(f"entries_block({_ENTRIES}, int cols, int first, int last) -> Tensor")
 _LIBRARY.define("levels(Tensor data, Tensor table, int bits, int cols) -> Tensor")
+_LIBRARY.define("levels_rows(Tensor index, Tensor data, Tensor table, int bits, int cols) -> Tensor")
 _LIBRARY.define("levels_product(Tensor x, Tensor data, Tensor table, int bits, int cols) -> Tensor")
 
 
@@ -46,6 +49,14 @@ def levels(data: Tensor, table: Tensor, bits: int, cols: int) -> Tensor:
     return made
 
 
+def levels_rows(index: Tensor, data: Tensor, table: Tensor, bits: int, cols: int) -> Tensor:
+    """Rows `index` [n] (int64) of that matrix. Raises BadInput for others."""
+    if runs_here(index):
+        return _levels_rows(index, data, table, bits, cols)
+    made: Tensor = torch.ops.waterfill.levels_rows(index, data, table, bits, cols)
+    return made
+
+
 def levels_product(x: Tensor, data: Tensor, table: Tensor, bits: int, cols: int) -> Tensor:
     """x [..., cols] times that matrix: [..., rows], in the type of x. What fits is to be checked before."""
     if runs_here(x):
@@ -70,6 +81,11 @@ def _levels(data: Tensor, table: Tensor, bits: int, cols: int) -> Tensor:
     return table[stored_codes(data, cols, bits).long()]
 
 
+def _levels_rows(index: Tensor, data: Tensor, *given: Any) -> Tensor:
+    check_rows(index, len(data))
+    return _levels(data[index], *given)
+
+
 def _levels_product(x: Tensor, data: Tensor, table: Tensor, bits: int, cols: int) -> Tensor:
     return product(
         x, (len(data), cols), lambda first, last: _levels(data[first:last], table, bits, cols), dtype_of(x, bits)
@@ -82,7 +98,7 @@ def dtype_of(x: Tensor, bits: int) -> torch.dtype:
 
     if x.dtype in (torch.float32, torch.float64) or not x.is_cpu:
         return x.dtype
-    return crossover(bits, 2, x.dtype, torch.get_num_threads())[1]
+    return crossover(bits, 2, x.dtype)[1]
 
 
 def _block_shape(*given: Any) -> Tensor:
@@ -94,6 +110,10 @@ def _levels_shape(data: Tensor, table: Tensor, bits: int, cols: int) -> Tensor:
     return torch.empty(data.shape[0], cols, dtype=torch.float32, device=data.device)
 
 
+def _rows_shape(index: Tensor, data: Tensor, *numbers: Any) -> Tensor:
+    return torch.empty(index.shape[0], numbers[-1], dtype=torch.float32, device=data.device)
+
+
 def _product_shape(x: Tensor, data: Tensor, *_: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], data.shape[0]))
 
@@ -102,7 +122,10 @@ for _name, _run, _shape in (
     ("codes_block", _codes_block, _block_shape),
     ("entries_block", _entries_block, _block_shape),
     ("levels", _levels, _levels_shape),
+    ("levels_rows", _levels_rows, _rows_shape),
     ("levels_product", _levels_product, _product_shape),
 ):
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"waterfill::{_name}", _shape, lib=_LIBRARY)
+for _name in ("levels_rows", "levels_product"):
+    over_batches(_LIBRARY, _name)

@@ -7,6 +7,7 @@ from torch import nn
 
 from waterfill.errors import BadInput
 from waterfill.runtime.layers.base import NO_TRAINING, PackedLayer
+from waterfill.runtime.leaves import Term
 
 _REFUSED = {
     "save_pretrained": "a packed network is no checkpoint of transformers: keep the .wf file and pack it again, or "
@@ -17,8 +18,14 @@ _REFUSED = {
 }
 
 
-def settle(model: nn.Module) -> None:
-    """Make the modules around packed layers leave these as they are. Nothing happens where none is packed."""
+def settle(model: nn.Module, large: int) -> None:
+    """Make the modules around packed layers leave these as they are. Nothing happens where none is packed.
+
+    large: inputs from which layers multiply as floats, 0 for the number that is measured.
+    """
+    for term in model.modules():
+        if isinstance(term, Term):
+            term.large = large
     around = [module for module in model.modules() if not isinstance(module, PackedLayer)]
     around = [module for module in around if any(isinstance(inner, PackedLayer) for inner in module.modules())]
     for module in around:
