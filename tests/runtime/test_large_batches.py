@@ -1,4 +1,4 @@
-"""Large batches multiply as floats by blocks of restored rows: near the exact product, whatever the form of the weights."""
+"""Large batches multiply as floats by blocks of restored rows: near the exact product, whatever the weights."""
 
 import copy
 import threading
@@ -32,11 +32,12 @@ def levels(rows: int, cols: int, count: int = 16) -> Term:
 
 @pytest.mark.parametrize("make", [codes, levels])
 @pytest.mark.parametrize("dtype", TYPES)
-@given(st.integers(1, 60), st.integers(64, 300), st.integers(1, 70), st.integers(0, 1 << 20))
+@given(st.tuples(st.integers(1, 60), st.integers(64, 300), st.integers(1, 70)), st.integers(0, 1 << 20))
 def test_products_of_floats(
-    make: Callable[[int, int], Term], dtype: torch.dtype, rows: int, cols: int, batch: int, seed: int
+    make: Callable[[int, int], Term], dtype: torch.dtype, shape: tuple[int, int, int], seed: int
 ) -> None:
     torch.manual_seed(seed)
+    rows, cols, batch = shape
     term = make(rows, cols)
     term.large = 1
     x = torch.randn(2, batch, cols).to(dtype)

@@ -47,6 +47,8 @@ class Matrix:
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows from the first up to before the last, restored: [rows, cols] (float32)."""
+        if first == 0 and last == len(self.data):
+            return self.restored()
         corrections = self.corrections
         if corrections:
             begin, end = int(corrections[0][first]), int(corrections[0][last])

@@ -1,5 +1,6 @@
 """Puts layers that run from compressed weights into a network of the user's own class."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,11 @@ from waterfill.model.install import check_fits, install, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.layers.linear import PackedEmbedding, PackedLinear
+from waterfill.runtime.layers.stack import PackedStack
 from waterfill.runtime.leaves import Term
 from waterfill.runtime.packing.settle import settle
 from waterfill.runtime.packing.sites import is_conv1d, layers_of, packed, unfit, weights_of
+from waterfill.runtime.packing.stacks import packed_stack, put_stack, stacks_of
 from waterfill.runtime.packing.table import WHY
 from waterfill.runtime.packing.timing import timed
 from waterfill.runtime.terms import WholeTerm, term_of
@@ -88,6 +91,7 @@ class _Packing:
     terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
     faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
     found: dict[int, dict[str, "Term | str"]] = field(default_factory=dict)
+    stacks: dict[str, "PackedStack | str"] = field(default_factory=dict)
 
     def run(self, names: Mapping[str, Any], aliases: Mapping[str, str], entry: Callable[[str], Entry]) -> nn.Module:
         """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
@@ -102,17 +106,23 @@ class _Packing:
                 if full in owners:  # which it is not where a hook computes the weight
                     users.setdefault(owners[full], []).append((weight, layer))
         tensors: dict[str, Tensor] = {}
+        uses = Counter(owners.values())
+        stacks = {name: (module, own) for name, module, own in stacks_of(self.model) if uses[name] == 1}
         with own_arithmetic():
             for own in names:
                 found = entry(own)
-                if not self._pack(found, users.get(own, [])):
+                if own in stacks:
+                    self.stacks[own] = packed_stack(found, *stacks[own], self.size)
+                if isinstance(self.stacks.get(own, ""), str) and not self._pack(found, users.get(own, [])):
                     tensors[own] = found.tensor()
             made = {id(layer): self._made(layer) for _, layer in layers}
-            gone = _names(layers, made)
+            gone = _names(layers, made) | {own for own, stack in self.stacks.items() if not isinstance(stack, str)}
             kept = {name: own for name, own in owners.items() if name not in gone}
             tensors |= {own: entry(own).tensor() for own in kept.values() if own not in tensors}
         for _, layer in layers:  # nothing is changed before everything is read
             self._put(layer, made[id(layer)])
+        for own, stack in self.stacks.items():
+            put_stack(*stacks[own], stack)
         settle(self.model, self.large)
         wanted = {name: tensors[own] for name, own in kept.items()} | _packed_tensors(self.model)
         return install(self.model, wanted).eval().requires_grad_(False)

@@ -27,7 +27,7 @@ _FEW, _MANY = 16, 64  # inputs by which the kernel and the product of floats are
 @cache
 def crossover(bits: int, size: int, dtype: torch.dtype) -> tuple[int, torch.dtype]:
     """How many inputs a large batch has at least, and the type in which it is multiplied: that of the inputs, or
-    float32 where the machine does that faster.
+    float32 where that has more digits and the machine does it faster.
 
     bits: of a code. size: bytes of an input as an integer. dtype: of the inputs.
     """
@@ -39,11 +39,12 @@ def crossover(bits: int, size: int, dtype: torch.dtype) -> tuple[int, torch.dtyp
     matrix = operators.Matrix(data, scales, None, columns, [], bits, _COLS, _COLS)
     x = torch.ones(_MANY, _COLS, dtype=dtype, device="cpu")
     few = x[:_FEW]
+    kinds = (dtype, torch.float32) if dtype.itemsize < torch.float32.itemsize else (dtype,)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         kernel = _shortest(lambda: operators.by_integers(few, matrix, size)) / _FEW
-        times = {own: _of_floats(x, matrix.rows, own) for own in (dtype, torch.float32)}
+        times = {own: _of_floats(x, matrix.rows, own) for own in kinds}
     finally:
         torch.set_num_threads(threads)
     best = min(times, key=lambda own: times[own][1])

@@ -40,6 +40,8 @@ class PackedConvolution(PackedLayer):
         self.register_parameter("bias", like.bias)  # type: ignore[arg-type]  # which is a parameter or None
         shared(self, like, ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"))
         shared(self, like, ("groups", "padding_mode", "transposed", "output_padding"))
+        self._geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        self._is_product = self._geometry.is_product
         self._shape = tuple(like.weight.shape)
         self._around: list[int] = getattr(like, "_reversed_padding_repeated_twice", [])
         self.register_buffer("channels", None)
@@ -75,8 +77,8 @@ class PackedConvolution(PackedLayer):
         return made if x.dim() == dims + 2 else made.squeeze(0)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
-        if geometry.is_product and operators.runs_here(x) and x.numel() < _FEW * self.in_channels:
+        geometry = self._geometry
+        if self._is_product and operators.runs_here(x) and x.numel() < _FEW * self.in_channels:
             return self._multiplied(x)
         if self.padding_mode != "zeros":
             x, geometry = F.pad(x, self._around, mode=self.padding_mode), geometry.without_padding
@@ -115,7 +117,7 @@ class PackedConvolution(PackedLayer):
             x, output_size, list(self.stride), list(self.padding), list(self.kernel_size), len(self.kernel_size),
             list(self.dilation),
         )  # fmt: skip
-        geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        geometry = self._geometry
         if self.term.factors and self.groups == 1 and _pays(self.term):
             left, right = self.term.factors
             restored = left.block(0, left.rows).T.contiguous()

@@ -46,15 +46,19 @@ class Geometry:
     def convolved(self, x: Tensor, shape: tuple[int, int], rows: Rows, bias: Tensor | None) -> Tensor:
         """x [batch, in, ...] with a weight [out, in / groups * kernel] of `shape`, a block of outputs at a time."""
         out, cols = shape
-        run, per = _CONVOLUTIONS[len(self.kernel) - 1], out // self.groups
-        given, dtype, made = x.shape[1] // self.groups, x.dtype, []
+        run, dtype, made = _CONVOLUTIONS[len(self.kernel) - 1], x.dtype, []
+        if out * cols <= ENTRIES:
+            weight = rows(0, out).to(dtype).view(out, -1, *self.kernel)
+            added = None if bias is None else bias.to(dtype)
+            return run(x, weight, added, self.stride, self.padding, self.dilation, self.groups)
+        per, given = out // self.groups, x.shape[1] // self.groups
         for first, last in self._blocks(out, cols):
             low, high = first // per, -(-last // per)
             weight = rows(first, last).to(dtype).view(last - first, -1, *self.kernel)
             own = x if high - low == self.groups else x[:, low * given : high * given]
             added = None if bias is None else bias[first:last].to(dtype)
             made.append(run(own, weight, added, self.stride, self.padding, self.dilation, high - low))
-        return made[0] if len(made) == 1 else torch.cat(made, 1)
+        return torch.cat(made, 1)
 
     def spread(
         self, x: Tensor, shape: tuple[int, int], rows: Rows, last_of: tuple[Tensor | None, tuple[int, ...]]
