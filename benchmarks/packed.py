@@ -2,13 +2,13 @@
 
 Networks are compressed without inputs to 4 bits of the whole file and packed, with 16-bit inputs. The outputs are
 compared with those of the same file restored to dense weights. The LSTM also writes text, a character at a time. Large
-batches go through one linear layer. Times are medians, taken in turns; ratios are of one run.
+batches go through one linear layer. Times are the shortest of several runs, taken in turns; with one thread they are
+those of the processor, from which other programs take little away.
 
     python benchmarks/packed.py [--threads 1] [--bits 4]
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +23,20 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill.part import Codes, Levels
-from waterfill.runtime import speed, table
+from waterfill.runtime import table
 from waterfill.runtime.blocked.crossover import NEVER, crossover
+from waterfill.runtime.speed import memory_of
 from waterfill.runtime.terms import term_of
 
 NETWORKS = ("SqueezeNet 1.1", "ResNet-20", "LSTM 2x128", "Llama 260K")
 SIZES = (1, 32)
 CHARACTERS = 300
-SHAPES = ("4096x4096", "1024x1024")
-BATCHES = (16, 64, 512, 8192)
-ROUNDS = 7
+SHAPES = ("4096x4096", "1024x1024", "172x64")
+BATCHES = (16, 64, 512, 4096)
+MANY = 60_000
+"""Inputs for matrices with few entries."""
+ROUNDS, SECONDS = 50, 10.0
+"""Rounds of which the shortest counts: so many, or at least three and so many seconds."""
 
 
 def main() -> None:
@@ -96,11 +100,12 @@ def compared(name: str, dense: nn.Module, packed: nn.Module, batch: Tensor) -> l
     """Rows of one network: for each number of inputs, times, memory, and the relative difference of the outputs."""
     wanted = first(dense(batch))
     error = float((first(packed(batch)) - wanted).norm() / wanted.norm())
-    found = speed({"dense": dense, "packed": packed}, batch.split(max(SIZES)), SIZES)
     rows = []
-    for own, other in zip(found[::2], found[1::2], strict=True):
-        times = own.milliseconds, other.milliseconds
-        rows.append([name, own.inputs, *times, times[1] / times[0], own.memory / 1e6, other.memory / 1e6, error])
+    for size in SIZES:
+        seconds = in_turns({"dense": dense, "packed": packed}, batch[:size])
+        own, other = 1e3 * seconds["dense"], 1e3 * seconds["packed"]
+        sizes = [memory_of(model) / 1e6 for model in (dense, packed)]
+        rows.append([name, size, own, other, other / own, *sizes, error])
         print(*rows[-1], flush=True)
     return rows
 
@@ -119,13 +124,13 @@ def written(dense: nn.Module, packed: nn.Module) -> list[Any]:
         times, tokens = [], []
         for _ in range(3):
             token, state, tokens = torch.zeros(1, 1, dtype=torch.int64), None, []
-            began = time.perf_counter()
+            began = clock()
             for _ in range(CHARACTERS):
                 logits, state = model(token, state)
                 token = logits[:, -1:].argmax(-1)
                 tokens.append(int(token))
-            times.append((time.perf_counter() - began) / CHARACTERS * 1e6)
-        runs.append((statistics.median(times), tokens))
+            times.append((clock() - began) / CHARACTERS * 1e6)
+        runs.append((min(times), tokens))
     (own, text), (other, again) = runs
     return [own, other, other / own, text == again]
 
@@ -140,7 +145,8 @@ def batches(shape: str, sizes: str) -> list[list[Any]]:
     terms = {"4-bit codes": term_of(coded, 2), "4-bit codes, 8-bit inputs": term_of(coded, 1)}
     terms["table of 16 values"] = term_of(looked_up, 2)
     rows = []
-    for batch in map(int, sizes.split(",")):
+    counts = [int(size) for size in sizes.split(",")] + ([MANY] if height * width < MANY else [])
+    for batch in counts:
         for dtype in (torch.float32, torch.bfloat16) if batch <= 512 else (torch.float32,):
             x = torch.randn(batch, width).to(dtype)
             weight = coded.matrix().to(dtype)
@@ -157,14 +163,22 @@ def batches(shape: str, sizes: str) -> list[list[Any]]:
     return rows
 
 
+def clock() -> float:
+    """Seconds: of the processor where one thread works, else of the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def in_turns(actions: dict[str, Callable[[Tensor], Tensor]], x: Tensor) -> dict[str, float]:
-    """Seconds of the shortest run of each: on a busy machine all others are longer by what others did."""
+    """Seconds of the shortest run of each."""
     times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(ROUNDS):
+    until = time.perf_counter() + SECONDS
+    for done in range(ROUNDS):
+        if done >= 3 and time.perf_counter() > until:
+            break
         for name, action in actions.items():
-            began = time.perf_counter()
+            began = clock()
             action(x)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return {name: min(seen) for name, seen in times.items()}
 
 

@@ -99,20 +99,17 @@ def test_what_is_measured_is_a_power_of_two_once() -> None:
 
 
 @torch.no_grad()
-def test_compiled_and_exported_networks_take_batches_of_every_size() -> None:
+def test_exported_networks_take_batches_of_every_size() -> None:
     torch.manual_seed(0)
-    recipe = "Quantize() + Prune(keep=0.02)"
-    packed, dense = pair(nn.Linear(128, 96), recipe)
+    packed, dense = pair(nn.Linear(128, 96), "Quantize()")
     for term in packed.modules():
         if isinstance(term, Term):
             term.large = 32
     batch = torch.export.Dim("batch", min=2, max=4096)
     program = torch.export.export(packed, (torch.randn(3, 128),), dynamic_shapes=({0: batch},)).module()
-    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True, dynamic=True)
     for count in (2, 31, 32, 500):
         x = torch.randn(count, 128)
-        for run in (program, compiled):
-            assert close(run(x), dense(x.double()), 1e-5 if count >= 32 else 1e-3)
+        assert close(program(x), dense(x.double()), 1e-5 if count >= 32 else 1e-3)
 
 
 @torch.no_grad()
