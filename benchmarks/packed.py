@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import waterfill
 from waterfill.part import Codes, Levels
 from waterfill.runtime import table
-from waterfill.runtime.blocked.crossover import NEVER, crossover
+from waterfill.runtime.blocked.crossover import NEVER, Kind, crossover
 from waterfill.runtime.speed import memory_of
 from waterfill.runtime.terms import term_of
 
@@ -184,13 +184,17 @@ def in_turns(actions: dict[str, Callable[[Tensor], Tensor]], x: Tensor) -> dict[
 
 def crossovers() -> Table:
     """The number of inputs from which products are of floats, as this machine measured it."""
-    columns = {"bits of a code": "d", "16-bit inputs": "", "8-bit inputs": ""}
+    columns = {"bits of a code": "d", "matrix": "", "16-bit inputs": "", "8-bit inputs": ""}
 
-    def words(bits: int, size: int) -> str:
-        found = crossover(bits, size, torch.float32)[0]
+    def words(bits: int, shape: tuple[int, int], size: int) -> str:
+        found = crossover(Kind.of(shape, bits, size, torch.float32))[0]
         return "never" if found == NEVER else f"{found:,}"
 
-    rows = [[bits, words(bits, 2), words(bits, 1)] for bits in (2, 3, 4, 5, 6, 8)]
+    rows = [
+        [bits, f"{shape[0]} x {shape[1]}", words(bits, shape, 2), words(bits, shape, 1)]
+        for bits in (2, 3, 4, 5, 6, 8)
+        for shape in ((64, 64), (1024, 1024), (4096, 4096))
+    ]
     return Table("Inputs from which packed layers multiply as floats", columns, rows)
 
 

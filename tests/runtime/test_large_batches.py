@@ -68,10 +68,9 @@ def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     for make in (codes, levels):
         term = make(57, 128)
         term.large = 1
-        monkeypatch.setattr(
-            torch, "mm", lambda a, b, *, out, own=torch.mm: seen.append(b.numel()) or own(a, b, out=out)
-        )
-        assert close(term(torch.eye(128)), term.restored().T, 1e-6)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "mm", lambda a, b, *, out, own=torch.mm: seen.append(b.numel()) or own(a, b, out=out))
+            assert close(term(torch.eye(128)), term.restored().T, 1e-6)
     assert len(seen) >= 16 and max(seen) <= 1024
 
 
@@ -93,7 +92,9 @@ def test_the_number_from_which_a_batch_is_large_can_be_given() -> None:
 
 @torch.no_grad()
 def test_what_is_measured_is_a_power_of_two_once() -> None:
-    found = [crossover.crossover(4, 2, torch.float32) for _ in range(2)]
+    kinds = [crossover.Kind.of(shape, 4, 2, torch.float32) for shape in ((200, 1000), (256, 8000))]
+    assert kinds[0] == kinds[1] == crossover.Kind(256, 1024, 4, 2, torch.float32)
+    found = [crossover.crossover(kind) for kind in kinds]
     assert found[0] is found[1] and found[0][1] == torch.float32
     assert found[0][0] >= crossover.LEAST and found[0][0].bit_count() == 1
 

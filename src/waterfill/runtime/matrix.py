@@ -48,7 +48,7 @@ class Matrix:
     def rows(self, first: int, last: int) -> Tensor:
         """Rows from the first up to before the last, restored: [rows, cols] (float32)."""
         if first == 0 and last == len(self.data):
-            return self.restored()
+            return self._restored()
         corrections = self.corrections
         if corrections:
             begin, end = int(corrections[0][first]), int(corrections[0][last])
@@ -56,11 +56,14 @@ class Matrix:
             corrections = [starts[first : last + 1] - begin, where[begin:end], values[begin:end]]
         zeros = None if self.zeros is None else self.zeros[first:last]
         given = (self.columns, corrections, self.bits, self.group, self.cols)
-        return Matrix(self.data[first:last], self.scales[first:last], zeros, *given).restored()
+        return Matrix(self.data[first:last], self.scales[first:last], zeros, *given)._restored()
 
     def restored(self) -> Tensor:
         """The matrix [rows, cols] (float32), on its device."""
-        if not runs_here(self.data):
+        return self._restored() if runs_here(self.data) else restored_by_torch(self)
+
+    def _restored(self) -> Tensor:
+        if not self.data.is_cpu:
             return restored_by_torch(self)
         arrays = (self.data, self.scales, self.zeros, self.columns, *self.corrections)
         return restore.codes(arrays, self.bits, self.group, self.cols)

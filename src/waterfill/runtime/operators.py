@@ -76,9 +76,10 @@ def _multiplied(x: Tensor, matrix: Matrix, size: int, large: int) -> Tensor:
     _check(x, matrix)
     batch = x.numel() // max(1, matrix.cols)
     if batch >= (large or crossover.LEAST):
-        least, dtype = crossover.crossover(matrix.bits, size, x.dtype)
+        shape = (matrix.data.shape[0], matrix.cols)
+        least, dtype = crossover.crossover(crossover.Kind.of(shape, matrix.bits, size, x.dtype))
         if large or batch >= least:
-            return product.product(x, (matrix.data.shape[0], matrix.cols), matrix.rows, dtype)
+            return product.product(x, shape, matrix.rows, dtype)
     return by_integers(x, matrix, size)
 
 
@@ -88,7 +89,8 @@ def by_integers(x: Tensor, matrix: Matrix, size: int) -> Tensor:
     out = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device="cpu")
     batch = out.numel() // max(1, rows)
     if native.core is None:
-        out = torch.from_numpy(reference.product(flat.view(batch, -1).numpy(), matrix.arrays, size)).view(out.shape)
+        plain = flat.view(batch, matrix.cols).numpy()
+        out = torch.from_numpy(reference.product(plain, matrix.arrays, size)).view(out.shape)
     else:
         arrays = (flat, out, matrix.data, matrix.scales, matrix.zeros, matrix.columns)
         places = [0 if v is None else v.data_ptr() for v in (*arrays, *(matrix.corrections or (None, None, None)))]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ENTRIES = 1 << 20
@@ -22,6 +23,8 @@ def spans(rows: int, cols: int) -> Iterator[tuple[int, int]]:
 def product(x: Tensor, shape: tuple[int, int], restored: Rows, dtype: torch.dtype) -> Tensor:
     """x [..., cols] times a matrix of `shape` [rows, cols]: [..., rows], in the type of x, multiplied in `dtype`."""
     rows, cols = shape
+    if rows * cols <= ENTRIES:
+        return F.linear(x.to(dtype), restored(0, rows).to(dtype)).to(x.dtype)
     flat = x.detach().reshape(-1, cols).to(dtype)
     out = torch.empty(len(flat), rows, dtype=dtype, device=x.device)
     for first, last in spans(rows, cols):

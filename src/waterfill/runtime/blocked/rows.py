@@ -12,6 +12,7 @@ from torch import Tensor
 
 from waterfill.runtime.batching import over_batches
 from waterfill.runtime.blocked import restore
+from waterfill.runtime.blocked.crossover import Kind, crossover
 from waterfill.runtime.blocked.product import product
 from waterfill.runtime.matrix import Matrix, check_rows, entries, runs_here, stored_codes
 
@@ -87,18 +88,10 @@ def _levels_rows(index: Tensor, data: Tensor, *given: Any) -> Tensor:
 
 
 def _levels_product(x: Tensor, data: Tensor, table: Tensor, bits: int, cols: int) -> Tensor:
-    return product(
-        x, (len(data), cols), lambda first, last: _levels(data[first:last], table, bits, cols), dtype_of(x, bits)
-    )
-
-
-def dtype_of(x: Tensor, bits: int) -> torch.dtype:
-    """The type in which inputs are multiplied by restored rows: their own, or float32 where that is faster."""
-    from waterfill.runtime.blocked.crossover import crossover
-
-    if x.dtype in (torch.float32, torch.float64) or not x.is_cpu:
-        return x.dtype
-    return crossover(bits, 2, x.dtype)[1]
+    shape, dtype = (len(data), cols), x.dtype
+    if x.is_cpu and dtype.itemsize < torch.float32.itemsize:
+        dtype = crossover(Kind.of(shape, bits, 2, dtype))[1]
+    return product(x, shape, lambda first, last: _levels(data[first:last], table, bits, cols), dtype)
 
 
 def _block_shape(*given: Any) -> Tensor:

@@ -35,9 +35,9 @@ class PackedLayer(nn.Module):
         super().train(mode)
         return self
 
-    def _check(self, x: Tensor, term: Term) -> None:
+    def _check(self, x: Tensor) -> None:
         """Raises BadInput for inputs of another sort or device than its own."""
-        operators.check_type(x, next(term.buffers()))
+        operators.check_type(x, self._like)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{term.cols} to {term.rows}, {term.words}" for term in self.terms())

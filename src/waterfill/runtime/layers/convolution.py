@@ -71,7 +71,7 @@ class PackedConvolution(PackedLayer):
                 f"inputs of shape {list(x.shape)} do not fit a packed convolution of {self.in_channels} channels with "
                 f"{dims} dimensions; give [batch, channels, ...] or [channels, ...]"
             )
-        self._check(x, self.term)
+        self._check(x)
         given = x if x.dim() == dims + 2 else x.unsqueeze(0)
         made = self._transposed(given, output_size) if self.transposed else self._convolved(given)
         return made if x.dim() == dims + 2 else made.squeeze(0)

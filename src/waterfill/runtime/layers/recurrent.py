@@ -68,7 +68,7 @@ class PackedCell(PackedGates):
     def forward(self, x: Tensor, hx: "Tensor | State | None" = None) -> "Tensor | State":
         if x.dim() not in (1, 2):
             raise BadInput(f"a packed cell takes [batch, features] or [features], and this is {list(x.shape)}")
-        self._check(x, next(self.terms()))
+        self._check(x)
         count = 2 if self.mode == "LSTM" else 1
         state = states_of(hx, x, ((*x.shape[:-1], self.hidden_size),) * count)
         made = self._step(self.mode, "", x, state)
@@ -102,7 +102,7 @@ class PackedRecurrent(PackedGates):
                 f"inputs of shape {list(x.shape)} do not fit a packed recurrent layer of {self.input_size} features; "
                 "give [time, batch, features], batch first if the layer says so, or [time, features]"
             )
-        self._check(x, next(self.terms()))
+        self._check(x)
         batched, first = x.dim() == 3, self.batch_first and x.dim() == 3
         given = x if batched else x.unsqueeze(1)
         if not batched and hx is not None:
@@ -119,7 +119,7 @@ class PackedRecurrent(PackedGates):
         return y, states if self.mode == "LSTM" else states[0]
 
     def _of_packed(self, x: PackedSequence, hx: "Tensor | State | None") -> Any:
-        self._check(x.data, next(self.terms()))
+        self._check(x.data)
         states = states_of(hx, x.data, self._shapes(int(x.batch_sizes[0])))
         if hx is not None and x.sorted_indices is not None:
             states = tuple(state.index_select(1, x.sorted_indices) for state in states)
