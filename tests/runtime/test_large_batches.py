@@ -70,7 +70,7 @@ def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
         term.large = 1
         with monkeypatch.context() as patch:
             patch.setattr(torch, "mm", lambda a, b, *, out, own=torch.mm: seen.append(b.numel()) or own(a, b, out=out))
-            assert close(term(torch.eye(128)), term.restored().T, 1e-6)
+            assert close(term(torch.eye(128)[:20]), term.restored().T[:20], 1e-6)
     assert len(seen) >= 16 and max(seen) <= 1024
 
 

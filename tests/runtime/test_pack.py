@@ -77,7 +77,7 @@ def test_the_product_of_a_part_is_its_matrix(recipe: str) -> None:
 def test_eight_bits_of_input_are_a_choice_with_a_larger_error(net: nn.Module) -> None:
     made = waterfill.compress(net, spec="Quantize()", price=1e-6)
     wanted = made.install(Net()).eval()(TOKENS)
-    errors = [float((waterfill.pack(made, Net(), input_bits=n)(TOKENS) - wanted).norm()) for n in (16, 8)]
+    errors = [float((waterfill.pack(made, Net(), input_bits=n, large=1000)(TOKENS) - wanted).norm()) for n in (16, 8)]
     assert 10 * errors[0] < errors[1] < 0.05 * float(wanted.norm())
     with pytest.raises(BadInput, match="input_bits=12"):
         waterfill.pack(made, Net(), input_bits=12)
