@@ -24,7 +24,7 @@ def spans(rows: int, cols: int, inputs: int) -> Iterator[tuple[int, int]]:
 def product(x: Tensor, shape: tuple[int, int], restored: Rows, dtype: torch.dtype) -> Tensor:
     """x [..., cols] times a matrix of `shape` [rows, cols]: [..., rows], in the type of x, multiplied in `dtype`."""
     rows, cols = shape
-    if rows * cols <= ENTRIES:
+    if rows * cols <= ENTRIES and not torch.is_autocast_enabled(x.device.type):  # which would round the weights
         return F.linear(x.to(dtype), restored(0, rows).to(dtype)).to(x.dtype)
     flat = x.detach().reshape(-1, cols).to(dtype)
     out = torch.empty(len(flat), rows, dtype=dtype, device=x.device)
