@@ -47,17 +47,22 @@ class Kind:
 
 @cache
 def crossover(kind: Kind) -> tuple[int, torch.dtype]:
-    """How many inputs a large batch has at least, and the type in which it is multiplied: that of the inputs, or
-    float32 where that has more digits and the machine does it faster."""
+    """How many inputs a large batch has at least, and the type in which it is multiplied: the fastest of `_types`."""
     least, most = (_measured(replace(kind, rows=rows)) for rows in _ROWS)
     far = (kind.rows - _ROWS[0]) / (_ROWS[1] - _ROWS[0])  # times grow as the rows do
     seconds = {name: least[name] + far * (most[name] - least[name]) for name in least}
-    each = {
-        dtype: (seconds["whole", dtype] - seconds["restored", dtype]) / _MANY for dtype in (kind.dtype, torch.float32)
-    }
-    best = min(each, key=lambda dtype: each[dtype]) if kind.dtype.itemsize < torch.float32.itemsize else kind.dtype
+    each = {dtype: (seconds["whole", dtype] - seconds["restored", dtype]) / _MANY for dtype in _types(kind)}
+    best = min(each, key=lambda dtype: each[dtype])
     saved = seconds["kernel", kind.dtype] / _FEW - each[best]
     return (_power_of_two(seconds["restored", best] / saved) if saved > 0 else NEVER), best
+
+
+def _types(kind: Kind) -> tuple[torch.dtype, ...]:
+    """The types in which large batches may be multiplied: that of the inputs, float32 where that has more digits, and
+    bfloat16 where few inputs are rounded to 8 bits, which is coarser."""
+    if kind.dtype.itemsize < torch.float32.itemsize:
+        return kind.dtype, torch.float32
+    return (kind.dtype, torch.bfloat16) if kind.size == 1 and kind.dtype == torch.float32 else (kind.dtype,)
 
 
 @cache
@@ -72,7 +77,7 @@ def _measured(kind: Kind) -> dict[tuple[str, torch.dtype], float]:
     x = torch.ones(_MANY, kind.cols, dtype=kind.dtype, device="cpu")
     actions: dict[tuple[str, torch.dtype], Callable[[], Tensor]] = {}
     actions["kernel", kind.dtype] = partial(operators.by_integers, x[:_FEW], matrix, kind.size)
-    for dtype in (kind.dtype, torch.float32):
+    for dtype in _types(kind):
         actions["restored", dtype] = partial(_restored, matrix.rows, kind.rows, dtype)
         actions["whole", dtype] = partial(product, x, (kind.rows, kind.cols), matrix.rows, dtype)
     return _in_turns(actions)
