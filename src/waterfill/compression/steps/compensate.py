@@ -87,6 +87,8 @@ def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(damped)
     if bool((info != 0).any()):
         return torch.zeros_like(weight)
+    if weight.shape[1] > weight.shape[2]:  # fewer columns to solve for, and no copy of the weight in float64
+        return weight @ torch.cholesky_solve(drift.double().mT, factor).mT.to(weight.dtype)
     return torch.cholesky_solve((weight.double() @ drift.double()).mT, factor).mT.to(weight.dtype)
 
 

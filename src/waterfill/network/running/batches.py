@@ -167,6 +167,15 @@ def spread(batches: Iterable[Any], most: int) -> Iterator[Any]:
     return iter(kept)
 
 
+def few_enough(batches: Sequence[Any], outputs: Tensor, entries: int) -> list[Any]:
+    """Some of the batches, spread evenly, two at least, whose outputs have at most so many entries in all.
+
+    outputs: those of one batch. The rows of a few batches judge a network with very many outputs well enough.
+    """
+    most = max(2, entries // max(1, outputs.numel()))
+    return [batches[i * len(batches) // most] for i in range(most)] if most < len(batches) else list(batches)
+
+
 def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[list[Any], list[Any]]:
     """Batches to fit on, and batches to decide on: every so many-th one, or, of few batches, a part of their rows.
 
