@@ -1,6 +1,7 @@
 """Passes over the batches: a traced forward pass, and a backward pass from each random probe of the outputs."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ Loss = Callable[[Tensor, Any], Tensor]
 """(outputs, batch) -> scalar, the mean over the rows of the outputs."""
 AUTO, OUTPUTS, DIVERGENCE, FISHER = "auto", "outputs", "divergence", "fisher"
 _ENTRIES_AT_A_TIME = 1 << 18
+_LARGE, _ONE_IN = 1 << 22, 4  # gradients of so many entries are computed in one of so many batches, where that will do
 _SEQUENCE = 3  # dimensions of the outputs of a sequence: batch, places, classes
 KINDS = (AUTO, OUTPUTS, DIVERGENCE, FISHER)
 RELATIVE = (AUTO, OUTPUTS)
@@ -63,8 +65,9 @@ def _differentiating(model: nn.Module, names: Container[str]) -> Iterator[dict[s
 class Passes:
     """Passes over the batches with one model.
 
-    importance: see `calibrate`. passes: how many there will be. rows: output rows in this pass. energy: the cost of
-    losing all outputs, 2 D, summed over the rows.
+    importance: see `calibrate`. passes: how many there will be. number: of the batch in this pass. rows: output rows in
+    this pass. energy: the cost of losing all outputs, 2 D, summed over the rows. spared: by parameter, batches whose
+    gradient was left out.
     """
 
     model: nn.Module
@@ -75,8 +78,10 @@ class Passes:
     progress: Callable[[Progress], None] | None
     passes: int
     done: int = 0
+    number: int = 0
     rows: int = field(default=0)
     energy: float = field(default=0.0)
+    spared: Counter[str] = field(default_factory=Counter)
 
     def gather(
         self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], selection: Selection
@@ -87,6 +92,7 @@ class Passes:
         tracer = Tracer(WeightViews(matrices, layouts), recorder)
         generator = torch.Generator("cpu").manual_seed(self.seed)
         self.rows, self.energy = 0, 0.0
+        self.spared.clear()
         count = 0
         derived = {name: value for name, value in statistics(self.model).items() if name in selection.full}
         differentiated = {*selection.full, *(value.source for value in derived.values())}
@@ -97,7 +103,7 @@ class Passes:
         }
         with as_deployed(self.model), _differentiating(self.model, differentiated) as parameters, torch.enable_grad():
             for batch in self.batches:
-                own = each_tensor(batch, Tensor.detach)
+                own, self.number = each_tensor(batch, Tensor.detach), count
                 try:
                     with unchanged(self.model):
                         for by_name in self._probe_all(own, (tracer, recorder), parameters, generator):
@@ -113,6 +119,7 @@ class Passes:
             raise BadInput("there are no batches to calibrate with; does the loader yield any, or was it used up?")
         for name in selection.full:
             gradient_squares[name].add_known(*recorder.known(name))
+            gradient_squares[name].spared = self.spared[name]
             yield name, self._measurement(name, (tracer, recorder), gradient_squares[name])
 
     def _measurement(self, name: str, traced: tuple[Tracer, MomentRecorder], gradient: GradientSquares) -> Measurement:
@@ -165,7 +172,7 @@ class Passes:
             )
         rows = outputs.numel() // outputs.shape[-1] if outputs.ndim > 1 else outputs.numel()
         self.rows += rows
-        needed = {n: p for n, p in parameters.items() if recorder.needs_gradient(n) or n in tracer.others}
+        needed = {name: value for name, value in parameters.items() if self._is_needed(name, traced)}
         draw = self._probe(outputs, batch, rows, generator)
         for probe in range(recorder.selection.probes):
             last = probe == recorder.selection.probes - 1
@@ -175,6 +182,18 @@ class Passes:
                 differentiated = [*needed.values(), recorder.anchor]
                 gradients = torch.autograd.grad(what, differentiated, at, retain_graph=not last, allow_unused=True)
                 yield dict(zip(needed, gradients[:-1], strict=True))
+
+    def _is_needed(self, name: str, traced: tuple[Tracer, MomentRecorder]) -> bool:
+        """Whether the gradient of a parameter is to be computed in this batch: not where its uses show it, nor each
+        time where it is large and only corrects for their being several."""
+        tracer, recorder = traced
+        if name in tracer.others:
+            return True
+        if not recorder.needs_gradient(name):
+            return False
+        spared = self.number % _ONE_IN and name in recorder.terms and recorder.layouts[name].entries >= _LARGE
+        self.spared[name] += bool(spared)
+        return not spared
 
     def _probe(
         self, outputs: Tensor, batch: Any, rows: int, generator: torch.Generator

@@ -19,6 +19,7 @@ from waterfill.calibration import per_sample
 from waterfill.importance import Importance
 from waterfill.network.layout import Layout
 
+_ENTRIES_AT_A_TIME = 1 << 18
 _WIDE = 512  # columns; sums of more are float32
 _RANGE = 1e-12, 1e12  # of the largest gradient; beyond, sums of squares may leave the range of float32
 _PRIOR = 4  # pseudo-gradients with the mean of all columns
@@ -163,7 +164,7 @@ def _columns_from(columns: per_sample.Columns, start: int, part: slice) -> Tenso
 
 def unit_of(gradients: Tensor) -> float:
     """A divisor of gradients with which float32 can hold their squares: 1 unless they are very small or large."""
-    largest = float(gradients.abs().max()) if gradients.numel() else 0.0
+    largest = float(torch.linalg.vector_norm(gradients, math.inf)) if gradients.numel() else 0.0
     return 1.0 if largest == 0 or not math.isfinite(largest) or _RANGE[0] < largest < _RANGE[1] else largest
 
 
@@ -199,7 +200,7 @@ class GradientSquares:
     """Sums of squares of the gradient of the weight itself, by row [rows] and by column [cols], float64.
 
     probes: gradients for each batch. count: gradients added so far; known: the sum of squares of those of which only
-    that is known.
+    that is known. spared: batches whose gradient was left out, to be taken to be like the others.
     """
 
     def __init__(self, layout: Layout, probes: int) -> None:
@@ -207,6 +208,7 @@ class GradientSquares:
         self.probes = probes
         self.count = 0
         self.known = 0.0
+        self.spared = 0
         self.rows = torch.zeros(layout.matrix[0], dtype=torch.float64, device="cpu")
         self.cols = torch.zeros(layout.matrix[1], dtype=torch.float64, device="cpu")
 
@@ -214,9 +216,13 @@ class GradientSquares:
         """Add the gradient of a probe, in the shape of the weight."""
         self.count += 1
         unit = unit_of(gradient)
-        squares = (gradient.detach().reshape(-1, *self.layout.matrix).float() / unit).square().sum(0)
-        self.rows += squares.sum(1).cpu().double() * unit**2
-        self.cols += squares.sum(0).cpu().double() * unit**2
+        rows, cols = self.layout.matrix
+        at_a_time = max(1, _ENTRIES_AT_A_TIME // max(1, cols))
+        for matrix in gradient.detach().reshape(-1, rows, cols):
+            for start in range(0, rows, at_a_time):
+                squares = (matrix[start : start + at_a_time].float() / unit).square()
+                self.rows[start : start + at_a_time] += squares.sum(1).cpu().double() * unit**2
+                self.cols += squares.sum(0).cpu().double() * unit**2
 
     def add_known(self, count: int, total: float) -> None:
         """Add gradients of which only the sum of squares is known."""
@@ -226,7 +232,8 @@ class GradientSquares:
     @property
     def total(self) -> float:
         """The sum of all squares."""
-        return float(self.rows.sum()) + self.known
+        asked = self.count / self.probes
+        return (float(self.rows.sum()) + self.known) * (1 + self.spared / asked if asked else 1.0)
 
     @property
     def unmet(self) -> str:

@@ -87,7 +87,11 @@ class MomentRecorder(Recorder):
             return self._watch(y, _ignore)
         term.floor = max(floor, term.floor)
         _finite(term.add_energy(view.times(energy.detach(), power=2)), view.name, "inputs")
-        return self._watch(y, lambda g: _finite(term.add_slopes(vectors(g, self._generator)), view.name, "gradients"))
+
+        def gather(g: Tensor) -> None:
+            _finite(term.add_slopes(vectors(g, self._generator)), view.name, "gradients")
+
+        return self._watch(y, gather, picked=True)
 
     def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
         """A convolution: as many products as it has groups, their columns the windows of the inputs."""
@@ -160,11 +164,14 @@ class MomentRecorder(Recorder):
             rows, before = self._exact.get(view.name, (0, 0.0))
             self._exact[view.name] = rows + view.rows[1] - view.rows[0], before + total
 
-    def _watch(self, output: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
-        """The output, as part of the graph; `callback` is called with its gradient."""
+    def _watch(self, output: Tensor, callback: Callable[[Tensor], None], picked: bool = False) -> Tensor:
+        """The output, as part of the graph; `callback` is called with its gradient.
+
+        picked: whether no inputs lead to it, only the weight, whose gradient may not be asked for.
+        """
         if not torch.is_grad_enabled():
             return output
-        if not output.requires_grad:
+        if picked or not output.requires_grad:
             output = output + self.anchor
 
         def hook(gradient: Tensor) -> None:
