@@ -164,8 +164,13 @@ def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Layout]]:
 
 def bytes_in_all(model: nn.Module) -> int:
     """Bytes of the Gram matrices of all weights of a model: while they are summed, or as they are kept."""
-    layouts = [layout for layout in weights_of(model)[1].values() if layout.role != VECTOR]
-    return max(sum(map(bytes_of, layouts)), sum(map(bytes_kept, layouts)))
+    kept = sum(bytes_kept(layout) for layout in weights_of(model)[1].values() if layout.role != VECTOR)
+    return max(bytes_gathered(model), kept)
+
+
+def bytes_gathered(model: nn.Module) -> int:
+    """Bytes of the sums of the Gram matrices of all weights of a model."""
+    return sum(bytes_of(layout) for layout in weights_of(model)[1].values() if layout.role != VECTOR)
 
 
 def _passes(layouts: Mapping[str, Layout], names: Iterable[str], memory: int, several: bool) -> list[dict[str, bool]]:
