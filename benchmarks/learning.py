@@ -27,16 +27,16 @@ import waterfill
 from waterfill import Budget, Options
 from waterfill.learn import Training, run
 
-LENET, RESNET, LSTM, LLAMA = "LeNet-300-100", "ResNet-20", "LSTM 2x128", "Llama 260K"
+LENET, RESNET, DEEP, LSTM, LLAMA = "LeNet-300-100", "ResNet-20", "ResNet-56", "LSTM 2x128", "Llama 260K"
 BIT, SPARSE = "Codebook(levels=2)", "Prune(keep=0.05)"
 SUM, PAPER = "Codebook(levels=2) + Prune(keep=0.01)", "Codebook(levels=2) + Prune(keep=0.03)"
 FLOAT, EXTRA, PLAIN, ROUNDED = "float32", "uncompressed", "compress", "rounding g128"
 """The network as it is, after as much more training, ours without training, and plain quantization in no more bytes."""
-COUNTED = {LENET: 256, RESNET: 256, LSTM: 256, LLAMA: 256}
+COUNTED = {LENET: 256, RESNET: 256, LSTM: 256, LLAMA: 256, DEEP: 256}
 """Inputs that compressing without training is calibrated with."""
 
 
-TEXT = {LSTM: 12, LLAMA: 4}
+TEXT = {LSTM: 20, LLAMA: 4}
 """Networks of text, and the passes through it."""
 
 
@@ -68,6 +68,7 @@ def plan() -> list[Job]:
         *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, 13.84)),
         replace(resnet, labels=True),
         Job(RESNET, "lc", PAPER, epochs=20, rate=0.02, labels=True),
+        replace(resnet, network=DEEP, ratio=26.0),
     ]
     sizes = dict.fromkeys((job.network, job.ratio) for job in trained if job.ratio)
     return [
@@ -76,7 +77,7 @@ def plan() -> list[Job]:
         *(Job(name, method, ratio=ratio, epochs=0) for name, ratio in sizes for method in (PLAIN, ROUNDED)),
         *(Job(name, EXTRA, epochs=epochs, rate=0.01, labels=True) for name, epochs in TEXT.items()),
         *trained,
-        Job(RESNET, EXTRA, epochs=5, rate=1e-3, labels=True),
+        *(Job(name, EXTRA, epochs=5, rate=1e-3, labels=True) for name in (RESNET, DEEP)),
     ]
 
 
@@ -85,13 +86,14 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep what the partial results hold")
     parser.add_argument("--networks", default=",".join(COUNTED), help="names, separated by commas")
     parser.add_argument("--only", default="", help="only trainings whose description has this text")
+    parser.add_argument("--device", default="cpu", help="where networks are trained, such as cuda")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = earlier() if options.resume else {}
     wanted = [job for job in plan() if job.network in options.networks.split(",") and options.only in repr(job)]
     for job in wanted:
         if job not in known:
-            known[job] = measured(job)
+            known[job] = measured(job, torch.device(options.device))
             print(job, *known[job], flush=True)
             complete = all(one in known for one in plan())
             finish("learning", tables(known), vars(options), partial=not complete, shown=())
@@ -108,17 +110,17 @@ def earlier() -> dict[Job, list[Any]]:
     return {}
 
 
-def measured(job: Job) -> list[Any]:
+def measured(job: Job, device: torch.device) -> list[Any]:
     """Bytes of the file, times smaller, quality, divergence, seconds, and why there is nothing."""
     folder = data_folder()
     network = networks()[job.network]
     state = network.state(folder)
     evaluate = network.prepare(folder, state, False)
-    model = model_of(job.network, folder, state)
+    model = model_of(job.network, folder, state).to(device)
     began = time.process_time()  # one thread: what a quiet machine takes
     if job.method == EXTRA:
         train(model, job, folder)
-        seconds, restored, size = time.process_time() - began, model.state_dict(), None
+        seconds, restored, size = time.process_time() - began, model.cpu().state_dict(), None
     elif job.method == FLOAT:
         seconds, restored, size = 0.0, state, None
     elif job.method == ROUNDED:
@@ -142,7 +144,7 @@ def measured(job: Job) -> list[Any]:
 def plain(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network compressed without training."""
     batches = calibration_batches(job.network, folder, COUNTED[job.network])
-    return waterfill.compress(model, batches, ratio=job.ratio)
+    return waterfill.compress(model, batches, ratio=job.ratio, forward=lambda model, batch: model(beside(model, batch)))
 
 
 def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
@@ -155,7 +157,7 @@ def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedMod
         budget=Budget(ratio=job.ratio),
         spec=job.recipe or None,
         loss=(lambda outputs, batch: loss_of(outputs, batch[1])) if job.labels else None,
-        forward=lambda model, batch: model(batch[0]),
+        forward=lambda model, batch: model(beside(model, batch[0])),
         training=training,
         options=Options(threads=1),
     )
@@ -171,15 +173,20 @@ def train(model: nn.Module, job: Job, folder: Path) -> None:
         for x, y in batches:
             optimizer.param_groups[0]["lr"] = job.rate * (1 - step / steps)
             optimizer.zero_grad()
-            loss_of(model(x), y).backward()
+            loss_of(model(beside(model, x)), y).backward()
             optimizer.step()
             step += 1
+
+
+def beside(model: nn.Module, x: Tensor) -> Tensor:
+    """Inputs, on the device of the network."""
+    return x.to(next(model.parameters()).device, non_blocking=True)
 
 
 def loss_of(outputs: Any, targets: Tensor) -> Tensor:
     """Cross-entropy, of each place of a sequence too."""
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten().to(logits.device))
 
 
 def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -86,9 +87,14 @@ def _scatter(part: SparsePart) -> Callable[[Sequence[Tensor]], Tensor]:
     places = where.nonzero()[:, 0]
     order = where[places].long() - 1
 
+    @cache
+    def on(device: torch.device) -> tuple[Tensor, Tensor]:
+        return places.to(device), order.to(device)
+
     def restore(found: Sequence[Tensor]) -> Tensor:
-        values = found[0].flatten()[order.to(found[0].device)]
+        here, ordered = on(found[0].device)
+        values = found[0].flatten()[ordered]
         empty = values.new_zeros(part.shape[0] * part.shape[1])
-        return empty.index_put((places.to(values.device),), values).reshape(part.shape)
+        return empty.index_put((here,), values).reshape(part.shape)
 
     return restore

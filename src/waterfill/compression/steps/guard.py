@@ -46,9 +46,9 @@ class Guard:
                 energy += float(squared_errors(torch.zeros_like(expected), expected).sum())
                 if self.logits:
                     nats.append(divergences(actual, expected))
-        error = torch.cat(errors)
+        error = torch.cat(errors).cpu()
         value = float(torch.cat(nats).mean()) if nats else relative(float(error.sum()), energy)
-        return Score(max(0.0, value), torch.cat(nats) if nats else error, error)
+        return Score(max(0.0, value), torch.cat(nats).cpu() if nats else error, error)
 
 
 @dataclass(frozen=True)

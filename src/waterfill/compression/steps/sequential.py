@@ -48,7 +48,7 @@ def refit_in_order(
         for i in stage:
             original = work.weights[i]
             if original.name in targets:
-                work.weights[i] = original.with_values(partial(_same, targets[original.name]))
+                work.weights[i] = original.with_values(partial(_same, targets[original.name].cpu()))
             price = pace.price(i)
             ledger.prices[i], ledger.bits[i] = price, work.fit(i, price)
             state[original.name].copy_(work.store.entries[i].tensor())
@@ -56,7 +56,7 @@ def refit_in_order(
     if size is not None:
         work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
     for i in order:
-        original_values = work.weights[i].masked(model.state_dict()[work.weights[i].name])
+        original_values = work.weights[i].masked(model.state_dict()[work.weights[i].name].detach().cpu())
         work.store.entries[i] = _with_error(original_values, work.store.entries[i])
 
 
@@ -132,6 +132,6 @@ class _BudgetController:
 
 def _with_error(original: Tensor, entry: Entry) -> Entry:
     """The entry with its error measured from the original tensor."""
-    error = (entry.tensor().double() - original.detach().cpu().double()).norm()
-    norm = original.detach().double().norm()
+    error = (entry.tensor().double() - original.double()).norm()
+    norm = original.double().norm()
     return replace(entry, error=float(error / norm) if float(norm) > 0 else 0.0)

@@ -37,18 +37,19 @@ _ROUNDS, _NEAR = 30, 1.001  # of prices tried until a file is small enough, each
 @dataclass(eq=False)
 class _Matrix:
     """One matrix of codes. position [rows, cols]: on the axis of codes, what is trained. slope [rows, cols]: bits that
-    a code costs more for each step away from zero."""
+    a code costs more for each step away from zero. scales: [rows, 1] and [cols], those of the lattice, beside it."""
 
     lattice: Lattice
     position: Tensor
     slope: Tensor
+    scales: tuple[Tensor, Tensor]
 
     def codes(self, zone: float) -> Tensor:
         """The codes [rows, cols] (float32) that are cheapest where the weights are now."""
         return self.position.sign() * (self.position.abs() - 0.5 * zone * self.slope + 0.5).floor().clamp_min(0)
 
     def restored(self, codes: Tensor) -> Tensor:
-        return codes * self.lattice.row_scales.to(codes) * self.lattice.col_scales.to(codes)
+        return codes * self.scales[0] * self.scales[1]
 
     def remeasure(self, codes: Tensor, share: float) -> None:
         """Let a share of the slopes be those of two-sided geometric densities by row and column of these codes."""
@@ -259,6 +260,6 @@ def _composed(composition: Composition, original: Tensor) -> _Composed:
 def _matrix(lattice: Lattice, original: Tensor, plain: bool) -> _Matrix:
     """Codes, and positions at what they are or, if `plain`, at the original matrix that they stand for."""
     codes = lattice.codes.to(device=original.device, dtype=torch.float32)
-    scales = lattice.row_scales.to(codes) * lattice.col_scales.to(codes)
-    position = torch.nan_to_num(original / scales) if plain else codes.clone()
-    return _Matrix(lattice, position.requires_grad_(), torch.ones_like(codes))
+    scales = lattice.row_scales.to(codes), lattice.col_scales.to(codes)
+    position = torch.nan_to_num(original / (scales[0] * scales[1])) if plain else codes.clone()
+    return _Matrix(lattice, position.requires_grad_(), torch.ones_like(codes), scales)

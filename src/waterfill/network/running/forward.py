@@ -101,7 +101,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in _graphs(owned)}
     with torch.inference_mode(False):
         try:
-            return copy.deepcopy(model, dict(memo))
+            return _in_one_piece(copy.deepcopy(model, dict(memo)))
         except Exception:  # __deepcopy__ and __reduce__ raise anything: the attribute is found below
             pass
         for name, module in model.named_modules():
@@ -109,12 +109,20 @@ def copy_of(model: nn.Module) -> nn.Module:
                 if key not in ("_parameters", "_buffers", "_modules"):
                     _share(memo, value, f"{name}.{key}" if name else key)
         try:
-            return copy.deepcopy(model, memo)
+            return _in_one_piece(copy.deepcopy(model, memo))
         except Exception as error:
             raise BadInput(
                 f"the {type(model).__name__} cannot be copied, and a copy is what is worked on: "
                 f"{type(error).__name__}: {error}; give its class a __deepcopy__"
             ) from error
+
+
+def _in_one_piece(model: nn.Module) -> nn.Module:
+    """The model, the weights of each recurrent layer on a GPU in one piece of memory again, as fast kernels need it."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return model
 
 
 def _graphs(value: Any) -> Iterator[Tensor]:
@@ -145,11 +153,23 @@ def as_deployed(*models: nn.Module) -> Iterator[None]:
     try:
         for model in models:
             model.eval()
-        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _without_fast_path():
+        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _without_fast_path(), _with_gradients(models):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _with_gradients(models: tuple[nn.Module, ...]) -> Iterator[None]:
+    """A block in which recurrent layers on a GPU have gradients in evaluation mode too, for which cuDNN has none."""
+    layers = (module for model in models for module in model.modules() if isinstance(module, nn.RNNBase))
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and not any(p.is_cuda for layer in layers for p in layer.parameters())
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from waterfill.dtypes import octets
 from waterfill.network.running.batches import is_plain, tensors_in
 
 _SAMPLED = 64  # entries of a tensor that distinguish batches
-_UNCHANGING = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_UNCHANGING = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, FunctionType}
+)
 _Undo = Callable[[], None]
 
 
@@ -33,7 +36,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """
     undo: list[_Undo] = []
     for module in model.modules():
-        undo += _keep_module(module)
+        _keep_module(module, undo)
     try:
         yield
     finally:
@@ -42,18 +45,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 back()
 
 
-def _keep_module(module: nn.Module) -> Iterator[_Undo]:
-    """Functions that restore the state of one module, without its children."""
+def _keep_module(module: nn.Module, undo: list[_Undo]) -> None:
+    """Note what restores the state of one module, without its children."""
     if isinstance(module, torch.jit.ScriptModule):
         for _, buffer in module.named_buffers(recurse=False):
-            yield from _keep(buffer)
+            _keep(buffer, undo)
         return
-    yield from _keep(module._buffers)
+    _keep(module._buffers, undo)
     common = _of_every_module()
     own = {key: value for key, value in vars(module).items() if key not in common}
     for value in own.values():
-        if type(value) not in _UNCHANGING:  # most attributes of most layers, and this runs for every batch
-            yield from _keep(value)
+        _keep(value, undo)
 
     def rebind() -> None:
         now = vars(module)
@@ -61,7 +63,7 @@ def _keep_module(module: nn.Module) -> Iterator[_Undo]:
             del now[key]
         now.update(own)
 
-    yield rebind
+    undo.append(rebind)
 
 
 @cache
@@ -70,27 +72,30 @@ def _of_every_module() -> frozenset[str]:
     return frozenset(vars(nn.Module()))
 
 
-def _keep(value: Any) -> Iterator[_Undo]:
-    """Functions that restore a value; containers are restored recursively."""
-    if isinstance(value, Tensor):
+def _keep(value: Any, undo: list[_Undo]) -> None:
+    """Note what restores a value; containers are restored recursively."""
+    kind = type(value)
+    if kind in _UNCHANGING:  # most attributes of most layers, and this runs for every batch
+        return
+    if kind is tuple:
+        for item in value:
+            _keep(item, undo)
+    elif kind is not dict and isinstance(value, Tensor):
         if is_plain(value) and value.is_leaf:
-            yield _keep_tensor(value)
-    elif isinstance(value, torch.Generator):
+            undo.append(_keep_tensor(value))
+    elif kind is torch.Generator:
         state = value.get_state()
-        yield lambda: _ignore(value.set_state(state))
+        undo.append(lambda: _ignore(value.set_state(state)))
     elif isinstance(value, MutableMapping):
         items = dict(value)
         for item in items.values():
-            yield from _keep(item)
-        yield lambda: _refill(value, items)
+            _keep(item, undo)
+        undo.append(lambda: _refill(value, items))
     elif isinstance(value, list | set | deque):
         content = tuple(value)
         for item in content:
-            yield from _keep(item)
-        yield lambda: _refill_sequence(value, content)
-    elif type(value) is tuple:
-        for item in value:
-            yield from _keep(item)
+            _keep(item, undo)
+        undo.append(lambda: _refill_sequence(value, content))
 
 
 def _ignore(_: Any) -> None:
