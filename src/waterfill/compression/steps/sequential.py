@@ -40,7 +40,7 @@ def refit_in_order(
     uses = drift.order()
     order = [positions[name] for name in uses]
     pace = _BudgetController(work, ledger, None if size is None else ledger.total, order)
-    state = compressed.state_dict()
+    state, originals = compressed.state_dict(), list(work.weights)
     report = _reporter(work, order)
     for stage in _stages(order, ledger, work.options.steps.stages):
         names = {work.weights[i].name: uses[work.weights[i].name] for i in stage}
@@ -55,6 +55,7 @@ def refit_in_order(
             report(i)
     if size is not None:
         work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
+    work.weights[:] = originals  # the targets were as large as the network
     for i in order:
         original_values = work.weights[i].masked(model.state_dict()[work.weights[i].name].detach().cpu())
         work.store.entries[i] = _with_error(original_values, work.store.entries[i])
