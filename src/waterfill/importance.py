@@ -195,6 +195,14 @@ class Importance:
         """The importance of some of the rows, given by their indices or a slice."""
         return self._with_rows(self.rows[index] if self.rows.ndim else self.rows)
 
+    def damped_by(self, damping: float) -> "Importance":
+        """The same importance with another damping, 0 or more."""
+        other = copy.copy(self)
+        for factor in ("root", "lower"):
+            vars(other).pop(factor, None)
+        object.__setattr__(other, "damping", damping)
+        return other
+
     def _with_rows(self, rows: Tensor) -> "Importance":
         """The same A and other output weights; factors of A that are cached stay so."""
         reweighted = copy.copy(self)

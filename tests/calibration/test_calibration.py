@@ -89,7 +89,7 @@ def test_a_cache_holds_the_same_and_is_gone_on_from(tmp_path):
         return m(batch)
 
     plain = waterfill.calibrate(model, batches)
-    kept = waterfill.calibrate(model, batches, cache=tmp_path, forward=forward, memory=60000)
+    kept = waterfill.calibrate(model, batches, cache=tmp_path, forward=forward, memory=30000)
     assert len(ran) > len(batches)  # several passes
     assert list(kept) == list(plain) and kept.samples == plain.samples
     for name in plain:
@@ -112,7 +112,7 @@ def test_a_cache_holds_the_same_and_is_gone_on_from(tmp_path):
     with pytest.raises(PlanMismatch, match="weights"):
         waterfill.calibrate(model, batches, cache=tmp_path)
     with pytest.raises(BadInput, match="passes"):
-        waterfill.calibrate(model, iter(batches), cache=tmp_path / "new", memory=60000)
+        waterfill.calibrate(model, iter(batches), cache=tmp_path / "new", memory=30000)
 
 
 def test_a_compiled_model_is_seen_as_it_was_written():

@@ -10,6 +10,7 @@ from tests.support.calibrated import MATRICES, images, measured_over_promised, n
 from torch import nn
 
 import waterfill
+from waterfill.calibration import backward
 
 
 def test_of_a_linear_layer_it_is_exact():
@@ -193,3 +194,36 @@ def test_every_weight_of_trained_networks_is_reached(data_file, name):
     found = waterfill.calibrate(model, [batch])
     assert not found.unreached and not found.notes
     assert set(found) >= {key for key, value in state.items() if value.ndim > 1}
+
+
+class Tied(nn.Module):
+    """Tokens go in and come out by one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body = nn.Embedding(30, 8), nn.Linear(8, 8)
+
+    def forward(self, tokens):
+        return F.linear(torch.tanh(self.body(self.table(tokens))), self.table.weight)
+
+
+def test_the_gradients_of_a_large_tied_weight_in_some_batches_stand_for_all(monkeypatch):
+    torch.manual_seed(0)
+    model, batches = Tied(), list(torch.randint(0, 30, (64, 12)).split(4))
+    asked = []
+    grad = torch.autograd.grad
+
+    def counted(outputs, inputs, *rest, **named):
+        asked.append({id(value) for value in inputs})
+        return grad(outputs, inputs, *rest, **named)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    whole = waterfill.calibrate(model, batches)["table.weight"]
+    assert all(id(model.table.weight) in ids and id(model.body.weight) not in ids for ids in asked)
+    asked.clear()
+    monkeypatch.setattr(backward, "_LARGE", 1)
+    some = waterfill.calibrate(model, batches)["table.weight"]
+    assert sum(id(model.table.weight) in ids for ids in asked) == len(batches) / 4
+    assert torch.allclose(some.gram, whole.gram, rtol=1e-4, atol=1e-6)
+    ratio = some.rows / whole.rows
+    assert torch.allclose(ratio, ratio.mean(), rtol=1e-4) and 0.8 < float(ratio.mean()) < 1.25

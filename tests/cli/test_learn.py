@@ -76,9 +76,13 @@ def test_a_refused_training_leaves_nothing_in_the_way(toy, tmp_path, capsys) -> 
 def test_the_plan_says_how_long_a_training_would_take(toy, capsys) -> None:
     given = ["--bits", "4", "--network", f"{toy}:build", "--epochs", "2", "--quiet"]
     assert main(["plan", "model.safetensors", "--data", f"{toy}:labelled", "--labels", "--json", *given]) == 0
-    learning = json.loads(capsys.readouterr().out)["learning"]
+    plan = json.loads(capsys.readouterr().out)
+    best, worst = plan["with_inputs"]["seconds"]
+    assert 0 < best <= worst < 600 and plan["with_inputs"]["memory"] > 1 << 20 and plan["with_inputs"]["disk"] == 0
+    learning = plan["learning"]
     assert learning["steps"] == 16 and 0 < learning["seconds"] < 60
     assert learning["memory"] == 7 * 4 * sum(value.numel() for value in trained().parameters())
     assert main(["plan", "model.safetensors", "--data", f"{toy}:inputs", *given]) == 0
-    assert "learning: 16 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "learning: 16 steps" in said and "with these data: " in said
     assert main(["plan", "model.safetensors", "--data", f"{toy}:inputs", "--bits", "4", "--quiet"]) == 2

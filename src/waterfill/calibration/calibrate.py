@@ -16,7 +16,7 @@ from waterfill.arithmetic import by_own_arithmetic
 from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Passes
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import ImportanceCache, fingerprint
-from waterfill.calibration.moments import bytes_of
+from waterfill.calibration.moments import bytes_kept, bytes_of
 from waterfill.calibration.recorder import Selection
 from waterfill.errors import BadInput
 from waterfill.importance import Importance, ImportanceMap
@@ -163,7 +163,13 @@ def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Layout]]:
 
 
 def bytes_in_all(model: nn.Module) -> int:
-    """Bytes of the Gram matrices of all weights of a model."""
+    """Bytes of the Gram matrices of all weights of a model: while they are summed, or as they are kept."""
+    kept = sum(bytes_kept(layout) for layout in weights_of(model)[1].values() if layout.role != VECTOR)
+    return max(bytes_gathered(model), kept)
+
+
+def bytes_gathered(model: nn.Module) -> int:
+    """Bytes of the sums of the Gram matrices of all weights of a model."""
     return sum(bytes_of(layout) for layout in weights_of(model)[1].values() if layout.role != VECTOR)
 
 

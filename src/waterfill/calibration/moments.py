@@ -19,7 +19,8 @@ from waterfill.calibration import per_sample
 from waterfill.importance import Importance
 from waterfill.network.layout import Layout
 
-_WIDE = 1024  # columns; sums of more are float32
+_ENTRIES_AT_A_TIME = 1 << 18
+_WIDE = 512  # columns; sums of more are float32
 _RANGE = 1e-12, 1e12  # of the largest gradient; beyond, sums of squares may leave the range of float32
 _PRIOR = 4  # pseudo-gradients with the mean of all columns
 _SHARE_WARNED = 0.25  # of the rows or columns; fewer zero ones bring no warning
@@ -30,9 +31,14 @@ FLOOR = 1e-6
 
 
 def bytes_of(layout: Layout) -> int:
-    """Bytes of the Gram matrices of a weight: by position and by sample, each in two halves of the inputs."""
+    """Bytes of the sums of a weight's Gram matrices, over two halves of the inputs."""
     cols = layout.matrix[1]
-    return 4 * cols * cols * (8 if cols <= _WIDE else 4)
+    return 4 * cols * cols * (4 if cols <= _WIDE else 2)
+
+
+def bytes_kept(layout: Layout) -> int:
+    """Bytes of the Gram matrices of a weight that stay: of both halves of the inputs, and of all."""
+    return 4 * layout.matrix[1] ** 2 * 3
 
 
 class Halves:
@@ -76,17 +82,19 @@ class Moments:
     """The sums of one term of a weight's importance, for one use of the weight.
 
     start, stop: the rows of the weight that this use reads. groups: of these rows, each with columns of its own. cols:
-    columns of the weight. full: whether Gram matrices are summed, else only their diagonals. by_position: of columns;
-    by_sample: of gradients. energy: squares summed over positions, [rows]; exact: squares of the gradients of samples,
+    columns of the weight. full: whether Gram matrices are summed, else only their diagonals. sampled: whether they are
+    those of whole gradients, so that of the columns only the diagonal is. by_position: of columns; by_sample: of
+    gradients. energy: squares summed over positions, [rows]; exact: squares of the gradients of samples,
     [rows]. floor: the least energy of a row. repeats: how often the energy of each position is added. unit: what
     columns were divided by before they were squared. calls: uses so far. aligned: whether samples were always the
     inputs of a batch.
     """
 
-    def __init__(self, rows: tuple[int, int], groups: int, cols: int, full: bool) -> None:
+    def __init__(self, rows: tuple[int, int], groups: int, cols: int, full: bool, sampled: bool) -> None:
         self.start, self.stop = rows
         self.groups = groups
-        self.by_position = Halves((groups, cols, cols) if full else (groups, cols))
+        self._joint = full and not sampled
+        self.by_position = Halves((groups, cols, cols) if self._joint else (groups, cols))
         self.by_sample = Halves((groups, cols, cols))
         self.energy: Tensor | None = None
         self.exact: Tensor | None = None
@@ -106,8 +114,8 @@ class Moments:
             if part.shape[2] == 0:
                 continue
             room = self.by_position.room(half, part.shape[2], columns.device)
-            room += torch.bmm(part, part.mT) if self._full else part.square().sum(2)
-            diagonal = room.diagonal(dim1=1, dim2=2) if self._full else room
+            room += torch.bmm(part, part.mT) if self._joint else part.square().sum(2)
+            diagonal = room.diagonal(dim1=1, dim2=2) if self._joint else room
             fine = fine and bool(torch.isfinite(diagonal.sum()))
         return fine
 
@@ -123,11 +131,15 @@ class Moments:
         self.energy = squares if self.energy is None else self.energy + squares
         return bool(torch.isfinite(squares.sum()))
 
-    def add_gradients(self, gradients: Tensor, columns: per_sample.Columns) -> None:
-        """Add the weight's gradient sample by sample, from [samples, groups, rows, positions] and the columns."""
+    def add_gradients(self, gradients: Tensor, columns: per_sample.Columns) -> float:
+        """Add the weight's gradient sample by sample, from [samples, groups, rows, positions] and the columns.
+
+        Returns the sum of its squares.
+        """
         samples = len(gradients)
         if not self._full or samples == 0:
-            return
+            return 0.0
+        total = 0.0
         unit = unit_of(gradients)
         gradients = gradients if unit == 1 else gradients / unit
         weights = per_sample.row_weights(gradients)
@@ -139,7 +151,10 @@ class Moments:
             gram, exact = per_sample.moments(gradients[start:stop], own, self.by_sample.shape[1], weights)
             room = self.by_sample.room(half, stop - start, gradients.device)
             room += gram
-            self.exact = exact.cpu().double() * unit**2 + (0 if self.exact is None else self.exact)
+            exact = exact.cpu().double() * unit**2
+            self.exact = exact if self.exact is None else self.exact + exact
+            total += float(exact.sum())
+        return total
 
 
 def _columns_from(columns: per_sample.Columns, start: int, part: slice) -> Tensor:
@@ -149,7 +164,7 @@ def _columns_from(columns: per_sample.Columns, start: int, part: slice) -> Tenso
 
 def unit_of(gradients: Tensor) -> float:
     """A divisor of gradients with which float32 can hold their squares: 1 unless they are very small or large."""
-    largest = float(gradients.abs().max()) if gradients.numel() else 0.0
+    largest = float(torch.linalg.vector_norm(gradients, math.inf)) if gradients.numel() else 0.0
     return 1.0 if largest == 0 or not math.isfinite(largest) or _RANGE[0] < largest < _RANGE[1] else largest
 
 
@@ -184,13 +199,16 @@ def warning_of_unmet(rows: Tensor, cols: Tensor) -> str:
 class GradientSquares:
     """Sums of squares of the gradient of the weight itself, by row [rows] and by column [cols], float64.
 
-    probes: gradients for each batch. count: gradients added so far.
+    probes: gradients for each batch. count: gradients added so far; known: the sum of squares of those of which only
+    that is known. spared: batches whose gradient was left out, to be taken to be like the others.
     """
 
     def __init__(self, layout: Layout, probes: int) -> None:
         self.layout = layout
         self.probes = probes
         self.count = 0
+        self.known = 0.0
+        self.spared = 0
         self.rows = torch.zeros(layout.matrix[0], dtype=torch.float64, device="cpu")
         self.cols = torch.zeros(layout.matrix[1], dtype=torch.float64, device="cpu")
 
@@ -198,14 +216,24 @@ class GradientSquares:
         """Add the gradient of a probe, in the shape of the weight."""
         self.count += 1
         unit = unit_of(gradient)
-        squares = (gradient.detach().reshape(-1, *self.layout.matrix).float() / unit).square().sum(0)
-        self.rows += squares.sum(1).cpu().double() * unit**2
-        self.cols += squares.sum(0).cpu().double() * unit**2
+        rows, cols = self.layout.matrix
+        at_a_time = max(1, _ENTRIES_AT_A_TIME // max(1, cols))
+        for matrix in gradient.detach().reshape(-1, rows, cols):
+            for start in range(0, rows, at_a_time):
+                squares = (matrix[start : start + at_a_time].float() / unit).square()
+                self.rows[start : start + at_a_time] += squares.sum(1).cpu().double() * unit**2
+                self.cols += squares.sum(0).cpu().double() * unit**2
+
+    def add_known(self, count: int, total: float) -> None:
+        """Add gradients of which only the sum of squares is known."""
+        self.count += count
+        self.known += total
 
     @property
     def total(self) -> float:
         """The sum of all squares."""
-        return float(self.rows.sum())
+        asked = self.count / self.probes
+        return (float(self.rows.sum()) + self.known) * (1 + self.spared / asked if asked else 1.0)
 
     @property
     def unmet(self) -> str:

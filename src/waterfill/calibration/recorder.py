@@ -1,7 +1,7 @@
 """The contribution of each product with a weight to its importance: products, mixtures, convolutions, look-ups."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +40,26 @@ class MomentRecorder(Recorder):
         self.selection = selection
         self.anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
         self.terms: dict[str, dict[tuple[Any, ...], Moments]] = defaultdict(dict)
+        self._exact: dict[str, tuple[int, float]] = {}
         self._samples = 0
+        self._rows_used: Counter[str] = Counter()
+        self._pieced: set[str] = set()
         self._generator = generator
 
     def begin(self, samples: int) -> None:
         """Start a batch of so many samples."""
         self._samples = samples
+        self._rows_used.clear()
+        self._pieced.clear()
+
+    def needs_gradient(self, name: str) -> bool:
+        """Whether the gradient of a weight in this batch is not what its one use, sample by sample, shows."""
+        return name in self._pieced or self._rows_used[name] != self.layouts[name].matrix[0]
+
+    def known(self, name: str) -> tuple[int, float]:
+        """How many gradients of a weight were not needed, and the sum of their squares."""
+        rows, total = self._exact.get(name, (0, 0.0))
+        return rows // self.layouts[name].matrix[0], total
 
     def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
         """y [..., rows] = x [..., cols] W^T: columns are inputs."""
@@ -55,14 +69,14 @@ class MomentRecorder(Recorder):
         with torch.no_grad():
             _finite(term.add_columns(vectors(x, self._generator)), view.name, "inputs")
         samples = len(x) if x.ndim > 1 else 1
-        term.aligned = term.aligned and samples == self._samples
+        self._use(view, term, x, samples)
         inputs = x.detach().reshape(samples, 1, -1, x.shape[-1])
 
         def gather(g: Tensor) -> None:
             g = view.times(g, -1)
             _finite(term.add_energy(squares(g, -1)), view.name, "gradients")
             gradients = g.reshape(samples, 1, -1, g.shape[-1]).mT.float()
-            term.add_gradients(gradients, lambda some: inputs[some].mT.float())
+            self._count(view, term.add_gradients(gradients, lambda some: inputs[some].mT.float()))
 
         return self._watch(y, gather)
 
@@ -73,7 +87,11 @@ class MomentRecorder(Recorder):
             return self._watch(y, _ignore)
         term.floor = max(floor, term.floor)
         _finite(term.add_energy(view.times(energy.detach(), power=2)), view.name, "inputs")
-        return self._watch(y, lambda g: _finite(term.add_slopes(vectors(g, self._generator)), view.name, "gradients"))
+
+        def gather(g: Tensor) -> None:
+            _finite(term.add_slopes(vectors(g, self._generator)), view.name, "gradients")
+
+        return self._watch(y, gather, picked=True)
 
     def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
         """A convolution: as many products as it has groups, their columns the windows of the inputs."""
@@ -85,13 +103,14 @@ class MomentRecorder(Recorder):
         with torch.no_grad():
             _finite(term.add_columns(windows(x, geometry, positions, self._generator)), view.name, "inputs")
         inputs = x.detach().reshape(-1, *x.shape[-1 - dims :])
-        term.aligned = term.aligned and len(inputs) == self._samples
+        self._use(view, term, x, len(inputs))
 
         def gather(g: Tensor) -> None:
             g = view.times(g, -1 - dims)
             _finite(term.add_energy(squares(g, -1 - dims)), view.name, "gradients")
             gradients = g.reshape(len(inputs), geometry.groups, -1, math.prod(positions)).float()
-            term.add_gradients(gradients, lambda some: all_windows(inputs[some], geometry, positions))
+            total = term.add_gradients(gradients, lambda some: all_windows(inputs[some], geometry, positions))
+            self._count(view, total)
 
         return self._watch(y, gather)
 
@@ -124,16 +143,35 @@ class MomentRecorder(Recorder):
         key = (kind, *view.rows, groups)
         if key not in self.terms[view.name]:
             cols = self.layouts[view.name].matrix[1]
-            self.terms[view.name][key] = Moments(view.rows, groups, cols, full)
+            self.terms[view.name][key] = Moments(view.rows, groups, cols, full, kind == PRODUCT)
             self.terms[view.name][key].repeats = self.selection.probes if kind == PRODUCT else 1
         self.terms[view.name][key].calls += 1
+        if kind != PRODUCT or not full:
+            self._pieced.add(view.name)
         return self.terms[view.name][key]
 
-    def _watch(self, output: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
-        """The output, as part of the graph; `callback` is called with its gradient."""
+    def _use(self, view: WeightView, term: Moments, x: Tensor, samples: int) -> None:
+        """Note a product; without a gradient of `x` nothing but that of the weight leads backward to it."""
+        aligned = samples == self._samples
+        term.aligned = term.aligned and aligned
+        self._rows_used[view.name] += view.rows[1] - view.rows[0]
+        if not aligned or not x.requires_grad or view.factors is not None:
+            self._pieced.add(view.name)
+
+    def _count(self, view: WeightView, total: float) -> None:
+        """Note the squares of a gradient that need not be computed."""
+        if not self.needs_gradient(view.name):
+            rows, before = self._exact.get(view.name, (0, 0.0))
+            self._exact[view.name] = rows + view.rows[1] - view.rows[0], before + total
+
+    def _watch(self, output: Tensor, callback: Callable[[Tensor], None], picked: bool = False) -> Tensor:
+        """The output, as part of the graph; `callback` is called with its gradient.
+
+        picked: whether no inputs lead to it, only the weight, whose gradient may not be asked for.
+        """
         if not torch.is_grad_enabled():
             return output
-        if not output.requires_grad:
+        if picked or not output.requires_grad:
             output = output + self.anchor
 
         def hook(gradient: Tensor) -> None:

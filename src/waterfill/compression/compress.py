@@ -71,8 +71,8 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         if forward is not None:
             raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
         recipe = LOSSLESS if lossless else DEFAULT_RECIPE if spec is None else spec
-        with own_arithmetic():
-            work = in_memory(Task.of(model, recipe, importance), options)
+        with own_arithmetic(), options.shown() as settled:
+            work = in_memory(Task.of(model, recipe, importance), settled)
             resolved = resolve(budget, recipe)
             work.meet(resolved)
             return with_remark(model_of(work), work.task.allowed(resolved))
@@ -80,5 +80,5 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
         raise BadRecipe(f"{given}: leave the batches out")
     inputs = Inputs(batches, AsSet.now(forward))
-    with own_arithmetic():
-        return compress_with_inputs(model, inputs, spec, budget, options)
+    with own_arithmetic(), options.shown() as settled:
+        return compress_with_inputs(model, inputs, spec, budget, settled)

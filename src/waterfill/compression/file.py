@@ -107,9 +107,9 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     check_target(target, options.force)
     job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price))
     folder = options.work or path.with_name(path.name + ".work")
-    with claimed(path), Journal.claim(folder):
+    with claimed(path), Journal.claim(folder), options.shown() as settled:
         journal = Journal.begin(folder, job.fingerprint())
-        work = Compression(job.task, DirectoryStore(journal, job.task.weights), options)
+        work = Compression(job.task, DirectoryStore(journal, job.task.weights), settled)
         written = _run(work, job.budget, journal, path)
     seconds = time.monotonic() - began
     return Summary(path, _rows(work), written, job.task.original, job.task.count, seconds, job.checkpoint.aliases)

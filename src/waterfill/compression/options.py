@@ -1,13 +1,14 @@
 """Options of a compression: how the work is done, and which steps are taken with inputs."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from waterfill.calibration.backward import AUTO
 from waterfill.calibration.calibrate import MEMORY, Loss
-from waterfill.progress import Progress
+from waterfill.progress import Progress, Report, shown
 
 _MOST_THREADS = 4
 STAGES = 64
@@ -43,7 +44,8 @@ class Options:
     """How the work is done; of these only `steps` changes the result.
 
     Args:
-        progress: called with a `Progress` after each batch or tensor.
+        progress: called with a `Progress` after each batch or tensor. None shows a bar in a terminal or a notebook,
+            True always, False never.
         threads: weights fitted at a time; None for one a core, at most four for files and two for models in memory.
         memory: bytes of Gram matrices measured at a time; if all of them take more, they are kept in a folder.
         cache: that folder, kept, so that a later run goes on from it; None for a temporary one.
@@ -55,13 +57,24 @@ class Options:
         >>> small = waterfill.compress(model, batches, bits=2, options=Options(threads=1))
     """
 
-    progress: Callable[[Progress], None] | None = None
+    progress: Callable[[Progress], None] | bool | None = None
     threads: int | None = None
     memory: int = MEMORY
     cache: Path | None = None
     work: Path | None = None
     force: bool = False
     steps: Steps = Steps()
+
+    @property
+    def report(self) -> Report | None:
+        """The function that is told of progress; None for nobody."""
+        return self.progress if callable(self.progress) else None
+
+    @contextmanager
+    def shown(self) -> "Iterator[Options]":
+        """A block whose progress is shown: with options whose `report` does so."""
+        with shown(self.progress) as report:
+            yield replace(self, progress=report or False)
 
     @property
     def workers(self) -> int:

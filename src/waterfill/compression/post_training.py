@@ -107,7 +107,7 @@ def _measured(model: nn.Module, inputs: Inputs, cache: Path | None, options: Opt
         probes=steps.probes,
         cache=cache,
         forward=inputs.forward,
-        progress=options.progress,
+        progress=options.report,
         memory=options.memory,
     )
 

@@ -188,7 +188,7 @@ class Compression(Generic[_Kept]):
     @cached_property
     def run(self) -> Fitter:
         """The fitter that meets a budget."""
-        return Fitter(self.weights, self.fit, self._overhead, self.options.progress, self.options.workers)
+        return Fitter(self.weights, self.fit, self._overhead, self.options.report, self.options.workers)
 
     def _overhead(self, lengths: Sequence[int]) -> int:
         return self.file_bytes(lengths) - sum(lengths)

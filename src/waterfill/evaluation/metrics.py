@@ -16,7 +16,7 @@ from waterfill.network.running.batches import never
 
 IGNORED = -100
 """The target that does not count, as in torch.nn.functional.cross_entropy."""
-_ENTRIES_AT_A_TIME = 1 << 21  # entries in float64 at a time
+_ENTRIES_AT_A_TIME = 1 << 18  # entries in float64 at a time, which the cache holds
 _SMALL = 0.1  # differences of logits; below, differences of log-probabilities cancel in rounding
 _SERIES = 1e-4  # below, the first two terms of a series are exact, and e^d - 1 - d is not
 _FIVE = 10  # classes; with fewer, top 5 means little

@@ -44,6 +44,10 @@ class Spec(FitsByOwnArithmetic, ABC):
             BadInput: an importance that does not fit the shape of the target.
         """
 
+    def may_cost_less(self, target: Tensor, importance: Importance, price: float, least: float) -> bool:
+        """Whether a fit may cost less than `least` nats: a quick look, which says yes where it cannot tell."""
+        return True
+
     @property
     def fixed_rate(self) -> bool:
         """Whether the spec itself sets the rate, so that neither price nor budget is needed."""
@@ -68,10 +72,6 @@ class Part(ABC):
     """An immutable matrix in compressed form; parts of equal shape and bytes are equal.
 
     shape: (rows, cols). kind: the number of the class in files; defining a subclass registers it.
-
-    Example:
-        >>> part = Quantize().fit(weight, Importance(), price=1e-4)
-        >>> error = weight - part.dense()
     """
 
     shape: tuple[int, int]

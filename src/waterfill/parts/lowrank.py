@@ -19,6 +19,7 @@ _EXACT_BELOW = 1024
 _FIRST_GUESS = 64
 _SPARE = 16
 _POWER_STEPS = 4
+_UNEVEN = 0.75  # bits by which entries of vectors may fall short of the bound for equal ones, and a scalar quantizer's
 _SCALAR_LOSS = 0.25  # bits by which a scalar quantizer with entropy coding misses the bound at high rate
 
 
@@ -117,6 +118,15 @@ class LowRank(Spec):
             parts.append(_fitted(target, (right, sigma[:rank]), importance, price, leaf(self.factors)))
         return min(parts, key=lambda part: cost(part, target, importance, price))
 
+    def may_cost_less(self, target: Tensor, importance: Importance, price: float, least: float) -> bool:
+        """Whether every singular value, lost or stored in half a bit an entry less than expected, costs less in all."""
+        whitened = Whitening.of(importance, target).forward(target.double())
+        rows, cols = whitened.shape
+        square = whitened @ whitened.T if rows <= cols else whitened.T @ whitened
+        energy = torch.linalg.eigvalsh(square).clamp_min(0)
+        stored = _spent(energy.sqrt(), (rows, cols), price, _SCALAR_LOSS - _UNEVEN)
+        return float(torch.minimum(0.5 * energy, stored).sum()) < least
+
 
 @dataclass(frozen=True)
 class Whitening:
@@ -161,12 +171,17 @@ def _pays(sigma: Tensor, shape: tuple[int, int], price: float) -> Tensor:
     metric. Quantized at the water level it costs 1/2 log2(energy / theta) + 1/4 bits and leaves theta / 2 of
     distortion, where theta = price / ln 2.
     """
+    return 0.5 * sigma.square() > _spent(sigma, shape, price, _SCALAR_LOSS)
+
+
+def _spent(sigma: Tensor, shape: tuple[int, int], price: float, loss: float) -> Tensor:
+    """Nats of the vectors of singular values [n]: their distortion and bits, `loss` an entry beyond the bound."""
     theta = price / math.log(2)
     spent = torch.zeros_like(sigma)
     for size in shape:
-        bits = 0.5 * (sigma.square() / (size * theta)).clamp_min(1.0).log2() + _SCALAR_LOSS
+        bits = (0.5 * (sigma.square() / (size * theta)).clamp_min(1.0).log2() + loss).clamp_min(0.0)
         spent += size * (price * bits + theta / 2)
-    return 0.5 * sigma.square() > spent
+    return spent
 
 
 def _right_vectors(matrix: Tensor, most: int, worthwhile: Callable[[Tensor], int]) -> tuple[Tensor, Tensor]:

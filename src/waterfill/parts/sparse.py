@@ -134,6 +134,19 @@ class Prune(Spec):
         parts = [_fitted((pattern, mask), target, importance, price, leaf(self.values)) for mask in different]
         return min(parts, key=lambda part: cost(part, target, importance, price))
 
+    def may_cost_less(self, target: Tensor, importance: Importance, price: float, least: float) -> bool:
+        """Whether columns are to be pruned of which one costs so little that the bits it saves may be worth it."""
+        blocks = (
+            None if self.keep is not None or ":" in self.pattern else self._blocks((target.shape[0], target.shape[1]))
+        )
+        whole = blocks is not None and blocks == Blocks(target.shape[0], 1) != Blocks(1, 1)
+        if blocks is None or not whole or self.criterion not in (AUTO, HESSIAN):
+            return True
+        if not importance.correlates(target.shape[1]):
+            return True
+        gain = ObsSweep(target, importance).first_columns()
+        return float(gain.min()) <= _threshold(gain, blocks.size, price)
+
     def _groups(self, groups: Groups, target: Tensor, importance: Importance) -> list[Tensor]:
         """The mask of an N:M pattern, or two to choose from."""
         if self.criterion == HESSIAN:

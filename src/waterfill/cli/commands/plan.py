@@ -9,13 +9,15 @@ from waterfill.report.listing import Listing, items_of
 from waterfill.report.text import bytes_text, say, say_json, seconds_text
 
 if TYPE_CHECKING:
+    from waterfill.compression.estimate import WithInputs
     from waterfill.learn.loop.estimate import Estimate
 
 EXAMPLES = """examples:
   waterfill plan model.safetensors --bits 3 && waterfill compress model.safetensors --bits 3
   waterfill plan model.safetensors --bits 1 --network nets:resnet20 --data loaders:images --epochs 5
 
-With --data it also says how long `waterfill learn` would train; codes are planned as without data."""
+With --data it also says what `waterfill compress` with these data would take, and how long `waterfill learn` would
+train after it; codes are planned as without data."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +42,9 @@ def run(args: argparse.Namespace) -> None:
     pairs = zip(items_of(plan.rows), plan.rows, strict=True)
     items = tuple(replace(item, error=None, nats=row["distortion"]) for item, row in pairs)
     listing = Listing(items, {}, notes, plan.size)
-    learning = None if args.data is None else _learning(args)
+    took = None if args.data is None else _with_data(args)
     if args.json:
-        more = {} if learning is None else {"learning": vars(learning)}
+        more = {} if took is None else {"with_inputs": vars(took[0]), "learning": vars(took[1])}
         say_json({"price": plan.price, "memory": plan.memory, "seconds": plan.seconds} | more | listing.as_json())
         return
     say(listing.text(args.all))
@@ -50,18 +52,25 @@ def run(args: argparse.Namespace) -> None:
     say(f"predicted: {listing.totals()}")
     seconds = " to ".join(map(seconds_text, plan.seconds))
     say(f"{seconds}, {bytes_text(plan.memory)} of memory; {plan.price:.3g} nats per bit")
-    if learning is not None:
-        took, memory = seconds_text(learning.seconds), bytes_text(learning.memory)
-        say(f"learning: {learning.steps:,} steps, {took} after compressing; {memory} of memory beside that of a step")
+    if took is not None:
+        compressing, learning = took
+        seconds, memory = " to ".join(map(seconds_text, compressing.seconds)), bytes_text(compressing.memory)
+        disk = f", {bytes_text(compressing.disk)} of disk meanwhile" if compressing.disk else ""
+        say(f"with these data: {seconds}, {memory} of memory{disk}")
+        longer, memory = seconds_text(learning.seconds), bytes_text(learning.memory)
+        say(f"learning: {learning.steps:,} steps, {longer} after compressing; {memory} of memory beside that of a step")
 
 
-def _learning(args: argparse.Namespace) -> "Estimate":
-    """What the training of `waterfill learn` would take. Raises UsageError, BadInput."""
+def _with_data(args: argparse.Namespace) -> "tuple[WithInputs, Estimate]":
+    """What compressing with the data and training after it would take. Raises UsageError, BadInput."""
     from waterfill import learn
     from waterfill.cli.network import counted, labelled, network_and_batches, with_weights
+    from waterfill.compression.estimate import with_inputs
     from waterfill.learn.loop.estimate import estimate
+    from waterfill.network.running.inputs import Inputs
 
     network, batches = network_and_batches(args.network, args.data, targets=args.labels)
-    network = with_weights(network, existing(args.model))
-    training = learn.Training(epochs=args.epochs)
-    return estimate(network, counted(batches), training=training, **(labelled() if args.labels else {}))
+    network, known = with_weights(network, existing(args.model)), counted(batches)
+    how = labelled() if args.labels else {}
+    compressing = with_inputs(network, Inputs(known, how.get("forward")))
+    return compressing, estimate(network, known, training=learn.Training(epochs=args.epochs), **how)

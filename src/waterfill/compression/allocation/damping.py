@@ -43,7 +43,7 @@ def damped(target: Tensor, importance: Importance, price: float) -> Importance:
     def tried(k: int) -> tuple[float, float]:
         total = excess = fitted_cost = 0.0
         for fitted, held_out in ((first, second), (second, first)):
-            part = _CODES.fit(sampled, replace(fitted, damping=DAMPINGS[k]), price)
+            part = _CODES.fit(sampled, fitted.damped_by(DAMPINGS[k]), price)
             error = sampled - part.dense()
             own, other = fitted.distortion(error), held_out.distortion(error)
             total += other + price * part.bits
@@ -57,5 +57,5 @@ def damped(target: Tensor, importance: Importance, price: float) -> Importance:
     while True:
         step = min((best - 1, best + 1), key=cost)
         if cost(step) >= cost(best):
-            return replace(importance, damping=DAMPINGS[best]).scaled(1 + tried(best)[1] / 2)
+            return importance.damped_by(DAMPINGS[best]).scaled(1 + tried(best)[1] / 2)
         best = step

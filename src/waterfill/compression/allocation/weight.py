@@ -220,7 +220,7 @@ class Weight:
         if importance.halves is None:
             return importance
         damping, factor = self.damping(round(math.log(price, 16)))
-        return replace(importance, damping=damping).scaled(factor)
+        return importance.damped_by(damping).scaled(factor)
 
     @functools.cached_property
     def _sample(self) -> Sample:

@@ -17,6 +17,9 @@ MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
 
 
+_MARGIN = 1.1  # of a cost that is known from a sample
+
+
 def with_choice(weights: Sequence[Weight], specs: Sequence[Spec]) -> list[Weight]:
     """The weights, whose spec is the first of `specs`, free to take another of them."""
     choice = Choice(tuple(specs)) if len(specs) > 1 else None
@@ -35,9 +38,10 @@ def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: 
     def chosen(weight: Weight) -> Weight:
         if weight.reason or weight.choice is None:
             return weight
-        totals = [_cost(weight, spec, price) for spec in specs]
-        best = totals.index(min(totals))
-        return weight.with_spec(specs[best]) if best else weight
+        rivals = [spec for spec in specs[1:] if _may_win(weight, spec, price)]
+        totals = {spec: _cost(weight, spec, price) for spec in (specs[0], *rivals)} if rivals else {specs[0]: 0.0}
+        best = min(totals, key=lambda spec: totals[spec])
+        return weight if best is specs[0] else weight.with_spec(best)
 
     work.weights[:] = work.run.workers.map(lambda i: chosen(work.weights[i]), range(len(work.weights)))
 
@@ -49,6 +53,15 @@ def _price(work: Compression[MemoryStore], budget: Budget) -> float:
         return work.run.price_for(size)
     assert budget.price is not None  # a budget is a price or a size
     return budget.price
+
+
+def _may_win(weight: Weight, spec: Spec, price: float) -> bool:
+    """Whether a spec may be cheaper than the weight's own, whose cost its sample shows."""
+    point = weight.curve.at(price)
+    least = _MARGIN * (point.distortion + price * point.bits)
+    if weight.layout.count > 1:
+        return True
+    return any(spec.may_cost_less(*pair, price, least) for pair in weight.matrices(price))
 
 
 def _cost(weight: Weight, spec: Spec, price: float) -> float:

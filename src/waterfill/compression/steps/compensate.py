@@ -5,119 +5,48 @@ W + W E[(x - x') x'^T] E[x' x'^T]^-1 (GPTAQ, arXiv 2504.02692). The size of that
 of the inputs.
 """
 
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import MEMORY
-from waterfill.network.layout import KERNEL, MATRIX, Layout
+from waterfill.compression.steps.recorded import InputSource, Place, Recorded, StagedInputs, by_place
+from waterfill.network.layout import Layout
 from waterfill.network.running.batches import spread
-from waterfill.network.running.forward import Forward, as_deployed, call
-from waterfill.network.tracing.im2col import Geometry, vectors, windows
-from waterfill.network.tracing.recorder import Recorder
-from waterfill.network.tracing.tracer import Tracer
-from waterfill.network.tracing.views import WeightView, WeightViews
+from waterfill.network.running.forward import Forward
+from waterfill.network.running.resume import Ran
 
 _BATCHES_PER_STAGE = 64  # batches run through both networks for each stage
 _RIDGE = 1e-2  # relative to the mean diagonal; the step size is cross-validated besides
 _PRIOR_COLUMNS = 8  # pseudo-columns for which a step of zero is best
 
-Place = tuple[int, int, int]
-"""First and last row (exclusive) of a weight, and the number of groups of these rows."""
+
+class _Products:
+    """Products of the inputs of both networks, of a batch; made once where several weights have the same inputs."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int, Place], list[tuple[Tensor, Tensor, int]]] = {}
+
+    def of(self, original: Recorded, compressed: Recorded) -> list[tuple[Tensor, Tensor, int]]:
+        """x' x'^T and (x - x') x'^T, [groups, cols, cols], of each half of the positions, and how many these are."""
+        key = id(original.x), id(compressed.x), (0, 0, original.place[2])
+        if original.geometry is not None or key not in self._made:
+            # the same positions of both, sampled anew for each weight
+            before, after = (one.columns(torch.Generator("cpu").manual_seed(0)) for one in (original, compressed))
+            self._made[key] = list(_halves(before, after)) if before.shape == after.shape else []
+        return self._made[key]
 
 
-class _AllRecorded(Exception):
-    """All selected inputs are recorded; the rest of the network need not run."""
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """The inputs of one use of a weight, [..., cols]; of a convolution, with its geometry and output positions."""
-
-    view: WeightView
-    x: Tensor
-    geometry: Geometry | None = None
-    positions: tuple[int, ...] = ()
-
-    @property
-    def place(self) -> Place:
-        """The rows of the weight that multiply them."""
-        return (*self.view.rows, 1 if self.geometry is None else self.geometry.groups)
-
-    def columns(self, generator: torch.Generator) -> Tensor:
-        """A sample of them as [groups, cols, positions], float32."""
-        if self.geometry is None:
-            return vectors(self.x, generator)
-        return windows(self.x, self.geometry, self.positions, generator)
-
-
-class _InputRecorder(Recorder):
-    """Records the inputs of weights that multiply them, and the order of the weights.
-
-    names: of the weights whose inputs are recorded. calls: of these weights, after which the rest of the network need
-    not run; None for all.
-    """
-
-    def __init__(self, layouts: Mapping[str, Layout], names: Container[str], calls: int | None) -> None:
-        self.recorded: list[_Recorded] = []
-        self.order: dict[str, int] = {}
-        self._layouts = layouts
-        self._names = names
-        self._left = calls
-
-    def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
-        """Inputs [..., cols] are kept."""
-        if self._selects(view):
-            self.recorded.append(_Recorded(view, x.detach().clone()))
-        return y
-
-    def convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
-        """Inputs are kept, with the geometry of the convolution."""
-        if self._selects(view):
-            positions = tuple(y.shape[-len(geometry.kernel) :])
-            self.recorded.append(_Recorded(view, x.detach().clone(), geometry, positions))
-        return y
-
-    def mixture(self, view: WeightView, energy: Tensor, y: Tensor, floor: float = 0.0) -> Tensor:
-        """Rows are mixed, not multiplied: only the order counts."""
-        self._selects(view)
-        return y
-
-    def transposed_convolution(self, view: WeightView, x: Tensor, y: Tensor, geometry: Geometry) -> Tensor:
-        """Rows are mixed: only the order counts."""
-        self._selects(view)
-        return y
-
-    def lookup(self, view: WeightView, tokens: Tensor, y: Tensor) -> Tensor:
-        """Rows are picked: only the order counts."""
-        self._selects(view)
-        return y
-
-    def _selects(self, view: WeightView) -> bool:
-        """Count a use; whether its inputs are to be recorded."""
-        if self._left == 0:
-            raise _AllRecorded
-        self.order[view.name] = self.order.get(view.name, 0) + 1
-        if view.name not in self._names:
-            return False
-        self._left = None if self._left is None else self._left - 1
-        return not view.moved and self._layouts[view.name].role in (MATRIX, KERNEL)
-
-
-def _columns(recorded: Iterable[_Recorded], names: Container[str]) -> dict[tuple[str, Place], list[Tensor]]:
-    """The columns of these weights by their place, sampled at the same positions for both networks."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    columns = defaultdict(list)
-    for one in recorded:
-        if one.view.name in names:
-            columns[one.view.name, one.place].append(one.columns(generator))
-    return columns
+def _halves(original: Tensor, compressed: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+    cut = original.shape[2] // 2
+    for part in (slice(None, cut), slice(cut, None)):
+        now = compressed[:, :, part]
+        yield torch.bmm(now, now.mT), torch.bmm(original[:, :, part] - now, now.mT), now.shape[2]
 
 
 @dataclass
@@ -128,16 +57,13 @@ class _Moments:
     drift: list[Tensor] = field(default_factory=list)
     count: int = 0
 
-    def add(self, original: Tensor, compressed: Tensor) -> None:
-        """Add columns [groups, cols, positions] of both networks."""
-        cut = original.shape[2] // 2
-        self.count += original.shape[2]
-        for half, part in enumerate((slice(None, cut), slice(cut, None))):
-            now = compressed[:, :, part]
-            own, drift = torch.bmm(now, now.mT), torch.bmm(original[:, :, part] - now, now.mT)
+    def add(self, halves: Iterable[tuple[Tensor, Tensor, int]]) -> None:
+        """Add the products of both halves, and their counts."""
+        for half, (own, drift, count) in enumerate(halves):
+            self.count += count
             if half == len(self.own):
-                self.own.append(own)
-                self.drift.append(drift)
+                self.own.append(own.clone())
+                self.drift.append(drift.clone())
             else:
                 self.own[half] += own
                 self.drift[half] += drift
@@ -161,6 +87,8 @@ def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(damped)
     if bool((info != 0).any()):
         return torch.zeros_like(weight)
+    if weight.shape[1] > weight.shape[2]:  # fewer columns to solve for, and no copy of the weight in float64
+        return weight @ torch.cholesky_solve(drift.double().mT, factor).mT.to(weight.dtype)
     return torch.cholesky_solve((weight.double() @ drift.double()).mT, factor).mT.to(weight.dtype)
 
 
@@ -168,6 +96,7 @@ def _solved(weight: Tensor, own: Tensor, drift: Tensor) -> Tensor:
 class Compensation:
     """Compares the inputs of weights in two networks of one class: the original, and the one being compressed.
 
+    Weights whose targets were given are taken to stay as they are at the next call.
     memory: bytes that inputs of the original's weights may take; where they take more, it runs again for each stage.
     """
 
@@ -180,7 +109,7 @@ class Compensation:
 
     def order(self) -> dict[str, int]:
         """The weights that one batch uses, in the order of their first use, and how often each is used."""
-        return self._run(self.original, self._batches[0], {}, None).order
+        return self._uses[0]
 
     def targets(self, names: Mapping[str, int]) -> dict[str, Tensor]:
         """The tensors to approximate instead of these weights, where their inputs have changed.
@@ -188,15 +117,16 @@ class Compensation:
         names: how often each weight is used.
         """
         sums: dict[tuple[str, Place], _Moments] = {}
-        calls = sum(names.values())
-        for i, batch in enumerate(self._batches):
-            before = self._run(self.original, batch, names, calls).recorded if self._kept is None else self._kept[i]
-            after = _columns(self._run(self.compressed, batch, names, calls).recorded, names)
-            for key, columns in _columns(before, names).items():
+        settled = sum(1 for _ in takewhile(self._given.__contains__, self.order()))
+        originals, compressed = self._sources
+        before = originals.of(names, settled) if self._kept is None else self._kept
+        for own, other in zip(before, compressed.of(names, settled), strict=True):
+            after, products = by_place(other, names), _Products()
+            for key, uses in by_place(own, names).items():
                 moments = sums.setdefault(key, _Moments())
-                for original, compressed in zip(columns, after.get(key, ()), strict=False):
-                    if original.shape == compressed.shape:
-                        moments.add(original, compressed)
+                for pair in zip(uses, after.get(key, ()), strict=False):
+                    moments.add(products.of(*pair))
+        self._given.update(names)
         state = self.original.state_dict()
         targets: dict[str, Tensor] = {}
         for (name, place), moments in sums.items():
@@ -213,24 +143,35 @@ class Compensation:
         return list(spread(self.batches, _BATCHES_PER_STAGE))
 
     @cached_property
-    def _kept(self) -> list[list[_Recorded]] | None:
-        """The inputs of all weights of the original, by batch; None where they take more than the memory."""
-        if not self.memory:
-            return None
-        kept, size = [], 0
-        for batch in self._batches:
-            kept.append(self._run(self.original, batch, self.layouts, None).recorded)
-            size += sum(one.x.nbytes for one in kept[-1])
-            if size > self.memory:
-                return None
-        return kept
+    def _original(self) -> InputSource:
+        return InputSource(self.original, self._batches, self.layouts, self.forward)
 
-    def _run(self, model: nn.Module, batch: Any, names: Container[str], calls: int | None) -> _InputRecorder:
-        weights = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in self.layouts}
-        recorder = _InputRecorder(self.layouts, names, calls)
-        with as_deployed(model), Tracer(WeightViews(weights, self.layouts), recorder), suppress(_AllRecorded):
-            call(model, batch, self.forward)
-        return recorder
+    @cached_property
+    def _uses(self) -> tuple[dict[str, int], list[Ran]]:
+        return self._original.uses()
+
+    @cached_property
+    def _sources(self) -> tuple[StagedInputs, StagedInputs]:
+        other = InputSource(self.compressed, self._batches, self.layouts, self.forward)
+        first, second = (StagedInputs(source, self._uses[1], self.memory) for source in (self._original, other))
+        return first, second
+
+    @cached_property
+    def _given(self) -> set[str]:
+        """The weights whose targets were given."""
+        return set()
+
+    @cached_property
+    def _kept(self) -> list[list[Recorded]] | None:
+        """The inputs of all weights of the original, by batch; None where they take more than the memory."""
+        kept: list[list[Recorded]] = []
+        size = 0
+        for i in range(len(self._batches) if self.memory else 0):
+            kept.append(self._original.all(i))
+            size += sum({id(one.x): one.x.nbytes for one in kept[-1]}.values())
+            if max(size, size / len(kept) * len(self._batches)) > self.memory:
+                return None
+        return kept or None
 
 
 def _step(matrix: Tensor, place: Place, moments: _Moments) -> None:

@@ -8,25 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.evaluation.metrics import centered, divergences, relative, rows_of, squared_errors
+from waterfill.network.running.batches import few_enough
 from waterfill.network.running.forward import Forward, as_deployed, call
 
-_KEPT = 1 << 24  # entries of reference outputs that are kept in memory
+_ENTRIES = 1 << 26  # of the outputs that are compared, which are kept in memory
 
 
 class Guard:
     """The distance of a network from the reference on held-out inputs."""
 
     def __init__(self, reference: nn.Module, held: list[Any], forward: Forward | None, logits: bool) -> None:
-        self.model, self.held, self.forward, self.logits = reference, held, forward, logits
-        self._known: dict[int, Tensor] = {}
+        self.model, self.forward, self.logits = reference, forward, logits
         with as_deployed(reference):
-            room = _KEPT
-            for i, batch in enumerate(held):
-                outputs = call(reference, batch, forward)
-                self.logits = self.logits and outputs.ndim > 0 and outputs.shape[-1] > 1
-                room -= outputs.numel()
-                if room >= 0:
-                    self._known[i] = outputs.clone()
+            self._first = call(reference, held[0], forward)
+            self.held = self.few_enough(held)
+            self._known = [call(reference, batch, forward).clone() for batch in self.held]
+        self.logits = logits and all(outputs.ndim > 0 and outputs.shape[-1] > 1 for outputs in self._known)
+
+    def few_enough(self, batches: list[Any], times: int = 1) -> list[Any]:
+        """Some of the batches, so that there are not too many outputs. times: how many times as many as are compared
+        may be run."""
+        return few_enough(batches, self._first, times * _ENTRIES)
 
     @property
     def name(self) -> str:
@@ -36,8 +38,7 @@ class Guard:
         """Run a network. Raises BadInput for outputs that are not finite."""
         nats, errors, energy = [], [], 0.0
         with as_deployed(model, self.model):
-            for i, batch in enumerate(self.held):
-                reference = self._known[i] if i in self._known else call(self.model, batch, self.forward)
+            for batch, reference in zip(self.held, self._known, strict=True):
                 actual, expected = rows_of(call(model, batch, self.forward), reference)
                 if self.logits:  # a shift of all classes has no effect
                     actual, expected = centered(actual), centered(expected)

@@ -29,6 +29,9 @@ from waterfill.parts import Dense
 
 _STRENGTHS = (1.0, 0.5)  # of a correction: whole, or half where the whole one is too much
 _MANTISSAS = (4, 5, 6, 7, 8, 10, 23)  # bits of corrected vectors in a file
+_FEW_BYTES = 1 / 256  # of a file; so few for vectors, and any of
+_PRECISE = (8, 23)  # bits will do
+_TIMES_AS_MANY = 2  # outputs are run to fit corrections as to judge them
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to 
     """
     fitting, held = split(batches, holdout)
     guard = Guard(reference, held, forward, logits)
+    fitting = guard.few_enough(fitting, _TIMES_AS_MANY)
     if isinstance(model, CompressedModel):
         return _repair_file(model, reference, fitting, guard)
     work = copy_of(model)
@@ -230,7 +234,8 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
     steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors])
     best, before, after = model, steps[0].before, steps[0].before
     original = reference.state_dict()
-    for mantissa in _MANTISSAS if changed else ():
+    few = 4 * sum(value.numel() for value in changed.values()) < _FEW_BYTES * model.size
+    for mantissa in (_PRECISE if few else _MANTISSAS) if changed else ():
         entries = dict(model.entries)
         for name, value in changed.items():
             own = model.aliases.get(name, name)

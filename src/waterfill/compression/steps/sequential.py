@@ -3,7 +3,7 @@
 The first fit gives the bits of every weight at the price; this one keeps to the same budget, weight by weight.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from waterfill.compression.task import Compression, model_of
 from waterfill.model.entry import Entry
 from waterfill.network.running.forward import copy_of
 from waterfill.network.running.inputs import Inputs
+from waterfill.progress import Progress
 
 _SHARE_REFITTED = 0.25  # of all bits: the weights that run last, which may be fitted again to meet the budget
 
@@ -39,7 +40,8 @@ def refit_in_order(
     uses = drift.order()
     order = [positions[name] for name in uses]
     pace = _BudgetController(work, ledger, None if size is None else ledger.total, order)
-    state = compressed.state_dict()
+    state, originals = compressed.state_dict(), list(work.weights)
+    report = _reporter(work, order)
     for stage in _stages(order, ledger, work.options.steps.stages):
         names = {work.weights[i].name: uses[work.weights[i].name] for i in stage}
         targets = drift.targets(names)
@@ -50,11 +52,27 @@ def refit_in_order(
             price = pace.price(i)
             ledger.prices[i], ledger.bits[i] = price, work.fit(i, price)
             state[original.name].copy_(work.store.entries[i].tensor())
+            report(i)
     if size is not None:
         work.run.fill_up(ledger, pace.bracket, size, _late(order, ledger))
+    work.weights[:] = originals  # the targets were as large as the network
     for i in order:
         original_values = work.weights[i].masked(model.state_dict()[work.weights[i].name].detach().cpu())
         work.store.entries[i] = _with_error(original_values, work.store.entries[i])
+
+
+def _reporter(work: Compression[MemoryStore], order: Sequence[int]) -> Callable[[int], None]:
+    """A function that reports the progress after each weight."""
+    report, sizes = work.options.report, {i: work.weights[i].layout.numbers for i in order}
+    done: list[int] = []
+
+    def finished(i: int) -> None:
+        done.append(i)
+        if report is not None:
+            entries = sum(sizes[j] for j in done)
+            report(Progress("refitting", len(done), len(order), entries, sum(sizes.values())))
+
+    return finished
 
 
 def _same(tensor: Tensor) -> Tensor:

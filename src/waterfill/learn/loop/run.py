@@ -98,14 +98,17 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     if not isinstance(budget, Budget):
         raise BadInput(f"budget={budget!r} is a {type(budget).__name__}; say what it counts: budget=Budget(bits=2)")
     rank, ranks = rank_and_ranks()
-    with random_numbers(training.seed):  # a loader may draw; every process and every run is to get the same
+    with (
+        options.shown() as settled,
+        random_numbers(training.seed),
+    ):  # a loader may draw; every process and every run is to get the same
         Inputs(batches, forward).check(model)
         some = Inputs(batches, forward).spread(2 * _CALIBRATED)
         few, judged = Inputs(some[::2], forward), Inputs(some[1::2] or some, forward)
         stream = Stream(batches, training.seed, rank, ranks)
         objective = Objective(model, forward, loss, training.features, training.bfloat16)
         folder = WorkFolder(None if options.work is None else Path(options.work))
-        work = _Run(model, objective, training, replace(options, work=None), stream, folder, few, judged, budget)
+        work = _Run(model, objective, training, replace(settled, work=None), stream, folder, few, judged, budget)
         values = some if isinstance(batches, Sequence) else ()
         plan: dict[str, Any] = {"budget": budget.given, "spec": f"{spec!r}", "training": repr(training)}
         plan |= {"steps": repr(options.steps), "loss": "none" if loss is None else "given"}
@@ -180,7 +183,7 @@ class _Run:
         return (measured if spec is None else measured.with_spec(spec)).to(budget)
 
     def _phase(self, name: str, before: int, count: int) -> Phase:
-        progress = self.options.progress
+        progress = self.options.report
         return Phase(name, self.model, self.objective, self.training, self.stream, self.folder, before, count, progress)
 
     def _best(self, found: list[CompressedModel], untrained: int, size: int | None) -> CompressedModel:

@@ -1,5 +1,6 @@
 """Batches: the tensors in them, their samples, and how some are held out."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice
@@ -100,6 +101,11 @@ def never(outputs: Tensor) -> Tensor:
     return outputs < torch.finfo(outputs.dtype).min / 2
 
 
+def any_never(outputs: Tensor) -> bool:
+    """Whether any output is masked (`never`), in one pass and without a copy."""
+    return outputs.numel() > 0 and bool(never(outputs.detach().amin()))
+
+
 def is_plain(value: Tensor) -> bool:
     """Whether a tensor is an array of numbers in memory: not nested, sparse, quantized or without values."""
     return value.layout == torch.strided and not value.is_nested and not value.is_quantized and not value.is_meta
@@ -110,6 +116,8 @@ def _finite(outputs: Tensor) -> Tensor:
         raise BadInput(
             f"the model's outputs are {outputs.dtype}, not real numbers; give forward=, which returns logits"
         )
+    if math.isfinite(float(outputs.detach().sum())):  # then all are, and one pass is enough
+        return outputs
     bad = int((outputs.isnan() | outputs.isposinf()).sum())
     if bad or bool(outputs.numel() and outputs.isneginf().all()):
         raise BadInput(
@@ -157,6 +165,15 @@ def spread(batches: Iterable[Any], most: int) -> Iterator[Any]:
         if len(kept) > 2 * most:
             kept, step = kept[::2], 2 * step
     return iter(kept)
+
+
+def few_enough(batches: Sequence[Any], outputs: Tensor, entries: int) -> list[Any]:
+    """Some of the batches, spread evenly, two at least, whose outputs have at most so many entries in all.
+
+    outputs: those of one batch. The rows of a few batches judge a network with very many outputs well enough.
+    """
+    most = max(2, entries // max(1, outputs.numel()))
+    return [batches[i * len(batches) // most] for i in range(most)] if most < len(batches) else list(batches)
 
 
 def split(batches: Iterable[Any], holdout: "float | Iterable[Any]") -> tuple[list[Any], list[Any]]:

@@ -107,6 +107,10 @@ class ObsSweep:
         rising = torch.cat(costs).cummax(0).values * (1 + places)
         return torch.empty(cols, dtype=torch.float64, device="cpu").index_copy_(0, torch.cat(order), rising)
 
+    def first_columns(self) -> Tensor:
+        """The cost of pruning each column by itself from all rows, [cols]."""
+        return (self.rows @ self.target.square()) / self.factor.square().sum(0)
+
     def groups(self, units: Groups) -> Tensor:
         """The mask of an N:M pattern; each group is decided when the sweep comes to its first column."""
         mask = torch.zeros(self.target.shape, dtype=torch.bool, device="cpu")

@@ -1,0 +1,200 @@
+"""What compressing a language model with inputs takes and gives, beside GPTQ and rounding in the same bytes.
+
+SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is calibrated with 32 sequences of 256 tokens (the first of
+WikiText-2's validation text) and measured by its perplexity and its divergence on the first 20 windows of 512 tokens of
+the test text, each read by itself. Every method runs in a process of its own, on one thread: its processor seconds and
+its peak of memory, the network and the libraries included, are those of the whole process until the weights are made.
+`--blocks 4` cuts the network to its first blocks, for a quick look. Rows are written as they come; `--resume` goes on.
+
+    python benchmarks/language_model.py [--resume] [--bits 3] [--blocks 30] [--methods waterfill,...]
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from lib import language
+from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
+from opponents import gptq
+from torch import Tensor, nn
+
+import waterfill
+from waterfill.network.running.forward import hooked
+from waterfill.network.tensors import tensors_of
+
+TEXT, SEQUENCES, LENGTH = "wikitext2_valid.txt", 32, 256
+CHARACTERS = 200_000  # of the text; more than the sequences take
+OURS, PLAIN, GPTQ, ROUNDING = "waterfill", "waterfill without inputs", "GPTQ g128", "RTN g128"
+METHODS = (OURS, PLAIN, GPTQ, ROUNDING)
+BLOCKS = 30
+COLUMNS = {"method": "", "blocks": "d", "bits": ".3g", "bytes": ",d", "perplexity": ".2f", "divergence": ".4f"}
+COLUMNS |= {"CPU seconds": ".0f", "peak, GB": ".2f"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bits", type=float, default=3.0, help="per weight, of the whole file")
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--resume", action="store_true", help="keep what the results hold")
+    parser.add_argument("--one", help="a single method, measured in this process: a row as JSON")
+    options = parser.parse_args()
+    if reason := language.missing():
+        print(f"skipped: {reason}")
+        sys.exit(0)
+    if options.one:
+        print(json.dumps(measured(options.one, options.blocks, options.bits)))
+        return
+    rows = earlier() if options.resume else []
+    for method in options.methods.split(","):
+        if not any(row[:3] == [method, options.blocks, options.bits] for row in rows):
+            rows.append(apart(method, options))
+            write(rows, partial=True)
+            print(*rows[-1], flush=True)
+    write(rows, partial=not whole(rows))
+
+
+def apart(method: str, options: argparse.Namespace) -> list[Any]:
+    """A row, measured in a process of its own with one thread."""
+    command = [sys.executable, __file__, "--one", method, "--blocks", str(options.blocks), "--bits", str(options.bits)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    row: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def measured(method: str, blocks: int, bits: float) -> list[Any]:
+    """A row of the table."""
+    folder = data_folder()
+    model = network(blocks)
+    sequences = tokens(folder / TEXT, SEQUENCES * LENGTH).reshape(SEQUENCES, LENGTH)
+    began = time.process_time()
+    size, state = MAKE[method](model, list(sequences.split(1)), bits)
+    seconds, peak = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    windows = tokens(folder / language.TEXT, language.WINDOW * language.WINDOWS).split(language.WINDOW)
+    original = {name: tensor.clone() for name, tensor in tensors_of(model)[0].items()}
+    evaluate = language.by_windows(lambda window: model(window[None]).logits[0, :-1], model, original, windows)
+    found = evaluate(state)
+    return [method, blocks, bits, size, found.quality, found.divergence, seconds, peak]
+
+
+def network(blocks: int) -> nn.Module:
+    """The language model, float32, with its first blocks."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(os.environ[language.FOLDER], dtype=torch.float32).eval()
+    model.model.layers = model.model.layers[:blocks]
+    model.config.num_hidden_layers = len(model.model.layers)
+    return model
+
+
+def tokens(file: Path, count: int) -> Tensor:
+    """The first tokens of a text."""
+    from transformers import AutoTokenizer
+
+    text = file.read_text("utf-8")[:CHARACTERS]
+    found: list[int] = AutoTokenizer.from_pretrained(os.environ[language.FOLDER])(text)["input_ids"]
+    return torch.tensor(found[:count], dtype=torch.int64)
+
+
+def forward(model: nn.Module, batch: Tensor) -> Tensor:
+    logits: Tensor = model(batch, use_cache=False).logits
+    return logits
+
+
+Made = tuple[int, dict[str, Tensor]]
+
+
+def ours(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
+    made = waterfill.compress(model, batches, bits=bits, forward=forward)
+    return made.size, made.state_dict()
+
+
+def plain(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
+    made = waterfill.compress(model, bits=bits)
+    return made.size, made.state_dict()
+
+
+def by_gptq(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
+    return within(model, grams(model, batches), bits)
+
+
+def by_rounding(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
+    return within(model, {}, bits)
+
+
+def within(model: nn.Module, importance: dict[str, waterfill.Importance], bits: float) -> Made:
+    """Bytes, at most those of a file of so many bits per weight, and the weights."""
+    state = tensors_of(model)[0]
+    budget = int(sum(tensor.numel() for tensor in state.values()) * bits / 8)
+    with patch.object(gptq, "WIDTHS", tuple(range(max(1, int(bits) - 1), int(bits) + 1))):
+        return gptq.Opponent(state, importance).within(budget)
+
+
+def grams(model: nn.Module, batches: list[Tensor]) -> dict[str, waterfill.Importance]:
+    """The second moments of the inputs of every linear layer."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    sums = {name: torch.zeros(layer.in_features, layer.in_features) for name, layer in layers.items()}
+
+    def add(name: str, _: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
+        x = inputs[0].reshape(-1, inputs[0].shape[-1])
+        sums[name] += x.T @ x
+
+    with torch.no_grad(), hooked(layers, add):
+        for batch in batches:
+            forward(model, batch)
+    return {f"{name}.weight": waterfill.Importance(gram=gram) for name, gram in sums.items()}
+
+
+MAKE: dict[str, Callable[[nn.Module, list[Tensor], float], Made]]
+MAKE = {OURS: ours, PLAIN: plain, GPTQ: by_gptq, ROUNDING: by_rounding}
+
+
+def earlier() -> list[list[Any]]:
+    """The rows of the results, or of the partial ones."""
+    for name in ("language_model.partial.json", "language_model.json"):
+        if (RESULTS / name).is_file():
+            rows: list[list[Any]] = json.loads((RESULTS / name).read_text("utf-8"))["tables"]["methods"]["rows"]
+            return rows
+    return []
+
+
+def whole(rows: list[list[Any]]) -> bool:
+    """Whether every method has its row for the whole network at 3 bits."""
+    return {(method, BLOCKS, 3.0) for method in METHODS} <= {tuple(row[:3]) for row in rows}
+
+
+def write(rows: list[list[Any]], *, partial: bool) -> None:
+    title = f"SmolLM2-135M, {SEQUENCES} sequences of {LENGTH} tokens"
+    tables = {"methods": Table(title, COLUMNS, rows), "claims": claims_table(claims(rows))}
+    finish("language_model", tables, {"sequences": SEQUENCES, "length": LENGTH}, partial=partial, shown=())
+
+
+def claims(rows: list[list[Any]]) -> list[list[Any]]:
+    """The bars for the whole network."""
+    at = {row[0]: row for row in rows if row[1] == BLOCKS}
+    made = []
+    if OURS in at:
+        made.append(
+            claim("SmolLM2-135M with inputs, 3 bits: minutes of one core", at[OURS][6] / 60, 9, ".1f", at_most=True)
+        )
+        made.append(claim("SmolLM2-135M with inputs, 3 bits: peak of memory, GB", at[OURS][7], 4, ".2f", at_most=True))
+    if OURS in at and GPTQ in at:
+        ratio = at[OURS][5] / at[GPTQ][5]
+        made.append(
+            claim("SmolLM2-135M, 3 bits: divergence, of GPTQ's in the same bytes", ratio, 0.5, ".3f", at_most=True)
+        )
+    return made
+
+
+if __name__ == "__main__":
+    main()
