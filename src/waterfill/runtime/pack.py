@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
 from waterfill.model.install import check_fits, install, tied_names
 from waterfill.model.lazy import CompressedTensors
-from waterfill.network.layout import MATRIX
+from waterfill.network.layout import MATRIX, Layout
 from waterfill.runtime.layers import PackedEmbedding, PackedLayer, PackedLinear
 from waterfill.runtime.leaves import Term
 from waterfill.runtime.terms import WholeTerm, term_of
@@ -69,13 +69,31 @@ def pack(
         return work.run(tensors.layouts, dict(tensors.aliases), tensors.entry)
 
 
+class Named(Protocol):
+    """Tensors by the names that a module has for them: how each is laid out, tied names, and each as parts."""
+
+    @property
+    def layouts(self) -> Mapping[str, Layout]: ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+
+    def entry(self, name: str) -> Entry: ...
+
+
+def pack_named(source: Named, model: nn.Module, *, dense: Mapping[str, Tensor], input_bits: int = 16) -> nn.Module:
+    """As `pack`, where some tensors of the module are not in the file as they are: `dense` has these by name."""
+    return _Packing(model, _BYTES[input_bits], None, dict(dense)).run(source.layouts, source.aliases, source.entry)
+
+
 @dataclass
 class _Packing:
-    """One network on its way. size: bytes of an input. batch: as for `pack`."""
+    """One network on its way. size: bytes of an input. batch: as for `pack`. dense: tensors that are not compressed."""
 
     model: nn.Module
     size: int
     batch: int | None
+    dense: dict[str, Tensor] = field(default_factory=dict)
     terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
     faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
     made: list[tuple[nn.Module, "PackedLayer | str"]] = field(default_factory=list)
@@ -83,13 +101,14 @@ class _Packing:
     def run(self, names: Mapping[str, Any], aliases: Mapping[str, str], entry: Callable[[str], Entry]) -> nn.Module:
         """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
         owners = {name: name for name in names} | dict(aliases)
-        check_fits(self.model, {name: _shape(names[own]) for name, own in owners.items()})
+        shapes = {name: tuple(value.shape) for name, value in self.dense.items()}
+        check_fits(self.model, shapes | {name: _shape(names[own]) for name, own in owners.items()})
         owners |= tied_names(self.model, owners)
         users: dict[str, list[tuple[str, nn.Module]]] = {}
-        for name, layer in _layers(self.model):
+        for name, layer in layers_to_pack(self.model):
             if name in owners:  # which it is not where a hook computes the weight
                 users.setdefault(owners[name], []).append((name, layer))
-        tensors: dict[str, Tensor] = {}
+        tensors = dict(self.dense)
         with own_arithmetic():
             for own in names:
                 found = entry(own)
@@ -201,7 +220,7 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
 _KINDS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear)
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def layers_to_pack(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers that can be packed, by every name of their weights: PyTorch's own, not what inherits from them, has
     hooks or another forward pass, and not those whose weights are computed."""
     for name, module in model.named_modules(remove_duplicate=False):
