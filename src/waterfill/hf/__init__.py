@@ -2,7 +2,7 @@
 
 A compressed folder holds what the original one held (config, tokenizer, card), with `model.wf` in the place of the
 weights. Where transformers is installed, importing this package lets its `from_pretrained` read such folders and its
-`save_pretrained` write them. It is the extra `waterfill[hf]`; `compress_folder` without a text needs no more than waterfill.
+`save_pretrained` write them. It is the extra `waterfill[hf]`; only `compress_folder` without a text can do without.
 """
 
 import importlib.util

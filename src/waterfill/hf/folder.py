@@ -1,4 +1,4 @@
-"""The folder of a transformers model: its config, what lies beside the weights, and how a compressed one says what it is."""
+"""The folder of a transformers model: config, what lies beside the weights, and how a compressed one says what it is."""
 
 import json
 import shutil
@@ -12,14 +12,16 @@ from waterfill.errors import BadInput, CorruptFile
 from waterfill.network.checkpoint import Checkpoint
 
 WEIGHTS = "model.wf"
-"""The weights of a compressed folder. No name that transformers looks for: without us it finds nothing to load, and says
-so, instead of starting from random weights."""
+"""The weights of a compressed folder. No name that transformers looks for: without us it finds nothing to load, and
+says so, instead of starting from random weights."""
 CONFIG = "config.json"
 CARD = "README.md"
 METHOD = "waterfill"
 """The `quant_method` in the config of a compressed folder."""
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".wf")
-_WEIGHTS += (".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".mlmodel")
+_WEIGHTS = (
+    *(".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".wf", ".h5"),
+    *(".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot", ".npz", ".tflite", ".mlmodel"),
+)
 _NOTE = """
 ## Compressed with waterfill
 
@@ -75,7 +77,7 @@ def check_compressed(folder: "str | Path") -> Path:
 
 
 def check_plain(folder: "str | Path") -> dict[str, Any]:
-    """The config of a folder whose weights can be compressed. Raises BadInput for weights that are compressed already."""
+    """The config of a folder whose weights can be compressed. Raises BadInput for one that is quantized already."""
     config = read_config(folder)
     if "quantization_config" in config:
         raise BadInput(

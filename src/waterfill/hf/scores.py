@@ -1,4 +1,4 @@
-"""How good a language model is on a text, and how far from the original: perplexity by windows, divergence, agreement."""
+"""How good a language model is on a text, and how far from the original: perplexity by windows, divergence."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from waterfill.hf.text import Windows
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 @dataclass(frozen=True)
 class TextScores:
@@ -72,7 +73,8 @@ def evaluate(
         >>> print(scores.perplexity, scores.evaluation.divergence)
     """
     for some in (model, reference):
-        if some is not None and not (hasattr(some, "can_generate") and some.can_generate()):
+        predicts: Any = getattr(some, "can_generate", None)
+        if some is not None and not (predicts and predicts()):
             raise BadInput(
                 f"a {type(some).__name__} predicts no next token; perplexity is for causal language models of "
                 "transformers, and waterfill.evaluate for all others"

@@ -1,4 +1,4 @@
-"""A folder in place of its target, at once and whole, or not at all; what was finished of it outlives a killed process."""
+"""A folder in place of its target, at once and whole, or not at all; finished weights outlive a killed process."""
 
 import contextlib
 import os
@@ -74,7 +74,9 @@ def _begin(staging: Staging, place: Path) -> None:
     """A new folder to make, in a work directory that may be there from before."""
     staging.work.mkdir(exist_ok=True)
     known = {_MADE, _JOURNAL, _BEFORE}
-    strange = sorted(file.name for file in staging.work.iterdir() if file.name not in known and not OWN.match(file.name))
+    strange = sorted(
+        file.name for file in staging.work.iterdir() if file.name not in known and not OWN.match(file.name)
+    )
     if strange:
         raise OutputExists(f"{staging.work} is where the folder is made, and holds {strange[0]}; move that elsewhere")
     before = staging.work / _BEFORE

@@ -22,7 +22,8 @@ def held_for(cls: Any, config: Any, args: tuple[Any, ...], tensors: CompressedTe
     with that name. The model is built on the meta device to see."""
     with torch.device("meta"):
         model = cls._from_config(config, *args)
-    shapes = {name: tuple(layer.weight.shape) for name, layer in layers_to_pack(model)}
+    state = model.state_dict()
+    shapes = {name: tuple(state[name].shape) for name, _ in layers_to_pack(model)}
     found = {}
     for name, target in _renamed(model, tensors):
         layout = tensors.layouts[tensors.aliases.get(name, name)]

@@ -82,7 +82,8 @@ def _restored(cls: Any, load: Callable[..., Any], folder: Path, args: tuple[Any,
 
 
 def _wanted(kwargs: dict[str, Any]) -> WaterfillConfig:
-    """How the folder is to be loaded. Raises BadInput for another library's config, or a device map for a packed one."""
+    """How the folder is to be loaded. Raises BadInput for a config of another kind, or a device map for layers that are
+    packed."""
     wanted = kwargs.pop("quantization_config", None)
     wanted = WaterfillConfig() if wanted is None else wanted
     if isinstance(wanted, dict):
@@ -120,13 +121,17 @@ def _check(info: dict[str, Any], cls: Any, folder: Path) -> None:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         what = f"{', '.join(wrong[:_SHOWN])}{more}" if wrong else info["error_msgs"][0]
         raise Mismatch(
-            f"{folder / WEIGHTS} does not fit a {cls.__name__}: it lacks, or has in another shape, {what}. Load the class "
-            "that the config names (waterfill.hf.load), then move what you need into yours"
+            f"{folder / WEIGHTS} does not fit a {cls.__name__}: it lacks, or has in another shape, {what}. Load the "
+            "class that the config names (waterfill.hf.load), then move what you need into yours"
         )
 
 
 def _told_where(model: Any, folder: Path, kwargs: dict[str, Any]) -> None:
     """Give the model what transformers itself reads from the folder of its weights."""
     model.config.name_or_path = model.name_or_path = str(folder)
-    if kwargs.get("generation_config") is None and model.can_generate() and (folder / "generation_config.json").exists():
+    if (
+        kwargs.get("generation_config") is None
+        and model.can_generate()
+        and (folder / "generation_config.json").exists()
+    ):
         model.generation_config = GenerationConfig.from_pretrained(folder)
