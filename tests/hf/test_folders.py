@@ -1,4 +1,4 @@
-"""Folders of transformers models, compressed without transformers: what is copied, what is refused, nothing by halves."""
+"""Folders of transformers models, compressed without transformers: what is copied, what is refused."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The folder of a transformers model: config, what lies beside the weights, and how a compressed one says what it is."""
+"""The folder of a transformers model: its config, what lies beside the weights, how one that is compressed says so."""
 
 import json
 import shutil

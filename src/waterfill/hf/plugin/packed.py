@@ -39,7 +39,13 @@ def put_packed(model: nn.Module, tensors: CompressedTensors, held: dict[str, str
     given = set(source.layouts) | set(source.aliases)
     tied = {id(value) for name, value in model.state_dict(keep_vars=True).items() if name in given}
     rest = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in tied}
-    return pack_named(source, model, dense=rest, input_bits=input_bits)
+    packed = pack_named(source, model, dense=rest, input_bits=input_bits)
+    packed.tie_weights = _tied_already  # type: ignore[assignment]  # else it would look for weights that are there no more
+    return packed
+
+
+def _tied_already(*_: Any, **__: Any) -> None:
+    """In the place of `tie_weights`: tied layers share what they are packed in."""
 
 
 class _Renamed:
