@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from waterfill.compression.compress import compress
 from waterfill.compression.file import Summary, compress_file
@@ -66,12 +67,12 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     began, folder = time.monotonic(), Path(source)
     config = check_plain(folder)
     checkpoint = open_checkpoint(folder)
-    budget = {"bits": bits, "size": size, "ratio": ratio, "price": price}
+    budget: dict[str, Any] = {"bits": bits, "size": size, "ratio": ratio, "price": price}
     with staged(target, options.force, folder) as staging:
         if text is None:
             inner = replace(options, work=options.work or staging.journal, force=True)
             recipe = DEFAULT_RECIPE if spec is None else spec
-            made = compress_file(folder, staging.made / WEIGHTS, recipe, lossless=lossless, options=inner, **budget)  # type: ignore[arg-type]  # each value has the type of its name
+            made = compress_file(folder, staging.made / WEIGHTS, recipe, lossless=lossless, options=inner, **budget)
         else:
             made = _by_text((folder, checkpoint), staging, spec, budget, (Path(text), windows, options))
         copy_beside(folder, staging.made)
@@ -84,7 +85,7 @@ def _by_text(
     source: tuple[Path, Checkpoint],
     staging: Staging,
     spec: "Spec | str | None",
-    budget: dict[str, float | int | None],
+    budget: dict[str, Any],
     how: tuple[Path, Windows, Options],
 ) -> Summary:
     """Compress the whole network with windows of a text as inputs. A ratio is one to the tensors on disk, not to those
@@ -96,6 +97,6 @@ def _by_text(
     tokens = windows.of(text, original_tokenizer(folder))
     model = original_model(folder)
     windows.check_fits(model)
-    made = compress(model, windows.batches(tokens), spec=spec, options=options, **budget)  # type: ignore[arg-type]  # each value has the type of its name
+    made = compress(model, windows.batches(tokens), spec=spec, options=options, **budget)
     made.save(staging.made / WEIGHTS)
     return Summary(staging.made, made.table(), made.size, original, made.weights, 0.0, dict(made.aliases))

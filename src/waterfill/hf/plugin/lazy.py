@@ -1,6 +1,6 @@
 """The tensors of a file as `from_pretrained` takes those of a state dict: decoded when it asks for their content."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,5 @@ class Held:
 
 def state_of(tensors: CompressedTensors, held: Mapping[str, str]) -> dict[str, FromFile | Held]:
     """All tensors of a file by name, tied ones included. held: the names whose places are held."""
-    make: Callable[[str], FromFile | Held] = lambda name: (  # noqa: E731 - one line of a comprehension, named to be read
-        Held(tensors.layouts[tensors.aliases.get(name, name)].shape) if name in held else FromFile(tensors, name)
-    )
-    return {name: make(name) for name in tensors}
+    shapes = {name: tensors.layouts[tensors.aliases.get(name, name)].shape for name in held}
+    return {name: Held(shapes[name]) if name in held else FromFile(tensors, name) for name in tensors}

@@ -40,7 +40,7 @@ def put_packed(model: nn.Module, tensors: CompressedTensors, held: dict[str, str
     tied = {id(value) for name, value in model.state_dict(keep_vars=True).items() if name in given}
     rest = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in tied}
     packed = pack_named(source, model, dense=rest, input_bits=input_bits)
-    packed.tie_weights = _tied_already  # type: ignore[assignment]  # else it would look for weights that are there no more
+    packed.tie_weights = _tied_already  # type: ignore[assignment]  # it would look for weights that are gone
     return packed
 
 
