@@ -15,6 +15,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from waterfill.errors import BadInput
 from waterfill.hf.folder import METHOD, WEIGHTS
 
+_AT_A_TIME = 1 << 22  # entries that are added up as int64
+
 
 class WaterfillConfig(QuantizationConfigMixin):
     """How a compressed folder is loaded: `from_pretrained(folder, quantization_config=WaterfillConfig(packed=True))`.
@@ -98,7 +100,8 @@ def _sum(model: nn.Module) -> int:
     every device."""
     total = 0
     for number, tensor in enumerate([*model.parameters(), *model.buffers()], 1):
-        total += number * int(_words(tensor.detach()).sum(dtype=torch.int64)) if tensor.numel() else 0
+        pieces = _words(tensor.detach()).split(_AT_A_TIME) if tensor.numel() else ()
+        total += number * sum(int(piece.sum(dtype=torch.int64)) for piece in pieces)
     return total
 
 
