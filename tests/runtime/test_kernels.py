@@ -14,6 +14,7 @@ from waterfill.errors import BadInput
 from waterfill.part import Codes
 from waterfill.runtime import layout, operators, reference
 from waterfill.runtime.leaves import CodesTerm, EntriesTerm
+from waterfill.runtime.matrix import restored_by_torch
 
 SETS = native.core.product_sets() if native.core is not None else []
 
@@ -103,7 +104,7 @@ def test_other_devices_restore_the_same_matrix(arrays: reference.Arrays, seed: i
     corrections = [torch.from_numpy(v) for v in arrays.corrections or ()]
     matrix = operators.Matrix(*tensors, columns, corrections, arrays.bits, arrays.group, arrays.cols)
     wanted = torch.from_numpy(reference.restored(arrays))
-    assert torch.equal(operators.restored_by_torch(matrix), wanted)
+    assert torch.equal(restored_by_torch(matrix), wanted)
     rows = torch.randint(0, len(arrays.data), (5,), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(operators.codes_rows(rows, matrix), wanted[rows])
 

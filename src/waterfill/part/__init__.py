@@ -14,7 +14,7 @@ from waterfill.part.equation import (
     write_part,
 )
 from waterfill.part.kinds import MOST_NESTED, decode_all, encode_all, read_parts
-from waterfill.part.product import Chain, Codes, Columns, Entries, Product, Sum, Whole
+from waterfill.part.product import Chain, Codes, Columns, Entries, Levels, Product, Sum, Whole
 
 __all__ = [
     "MOST_NESTED",
@@ -24,6 +24,7 @@ __all__ = [
     "Codes",
     "Columns",
     "Entries",
+    "Levels",
     "Part",
     "Product",
     "Spec",

@@ -56,6 +56,20 @@ class Codes(Product):
 
 
 @dataclass(frozen=True, eq=False)
+class Levels(Product):
+    """Entry [r, c] is values [levels] (float32) at places [rows, cols] (uint8)."""
+
+    values: Tensor
+    places: Tensor
+
+    def matrix(self) -> Tensor:
+        return self.values[self.places.long()]
+
+    def transposed(self) -> Product:
+        return Levels(self.values, self.places.T.contiguous())
+
+
+@dataclass(frozen=True, eq=False)
 class Entries(Product):
     """values [rows, cols] (float32), most of them zero."""
 

@@ -16,7 +16,7 @@ from waterfill.coding.model.density_model import spatial
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
-from waterfill.part import Chain, Codes, Part, Product, Spec, Sum
+from waterfill.part import Chain, Codes, Levels, Part, Product, Spec, Sum
 from waterfill.parts.clustering import closed_forms, kmeans
 
 MOST_LEVELS = 256
@@ -42,7 +42,8 @@ class CodebookPart(Part):
         return torch.from_numpy(self.book[self.codes.astype(np.int64) + _zero(self.book)])
 
     def product(self) -> Product:
-        return _on_a_grid(self) or super().product()
+        places = torch.from_numpy((self.codes.astype(np.int64) + _zero(self.book)).astype(np.uint8))
+        return _on_a_grid(self) or Levels(torch.from_numpy(self.book.copy()), places)
 
     @cached_property
     def _plan(self) -> matrix.Plan:

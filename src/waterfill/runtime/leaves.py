@@ -1,4 +1,4 @@
-"""Matrices that stay compressed in memory: small codes, and sparse entries."""
+"""Matrices that stay compressed in memory: small codes, values of a table, and sparse entries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
-from waterfill.part import Codes
+from waterfill.part import Codes, Levels
 from waterfill.runtime import layout, operators
+from waterfill.runtime.blocked import rows as blocks
 
 _NARROW = 1 << 16  # columns that 16 bits tell apart
 _OUTLIER = 64 + 8  # bits of a correction
@@ -20,10 +21,26 @@ class Term(nn.Module):
 
     rows: int
     cols: int
+    large: int = 0
+    """Inputs from which they are multiplied as floats; 0 for as many as this machine needs for that to be faster."""
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         """The matrix (float32), or some of its rows [n] (int64)."""
         raise NotImplementedError
+
+    def block(self, first: int, last: int) -> Tensor:
+        """Rows from the first up to before the last, for products of floats: [last - first, cols] (float32)."""
+        raise NotImplementedError
+
+    @property
+    def factors(self) -> "tuple[Term, Term] | None":
+        """Two matrices of which it is the product, that at the right first."""
+        return None
+
+    @property
+    def of_columns(self) -> "tuple[Tensor, Term] | None":
+        """The only columns that are not zero, and the matrix of these."""
+        return None
 
     @property
     def words(self) -> str:
@@ -115,16 +132,62 @@ class CodesTerm(Term):
         return operators.Matrix(self.data, self.scales, self.zeros, self.columns, *given)
 
     def forward(self, x: Tensor) -> Tensor:
-        return operators.codes_product(x, self._matrix, self.size)
+        return operators.codes_product(x, self._matrix, self.size, self.large)
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         if rows is None:
             return self._matrix.restored()
         return operators.codes_rows(rows, self._matrix)
 
+    def block(self, first: int, last: int) -> Tensor:
+        return blocks.codes_block(self._matrix, first, last)
+
     @property
     def words(self) -> str:
         return f"{self.bits}-bit codes" + (f", {self.corrected:,} corrected" if self.corrected else "")
+
+
+class LevelsTerm(Term):
+    """Packed places in a table of values; products are of floats, a block of rows at a time."""
+
+    data: Tensor
+    table: Tensor
+    form: Tensor
+
+    def __init__(self, levels: Levels, bits: int) -> None:
+        super().__init__()
+        self.rows, self.cols = levels.places.shape
+        self.bits = bits
+        codes = levels.places.numpy().astype(np.int16) - (1 << bits - 1)
+        table = torch.zeros(1 << bits, dtype=torch.float32, device="cpu")  # places beyond the levels are never met
+        table[: len(levels.values)] = levels.values
+        self.used = len(levels.values)
+        form = torch.tensor([bits, self.cols], dtype=torch.int64, device="cpu")
+        self._keep(data=torch.from_numpy(layout.packed(codes, bits)), table=table, form=form)
+
+    def check(self) -> None:
+        if not self.form.is_meta and self.form.tolist() != [self.bits, self.cols]:
+            raise BadInput(
+                f"the state is that of places of {self.form.tolist()} (bits, columns), and this layer has "
+                f"{[self.bits, self.cols]}; load it into a network packed from the same file"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_cols(x, self.cols)
+        operators.check_type(x, self.table)
+        return blocks.levels_product(x, self.data, self.table, self.bits, self.cols)
+
+    def restored(self, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            return self.block(0, self.rows)
+        return blocks.levels_rows(rows, self.data, self.table, self.bits, self.cols)
+
+    def block(self, first: int, last: int) -> Tensor:
+        return blocks.levels(self.data[first:last], self.table, self.bits, self.cols)
+
+    @property
+    def words(self) -> str:
+        return f"{self.used} values, places of {self.bits} bits"
 
 
 class EntriesTerm(Term):
@@ -155,6 +218,9 @@ class EntriesTerm(Term):
         if rows is None:
             return operators.entries(self.starts, self.where, self.values, self.cols)
         return operators.some_entries(rows, self.starts, self.where, self.values, self.cols)
+
+    def block(self, first: int, last: int) -> Tensor:
+        return blocks.entries_block(self.starts, self.where, self.values, self.cols, (first, last))
 
     @property
     def words(self) -> str:

@@ -1,14 +1,12 @@
 """Puts layers that run from compressed weights into a network of the user's own class."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from waterfill.arithmetic import own_arithmetic
 from waterfill.errors import BadInput
@@ -16,25 +14,36 @@ from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
 from waterfill.model.install import check_fits, install, tied_names
 from waterfill.model.lazy import CompressedTensors
-from waterfill.network.layout import MATRIX, Layout
-from waterfill.runtime.layers import PackedEmbedding, PackedLayer, PackedLinear
+from waterfill.network.layout import Layout
+from waterfill.runtime.layers.base import PackedLayer
+from waterfill.runtime.layers.linear import PackedEmbedding, PackedLinear
+from waterfill.runtime.layers.stack import PackedStack
 from waterfill.runtime.leaves import Term
+from waterfill.runtime.packing.settle import settle
+from waterfill.runtime.packing.sites import is_conv1d, layers_of, packed, unfit, weights_of
+from waterfill.runtime.packing.stacks import packed_stack, put_stack, stacks_of
+from waterfill.runtime.packing.table import WHY
+from waterfill.runtime.packing.timing import timed
 from waterfill.runtime.terms import WholeTerm, term_of
 from waterfill.storage import FileReader
 
-_RUNS = 7
-"""Runs of which the median counts, when a layer is timed."""
 _BYTES = {8: 1, 16: 2}
-_WHY = "_waterfill_why"  # of a layer: why it stays, or how fast it is
 
 
 def pack(
-    compressed: "CompressedModel | str | Path", model: nn.Module, *, input_bits: int = 16, batch: int | None = None
+    compressed: "CompressedModel | str | Path",
+    model: nn.Module,
+    *,
+    input_bits: int = 16,
+    batch: int | None = None,
+    large: int | None = None,
 ) -> nn.Module:
     """Put a compressed network into a module so that its layers run from the compressed weights.
 
-    Linear layers (`Conv1D` of transformers too) and embeddings keep small codes, sparse entries and thin factors in
-    memory, and multiply from there. All else gets its restored weights, as `install` does: `table` says what and why.
+    Linear layers (`Conv1D` of transformers too), embeddings, convolutions and recurrent layers keep small codes, values
+    of a table, sparse entries and thin factors in memory. Few inputs multiply from there; for many, for convolutions
+    and for sequences, blocks of rows are restored as they are needed. All else gets its restored weights, as `install`
+    does: `table` says what and why.
     A packed network does not learn. It can be moved, copied, compiled and exported, and its `state_dict` holds plain
     tensors.
 
@@ -43,15 +52,18 @@ def pack(
         model: a module of the user's own class; changed in place.
         input_bits: of the integers that the inputs of a layer are rounded to while it multiplies, 16 or 8. 16 keeps
             outputs to about four digits; 8 is faster, and its loss is to be measured.
-        batch: None to pack all that can be packed; or inputs at a time, for which each layer is timed once, packed
-            and dense, and the faster one stays.
+        batch: None to pack all that can be packed; or inputs at a time, for which each linear layer is timed once,
+            packed and dense, and the faster one stays.
+        large: inputs at a time from which layers multiply as floats instead of integers; None for the number from
+            which that is faster, measured once on this machine. Outputs of fewer inputs are the same on every machine;
+            those of more may differ in their last bits.
 
     Returns:
         The module, its parameters frozen; in the place of one that is a single layer, the packed layer.
 
     Raises:
         Mismatch: names or shapes that differ.
-        BadInput: other input_bits, or what is no module.
+        BadInput: other input_bits, batch or large, or what is no module.
         CorruptFile, NewerFormat, OSError: of the file.
 
     Example:
@@ -60,8 +72,8 @@ def pack(
     """
     if not isinstance(input_bits, int) or input_bits not in _BYTES:
         raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
-    _check(compressed, model, batch)
-    work = _Packing(model, _BYTES[input_bits], batch)
+    _check(compressed, model, batch=batch, large=large)
+    work = _Packing(model, _BYTES[input_bits], batch, large or 0)
     if isinstance(compressed, CompressedModel):
         return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
     with FileReader(compressed) as src:
@@ -83,20 +95,26 @@ class Named(Protocol):
 
 def pack_named(source: Named, model: nn.Module, *, dense: Mapping[str, Tensor], input_bits: int = 16) -> nn.Module:
     """As `pack`, where some tensors of the module are not in the file as they are: `dense` has these by name."""
-    return _Packing(model, _BYTES[input_bits], None, dict(dense)).run(source.layouts, source.aliases, source.entry)
+    work = _Packing(model, _BYTES[input_bits], None, 0, dict(dense))
+    return work.run(source.layouts, source.aliases, source.entry)
 
 
 @dataclass
 class _Packing:
-    """One network on its way. size: bytes of an input. batch: as for `pack`. dense: tensors that are not compressed."""
+    """One network on its way. size: bytes of an input. batch: as for `pack`. large: likewise, 0 for None.
+
+    dense: tensors that are not in the file.
+    """
 
     model: nn.Module
     size: int
     batch: int | None
+    large: int
     dense: dict[str, Tensor] = field(default_factory=dict)
     terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
     faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
-    made: list[tuple[nn.Module, "PackedLayer | str"]] = field(default_factory=list)
+    found: dict[int, dict[str, "Term | str"]] = field(default_factory=dict)
+    stacks: dict[str, "PackedStack | str"] = field(default_factory=dict)
 
     def run(self, names: Mapping[str, Any], aliases: Mapping[str, str], entry: Callable[[str], Entry]) -> nn.Module:
         """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
@@ -104,38 +122,83 @@ class _Packing:
         shapes = {name: tuple(value.shape) for name, value in self.dense.items()}
         check_fits(self.model, shapes | {name: _shape(names[own]) for name, own in owners.items()})
         owners |= tied_names(self.model, owners)
+        layers = list(layers_of(self.model))
         users: dict[str, list[tuple[str, nn.Module]]] = {}
-        for name, layer in layers_to_pack(self.model):
-            if name in owners:  # which it is not where a hook computes the weight
-                users.setdefault(owners[name], []).append((name, layer))
-        tensors = dict(self.dense)
+        for name, layer in layers:
+            for weight in weights_of(layer):
+                full = f"{name}.{weight}" if name else weight
+                if full in owners:  # which it is not where a hook computes the weight
+                    users.setdefault(owners[full], []).append((weight, layer))
+        tensors: dict[str, Tensor] = {}
+        uses = Counter(owners.values())
+        stacks = {name: (module, own) for name, module, own in stacks_of(self.model) if uses[name] == 1}
         with own_arithmetic():
             for own in names:
                 found = entry(own)
-                packed_names = self._pack(found, users.get(own, []))
-                kept = [name for name, of in owners.items() if of == own and name not in packed_names]
-                if kept:
-                    tensors |= dict.fromkeys(kept, found.tensor())
-        for layer, found_form in self.made:  # nothing is changed before everything is read
-            self._put(layer, found_form)
-        _leave_fast_path(self.model)
-        terms = {f"{name}." for name, module in self.model.named_modules() if isinstance(module, Term)}
-        inner = {name: value for name, value in self.model.state_dict().items() if name.startswith(tuple(terms))}
-        return install(self.model, tensors | (inner if terms else {})).eval().requires_grad_(False)
+                if own in stacks:
+                    self.stacks[own] = packed_stack(found, *stacks[own], self.size)
+                if isinstance(self.stacks.get(own, ""), str) and not self._pack(found, users.get(own, [])):
+                    tensors[own] = found.tensor()
+            made = {id(layer): self._made(layer) for _, layer in layers}
+            gone = _names(layers, made) | {own for own, stack in self.stacks.items() if not isinstance(stack, str)}
+            kept = {name: own for name, own in owners.items() if name not in gone}
+            tensors |= {own: entry(own).tensor() for own in kept.values() if own not in tensors}
+        for _, layer in layers:  # nothing is changed before everything is read
+            self._put(layer, made[id(layer)])
+        for own, stack in self.stacks.items():
+            put_stack(*stacks[own], stack)
+        settle(self.model, self.large)
+        wanted = {name: tensors[own] for name, own in kept.items()} | _packed_tensors(self.model)
+        return install(self.model, self.dense | wanted).eval().requires_grad_(False)
 
-    def _pack(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> set[str]:
-        """Packs the layers of a weight; returns the names of the weights of those that could be."""
-        done: dict[int, PackedLayer | str] = {}
-        for _, layer in users:
-            if id(layer) not in done:
-                done[id(layer)] = self._packed(entry, layer)
-                self.made.append((layer, done[id(layer)]))
-        return {name for name, layer in users if not isinstance(done[id(layer)], str)}
+    def _pack(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> bool:
+        """Finds the terms of a weight for its layers; returns whether all of them may do without its tensor."""
+        small = True
+        for weight, layer in users:
+            found = self._term(entry, weight, layer)
+            self.found.setdefault(id(layer), {})[weight] = found
+            small = small and isinstance(found, Term) and not isinstance(found, WholeTerm)
+        return small and bool(users)
+
+    def _term(self, entry: Entry, weight: str, layer: nn.Module) -> "Term | str":
+        """The term of a weight for a layer, or why there is none."""
+        why = unfit(entry.layout, len(entry.parts), layer)
+        if why:
+            return why
+        key = (entry.name, is_conv1d(layer))
+        if key not in self.terms:
+            product, held = entry.parts[0].product(), getattr(layer, weight)
+            made = term_of(product.transposed() if key[1] else product, self.size)
+            self.terms[key] = made if held.is_meta else made.to(held.device)
+        return self.terms[key]
+
+    def _made(self, layer: nn.Module) -> "PackedLayer | str":
+        """The layer in packed form, or why it stays."""
+        found = self.found.get(id(layer), {})
+        terms = {name: term for name, term in found.items() if isinstance(term, Term)}
+        if not found or len(terms) < len(weights_of(layer)):
+            return next((term for term in found.values() if isinstance(term, str)), "its weights are computed")
+        if all(isinstance(term, WholeTerm) for term in terms.values()):
+            return next(term.reason for term in terms.values() if isinstance(term, WholeTerm))
+        made = packed(terms, layer)
+        if self.batch is not None and isinstance(made, PackedLinear | PackedEmbedding):
+            quicker, times = self._timed(made.term, layer, self.batch)
+            setattr(made, WHY, times)
+            return made if quicker or isinstance(made, PackedEmbedding) else f"dense is faster: {times}"
+        return made
+
+    def _timed(self, term: Term, layer: nn.Module, batch: int) -> tuple[bool, str]:
+        """As `timed`, once for all matrices that are alike."""
+        weight: Tensor = layer.weight  # type: ignore[assignment]  # all of these layers have one
+        key = (term.rows, term.cols, term.words.partition(",")[0], weight.dtype)
+        if key not in self.faster:
+            self.faster[key] = timed(term, weight, batch)
+        return self.faster[key]
 
     def _put(self, layer: nn.Module, made: "PackedLayer | str") -> None:
         """Set a packed layer in the place of another, wherever that is, or note why it stays."""
         if isinstance(made, str):
-            setattr(layer, _WHY, made)
+            setattr(layer, WHY, made)
         elif layer is self.model:
             self.model = made
         else:
@@ -144,52 +207,31 @@ class _Packing:
                     if child is layer:
                         setattr(module, name, made)
 
-    def _packed(self, entry: Entry, layer: nn.Module) -> "PackedLayer | str":
-        """The layer in packed form, or why it stays."""
-        if entry.layout.role != MATRIX or len(entry.parts) != 1 or entry.layout.dtype.is_complex:
-            return "no matrix of real numbers"
-        turned = _is_conv1d(layer)
-        key = (entry.name, turned)
-        if key not in self.terms:
-            product = entry.parts[0].product()
-            weight: Tensor = layer.weight  # type: ignore[assignment]  # all of these layers have one
-            made = term_of(product.transposed() if turned else product, self.size)
-            self.terms[key] = made if weight.is_meta else made.to(weight.device)
-        term = self.terms[key]
-        if isinstance(term, WholeTerm):
-            return term.reason
-        if isinstance(layer, nn.Embedding):
-            return PackedEmbedding(term, layer)
-        linear = PackedLinear(term, layer, turned=turned)
-        if self.batch is not None:
-            quicker, times = self._timed(term, layer)
-            setattr(linear, _WHY, times)
-            return linear if quicker else f"dense is faster: {times}"
-        return linear
 
-    def _timed(self, term: Term, layer: nn.Module) -> tuple[bool, str]:
-        """Whether a matrix is faster packed than dense, at the batch asked for, and the two times."""
-        weight: Tensor = layer.weight  # type: ignore[assignment]  # all of these layers have one
-        key = (term.rows, term.cols, term.words.partition(",")[0], weight.dtype)
-        if key not in self.faster:
-            device = torch.device("cpu") if weight.is_meta else weight.device
-            x = torch.ones(self.batch or 1, term.cols, dtype=weight.dtype, device=device)
-            dense = torch.ones(term.rows, term.cols, dtype=weight.dtype, device=device)
-            with torch.inference_mode():
-                own = _median(lambda: term(x))
-                other = _median(lambda: nn.functional.linear(x, dense))
-            self.faster[key] = own < other, f"{1e6 * own:.0f} µs packed, {1e6 * other:.0f} µs dense"
-        return self.faster[key]
+def _packed_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a packed network has in its state beside tensors of the file."""
+    modules = model.named_modules(remove_duplicate=False)
+    layers = tuple(f"{name}." if name else "" for name, module in modules if isinstance(module, PackedLayer))
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = model.state_dict() if layers else {}
+    return {name: value for name, value in state.items() if name.startswith(layers) and name not in known}
 
 
-def _check(compressed: Any, model: Any, batch: Any) -> None:
+def _names(layers: list[tuple[str, nn.Module]], made: "Mapping[int, PackedLayer | str]") -> set[str]:
+    """The names of the weights that are packed."""
+    packed_layers = [(name, layer) for name, layer in layers if not isinstance(made[id(layer)], str)]
+    return {f"{name}.{weight}" if name else weight for name, layer in packed_layers for weight in weights_of(layer)}
+
+
+def _check(compressed: Any, model: Any, **counts: Any) -> None:
     """Raises BadInput for arguments that are no network and no file, and for a network that is packed."""
     if not isinstance(compressed, CompressedModel | str | Path):
         raise BadInput(f"what is packed is a compressed network or the path of a .wf file, not {_called(compressed)}")
     if not isinstance(model, nn.Module):
         raise BadInput(f"a network is packed into a module, and this is {_called(model)}; give an instance of yours")
-    if batch is not None and not (type(batch) is int and batch >= 1):
-        raise BadInput(f"batch={batch!r} is no number of inputs; give 1 or more, or None to pack all that can be")
+    for name, count in counts.items():
+        if count is not None and not (type(count) is int and count >= 1):
+            raise BadInput(f"{name}={count!r} is no number of inputs; give 1 or more, or None")
     if any(isinstance(module, PackedLayer) for module in model.modules()):
         raise BadInput("the module is packed already; build a new one of your class")
 
@@ -198,67 +240,7 @@ def _called(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-def table(model: nn.Module) -> list[dict[str, Any]]:
-    """How each linear layer, convolution, embedding and recurrent layer of a packed network runs.
-
-    A row is a dict: name, runs ("packed" or "dense"), form, bytes in memory, and why or how fast where it is known.
-    """
-    rows = []
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLayer):
-            size = sum(v.numel() * v.element_size() for v in module.term.buffers())
-            form, runs = module.term.words, "packed"
-        elif isinstance(module, _KINDS) or _is_conv1d(module):
-            size = sum(v.numel() * v.element_size() for v in module.parameters())
-            form, runs = "restored weights", "dense"
-        else:
-            continue
-        rows.append({"name": name, "runs": runs, "form": form, "bytes": size, "why": getattr(module, _WHY, "")})
-    return rows
-
-
-_KINDS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.RNNBase, nn.Bilinear)
-
-
-def layers_to_pack(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that can be packed, by every name of their weights: PyTorch's own, not what inherits from them, has
-    hooks or another forward pass, and not those whose weights are computed."""
-    for name, module in model.named_modules(remove_duplicate=False):
-        if parametrize.is_parametrized(module) or getattr(module, "weight", None) is None:
-            continue
-        changed = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
-        if (type(module) in (nn.Linear, nn.Embedding) or _is_conv1d(module)) and not changed:
-            yield f"{name}.weight" if name else "weight", module
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether a layer is the `Conv1D` of transformers: x W + b."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
-
-
-def _leave_fast_path(model: nn.Module) -> None:
-    """Transformer layers of PyTorch have a way of their own in evaluation mode, which reads the weights of their layers
-    and would restore packed ones each time; where layers are packed, they go the way of all others."""
-    packed = any(isinstance(module, PackedLayer) for module in model.modules())
-    for module in model.modules() if packed else ():
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-        elif isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # which says that there is no fast form of its activation
-
-
 def _shape(described: Any) -> tuple[int, ...]:
     """The shape of an entry, or of a layout."""
     shape: tuple[int, ...] = getattr(described, "layout", described).shape
     return shape
-
-
-def _median(action: Callable[[], object]) -> float:
-    """Seconds of the median run."""
-    action()
-    times = []
-    for _ in range(_RUNS):
-        begin = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - begin)
-    return sorted(times)[_RUNS // 2]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.coding.exact_product import exact_product
-from waterfill.part import Chain, Codes, Columns, Entries, Product, Sum, Whole
-from waterfill.runtime import operators
-from waterfill.runtime.leaves import CodesTerm, EntriesTerm, Term, check_cols, size_of, width_of
+from waterfill.part import Chain, Codes, Columns, Entries, Levels, Product, Sum, Whole
+from waterfill.runtime import layout, operators
+from waterfill.runtime.leaves import CodesTerm, EntriesTerm, LevelsTerm, Term, check_cols, size_of, width_of
 
 _MOST_COLS = 1 << 18  # that integer sums of 32 bits allow for
 _FLOAT = 32  # bits of a weight as it was
@@ -36,6 +36,15 @@ class ColumnsTerm(Term):
         whole = torch.zeros(len(inner), self.cols, dtype=inner.dtype, device=inner.device)
         return whole.index_copy_(1, self.kept, inner)
 
+    def block(self, first: int, last: int) -> Tensor:
+        inner = self.inner.block(first, last)
+        whole = torch.zeros(len(inner), self.cols, dtype=inner.dtype, device=inner.device)
+        return whole.index_copy_(1, self.kept, inner)
+
+    @property
+    def of_columns(self) -> tuple[Tensor, Term]:
+        return self.kept, self.inner
+
     @property
     def words(self) -> str:
         return f"{len(self.kept)} columns, {self.inner.words}"
@@ -58,6 +67,13 @@ class ChainTerm(Term):
         if not operators.runs_here(left):
             return left @ right
         return torch.from_numpy(exact_product(left.numpy(), right.numpy()))
+
+    def block(self, first: int, last: int) -> Tensor:
+        return self.left.block(first, last) @ self.right.block(0, self.right.rows)
+
+    @property
+    def factors(self) -> tuple[Term, Term]:
+        return self.left, self.right
 
     @property
     def words(self) -> str:
@@ -88,6 +104,12 @@ class SumTerm(Term):
             made = made + term.restored(rows)
         return made
 
+    def block(self, first: int, last: int) -> Tensor:
+        made = self._terms[0].block(first, last)
+        for term in self._terms[1:]:
+            made = made + term.block(first, last)
+        return made
+
     @property
     def words(self) -> str:
         return " + ".join(term.words for term in self._terms)
@@ -110,6 +132,9 @@ class WholeTerm(Term):
     def restored(self, rows: Tensor | None = None) -> Tensor:
         return self.matrix if rows is None else self.matrix[rows]
 
+    def block(self, first: int, last: int) -> Tensor:
+        return self.matrix[first:last]
+
     @property
     def words(self) -> str:
         return f"dense ({self.reason})"
@@ -127,10 +152,21 @@ def _coded(codes: Codes, size: int) -> Term:
     return CodesTerm(codes, size, (bits, beyond))
 
 
+def _looked_up(levels: Levels) -> Term:
+    """The module of values of a table; as they are where that is no smaller."""
+    rows, cols = levels.places.shape
+    bits = next(bits for bits in layout.WIDTHS if 1 << bits >= len(levels.values))
+    if not levels.places.numel() or 8 * rows * layout.row_bytes(cols, bits) >= _FLOAT * rows * cols:
+        return WholeTerm(levels.matrix(), "no smaller in memory")
+    return LevelsTerm(levels, bits)
+
+
 def term_of(product: Product, size: int) -> Term:
     """The module of a product. size: bytes of an input as an integer, 1 or 2."""
     if isinstance(product, Codes):
         return _coded(product, size)
+    if isinstance(product, Levels):
+        return _looked_up(product)
     if isinstance(product, Entries):
         full = int((product.values != 0).sum()) > _FULL * product.values.numel()
         return WholeTerm(product.values, "too many entries") if full else EntriesTerm(product.values)

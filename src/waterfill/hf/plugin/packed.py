@@ -1,6 +1,7 @@
 """A network of transformers that runs from compressed weights: which of them a layer holds as they are in the file, and
 the layers put in their places. All others (fused, permuted, of other layers) are loaded dense, by transformers."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,21 +14,22 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from waterfill.model.entry import Entry
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
-from waterfill.runtime.pack import layers_to_pack, pack_named
-from waterfill.storage.manifest import MATRIX
+from waterfill.runtime.pack import pack_named
+from waterfill.runtime.packing.sites import layers_of, weights_of
+from waterfill.runtime.packing.stacks import stacks_of
 
 
 def held_for(cls: Any, config: Any, args: tuple[Any, ...], tensors: CompressedTensors) -> dict[str, str]:
-    """Names in the file of the matrices that layers of the model hold under some name, and nothing done to them; each
-    with that name. The model is built on the meta device to see."""
+    """Names in the file of weights that layers and stacks of the model hold under some name, and nothing done to them;
+    each with that name. The model is built on the meta device to see."""
     with torch.device("meta"):
         model = cls._from_config(config, *args)
-    state = model.state_dict()
-    shapes = {name: tuple(state[name].shape) for name, _ in layers_to_pack(model)}
-    found = {}
+    state, found = model.state_dict(), {}
+    names = {f"{name}.{weight}" for name, layer in layers_of(model) for weight in weights_of(layer)}
+    names |= {name for name, _, _ in stacks_of(model)}
     for name, target in _renamed(model, tensors):
         layout = tensors.layouts[tensors.aliases.get(name, name)]
-        if layout.role == MATRIX and shapes.get(target) == layout.shape:
+        if target in names and tuple(state[target].shape) == layout.shape:
             found[name] = target
     return found
 
@@ -39,13 +41,11 @@ def put_packed(model: nn.Module, tensors: CompressedTensors, held: dict[str, str
     given = set(source.layouts) | set(source.aliases)
     tied = {id(value) for name, value in model.state_dict(keep_vars=True).items() if name in given}
     rest = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in tied}
-    packed = pack_named(source, model, dense=rest, input_bits=input_bits)
-    packed.tie_weights = _tied_already  # type: ignore[assignment]  # it would look for weights that are gone
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the module holds")  # narrower types are what was asked for
+        packed = pack_named(source, model, dense=rest, input_bits=input_bits)
+    vars(packed).pop("save_pretrained", None)  # which pack refuses, and which here writes the file again
     return packed
-
-
-def _tied_already(*_: Any, **__: Any) -> None:
-    """In the place of `tie_weights`: tied layers share what they are packed in."""
 
 
 class _Renamed:

@@ -153,11 +153,23 @@ def as_deployed(*models: nn.Module) -> Iterator[None]:
     try:
         for model in models:
             model.eval()
-        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _without_fast_path():
+        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _without_fast_path(), _with_gradients(models):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _with_gradients(models: tuple[nn.Module, ...]) -> Iterator[None]:
+    """A block in which recurrent layers on a GPU have gradients in evaluation mode too, for which cuDNN has none."""
+    layers = (module for model in models for module in model.modules() if isinstance(module, nn.RNNBase))
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and not any(p.is_cuda for layer in layers for p in layer.parameters())
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 @contextmanager

@@ -1,24 +1,26 @@
-"""Layers that run from compressed weights, in the place of PyTorch's own."""
+"""Linear layers and embeddings that run from compressed weights."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.runtime import operators
+from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.leaves import Term
 
 
-class PackedLayer(nn.Module):
-    """A layer whose weight is a `Term`. It has no gradients and does not learn."""
-
-    _like: Tensor
+class PackedMatrix(PackedLayer):
+    """A layer whose only weight is a term, or its transpose."""
 
     def __init__(self, term: Term, like: nn.Module, *, turned: bool = False) -> None:
         """like: the layer in whose place it stands. turned: whether the weight of that is the transpose of `term`."""
-        super().__init__()
-        weight: Tensor = like.weight  # type: ignore[assignment]  # all of these layers have one
-        self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device="cpu"), persistent=False)
-        self.term, self.turned, self.training = term, turned, False
+        super().__init__(like.weight.dtype)  # type: ignore[arg-type]  # all of these layers have a weight
+        self.term, self.turned = term, turned
+
+    def terms(self) -> Iterator[Term]:
+        yield self.term
 
     @property
     def weight(self) -> Tensor:
@@ -26,20 +28,10 @@ class PackedLayer(nn.Module):
         weight = self.term.restored().to(self._like.dtype)
         return weight.T if self.turned else weight
 
-    def train(self, mode: bool = True) -> "PackedLayer":
-        """Raises BadInput for training mode."""
-        if mode:
-            raise BadInput("a packed network does not learn; train it with waterfill.learn, save it, and pack the file")
-        super().train(mode)
-        return self
 
-    def extra_repr(self) -> str:
-        return f"{self.term.cols} to {self.term.rows}, {self.term.words}"
-
-
-class PackedLinear(PackedLayer):
+class PackedLinear(PackedMatrix):
     """y = x W^T + b for x [..., in]; W is `term` [out, in], or its transpose where the layer stores it so (`Conv1D` of
-    transformers)."""
+    transformers). In a block of autocast, inputs are taken in its type, as those of a linear layer are."""
 
     bias: nn.Parameter | None
 
@@ -49,11 +41,13 @@ class PackedLinear(PackedLayer):
         self.in_features, self.out_features = term.cols, term.rows
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         made: Tensor = self.term(x)
-        return made if self.bias is None else made + self.bias.to(made.dtype)
+        return made if self.bias is None else made.add_(self.bias.to(made.dtype))
 
 
-class PackedEmbedding(PackedLayer):
+class PackedEmbedding(PackedMatrix):
     """Rows of `term` [tokens, features], as the restored matrix has them; only those asked for are restored."""
 
     def __init__(self, term: Term, like: nn.Embedding) -> None:

@@ -1,0 +1,1 @@
+"""Layers that run from compressed weights, in the place of PyTorch's own."""

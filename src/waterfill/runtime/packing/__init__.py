@@ -1,0 +1,1 @@
+"""What becomes of the layers of a network when it is packed."""

@@ -1,0 +1,49 @@
+"""What became of the layers of a packed network."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from waterfill.runtime.layers.base import PackedLayer
+from waterfill.runtime.packing.sites import KINDS, is_conv1d
+
+WHY = "_waterfill_why"
+"""The attribute of a layer that says why it stays, or how fast it is."""
+
+
+def table(model: nn.Module) -> list[dict[str, Any]]:
+    """How each linear layer, convolution, embedding, recurrent layer and stack of matrices of a packed network runs.
+
+    A row is a dict: name, runs ("packed" or "dense"), form, bytes in memory, and why or how fast where it is known. The
+    bytes of a weight that several layers share stand in the first of their rows.
+    """
+    rows, seen = [], set[int]()
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLayer):
+            tensors = [value for term in module.terms() for value in term.buffers()]
+            form, runs = _words(module), "packed"
+        elif isinstance(module, KINDS) or is_conv1d(module):
+            tensors = list(module.parameters())
+            form, runs = "restored weights", "dense"
+        else:
+            stacks = [(n, v) for n, v in module.named_parameters(recurse=False) if v.ndim == 3]
+            rows += [_of_stack(f"{name}.{n}" if name else n, v, getattr(module, f"{WHY}_{n}", "")) for n, v in stacks]
+            continue
+        own = {id(value): value for value in tensors if id(value) not in seen}
+        seen |= own.keys()
+        size = sum(value.numel() * value.element_size() for value in own.values())
+        form += "" if own or not tensors else ", shared"
+        rows.append({"name": name, "runs": runs, "form": form, "bytes": size, "why": getattr(module, WHY, "")})
+    return rows
+
+
+def _words(layer: PackedLayer) -> str:
+    """What its matrices are; of several, without the numbers in which they differ."""
+    words = [term.words for term in layer.terms()]
+    return words[0] if len(words) == 1 else ", ".join(dict.fromkeys(each.partition(",")[0] for each in words))
+
+
+def _of_stack(name: str, value: Tensor, why: str) -> dict[str, Any]:
+    """The row of a stack of matrices that is dense."""
+    size = value.numel() * value.element_size()
+    return {"name": name, "runs": "dense", "form": "restored weights", "bytes": size, "why": why}
