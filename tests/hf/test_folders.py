@@ -127,6 +127,18 @@ def test_a_killed_run_leaves_the_old_folder_and_the_next_one_goes_on(folder, tmp
     assert (target / "model.wf").read_bytes() == before and left(tmp_path) == ["net", "small"]
 
 
+def test_an_interrupted_run_keeps_the_weights_that_are_finished(folder, tmp_path):
+    def stop(progress: waterfill.Progress) -> None:
+        if progress.stage == "fitting" and progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        waterfill.hf.compress_folder(folder, tmp_path / "small", bits=3, options=waterfill.Options(stop, threads=1))
+    assert left(tmp_path / "small.work") == ["weights"] and list((tmp_path / "small.work/weights").glob("*.blob"))
+    waterfill.hf.compress_folder(folder, tmp_path / "small", bits=3)
+    assert left(tmp_path) == ["net", "small"]
+
+
 def test_a_work_directory_of_somebody_else_is_left_alone(folder, tmp_path):
     (tmp_path / "small.work").mkdir()
     (tmp_path / "small.work" / "thesis.tex").write_text("years")

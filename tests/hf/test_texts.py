@@ -93,5 +93,12 @@ def test_texts_that_do_not_do_are_refused(places, tmp_path):
 def test_the_harness_gets_the_loaded_model(places, tmp_path):
     pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness, the extra [lm-eval]")
     waterfill.hf.compress_folder(places / "original", tmp_path / "small", bits=4.5)
-    harness = waterfill.hf.lm_eval_model(tmp_path / "small", batch_size=1)
-    assert harness.model.is_quantized
+    from lm_eval.api.instance import Instance
+
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    for packed in (False, True):
+        harness = waterfill.hf.lm_eval_model(tmp_path / "small", packed=packed, batch_size=1)
+        asked = Instance(request_type="loglikelihood", doc={}, arguments=("w1 w2 w3", " w4 w5"), idx=0)
+        with torch.no_grad():
+            rows = waterfill.hf.load(tmp_path / "small", packed=packed)(tokens).logits[0].log_softmax(-1)
+        assert harness.loglikelihood([asked])[0][0] == pytest.approx(float(rows[2, 4] + rows[3, 5]), rel=1e-4)

@@ -37,16 +37,18 @@ def language_model(folder: Path, **saving: Any) -> nn.Module:
     """A Llama with a tokenizer of the words w0, w1, ... in a folder, with tied embeddings."""
     model = build("Llama")
     model.save_pretrained(folder, **saving)
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    last = VOCABULARY - 1
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(last)} | {"<end>": last}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(folder)
+    special = {"unk_token": "w0", "eos_token": "<end>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
     return model
 
 
 def write_text(path: Path, tokens: int) -> Path:
     """A text of so many words that the tokenizer knows."""
     random = torch.Generator().manual_seed(2)
-    numbers = torch.randint(0, VOCABULARY, (tokens,), generator=random).tolist()
+    numbers = torch.randint(0, VOCABULARY - 1, (tokens,), generator=random).tolist()
     path.write_text(" ".join(f"w{number}" for number in numbers))
     return path
 
