@@ -36,7 +36,7 @@ COUNTED = {LENET: 256, RESNET: 256, LSTM: 256, LLAMA: 256, DEEP: 256}
 """Inputs that compressing without training is calibrated with."""
 
 
-TEXT = {LSTM: 20, LLAMA: 4}
+TEXT = {LSTM: 12, LLAMA: 4}
 """Networks of text, and the passes through it."""
 
 
@@ -67,7 +67,7 @@ def plan() -> list[Job]:
         *(replace(through, ratio=ratio, labels=labels) for ratio in (100.0, 130.0) for labels in (False, True)),
         *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, 13.84)),
         replace(resnet, labels=True),
-        Job(RESNET, "lc", PAPER, epochs=20, rate=0.02, labels=True),
+        Job(RESNET, "lc", PAPER, epochs=20, rate=2e-3, labels=True),
         replace(resnet, network=DEEP, ratio=26.0),
     ]
     sizes = dict.fromkeys((job.network, job.ratio) for job in trained if job.ratio)
@@ -111,7 +111,7 @@ def earlier() -> dict[Job, list[Any]]:
 
 
 def measured(job: Job, device: torch.device) -> list[Any]:
-    """Bytes of the file, times smaller, quality, divergence, seconds, and why there is nothing."""
+    """Bytes of the file, times smaller, quality, divergence, seconds, where, and why there is nothing."""
     folder = data_folder()
     network = networks()[job.network]
     state = network.state(folder)
@@ -128,7 +128,7 @@ def measured(job: Job, device: torch.device) -> list[Any]:
         try:
             size, restored = gptq.Opponent(state, {}).within(budget)
         except ValueError as error:  # below one bit in such a format
-            return [None, job.ratio, None, None, 0.0, f"{error}"]
+            return [None, job.ratio, None, None, 0.0, device.type, f"{error}"]
         seconds = 0.0
     else:
         made = plain(model, job, folder) if job.method == PLAIN else learned(model, job, folder)
@@ -138,7 +138,7 @@ def measured(job: Job, device: torch.device) -> list[Any]:
             restored = waterfill.load(Path(place) / "m.wf").state_dict()
     original = sum(t.numel() * t.element_size() for t in state.values())
     found = evaluate(restored)
-    return [size, original / size if size else None, found.quality, found.divergence, seconds, ""]
+    return [size, original / size if size else None, found.quality, found.divergence, seconds, device.type, ""]
 
 
 def plain(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
@@ -194,7 +194,7 @@ def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
     forms = {"ratio": ".4g", "rate": ".2g", "epochs": "d", "labels": "", "seed": "d"}
     columns = {field.name: forms.get(field.name, "") for field in fields(Job)}
     columns |= {"bytes": "d", "times smaller": ".2f", "quality": ".3f", "divergence": ".3g", "seconds": ".0f"}
-    columns |= {"failed": ""}
+    columns |= {"on": "", "failed": ""}
     rows = [[*asdict(job).values(), *known[job]] for job in plan() if job in known]
     return {"runs": Table("Trained in compressed form", columns, rows), "claims": claims_table(claims(known))}
 
