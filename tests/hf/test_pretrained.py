@@ -90,6 +90,14 @@ def test_without_our_import_nothing_is_loaded(small):
     assert ran.returncode == 0, ran.stderr
 
 
+def test_a_config_of_ours_takes_other_weights_too(small):
+    model = waterfill.hf.load(small)
+    again = type(model).from_pretrained(None, config=model.config, state_dict=build("Llama").state_dict())
+    assert torch.equal(again(**TOKENS).logits, build("Llama")(**TOKENS).logits)
+    with pytest.raises(BadInput, match="compress_folder"):
+        waterfill.hf.save(again, small)
+
+
 def test_other_folders_are_read_and_written_as_before(tmp_path):
     model = language_model(tmp_path / "plain")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")

@@ -54,7 +54,7 @@ def original_tokenizer(folder: "str | Path") -> Any:
     library = transformers()
     try:
         return library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         line = " ".join(str(error).split())[:300]
         raise BadInput(f"transformers finds no tokenizer in {folder}, which a text needs: {line}") from error
 

@@ -33,6 +33,14 @@ class WaterfillConfig(QuantizationConfigMixin):
         """What a folder's config holds: the name of the loader. How it is loaded is for each loading to say."""
         return {"quant_method": METHOD}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same, for releases of transformers that show configs by it."""
+        return self.to_dict()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a dict, which transformers takes the config of a loaded model for."""
+        return self.to_dict().get(key, default)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -70,7 +78,10 @@ class WaterfillQuantizer(HfQuantizer):
     packed = False
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """The type that a tensor of the file is cast to; None for places that are held for packed layers."""
+        """The type that a tensor of the file is cast to; None for places that are held for packed layers. Tensors of
+        another state dict are the library's to cast."""
+        if not hasattr(param, "cast_to"):
+            return super().get_new_dtype(converter, param, dtype)
         wanted: torch.dtype | None = param.cast_to(dtype)
         return wanted
 
