@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from waterfill.calibration.calibrate import calibrate
+    from waterfill.channels.prune import prune_channels
     from waterfill.compression.allocation.budget import Budget
     from waterfill.compression.compress import compress
     from waterfill.compression.file import compress_file, plan_file
@@ -50,6 +51,7 @@ __all__ = [
     "pack",
     "parse",
     "plan_file",
+    "prune_channels",
 ]
 _HOME = {
     "WaterfillError": "errors",
@@ -77,6 +79,7 @@ _HOME = {
     "plan_file": "compression.file",
     "compress_to_quality": "compression.to_quality",
     "pack": "runtime.pack",
+    "prune_channels": "channels.prune",
 }
 """Where each public name is defined, below `waterfill`."""
 

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import FrameType
 
-from waterfill.cli.commands import compress, decompress, demo, evaluate, info, learn, limits, plan, verify
+from waterfill.cli.commands import compress, decompress, demo, evaluate, info, learn, limits, plan, prune, verify
 from waterfill.cli.exit_codes import Ended, Exit, code_of, message_of
 from waterfill.report.text import ReaderGone, complain, said
 
 _COMMANDS = {
     "compress": (compress, "write a model as a .wf file of a given size"),
     "learn": (learn, "compress a network and train it in compressed form, without labels"),
+    "prune": (prune, "remove channels, neurons and heads, so that a network is faster in plain PyTorch"),
     "plan": (plan, "what compress would do: predicted sizes, errors, memory and time; writes nothing"),
     "limits": (limits, "the fewest bits at which a network can keep its answers, and how near files come"),
     "info": (info, "what a .wf file holds, tensor by tensor"),

@@ -21,6 +21,7 @@ from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, ImportanceMap
 from waterfill.model.compressed import CompressedModel, count_weights
 from waterfill.model.entry import Entry, row_of
+from waterfill.network.channels.sizes import NOTE, noted_sizes
 from waterfill.network.kept import BINARY, why_kept
 from waterfill.network.layout import RAW, Layout, layout_of
 from waterfill.network.pruned import hidden_in
@@ -127,7 +128,10 @@ class Task:
             kept = {weight.name for weight in weights if weight.kept}
             measured = importance.warnings if isinstance(importance, ImportanceMap) else {}
             warnings |= {name: text for name, text in measured.items() if name not in kept}
-        notes = {"recipe": recipe, "original": original}  # in the order of `compress_file`: no byte differs
+        sizes = noted_sizes(module) if module is not None else {}
+        notes = {"recipe": recipe, "original": original} | (
+            {NOTE: sizes} if sizes else {}
+        )  # in the order of `compress_file`: no byte differs
         return cls(weights, aliases, notes | ({"warnings": warnings} if warnings else {}))
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from waterfill.model.entry import Entry, row_of
-from waterfill.model.install import install
+from waterfill.model.install import install, make_room
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
 from waterfill.storage import FileReader, FileWriter, size_of
@@ -76,7 +76,8 @@ class CompressedModel:
         """Load the weights into a module of the user's own class.
 
         Args:
-            module: changed in place; parameters on the meta device get memory on the CPU.
+            module: changed in place; parameters on the meta device get memory on the CPU. Where channels were pruned
+                before the network was compressed, they are taken out of it.
 
         Returns:
             The module.
@@ -84,7 +85,9 @@ class CompressedModel:
         Raises:
             Mismatch: names or shapes that differ, or values that the module's types cannot hold.
         """
-        return install(module, self.state_dict())
+        tensors = self.state_dict()
+        make_room(module, self.notes, {name: tuple(value.shape) for name, value in tensors.items()})
+        return install(module, tensors)
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each tensor, a dict: name, shape, dtype, part, bytes, bits, error, reason, warning.

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from waterfill.errors import BadInput, Mismatch
+from waterfill.errors import BadInput, CorruptFile, Mismatch
+from waterfill.network.channels.sizes import NOTE, held_by, shrink, sizes_problem
 from waterfill.network.tensors import is_foreign, is_lazy
 
 _SHOWN = 5
@@ -52,6 +53,25 @@ def check_fits(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], source:
     given |= {name: () for name, value in held.items() if name not in given and is_foreign(name, value)}
     wanted = {name: given.get(name, ()) if is_lazy(value) else _shape(value) for name, value in held.items()}
     _check_names(wanted, given, (type(module).__name__, source))
+
+
+def make_room(module: nn.Module, notes: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Take the channels out of a module that the network in a file lost, so that tensors of these shapes fit.
+
+    notes: of the file. Raises Mismatch, the module as it was, where they do not fit even so; CorruptFile for notes that
+    no writer would have written.
+    """
+    if NOTE not in notes or not isinstance(module, nn.Module):
+        return
+    sizes = notes[NOTE]
+    if sizes_problem(sizes):
+        raise CorruptFile("the sizes of layers are not what a writer would have written; the file is damaged")
+    back = held_by(module.modules())
+    try:
+        check_fits(shrink(module, sizes), shapes)
+    except Mismatch:
+        back()
+        raise
 
 
 def tied_names(module: nn.Module, known: Mapping[str, T]) -> dict[str, T]:

@@ -12,7 +12,7 @@ from waterfill.arithmetic import own_arithmetic
 from waterfill.errors import BadInput
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
-from waterfill.model.install import check_fits, install, tied_names
+from waterfill.model.install import check_fits, install, make_room, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
 from waterfill.runtime.layers.base import PackedLayer
@@ -75,9 +75,11 @@ def pack(
     _check(compressed, model, batch=batch, large=large)
     work = _Packing(model, _BYTES[input_bits], batch, large or 0)
     if isinstance(compressed, CompressedModel):
+        make_room(model, compressed.notes, _shapes(compressed.entries, compressed.aliases))
         return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
     with FileReader(compressed) as src:
         tensors = CompressedTensors(src)
+        make_room(model, tensors.manifest.notes, _shapes(tensors.layouts, tensors.aliases))
         return work.run(tensors.layouts, dict(tensors.aliases), tensors.entry)
 
 
@@ -120,7 +122,7 @@ class _Packing:
         """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
         owners = {name: name for name in names} | dict(aliases)
         shapes = {name: tuple(value.shape) for name, value in self.dense.items()}
-        check_fits(self.model, shapes | {name: _shape(names[own]) for name, own in owners.items()})
+        check_fits(self.model, shapes | _shapes(names, aliases))
         owners |= tied_names(self.model, owners)
         layers = list(layers_of(self.model))
         users: dict[str, list[tuple[str, nn.Module]]] = {}
@@ -238,6 +240,12 @@ def _check(compressed: Any, model: Any, **counts: Any) -> None:
 
 def _called(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def _shapes(described: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors, tied ones included, from their entries or layouts."""
+    owners = {name: name for name in described} | dict(aliases)
+    return {name: _shape(described[own]) for name, own in owners.items()}
 
 
 def _shape(described: Any) -> tuple[int, ...]:

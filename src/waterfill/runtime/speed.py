@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from waterfill.errors import BadInput
-from waterfill.network.running.batches import first_of, samples_in
-from waterfill.network.running.forward import Forward, call
+from waterfill.network.running.batches import each_tensor, first_of, samples_in
+from waterfill.network.running.forward import Forward, call, result_of
+from waterfill.network.running.state import same_draws, unchanged
 
 _ROUNDS, _LEAST = 25, 5
 _SECONDS = 2.0  # for one network at one size, once it has run so often as the least
@@ -72,6 +73,8 @@ def speed(
     made = []
     for size in sizes:
         given = first_of(batch, size)
+        for model in models.values():
+            call(model, given, forward)  # which says what is wrong with a batch
         times = {name: [_seconds(model, given, forward)] for name, model in models.items()}  # and warmed up
         began = time.perf_counter()
         for round_ in range(_ROUNDS):
@@ -96,6 +99,9 @@ def memory_of(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def _seconds(model: nn.Module, batch: Any, forward: Forward | None) -> float:
-    began = time.perf_counter()
-    call(model, batch, forward)
-    return time.perf_counter() - began
+    """Seconds of the model alone: not of keeping its buffers and random numbers as they are."""
+    own = each_tensor(batch, Tensor.clone)
+    with unchanged(model), same_draws(batch):
+        began = time.perf_counter()
+        result_of(model, own, forward)
+        return time.perf_counter() - began

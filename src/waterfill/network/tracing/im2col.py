@@ -58,24 +58,27 @@ def pick(positions: int, cols: int, generator: torch.Generator) -> Tensor | None
     return (at * (positions / count)).long().clamp_max(positions - 1)
 
 
-def vectors(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Some of the vectors of x [..., cols], as columns [1, cols, vectors], float32."""
+def vectors(x: Tensor, generator: torch.Generator, chosen_for: int = 0) -> Tensor:
+    """Some of the vectors of x [..., cols], as columns [1, cols, vectors], float32; chosen_for: as of `windows`."""
     flat = x.reshape(-1, x.shape[-1])
-    chosen = pick(len(flat), flat.shape[1], generator)
+    chosen = pick(len(flat), chosen_for or flat.shape[1], generator)
     return (flat if chosen is None else flat[chosen.to(flat.device)]).float().T[None]
 
 
-def windows(x: Tensor, geometry: Geometry, positions: Sequence[int], generator: torch.Generator) -> Tensor:
+def windows(
+    x: Tensor, geometry: Geometry, positions: Sequence[int], generator: torch.Generator, chosen_for: int = 0
+) -> Tensor:
     """The windows of x [samples, channels, *space] or [channels, *space] as columns, float32.
 
-    positions: of the kernel in each dimension. Returns [groups, channels / groups * prod(kernel), windows], kernel
-    positions fastest, samples one after the other.
+    positions: of the kernel in each dimension. chosen_for: columns that the number of windows is chosen for, where it
+    is to be that of another input; 0 for those of this one. Returns [groups, channels / groups * prod(kernel),
+    windows], kernel positions fastest, samples one after the other.
     """
     x = _padded(x, geometry)
     channels, space = x.shape[1], x.shape[2:]
     cols = channels // geometry.groups * math.prod(geometry.kernel)
     each = math.prod(positions)
-    chosen = pick(len(x) * each, cols, generator)
+    chosen = pick(len(x) * each, chosen_for or cols, generator)
     chosen = torch.arange(len(x) * each, dtype=torch.int64, device="cpu") if chosen is None else chosen
     starts = chosen // max(1, each) * math.prod(space) + _starts(geometry, space, positions)[chosen % max(1, each)]
     index = (_inside(geometry, space)[:, None] + starts).reshape(-1).to(x.device)
