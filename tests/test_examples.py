@@ -27,7 +27,7 @@ def example(name: str) -> ModuleType:
 
 
 def test_there_is_a_test_for_every_example():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*TOY, "checkpoint", "with_data"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*TOY, "checkpoint", "with_data", "language_model"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -59,3 +59,14 @@ def test_the_checkpoint_example_writes_two_files(tmp_path, capsys):
     assert "lossless" in capsys.readouterr().out
     sizes = [(tmp_path / name).stat().st_size for name in ("model.wf", "model.exact.wf", "model.safetensors")]
     assert sizes == sorted(sizes)
+
+
+def test_the_language_model_is_small_and_says_the_same(tmp_path, capsys):
+    pytest.importorskip("transformers", reason="needs transformers, the extra [hf]: `make test-hf`")
+    from tests.support.hf_models import language_model, write_text
+
+    language_model(tmp_path / "net")
+    text = write_text(tmp_path / "text.txt", 600)
+    example("language_model").main(str(tmp_path / "net"), str(text), "3.5", "16x24")
+    dense, packed = re.findall(r"perplexity ([\d.]+)", capsys.readouterr().out)
+    assert float(packed) == pytest.approx(float(dense), rel=1e-3)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
 from waterfill.model.install import check_fits, install, make_room, tied_names
 from waterfill.model.lazy import CompressedTensors
+from waterfill.network.layout import Layout
 from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.layers.linear import PackedEmbedding, PackedLinear
 from waterfill.runtime.layers.stack import PackedStack
@@ -82,14 +83,36 @@ def pack(
         return work.run(tensors.layouts, dict(tensors.aliases), tensors.entry)
 
 
+class Named(Protocol):
+    """Tensors by the names that a module has for them: how each is laid out, tied names, and each as parts."""
+
+    @property
+    def layouts(self) -> Mapping[str, Layout]: ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+
+    def entry(self, name: str) -> Entry: ...
+
+
+def pack_named(source: Named, model: nn.Module, *, dense: Mapping[str, Tensor], input_bits: int = 16) -> nn.Module:
+    """As `pack`, where some tensors of the module are not in the file as they are: `dense` has these by name."""
+    work = _Packing(model, _BYTES[input_bits], None, 0, dict(dense))
+    return work.run(source.layouts, source.aliases, source.entry)
+
+
 @dataclass
 class _Packing:
-    """One network on its way. size: bytes of an input. batch: as for `pack`. large: likewise, 0 for None."""
+    """One network on its way. size: bytes of an input. batch: as for `pack`. large: likewise, 0 for None.
+
+    dense: tensors that are not in the file.
+    """
 
     model: nn.Module
     size: int
     batch: int | None
     large: int
+    dense: dict[str, Tensor] = field(default_factory=dict)
     terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
     faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
     found: dict[int, dict[str, "Term | str"]] = field(default_factory=dict)
@@ -98,7 +121,8 @@ class _Packing:
     def run(self, names: Mapping[str, Any], aliases: Mapping[str, str], entry: Callable[[str], Entry]) -> nn.Module:
         """The network. names: of the tensors that `entry` gives, tied ones once; aliases: tied names."""
         owners = {name: name for name in names} | dict(aliases)
-        check_fits(self.model, _shapes(names, aliases))
+        shapes = {name: tuple(value.shape) for name, value in self.dense.items()}
+        check_fits(self.model, shapes | _shapes(names, aliases))
         owners |= tied_names(self.model, owners)
         layers = list(layers_of(self.model))
         users: dict[str, list[tuple[str, nn.Module]]] = {}
@@ -127,7 +151,7 @@ class _Packing:
             put_stack(*stacks[own], stack)
         settle(self.model, self.large)
         wanted = {name: tensors[own] for name, own in kept.items()} | _packed_tensors(self.model)
-        return install(self.model, wanted).eval().requires_grad_(False)
+        return install(self.model, self.dense | wanted).eval().requires_grad_(False)
 
     def _pack(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> bool:
         """Finds the terms of a weight for its layers; returns whether all of them may do without its tensor."""

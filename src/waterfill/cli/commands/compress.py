@@ -17,6 +17,7 @@ from waterfill.cli.arguments import (
     writable,
 )
 from waterfill.cli.exit_codes import UsageError
+from waterfill.cli.folders import add_text, compress_to_folder, is_folder_wanted
 from waterfill.cli.network import network_and_batches, with_weights
 from waterfill.errors import BadInput
 from waterfill.report.listing import Listing, items_of
@@ -35,12 +36,17 @@ EXAMPLES = """examples:
   waterfill compress model.safetensors --bits 3
   waterfill compress model.safetensors --size 3MB -o small.wf --recipe "Quantize() + Prune()"
   waterfill compress checkpoint-folder --lossless
+  waterfill compress SmolLM2-135M -o SmolLM2-135M-3bit --bits 3
+  waterfill compress SmolLM2-135M -o SmolLM2-135M-3bit --bits 3 --text stories.txt --tokens 128x512
   waterfill compress model.safetensors --bits 2 --network nets:resnet20 --data loaders:some_images
   waterfill compress model.safetensors --max-drop 0.5% --network nets:resnet20 --data images.npz \\
       --held-out loaders:labelled_images
 
 With --data, a few hundred inputs without labels, errors are put where they cost least: always worth it. Interrupted or
-killed, the same command without --data goes on where it was."""
+killed, the same command without inputs goes on where it was.
+
+From the folder of a transformers model to an OUT that is no .wf, OUT is a folder too, with config and tokenizer, which
+transformers reads after `import waterfill.hf`. With --text the whole model is in memory."""
 _WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache", "sure")
 
 
@@ -48,10 +54,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `compress`."""
     budget = add_common(parser)
     budget.add_argument("--max-drop", metavar="D", help="how far quality may fall, such as 0.5%% (with --held-out)")
-    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: beside MODEL, named .wf)")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="the .wf file to write (default: beside MODEL), or a folder for a folder"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     data = parser.add_argument_group("with data")
     data.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches of inputs, or a .npz or .npy of inputs")
+    add_text(data, "128x512")
     data.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
     data.add_argument("--memory", type=size_of, metavar="S", help="for what is measured at a time (default: 1 GiB)")
     data.add_argument("--cache", metavar="FOLDER", help="where measurements are kept, to go on from if interrupted")
@@ -69,6 +78,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write OUT and print a row for every tensor. Raises the errors of `compress_file` and `compress`."""
+    if is_folder_wanted(args):
+        began = time.monotonic()
+        listing = compress_to_folder(args)
+        _say(args, args.output, listing, {}, time.monotonic() - began)
+        return
     output = args.output or default_output(existing(args.model))
     writable(output, args.force)  # before torch is imported and the checkpoint read
     for name in _WITH_DATA:
@@ -82,7 +96,10 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--sure goes with --max-drop")
     began = time.monotonic()
     listing, report = _with_data(args, output) if args.data else _without(args, output)
-    seconds = time.monotonic() - began
+    _say(args, output, listing, report, time.monotonic() - began)
+
+
+def _say(args: argparse.Namespace, output: str, listing: Listing, report: dict[str, Any], seconds: float) -> None:
     if args.json:
         say_json({"file": output, "seconds": seconds} | listing.as_json() | report.get("json", {}))
         return

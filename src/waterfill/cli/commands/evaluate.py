@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.arguments import existing, size_of
 from waterfill.cli.exit_codes import UsageError
+from waterfill.cli.folders import add_text, evaluate_on_text
 from waterfill.cli.network import network_and_batches, with_weights
 from waterfill.report.text import bytes_text, say, say_json
 
@@ -21,19 +22,23 @@ EXAMPLES = """examples:
   waterfill evaluate model.wf --network nets:resnet20 --data images.npz --reference model.safetensors --layers
   waterfill evaluate model.wf --network nets:llama --data loaders:stories --bytes 2MB
   waterfill evaluate model.wf --network nets:resnet20 --data images.npz --reference model.safetensors --speed 1,32
+  waterfill evaluate SmolLM2-135M-3bit --text held_out.txt --tokens 64x512 --reference SmolLM2-135M --json
 
 --network names a function that builds the module, --data one that returns batches: (inputs, targets), or inputs, or
 a .npz with "inputs" and "targets"; there is no accuracy without targets, but the distance from --reference. Modules
-may lie in the current folder."""
+may lie in the current folder.
+
+With --text, FILE is the folder of a transformers language model: perplexity by windows, divergence from that of
+--reference and agreement with it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `evaluate`."""
-    parser.add_argument("file", metavar="FILE", help="a .wf file, or a .safetensors file or folder")
+    parser.add_argument("file", metavar="FILE", help="a .wf file, a .safetensors file, or a folder")
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
-    parser.add_argument(
-        "--data", required=True, metavar="MODULE:FUNCTION|FILE", help="batches, or a .npz or .npy file of inputs"
-    )
+    parser.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches, or a .npz or .npy file of inputs")
+    add_text(parser, "64x512")
+    parser.add_argument("--packed", action="store_true", help="with --text: run from the compressed weights")
     parser.add_argument("--reference", metavar="MODEL", help="the original (.safetensors or .wf), to compare with")
     parser.add_argument(
         "--bytes", type=size_of, metavar="S", help="of the text that the targets stand for: bits a byte"
@@ -47,6 +52,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises UsageError, BadInput, CorruptFile, Mismatch."""
+    if args.text:
+        evaluate_on_text(args)
+        return
+    if args.tokens or args.packed:
+        raise UsageError("--tokens and --packed go with --text")
+    if not args.data:
+        raise UsageError("there is nothing to measure on: name some inputs with --data, or a text with --text")
     if args.layers and not args.reference:
         raise UsageError("--layers compares with an original: name it with --reference")
 

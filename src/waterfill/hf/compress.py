@@ -1,0 +1,102 @@
+"""`compress_folder`: the folder of a transformers model as a compressed one, without inputs or with those of a text."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from waterfill.compression.compress import compress
+from waterfill.compression.file import Summary, compress_file
+from waterfill.compression.options import Options
+from waterfill.errors import BadRecipe
+from waterfill.hf.folder import WEIGHTS, check_plain, copy_beside, write_card, write_config
+from waterfill.hf.original import original_model, original_tokenizer
+from waterfill.hf.staging import Staging, staged
+from waterfill.hf.text import Windows
+from waterfill.network.checkpoint import Checkpoint, open_checkpoint
+from waterfill.part import Spec
+from waterfill.recipe import DEFAULT_RECIPE
+
+
+def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
+    source: "str | Path",
+    target: "str | Path",
+    spec: "Spec | str | None" = None,
+    *,
+    bits: float | None = None,
+    size: int | None = None,
+    ratio: float | None = None,
+    price: float | None = None,
+    lossless: bool = False,
+    text: "str | Path | None" = None,
+    windows: Windows = Windows(),
+    options: Options = Options(),
+) -> Summary:
+    """Compress the folder of a transformers model into a folder that transformers reads after `import waterfill.hf`.
+
+    The weights become `model.wf`; config, generation config, tokenizer, card and whatever else lies there are copied.
+    Without a text one weight is in memory at a time, and the same call goes on where a killed one was. With one, the
+    whole network is, in float32, and its windows show where errors cost least: for small models, for now.
+
+    Args:
+        source: the folder, with its config and its weights as `.safetensors`, in one file or in shards with an index.
+        target: the folder to make.
+        spec: as of `compress_file`, or of `compress` where there is a text.
+        bits: per weight, of `model.wf`; and so are the other budgets, as of `compress_file`.
+        size: bytes of `model.wf`.
+        ratio: bytes of the original tensors over bytes of `model.wf`.
+        price: the water level itself, nats per bit.
+        lossless: keep every tensor bit for bit.
+        text: a file of plain text like what the model will read, to calibrate with; needs the extra `waterfill[hf]`.
+        windows: how many windows of the text, of how many tokens.
+        options: as of `compress_file`; `force` replaces a compressed folder, and nothing else.
+
+    Returns:
+        As of `compress_file`; `path` is the folder, `size` that of `model.wf`.
+
+    Raises:
+        BadInput: no config, no weights, a missing shard, a quantized folder, a text too short, transformers missing.
+        OutputExists: the target is there and `options.force` is not set, or it is no compressed folder.
+        CorruptFile, BadRecipe, BudgetError, PlanMismatch, OSError: as `compress_file`.
+
+    Example:
+        >>> waterfill.hf.compress_folder("SmolLM2-135M", "SmolLM2-135M-3bit", bits=3)
+    """
+    if lossless and text is not None:
+        raise BadRecipe("lossless=True keeps every bit and needs no text: leave it out")
+    began, folder = time.monotonic(), Path(source)
+    config = check_plain(folder)
+    checkpoint = open_checkpoint(folder)
+    budget: dict[str, Any] = {"bits": bits, "size": size, "ratio": ratio, "price": price}
+    with staged(target, options.force, folder) as staging:
+        if text is None:
+            inner = replace(options, work=options.work or staging.journal, force=True)
+            recipe = DEFAULT_RECIPE if spec is None else spec
+            made = compress_file(folder, staging.made / WEIGHTS, recipe, lossless=lossless, options=inner, **budget)
+        else:
+            made = _by_text((folder, checkpoint), staging, spec, budget, (Path(text), windows, options))
+        copy_beside(folder, staging.made)
+        write_config(config, checkpoint, staging.made)
+        write_card(staging.made, Path(target).name)
+    return replace(made, path=Path(target), seconds=time.monotonic() - began)
+
+
+def _by_text(
+    source: tuple[Path, Checkpoint],
+    staging: Staging,
+    spec: "Spec | str | None",
+    budget: dict[str, Any],
+    how: tuple[Path, Windows, Options],
+) -> Summary:
+    """Compress the whole network with windows of a text as inputs. A ratio is one to the tensors on disk, not to those
+    in memory, which may be wider."""
+    (folder, checkpoint), (text, windows, options) = source, how
+    original = checkpoint.original_bytes
+    if budget["ratio"] is not None and budget["size"] is None:
+        budget = budget | {"size": int(original / budget["ratio"]), "ratio": None}
+    tokens = windows.of(text, original_tokenizer(folder))
+    model = original_model(folder)
+    windows.check_fits(model)
+    made = compress(model, windows.batches(tokens), spec=spec, options=options, **budget)
+    made.save(staging.made / WEIGHTS)
+    return Summary(staging.made, made.table(), made.size, original, made.weights, 0.0, dict(made.aliases))

@@ -1,0 +1,1 @@
+"""What `import waterfill.hf` adds to transformers: reading and writing of compressed folders."""
