@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class Learner(ABC):
     @abstractmethod
     def parameters(self) -> list[Tensor]:
         """What the optimizer is to change."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The same by pace, for an optimizer that takes steps of one size, such as Adam: `params`, and the `pace` that
+        the learning rate is to be multiplied by."""
+        return [{"params": self.parameters(), "pace": 1.0}]
 
     def penalty(self) -> Tensor:
         """What is added to the loss, nats: a scalar that gradients run through."""

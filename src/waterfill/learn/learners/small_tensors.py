@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,6 +37,9 @@ class SmallTensors(Learner):
 
     def parameters(self) -> list[Tensor]:
         return self._vectors.parameters()
+
+    def groups(self) -> list[dict[str, Any]]:
+        return self._vectors.groups()
 
     def after_backward(self) -> None:
         self._vectors.after_backward()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +158,10 @@ class StraightThrough(Learner):
     def parameters(self) -> list[Tensor]:
         """The positions, and the vectors."""
         return [matrix.position for _, matrix in self._each()] + self._vectors.parameters()
+
+    def groups(self) -> list[dict[str, Any]]:
+        positions = [matrix.position for _, matrix in self._each()]
+        return [{"params": positions, "pace": 1.0}, *self._vectors.groups()]
 
     @torch.no_grad()
     def after_backward(self) -> None:

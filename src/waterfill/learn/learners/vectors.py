@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from waterfill.parts import Dense
 _MANTISSAS = (1, 2, 3, 4, 5, 6, 7, 9)
 """Bits that a vector may be rounded to."""
 _FINE = 2.0**-8  # an error of a vector that no network feels
+_PACE = 0.3
+"""Of a vector, in multiples of the root of its mean square: as codes go by their step, vectors go by their size."""
 _VECTOR, _BUFFER = "vector.", "buffer."
 
 
@@ -42,6 +45,7 @@ class Vectors:
             if entry.layout.role == VECTOR and name in values and can_be_learned(values[name])
             and not _constant(values[name]) and _worth(entry, size - made.size)
         }  # fmt: skip
+        self._paces = {name: _PACE * _size(value) for name, value in self._own.items()}
         self._errors = {name: _error(made.entries[name], value) for name, value in self._own.items()}
         self._model, self._masters = model, dict[str, Tensor]()
         self._buffers: dict[str, Tensor] = {}
@@ -59,6 +63,10 @@ class Vectors:
     def parameters(self) -> list[Tensor]:
         """What an optimizer changes, float32."""
         return list(self._masters.values())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """As `Learner.groups`."""
+        return [{"params": [value], "pace": self._paces[name]} for name, value in self._masters.items()]
 
     @torch.no_grad()
     def after_backward(self) -> None:
@@ -123,6 +131,11 @@ class Vectors:
         """Buffers that are others than at first."""
         now = dict(self._model.named_buffers())
         return {name: now[name] for name, value in self._buffers.items() if not torch.equal(now[name], value)}
+
+
+def _size(value: Tensor) -> float:
+    """The root of the mean square of the entries."""
+    return float(value.detach().double().square().mean().sqrt())
 
 
 def bytes_of(entries: Mapping[str, Entry]) -> int:

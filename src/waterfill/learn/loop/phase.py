@@ -77,7 +77,7 @@ class Phase:
     def _step(self, learner: Learner, optimizer: Optimizer, batch: Any, rate: float, where: str) -> float:
         """One L step; its loss, without the penalty."""
         for group in optimizer.param_groups:
-            group["lr"] = learner.learning_rate(rate) if isinstance(learner, LC) else rate
+            group["lr"] = (learner.learning_rate(rate) if isinstance(learner, LC) else rate) * group.get("pace", 1.0)
         learner.model.zero_grad()
         optimizer.zero_grad()
         with unchanged(learner.model):

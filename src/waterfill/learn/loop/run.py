@@ -162,7 +162,7 @@ class _Run:
         size = self._bytes(codes)
         if last and self._vectors(codes):
             learner = SmallTensors(self._copy(), codes, size)
-            adam = Adam(learner.parameters(), self.training.first_rate, betas=_MOMENTA)
+            adam = Adam(learner.groups(), self.training.first_rate, betas=_MOMENTA)
             found.append(self._phase(_VECTORS, steps - last, last).train(learner, adam))
         return self._best(found, untrained, size)
 
@@ -209,7 +209,7 @@ class _Run:
 
     def _straight_through(self, start: CompressedModel, phase: Phase) -> CompressedModel:
         learner = StraightThrough(self._copy(), start, self._bytes(start))
-        return phase.train(learner, Adam(learner.parameters(), self.training.first_rate, betas=_MOMENTA))
+        return phase.train(learner, Adam(learner.groups(), self.training.first_rate, betas=_MOMENTA))
 
     def _by_lc(self, spec: "Spec | str | Mapping[str, Spec | str] | None", phase: Phase) -> CompressedModel:
         work = self._copy()
