@@ -140,7 +140,7 @@ class StraightThrough(Learner):
             raise BadInput('no weight has codes that can be changed one by one; compress with spec="Quantize()"')
         self._values = {name: values[name] for name in self._composed}
         self._pull, self._zone = pull, _DEAD_ZONE
-        # Of the pull: for good, and until the next C step. A file that has its size already needs next to none at first.
+        # Of the pull, for good and until the next C step: next to none at first where the file has its size already.
         self._strength, self._boost = (_LEAST if made.size <= self.size else 1.0), 1.0
         with torch.no_grad():
             for _, matrix in self._each():
