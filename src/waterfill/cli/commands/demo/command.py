@@ -106,7 +106,8 @@ def _compressed(bench: Bench, bits: float, path: Path) -> list[Row]:
     import waterfill
     from waterfill.cli.commands.demo.digits import network, plainly_rounded
 
-    size = waterfill.compress(bench.model, bits=bits).save(path)
+    quiet = waterfill.Options(progress=False)
+    size = waterfill.compress(bench.model, bits=bits, options=quiet).save(path)
     restored = waterfill.load(path).install(network()).state_dict()
     row = bench.measure(f"waterfill, {bits:g} bits", size, restored)
     state: dict[str, Any] = dict(bench.model.state_dict())
