@@ -48,5 +48,9 @@ class OutputExists(WaterfillError):
     """The output path is taken and overwriting was not requested."""
 
 
+class EngineError(WaterfillError):
+    """Machines that cannot do the work: none answers, they see no file, they die of a weight, another version runs."""
+
+
 class CannotExport(WaterfillError):
     """A part that a foreign format cannot hold."""

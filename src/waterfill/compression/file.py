@@ -8,6 +8,8 @@ from typing import Any
 from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE
+from waterfill.compression.engine.engine import Engine
+from waterfill.compression.engine.remote import RemoteWork
 from waterfill.compression.estimate import seconds_of
 from waterfill.compression.job import Job
 from waterfill.compression.options import Options
@@ -70,6 +72,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     price: float | None = None,
     lossless: bool = False,
     options: Options = Options(),
+    engine: Engine | None = None,
 ) -> Summary:
     """Compress a checkpoint of any size into a file, one weight in memory at a time for each thread, without inputs.
 
@@ -85,6 +88,8 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
         price: the water level itself, nats per bit.
         lossless: keep every tensor bit for bit; excludes budgets.
         options: progress, threads, work directory, and whether the target may be replaced.
+        engine: where the weights are worked on, such as `waterfill.Dask("tcp://scheduler:8786")`, to the same bytes;
+            None for threads of this process.
 
     Returns:
         The bytes, the time, and what became of every tensor.
@@ -96,6 +101,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
         BudgetError: a budget below the smallest file, whose bytes the message gives.
         OutputExists: the target is there and `options.force` is not set, or another process writes it.
         PlanMismatch: a work directory of another checkpoint, recipe, budget or version.
+        EngineError: machines that do not do the work, and why; the same call goes on where it was.
         OSError: what the system reports, such as a full disk.
 
     Example:
@@ -105,14 +111,24 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     began = time.monotonic()
     path = Path(target)
     check_target(target, options.force)
-    job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price))
+    job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price), engine)
     folder = options.work or path.with_name(path.name + ".work")
     with claimed(path), Journal.claim(folder), options.shown() as settled:
         journal = Journal.begin(folder, job.fingerprint())
-        work = Compression(job.task, DirectoryStore(journal, job.task.weights), settled)
+        work = _begun(job, journal, settled)
         written = _run(work, job.budget, journal, path)
     seconds = time.monotonic() - began
     return Summary(path, _rows(work), written, job.task.original, job.task.count, seconds, job.checkpoint.aliases)
+
+
+def _begun(job: Job, journal: Journal, options: Options) -> Compression[DirectoryStore]:
+    """The compression of a job with what is in its work directory. Raises PlanMismatch, EngineError."""
+    weights, remote = job.task.weights, job.remote
+    store = DirectoryStore(journal, weights, None if remote is None else remote.checksums)
+    work = Compression(job.task, store, options)
+    if remote is not None:
+        work.run.ahead = RemoteWork(remote, weights, store, work.run.report)
+    return work
 
 
 def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, path: Path) -> int:

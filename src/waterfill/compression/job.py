@@ -1,7 +1,7 @@
 """A checkpoint to be compressed, its task and its budget."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -9,31 +9,33 @@ from typing import Any
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
+from waterfill.compression.engine.engine import Engine
+from waterfill.compression.engine.reference import weight_of
+from waterfill.compression.engine.remote import Remote
 from waterfill.compression.task import LOSSLESS, Task, resolve
 from waterfill.errors import BadInput
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
-from waterfill.network.kept import BINARY, why_kept
-from waterfill.network.layout import RAW, layout_of
-from waterfill.network.pruned import hidden_in
-from waterfill.network.stored import IMPLIED
+from waterfill.network.kept import why_kept
+from waterfill.network.pruned import hidden_in, masks_of
+from waterfill.network.stored import IMPLIED, Stored
 from waterfill.part import Spec
-from waterfill.parts import Dense
 from waterfill.recipe import as_spec
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint, the task of compressing it, and the budget."""
+    """A checkpoint, the task of compressing it, and the budget. remote: the engine that does the work; None for here."""
 
     checkpoint: Checkpoint
     task: Task
     budget: Budget
+    remote: Remote | None = None
 
     @classmethod
-    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget) -> "Job":
+    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget, engine: Engine | None = None) -> "Job":
         """Read the headers and lay out every tensor; the spec `LOSSLESS` keeps every bit.
 
-        Raises BadInput, CorruptFile, BadRecipe, BudgetError.
+        Raises BadInput, CorruptFile, BadRecipe, BudgetError, EngineError.
         """
         checkpoint = open_checkpoint(source)
         if not checkpoint.tensors:
@@ -44,10 +46,13 @@ class Job:
             "recipe": LOSSLESS if parsed is None else repr(parsed),
             "original": checkpoint.original_bytes,
         }
+        resolved = resolve(budget, LOSSLESS if parsed is None else parsed)
+        pairs = _with_masks(checkpoint, parsed)
+        remote = None if engine is None else Remote.of(engine, pairs, parsed and repr(parsed))
         task = Task(
-            _weights(checkpoint, parsed), checkpoint.aliases, notes | ({"metadata": metadata} if metadata else {})
+            _weights(pairs, parsed, remote), checkpoint.aliases, notes | ({"metadata": metadata} if metadata else {})
         )
-        return cls(checkpoint, task, resolve(budget, LOSSLESS if parsed is None else parsed))
+        return cls(checkpoint, task, resolved, remote)
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the job: input, recipe, budget and version.
@@ -66,14 +71,24 @@ class Job:
         }
 
 
-def _weights(checkpoint: Checkpoint, spec: Spec | None) -> list[Weight]:
+def _with_masks(checkpoint: Checkpoint, spec: Spec | None) -> list[tuple[Stored, Stored | None]]:
+    """Every tensor, with the mask that hides some of its entries if there is one and a spec."""
+    tensors = checkpoint.tensors
+    hidden = {} if spec is None else hidden_in({name: stored.load for name, stored in tensors.items()})
+    masks = masks_of(tensors)
+    return [(stored, tensors[masks[name]] if name in hidden else None) for name, stored in tensors.items()]
+
+
+def _weights(pairs: list[tuple[Stored, Stored | None]], spec: Spec | None, remote: Remote | None) -> list[Weight]:
     """A `Weight` for every tensor; without a spec each is kept bit for bit. Raises BadInput."""
+    found = remote.inspect() if remote is not None and spec is not None else None
     weights = []
-    masks = {} if spec is None else hidden_in({name: stored.load for name, stored in checkpoint.tensors.items()})
-    for name, stored in checkpoint.tensors.items():
-        kept = "" if spec is None else why_kept(name, stored.load())
-        layout = layout_of(stored.shape, stored.dtype, RAW if spec is None or kept not in ("", BINARY) else None)
-        mask = None if kept else masks.get(name)
-        weights.append(Weight(name, layout, spec or Dense(format=LOSSLESS), stored.load, kept=kept, mask=mask))
+    for i, (stored, mask) in enumerate(pairs):
+        if found is not None:
+            kept = found[i][0]
+        else:
+            kept = "" if spec is None else why_kept(stored.name, stored.load())
+        weight = weight_of(stored, spec, kept, mask)
+        weights.append(weight if found is None else replace(weight, known_reason=found[i][1]))
         weights[-1].check()
     return weights if spec is None else informed(weights)

@@ -1,6 +1,7 @@
 """Stores for the results of fitted weights: in memory, or in a work directory that outlives a crash."""
 
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from waterfill.compression.allocation.weight import Weight
 from waterfill.dtypes import octets
-from waterfill.errors import PlanMismatch
+from waterfill.errors import CorruptFile, PlanMismatch
 from waterfill.model.entry import Entry
 from waterfill.storage.work_directory import Journal
 
@@ -52,43 +53,58 @@ class MemoryStore:
         return self.entries[i].blob
 
 
+Checksums = Callable[[Sequence[int]], Mapping[int, int]]
+
+
 class DirectoryStore:
     """Blobs in a work directory. A blob of the same price, also of an earlier run, is reused.
+
+    checksums: (indices) -> checksums of the values of these weights; None to take them here.
 
     Raises:
         PlanMismatch: a blob whose weight has other values now.
     """
 
-    def __init__(self, journal: Journal, weights: list[Weight]) -> None:
+    def __init__(self, journal: Journal, weights: list[Weight], checksums: Checksums | None = None) -> None:
         self._journal = journal
         self._notes = journal.finished(len(weights))
+        known = {} if checksums is None else checksums(list(self._notes))
         for i, note in self._notes.items():
-            if note.get("input") != _checksum(weights[i].load()):
+            if note.get("input") != (known[i] if i in known else checksum(weights[i].load())):
                 raise PlanMismatch(
                     f"the work directory belongs to another job: tensor {weights[i].name!r} has other values now. "
                     "Put the checkpoint back, or delete the folder to begin anew"
                 )
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
-        if self._notes.get(i, {}).get("price") != price:
-            values = _checksum(weight.load())
-            entry = weight.fit(price)
-            note = {
-                "words": entry.words,
-                "error": entry.error,
-                "bytes": len(entry.blob),
-                "price": price,
-                "input": values,
-            }
-            self._journal.put(i, entry.blob, note)
+        if not self.has(i, price):
+            note, blob = note_of(weight, price)
+            self._journal.put(i, blob, note)
             self._notes[i] = note
         return _noted(self._notes[i])
+
+    def has(self, i: int, price: float) -> bool:
+        """Whether the last fit of a weight was at this price."""
+        return self._notes.get(i, {}).get("price") == price
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The absolute path of the work directory and the checksum of its plan."""
+        return str(self._journal.folder.absolute()), self._journal.plan_checksum() or 0
+
+    def adopt(self, i: int, note: dict[str, Any], staged: str) -> None:
+        """Keep what another process has fitted. staged: as of `Journal.stage`."""
+        self._journal.adopt(i, note, staged)
+        self._notes[i] = note
 
     def get(self, i: int) -> Fitted | None:
         return _noted(self._notes[i]) if i in self._notes else None
 
     def blob(self, i: int) -> bytes:
-        return self._journal.blob(i)
+        blob = self._journal.blob(i)
+        if zlib.crc32(blob) != self._notes[i].get("crc", zlib.crc32(blob)):
+            raise CorruptFile(f"{self._journal.folder}: blob {i} is not what was written there; run the job again")
+        return blob
 
 
 def _described(entry: Entry) -> Fitted:
@@ -99,6 +115,14 @@ def _noted(note: dict[str, Any]) -> Fitted:
     return Fitted(note["words"], note["bytes"], note["error"])
 
 
-def _checksum(tensor: Tensor) -> int:
+def note_of(weight: Weight, price: float) -> tuple[dict[str, Any], bytes]:
+    """Fit a weight at a price: what a work directory notes of it, and its blob."""
+    values = checksum(weight.load())
+    entry = weight.fit(price)
+    note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price, "input": values}
+    return note, entry.blob
+
+
+def checksum(tensor: Tensor) -> int:
     """A checksum of the values of a tensor."""
     return zlib.crc32(octets(tensor).numpy().data)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from waterfill.storage.atomic import OWN, claimed, held, remove_leftovers, write
 
 _PLAN = "plan.json"
 _OWNER = "owner"
-_OWN = re.compile(r"(plan\.json|\d+\.blob|\d+\.json)(\.tmp)?")
+_OWN = re.compile(r"(plan\.json|\d+\.blob|\d+\.json)(\.tmp)?|\d+-[0-9a-f]{16}\.staged")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,29 @@ class Journal:
         """Keep a finished blob, in place of an earlier one."""
         self._write(f"{i}.blob", blob)
         self._write(f"{i}.json", json.dumps({**note, "crc": zlib.crc32(blob)}).encode())
+
+    def plan_checksum(self) -> int | None:
+        """A checksum of the plan, by which other machines know the folder; None where there is no plan."""
+        plan = self._read(_PLAN)
+        return None if plan is None else zlib.crc32(plan)
+
+    def stage(self, i: int, blob: bytes, price: float) -> str:
+        """Write a blob beside those that are finished, to be adopted; the name of its file.
+
+        Any process may do so, also several at a time: the same weight at the same price has the same blob.
+        """
+        name = f"{i}-{struct.pack('>d', price).hex()}.staged"
+        self._write(name, blob)
+        return name
+
+    def adopt(self, i: int, note: Mapping[str, Any], staged: str) -> None:
+        """Keep a staged blob in place of an earlier one. note: with the "crc" of the blob.
+
+        Nothing is read, and the note not flushed: one that a power cut spoils only costs a fit. Raises FileNotFoundError
+        where there is no such blob.
+        """
+        os.replace(self.folder / staged, self.folder / f"{i}.blob")
+        (self.folder / f"{i}.json").write_text(json.dumps(dict(note)), encoding="utf-8")
 
     def blob(self, i: int) -> bytes:
         """A blob that was put."""

@@ -19,7 +19,7 @@ from waterfill.compression.allocation.to_size.smallest import Trials, small_pric
 from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget, spend
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.allocation.without_data import SIZE_EXPONENT
-from waterfill.compression.allocation.workers import Workers
+from waterfill.compression.allocation.workers import Ahead, Workers
 from waterfill.errors import BudgetError
 from waterfill.model.compressed import count_weights
 from waterfill.progress import Progress
@@ -39,7 +39,8 @@ class Fitter:
     """Fits the weights of one compression.
 
     weights: to be fitted. fit: (index, price) -> real bits of the blob at that price, which the callee keeps.
-    overhead: (blob lengths in order) -> bytes of the file beside the blobs. threads: weights at a time.
+    overhead: (blob lengths in order) -> bytes of the file beside the blobs. threads: weights at a time. ahead: does the
+    work on many weights elsewhere.
     """
 
     weights: list[Weight]
@@ -47,6 +48,7 @@ class Fitter:
     overhead: Callable[[Sequence[int]], int]
     progress: Callable[[Progress], None] | None = None
     threads: int = 1
+    ahead: Ahead | None = None
     _done: dict[str, set[int]] = field(default_factory=dict)
     _entries_done: dict[str, int] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
@@ -60,7 +62,8 @@ class Fitter:
     @cached_property
     def workers(self) -> Workers:
         """Threads that fit several weights at a time."""
-        return Workers(min(self.threads, max(1, len(self.weights))), [w.name for w in self.weights])
+        threads = min(self.threads, max(1, len(self.weights))) if self.ahead is None else 1
+        return Workers(threads, [w.name for w in self.weights], self.ahead)
 
     def meet(self, budget: Budget, original: int) -> Ledger:
         """Fit every weight to the budget; `original`: bytes of the original tensors. Raises BudgetError."""
@@ -69,7 +72,7 @@ class Fitter:
 
     def at_price(self, price: float) -> Ledger:
         """Fit every weight at one price."""
-        bits = self.workers.map(lambda i: self._fit(i, price), range(len(self.weights)))
+        bits = self.workers.fit(self._fit, dict.fromkeys(range(len(self.weights)), price))
         return Ledger({i: price for i in range(len(bits))}, dict(enumerate(bits)))
 
     def to_size(self, size: int) -> Ledger:
@@ -142,7 +145,7 @@ class Fitter:
             low, high = (low, middle) if fits else (middle, high)
             best = middle if fits else best
         prices = self.smallest[1] if best is None else dict.fromkeys(ledger.prices, 4.0**best)
-        bits = self.workers.map(lambda i: self._fit(i, prices[i]), range(len(self.weights)))
+        bits = self.workers.fit(self._fit, {i: prices[i] for i in range(len(self.weights))})
         ledger.prices.update(prices)
         ledger.bits.update(enumerate(bits))
 
@@ -209,15 +212,18 @@ class Fitter:
 
     def _measure(self, i: int, k: int) -> float:
         bits = self.weights[i].curve.at_grid(k).bits
-        self._report("measuring", i)
+        self.report("measuring", i)
         return bits
 
     def _fit(self, i: int, price: float) -> float:
+        if self.ahead is not None:
+            self.ahead.fit({i: price})
         bits = self.fit(i, price)
-        self._report("fitting", i)
+        self.report("fitting", i)
         return bits
 
-    def _report(self, stage: str, i: int) -> None:
+    def report(self, stage: str, i: int) -> None:
+        """Tell of the progress: a stage is done with weight i."""
         if self.progress is None:
             return
         with self._lock:

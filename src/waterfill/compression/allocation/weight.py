@@ -46,7 +46,7 @@ class Weight:
     multiplies the assumed cost of errors, where `importance` is None; lines: there, whether errors count relative to
     each row ("rows") or column ("columns"), or to the whole (""). known_damping: the damping of the weight that this
     one was made from. kept: why the tensor is kept bit for bit though it could be rounded; else empty. mask: gives the
-    entries that the network uses (bool); None for all of them.
+    entries that the network uses (bool); None for all of them. known_reason: the `reason`, where it was found elsewhere.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Weight:
     known_damping: Damping | None = None
     kept: str = ""
     mask: Callable[[], Tensor] | None = None
+    known_reason: str | None = None
 
     def with_spec(self, spec: Spec) -> "Weight":
         """The same weight, to be fitted to another spec: one for each spec, so that its curve is measured once."""
@@ -77,6 +78,8 @@ class Weight:
     @functools.cached_property
     def reason(self) -> str:
         """Why this tensor is not compressed by the user's recipe; empty if it is."""
+        if self.known_reason is not None:
+            return self.known_reason
         if self.layout.entries == 0:
             return "empty"
         if self.kept:
@@ -103,10 +106,11 @@ class Weight:
     @functools.cached_property
     def curve(self) -> Curve:
         """Bits and distortion of the whole tensor by price, measured on its sample."""
-        sample = self._sample
-        scale = self.layout.count * math.prod(self.layout.matrix) / max(1, sample.entries)
+        entries = self.layout.count * math.prod(self.layout.matrix)
 
         def measure(price: float) -> Point:
+            sample = self._sample
+            scale = entries / max(1, sample.entries)
             pairs = zip(sample.targets, sample.importances(), strict=True)
             damped_pairs = [(target, self._damped(importance, price)) for target, importance in pairs]
             parts = [self.chosen_spec.fit(target, importance, price) for target, importance in damped_pairs]

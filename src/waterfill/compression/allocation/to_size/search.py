@@ -56,7 +56,7 @@ def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, g
     """
 
     def measure(k: int) -> np.ndarray:
-        return np.array(workers.map(lambda i: measure_one(i, k), range(count)), dtype=np.float64)
+        return np.array(workers.measure(measure_one, k, count), dtype=np.float64)
 
     at = {guess: measure(guess)}
     k, unchanged = guess, 0

@@ -57,15 +57,11 @@ def spend(bracket: Bracket, budget: float, fit: Fit, workers: Workers) -> Ledger
         share = ordered.share((budget - ledger.total) / ratio, slice(group.start, None))
         price = bracket.price(share)
         members = [int(i) for i in order[group]]
-        for i, bits in zip(members, workers.map(_at_price(fit, price), members), strict=True):
+        for i, bits in zip(members, workers.fit(fit, dict.fromkeys(members, price)), strict=True):
             ledger.prices[i], ledger.bits[i] = price, bits
             expected += bracket.bits(i, share)
     refit_to_budget(bracket, budget, fit, ledger, bracket.largest_first)
     return ledger
-
-
-def _at_price(fit: Fit, price: float) -> Callable[[int], float]:
-    return lambda i: fit(i, price)
 
 
 def _groups(ordered: Bracket) -> Iterator[slice]:

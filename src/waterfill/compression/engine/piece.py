@@ -1,0 +1,136 @@
+"""A piece of work on a few weights, as text: what an engine carries to a machine, and what it brings back."""
+
+import json
+import socket
+import traceback
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from waterfill.arithmetic import by_own_arithmetic
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.engine.reference import Reference, weight_of
+from waterfill.compression.store import checksum, note_of
+from waterfill.errors import EngineError
+from waterfill.network.kept import why_kept
+from waterfill.recipe import parse
+from waterfill.storage.work_directory import Journal
+
+INSPECT, MEASURE, FIT, CHECK = "inspect", "measure", "fit", "check"
+"""Find out why a tensor is kept; a point of its curve; fit it; a checksum of its values."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A weight, and what to do with it.
+
+    i: its index. where: its place. mask: that of its mask. kept, factor, lines: as of a `Weight`. at: k or price.
+    """
+
+    i: int
+    where: Reference
+    mask: Reference | None = None
+    kept: str = ""
+    factor: float = 1.0
+    lines: str = ""
+    at: float = 0.0
+
+    def as_json(self) -> list[Any]:
+        """A JSON array."""
+        mask = self.mask and self.mask.as_json()
+        return [self.i, self.where.as_json(), mask, self.kept, self.factor, self.lines, self.at]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> "Item":
+        """The inverse of `as_json`."""
+        i, where, mask, *rest = values
+        return cls(i, Reference.from_json(where), Reference.from_json(mask) if mask else None, *rest)
+
+    def weight(self, spec: "str | None") -> Weight:
+        """The weight on the machine where this runs."""
+        mask = None if self.mask is None else self.mask.stored()
+        weight = weight_of(self.where.stored(), None if spec is None else parse(spec), self.kept, mask)
+        return replace(weight, factor=self.factor, lines=self.lines)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What to do with a few weights. spec: the recipe; None to keep every bit. work: the work directory, and the
+    checksum of its plan; None where nothing is written."""
+
+    do: str
+    spec: str | None
+    items: Sequence[Item]
+    work: tuple[str, int] | None = None
+
+    def text(self) -> str:
+        """One line of JSON."""
+        items = [item.as_json() for item in self.items]
+        return json.dumps([metadata.version("waterfill"), self.do, self.spec, self.work, items])
+
+
+@by_own_arithmetic
+def answered(text: str) -> str:
+    """The answer to the text of a piece: a JSON array of objects, one for each weight in order."""
+    version, do, spec, work, items = json.loads(text)
+    return json.dumps([_attempt(_asked(do, spec, work, version), Item.from_json(item)) for item in items])
+
+
+def _asked(do: str, spec: str | None, work: list[Any] | None, version: str) -> Callable[[Item], dict[str, Any]]:
+    def action(item: Item) -> dict[str, Any]:
+        found = metadata.version("waterfill")
+        if found != version:
+            raise EngineError(
+                f"waterfill is {found} there, and {version} where the job was begun; install the same on every machine"
+            )
+        if do == FIT and work is not None:
+            return _fit(item, spec, _journal(*work))
+        return {INSPECT: _inspect, MEASURE: _measure, CHECK: _check}[do](item, spec)
+
+    return action
+
+
+def _inspect(item: Item, spec: str | None) -> dict[str, Any]:
+    kept = "" if spec is None else why_kept(item.where.name, item.where.stored().load())
+    return {"kept": kept, "reason": replace(item, kept=kept).weight(spec).reason}
+
+
+def _measure(item: Item, spec: str | None) -> dict[str, Any]:
+    point = item.weight(spec).curve.at_grid(int(item.at))
+    return {"bits": point.bits, "distortion": point.distortion}
+
+
+def _check(item: Item, spec: str | None) -> dict[str, Any]:
+    return {"input": checksum(item.where.stored().load())}
+
+
+def _fit(item: Item, spec: str | None, journal: Journal) -> dict[str, Any]:
+    note, blob = note_of(item.weight(spec), item.at)
+    return {"note": note | {"crc": zlib.crc32(blob)}, "staged": journal.stage(item.i, blob, item.at)}
+
+
+def _journal(folder: str, plan: int) -> Journal:
+    """The work directory of the job. Raises EngineError where it is not to be seen."""
+    journal = Journal(Path(folder))
+    if journal.plan_checksum() != plan:
+        raise EngineError(
+            f"the work directory {folder} of this job is not to be seen there; put it, and so the output, into a "
+            "folder that every machine sees at the same place"
+        )
+    return journal
+
+
+def _attempt(action: Callable[[Item], dict[str, Any]], item: Item) -> dict[str, Any]:
+    """The answer for one weight: its result, or the error."""
+    try:
+        return action(item)
+    except Exception as error:
+        said = {"kind": type(error).__name__, "message": str(error), "host": socket.gethostname()}
+        if isinstance(error, OSError) and error.errno is not None:
+            said |= {"number": error.errno, "file": str(error.filename or "")}
+        if not isinstance(error, (EngineError, OSError)):
+            said["trace"] = traceback.format_exc()
+        return {"error": said}
