@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from waterfill.channels.prune import prune_channels
     from waterfill.compression.allocation.budget import Budget
     from waterfill.compression.compress import compress
+    from waterfill.compression.engine.dask import Dask
     from waterfill.compression.file import compress_file, plan_file
     from waterfill.compression.options import Options, Steps
     from waterfill.compression.to_quality import compress_to_quality
@@ -29,6 +30,7 @@ __all__ = [
     "Budget",
     "Codebook",
     "CompressedModel",
+    "Dask",
     "Dense",
     "Importance",
     "LowRank",
@@ -76,6 +78,7 @@ _HOME = {
     "Budget": "compression.allocation.budget",
     "compress": "compression.compress",
     "compress_file": "compression.file",
+    "Dask": "compression.engine.dask",
     "plan_file": "compression.file",
     "compress_to_quality": "compression.to_quality",
     "pack": "runtime.pack",

@@ -33,7 +33,8 @@ _COMMANDS = {
     "demo": (demo, "train a small network, compress it, and measure what is lost"),
 }
 _EXIT_CODES = """exit codes: 0 ok, 1 unexpected, 2 usage, 3 output exists, 4 corrupt input, 5 verify failed,
-6 disk full, 7 out of memory, 8 budget not met, 9 plan mismatch; 128 and its number for a signal"""
+6 disk full, 7 out of memory, 8 budget not met, 9 plan mismatch, 10 no machines to work on;
+128 and its number for a signal"""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ class Exit(IntEnum):
     OUT_OF_MEMORY = 7
     BUDGET_NOT_MET = 8
     PLAN_MISMATCH = 9
+    NO_MACHINES = 10
     HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
@@ -47,6 +48,7 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.Mismatch, Exit.CORRUPT_INPUT),
     (errors.BudgetError, Exit.BUDGET_NOT_MET),
     (errors.PlanMismatch, Exit.PLAN_MISMATCH),
+    (errors.EngineError, Exit.NO_MACHINES),
     (errors.BadRecipe, Exit.USAGE),
     (errors.CannotExport, Exit.USAGE),
     (MemoryError, Exit.OUT_OF_MEMORY),

@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.arguments import budget_of, existing
+from waterfill.cli.engines import engine_of
 from waterfill.cli.exit_codes import UsageError
 from waterfill.errors import BadInput
 from waterfill.report.listing import Listing, items_of
@@ -54,10 +55,15 @@ def compress_to_folder(args: argparse.Namespace) -> Listing:
     from waterfill.hf import compress_folder
 
     windows = windows_of(args.tokens, 128)
-    with Meter(args.quiet) as meter:
+    with engine_of(args) as engine, Meter(args.quiet) as meter:
         options = Options(force=args.force, threads=args.threads, progress=meter, memory=args.memory or MEMORY)
         made = compress_folder(
-            *(args.model, args.output, args.recipe), **budget_of(args), text=args.text, windows=windows, options=options
+            *(args.model, args.output, args.recipe),
+            **budget_of(args),
+            text=args.text,
+            windows=windows,
+            options=options,
+            engine=engine,
         )
     recipe = "lossless" if args.lossless else args.recipe or ("automatic" if args.text else "Quantize()")
     return Listing(items_of(made.rows), made.aliases, {"recipe": recipe, "original": made.original}, made.size)

@@ -24,7 +24,7 @@ from waterfill.recipe import as_spec
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint, the task of compressing it, and the budget. remote: the engine that does the work; None for here."""
+    """A checkpoint, the task of compressing it, and the budget. remote: what an engine is told; None without one."""
 
     checkpoint: Checkpoint
     task: Task
@@ -48,7 +48,7 @@ class Job:
         }
         resolved = resolve(budget, LOSSLESS if parsed is None else parsed)
         pairs = _with_masks(checkpoint, parsed)
-        remote = None if engine is None else Remote.of(engine, pairs, parsed and repr(parsed))
+        remote = None if engine is None else Remote.of(engine, pairs, None if parsed is None else repr(parsed))
         task = Task(
             _weights(pairs, parsed, remote), checkpoint.aliases, notes | ({"metadata": metadata} if metadata else {})
         )
@@ -79,16 +79,16 @@ def _with_masks(checkpoint: Checkpoint, spec: Spec | None) -> list[tuple[Stored,
     return [(stored, tensors[masks[name]] if name in hidden else None) for name, stored in tensors.items()]
 
 
+def _kept(stored: Stored, spec: Spec | None) -> str:
+    return "" if spec is None else why_kept(stored.name, stored.load())
+
+
 def _weights(pairs: list[tuple[Stored, Stored | None]], spec: Spec | None, remote: Remote | None) -> list[Weight]:
     """A `Weight` for every tensor; without a spec each is kept bit for bit. Raises BadInput."""
     found = remote.inspect() if remote is not None and spec is not None else None
     weights = []
     for i, (stored, mask) in enumerate(pairs):
-        if found is not None:
-            kept = found[i][0]
-        else:
-            kept = "" if spec is None else why_kept(stored.name, stored.load())
-        weight = weight_of(stored, spec, kept, mask)
-        weights.append(weight if found is None else replace(weight, known_reason=found[i][1]))
+        kept, reason = found[i] if found is not None else (_kept(stored, spec), None)
+        weights.append(replace(weight_of(stored, spec, kept, mask), known_reason=reason))
         weights[-1].check()
     return weights if spec is None else informed(weights)

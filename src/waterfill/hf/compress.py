@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from waterfill.compression.compress import compress
+from waterfill.compression.engine.engine import Engine
 from waterfill.compression.file import Summary, compress_file
 from waterfill.compression.options import Options
 from waterfill.errors import BadRecipe
@@ -31,6 +32,7 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     text: "str | Path | None" = None,
     windows: Windows = Windows(),
     options: Options = Options(),
+    engine: Engine | None = None,
 ) -> Summary:
     """Compress the folder of a transformers model into a folder that transformers reads after `import waterfill.hf`.
 
@@ -50,6 +52,7 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
         text: a file of plain text like what the model will read, to calibrate with; needs the extra `waterfill[hf]`.
         windows: how many windows of the text, of how many tokens.
         options: as of `compress_file`; `force` replaces a compressed folder, and nothing else.
+        engine: as of `compress_file`; not with a text.
 
     Returns:
         As of `compress_file`; `path` is the folder, `size` that of `model.wf`.
@@ -57,13 +60,15 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     Raises:
         BadInput: no config, no weights, a missing shard, a quantized folder, a text too short, transformers missing.
         OutputExists: the target is there and `options.force` is not set, or it is no compressed folder.
-        CorruptFile, BadRecipe, BudgetError, PlanMismatch, OSError: as `compress_file`.
+        CorruptFile, BadRecipe, BudgetError, PlanMismatch, EngineError, OSError: as `compress_file`.
 
     Example:
         >>> waterfill.hf.compress_folder("SmolLM2-135M", "SmolLM2-135M-3bit", bits=3)
     """
     if lossless and text is not None:
         raise BadRecipe("lossless=True keeps every bit and needs no text: leave it out")
+    if engine is not None and text is not None:
+        raise BadRecipe("an engine works on weights without inputs: leave the text or the engine out")
     began, folder = time.monotonic(), Path(source)
     config = check_plain(folder)
     checkpoint = open_checkpoint(folder)
@@ -72,7 +77,8 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
         if text is None:
             inner = replace(options, work=options.work or staging.journal, force=True)
             recipe = DEFAULT_RECIPE if spec is None else spec
-            made = compress_file(folder, staging.made / WEIGHTS, recipe, lossless=lossless, options=inner, **budget)
+            how: dict[str, Any] = {"lossless": lossless, "options": inner, "engine": engine}
+            made = compress_file(folder, staging.made / WEIGHTS, recipe, **how, **budget)
         else:
             made = _by_text((folder, checkpoint), staging, spec, budget, (Path(text), windows, options))
         copy_beside(folder, staging.made)

@@ -94,8 +94,8 @@ class Journal:
     def adopt(self, i: int, note: Mapping[str, Any], staged: str) -> None:
         """Keep a staged blob in place of an earlier one. note: with the "crc" of the blob.
 
-        Nothing is read, and the note not flushed: one that a power cut spoils only costs a fit. Raises FileNotFoundError
-        where there is no such blob.
+        Nothing is read, and the note not flushed: one that a power cut spoils only costs a fit. Raises
+        FileNotFoundError where there is no such blob.
         """
         os.replace(self.folder / staged, self.folder / f"{i}.blob")
         (self.folder / f"{i}.json").write_text(json.dumps(dict(note)), encoding="utf-8")

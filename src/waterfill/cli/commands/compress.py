@@ -16,6 +16,7 @@ from waterfill.cli.arguments import (
     size_of,
     writable,
 )
+from waterfill.cli.engines import add_engine, check_engine, engine_of
 from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.folders import add_text, compress_to_folder, is_folder_wanted
 from waterfill.cli.network import network_and_batches, with_weights
@@ -39,6 +40,7 @@ EXAMPLES = """examples:
   waterfill compress SmolLM2-135M -o SmolLM2-135M-3bit --bits 3
   waterfill compress SmolLM2-135M -o SmolLM2-135M-3bit --bits 3 --text stories.txt --tokens 128x512
   waterfill compress model.safetensors --bits 2 --network nets:resnet20 --data loaders:some_images
+  waterfill compress checkpoint-folder --bits 3 --engine dask --scheduler tcp://10.0.0.1:8786
   waterfill compress model.safetensors --max-drop 0.5% --network nets:resnet20 --data images.npz \\
       --held-out loaders:labelled_images
 
@@ -58,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="OUT", help="the .wf file to write (default: beside MODEL), or a folder for a folder"
     )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    add_engine(parser)
     data = parser.add_argument_group("with data")
     data.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches of inputs, or a .npz or .npy of inputs")
     add_text(data, "128x512")
@@ -78,6 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write OUT and print a row for every tensor. Raises the errors of `compress_file` and `compress`."""
+    check_engine(args)
     if is_folder_wanted(args):
         began = time.monotonic()
         listing = compress_to_folder(args)
@@ -128,10 +132,10 @@ def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, 
     from waterfill import Options, compress_file
     from waterfill.cli.progress import Meter
 
-    with Meter(args.quiet) as meter:
+    model, recipe = existing(args.model), args.recipe or DEFAULT_RECIPE
+    with engine_of(args) as engine, Meter(args.quiet) as meter:
         options = Options(force=args.force, threads=args.threads, progress=meter)
-        recipe = args.recipe or DEFAULT_RECIPE
-        summary = compress_file(existing(args.model), output, recipe, **budget_of(args), options=options)
+        summary = compress_file(model, output, recipe, **budget_of(args), options=options, engine=engine)
     notes = {"recipe": "lossless" if args.lossless else recipe, "original": summary.original}
     return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
 

@@ -46,7 +46,7 @@ class Weight:
     multiplies the assumed cost of errors, where `importance` is None; lines: there, whether errors count relative to
     each row ("rows") or column ("columns"), or to the whole (""). known_damping: the damping of the weight that this
     one was made from. kept: why the tensor is kept bit for bit though it could be rounded; else empty. mask: gives the
-    entries that the network uses (bool); None for all of them. known_reason: the `reason`, where it was found elsewhere.
+    entries that the network uses (bool); None for all of them. known_reason: the `reason` that was found elsewhere.
     """
 
     name: str
@@ -78,8 +78,9 @@ class Weight:
     @functools.cached_property
     def reason(self) -> str:
         """Why this tensor is not compressed by the user's recipe; empty if it is."""
-        if self.known_reason is not None:
-            return self.known_reason
+        return self._found_reason() if self.known_reason is None else self.known_reason
+
+    def _found_reason(self) -> str:
         if self.layout.entries == 0:
             return "empty"
         if self.kept:

@@ -20,7 +20,7 @@ class Ahead(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """threads: weights at a time. names: of the weights, for errors. ahead: what does the work before it is asked for."""
+    """threads: weights at a time. names: of the weights, for errors. ahead: what does work before it is asked for."""
 
     threads: int = 1
     names: Sequence[str] = ()

@@ -43,7 +43,9 @@ class Engine(Protocol):
 
 def answer(piece: str) -> str:
     """Do a piece of work, and say what came of it. Errors of the work are in the answer; it raises none."""
-    from waterfill.compression.engine.piece import answered  # torch is imported where work is done, not where it is sent
+    from waterfill.compression.engine.piece import (
+        answered,
+    )  # torch is imported where work is done, not where it is sent
 
     return answered(piece)
 

@@ -128,7 +128,7 @@ def _attempt(action: Callable[[Item], dict[str, Any]], item: Item) -> dict[str, 
     try:
         return action(item)
     except Exception as error:
-        said = {"kind": type(error).__name__, "message": str(error), "host": socket.gethostname()}
+        said: dict[str, Any] = {"kind": type(error).__name__, "message": str(error), "host": socket.gethostname()}
         if isinstance(error, OSError) and error.errno is not None:
             said |= {"number": error.errno, "file": str(error.filename or "")}
         if not isinstance(error, (EngineError, OSError)):

@@ -62,7 +62,7 @@ class Reference:
             found = path.stat().st_size
         except OSError as error:
             raise EngineError(
-                f"{path} is not to be seen there ({error.strerror}); mount its folder at the same place on every machine"
+                f"{path} is not to be seen there ({error.strerror}); mount its folder at this place on every machine"
             ) from error
         if found != self.file_bytes:
             raise EngineError(f"{path} has {found} bytes there, and {self.file_bytes} where the job was begun")

@@ -5,7 +5,7 @@ same numbers. So the file has the same bytes.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class Remote:
     @classmethod
     def of(cls, engine: Engine, tensors: Sequence[tuple[Stored, Stored | None]], spec: str | None) -> "Remote":
         """tensors: each with its mask, if it has one."""
-        pairs = ((Reference.of(stored), mask and Reference.of(mask)) for stored, mask in tensors)
+        pairs = ((Reference.of(stored), None if mask is None else Reference.of(mask)) for stored, mask in tensors)
         return cls(engine, [Item(i, where, mask) for i, (where, mask) in enumerate(pairs)], spec)
 
     def inspect(self, told: Told | None = None) -> list[tuple[str, str]]:
@@ -71,13 +71,16 @@ class Remote:
         groups = list(_groups(items, lambda item: _cost(do, item), limit))
         suspects = yield from self._answers(do, groups, work)
         suspects = yield from self._answers(do, [[item] for item, _ in suspects], work)
+        deadly: list[tuple[Item, str]] = []
         for suspect, _ in suspects:
-            for item, why in (yield from self._answers(do, [[suspect]], work)):
-                raise EngineError(f"no process survives the weight {item.where.name!r} of {item.where.file}: {why}")
+            deadly += yield from self._answers(do, [[suspect]], work)
+        if deadly:
+            (item, why), more = deadly[0], f", and {len(deadly) - 1} more" if len(deadly) > 1 else ""
+            raise EngineError(f"no process survives the weight {item.where.name!r} of {item.where.file}{more}: {why}")
 
     def _answers(
         self, do: str, groups: Sequence[Sequence[Item]], work: tuple[str, int] | None
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any], None, list[tuple[Item, str]]]:
         """The answers to groups of items; returns the items of those that were lost, with the reason."""
         lost: list[tuple[Item, str]] = []
         if groups:
@@ -105,7 +108,7 @@ def _cost(do: str, item: Item) -> int:
 
 
 def _groups(items: Iterable[Item], cost: Callable[[Item], int], limit: float) -> Iterator[list[Item]]:
-    """Neighbors of at most `limit` together, or one alone; the largest weights first, so that none is left to the end."""
+    """Neighbors of at most `limit` together, or one alone; the largest weights first, so that none comes late."""
     group: list[Item] = []
     spent = 0
     for item in sorted(items, key=cost, reverse=True):
