@@ -67,8 +67,8 @@ class Remote:
         others are done, one at a time: so a weight is blamed only for processes in which it was alone. Raises the error
         of an answer, and EngineError for a weight that is lost three times.
         """
-        limit = _limit(sum(_cost(do, item) for item in items), self.engine.slots)
-        groups = list(_groups(items, lambda item: _cost(do, item), limit))
+        limit = limit_of(sum(cost_of(do, item) for item in items), self.engine.slots)
+        groups = list(groups_of(items, lambda item: cost_of(do, item), limit))
         suspects = yield from self._answers(do, groups, work)
         suspects = yield from self._answers(do, [[item] for item, _ in suspects], work)
         deadly: list[tuple[Item, str]] = []
@@ -96,18 +96,18 @@ class Remote:
         return lost
 
 
-def _limit(total: float, slots: int) -> float:
+def limit_of(total: float, slots: int) -> float:
     """Entries of a piece: several pieces for each slot, unless they would be very large or small."""
     return min(_MOST, max(_LEAST, total / (_ROUNDS * max(1, slots))))
 
 
-def _cost(do: str, item: Item) -> int:
+def cost_of(do: str, item: Item) -> int:
     """The work on a weight, in entries of a fit."""
     entries = item.where.entries
     return max(_AT_LEAST, min(entries, SAMPLED_ENTRIES) if do == MEASURE else entries)
 
 
-def _groups(items: Iterable[Item], cost: Callable[[Item], int], limit: float) -> Iterator[list[Item]]:
+def groups_of(items: Iterable[Item], cost: Callable[[Item], int], limit: float) -> Iterator[list[Item]]:
     """Neighbors of at most `limit` together, or one alone; the largest weights first, so that none comes late."""
     group: list[Item] = []
     spent = 0
