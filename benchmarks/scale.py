@@ -1,8 +1,8 @@
 """A checkpoint of 1 TB on 100 machines: how long it takes, by a simulation of the work with measured costs.
 
 The costs of a core and of the caller are measured here, on small things, in seconds of cores; the network, the storage
-and the number of machines that die are assumed, and stand in the table. The pieces and their order are those that
-waterfill makes. That the model is right is checked where it can be: on the checkpoint and the two workers of workers.py.
+and the number of machines that die are assumed, and stand among the options. The pieces and their order are those that
+waterfill makes. That the model is right is checked where it can be, on the checkpoint and workers of workers.py.
 
     python benchmarks/scale.py [--machines 100] [--threads 16]
 """

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from waterfill.compression.task import Compression
 from waterfill.storage import FileWriter
 from waterfill.storage.work_directory import Journal
 
-PRICE = 1e-4
+BITS = 3.0  # an entry
 BLOB = 1 << 26  # bytes
 PIECES = 300
 
@@ -40,14 +41,12 @@ def measured(folder: Path, width: int = 4096, small: int = 2000) -> Costs:
     large = job_of(folder / "large.safetensors", {"large": torch.randn(width, width).bfloat16()})
     entries = width * width
     tiny = job_of(folder / "tiny.safetensors", {f"{i}": torch.randn(16, 56) for i in range(100)})
-    inspect, measure = (seconds(lambda do=do: ask(large, do, folder)) for do in (INSPECT, MEASURE))
-    fit, fit_any = seconds(lambda: ask(large, FIT, folder)), seconds(lambda: ask(tiny, FIT, folder)) / 100
+    inspect, measure, fit = (seconds(asking(large, do, folder)) for do in (INSPECT, MEASURE, FIT))
+    fit_any = seconds(asking(tiny, FIT, folder)) / 100
     many = {f"{i}": torch.randn(128, 128) for i in range(small)}
     save_file(many, folder / "many.safetensors")
-    opened = seconds(lambda: Job.of(folder / "many.safetensors", "Quantize()", Budget(price=PRICE), Canned())) / small
-    adopted, counted = of_caller(
-        Job.of(folder / "many.safetensors", "Quantize()", Budget(price=PRICE), Canned()), folder
-    )
+    opened = seconds(lambda: job_of(folder / "many.safetensors", None)) / small
+    adopted, counted = of_caller(job_of(folder / "many.safetensors", None), folder)
     return Costs(
         inspect / entries, fit / entries, fit_any, measure, of_a_piece(), opened, adopted, counted, of_a_byte(folder)
     )
@@ -63,21 +62,33 @@ def seconds(action: Callable[[], object], runs: int = 3) -> float:
     return best
 
 
-def job_of(path: Path, tensors: dict[str, torch.Tensor]) -> Job:
-    save_file(tensors, path)
-    return Job.of(path, "Quantize()", Budget(price=PRICE), Canned())
+def job_of(path: Path, tensors: dict[str, torch.Tensor] | None) -> Job:
+    """The job of a checkpoint, which is written where there are tensors."""
+    if tensors is not None:
+        save_file(tensors, path)
+    return Job.of(path, "Quantize()", Budget(bits=BITS), Canned())
 
 
-def ask(job: Job, do: str, folder: Path) -> None:
-    """Have every weight of a job worked on in one piece. Raises RuntimeError if that fails."""
-    journal = Journal.begin(folder / "work", {})
-    store = DirectoryStore(journal, [])
+def level_of(job: Job) -> int:
+    """The k at whose price 4^k the first weight takes about BITS an entry."""
+    weight = job.task.weights[0]
+    return next(k for k in range(10, -40, -1) if weight.curve.at_grid(k).bits > BITS * weight.layout.entries)
+
+
+def asking(job: Job, do: str, folder: Path) -> Callable[[], None]:
+    """A function that has every weight of a job worked on in one piece; it raises RuntimeError if that fails."""
+    store = DirectoryStore(Journal.begin(folder / "work", {}), [])
     assert job.remote is not None
-    at = PRICE if do == FIT else -7.0
-    items = [type(item)(item.i, item.where, at=at) for item in job.remote.items]
-    said = answer(Piece(do, job.remote.spec, items, store.place if do == FIT else None).text())
-    if "error" in said:
-        raise RuntimeError(said)
+    level = float(level_of(job))
+    items = [replace(item, at=4.0**level if do == FIT else level) for item in job.remote.items]
+    piece = Piece(do, job.remote.spec, items, store.place if do == FIT else None).text()
+
+    def ask() -> None:
+        said = answer(piece)
+        if '{"error"' in said:
+            raise RuntimeError(said)
+
+    return ask
 
 
 def of_caller(job: Job, folder: Path) -> tuple[float, float]:
@@ -85,7 +96,7 @@ def of_caller(job: Job, folder: Path) -> tuple[float, float]:
     weights = job.task.weights
     journal = Journal.begin(folder / "caller.work", {})
     store = DirectoryStore(journal, weights)
-    note = {"words": "quantized", "error": 0.1, "bytes": 3000, "price": PRICE, "input": 1 << 31, "crc": 1 << 31}
+    note = {"words": "quantized", "error": 0.1, "bytes": 3000, "price": 1.0, "input": 1 << 31, "crc": 1 << 31}
     names = [f"{i}-{i:016x}.staged" for i in range(len(weights))]
     for name in names:
         (journal.folder / name).write_bytes(b"blob")

@@ -79,12 +79,15 @@ class Layout:
         """Whether the matrices hold the real and imaginary parts of complex numbers."""
         return self.dtype.is_complex and self.role != RAW
 
-    def split(self, tensor: Tensor) -> list[Tensor]:
-        """The matrices of a tensor, float32 unless raw."""
+    def split(self, tensor: Tensor, matrices: slice = slice(None), rows: slice = slice(None)) -> list[Tensor]:
+        """The matrices of a tensor, float32 unless raw; or some of them, or some of their rows: no others are read."""
+        if not self.count:
+            return []
         values = tensor.detach()
-        if self.role != RAW:
-            values = (torch.view_as_real(values.resolve_conj()) if self._in_pairs else values).float()
-        return list(values.reshape(self.count, *self.matrix).unbind(0)) if self.count else []
+        if self._in_pairs:
+            values = torch.view_as_real(values.resolve_conj())
+        values = values.reshape(self.count, *self.matrix)[matrices, rows]
+        return list((values if self.role == RAW else values.float()).unbind(0))
 
     def join(self, matrices: Sequence[Tensor]) -> Tensor:
         """The tensor of these matrices, in its own shape and dtype. Raises CorruptFile if a part has another."""
