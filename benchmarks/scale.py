@@ -41,19 +41,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         costs = measured(Path(name))
-    many = Machines(options.machines, options.threads, LINK, STORAGE, DEATHS)
-    alone = Machines(1, options.threads, LOCAL, LOCAL)
+    counts = (1, 10, options.machines)
     rows, claims = [], []
     for network in (DENSE, SPARSE):
-        found, single = (phases(network, machines, costs, ROUNDS, REFITS) for machines in (many, alone))
-        rows += [[network.name, stage, found[stage], single[stage]] for stage in found]
-        total, lone = sum(found.values()), sum(single.values())
-        rows.append([network.name, "in all", total, lone])
-        claims.append(claim(f"{network.name}, {many.count} machines: hours", total / 3600, 1.0, ".2f", at_most=True))
+        found = [phases(network, machines_of(count, options.threads), costs, ROUNDS, REFITS) for count in counts]
+        rows += [[network.name, stage, *(one[stage] for one in found)] for stage in found[0]]
+        totals = [sum(one.values()) for one in found]
+        rows.append([network.name, "in all", *totals])
+        name = f"{network.name}, {counts[-1]} machines: hours"
+        claims.append(claim(name, totals[-1] / 3600, 1.0, ".2f", at_most=True))
     tables = {
         "stages": Table(
-            f"Seconds of each stage on {many.count} machines and on one, of {many.threads} threads each",
-            {"checkpoint": "", "stage": "", f"{many.count} machines": ",.0f", "one": ",.0f"},
+            f"Seconds of each stage, by the number of machines of {options.threads} threads each",
+            {"checkpoint": "", "stage": ""} | {f"{count} machines" if count > 1 else "1": ",.0f" for count in counts},
             rows,
         ),
         "costs": costs_table(costs),
@@ -62,6 +62,11 @@ def main() -> None:
     }
     partial = vars(options) != {"machines": MACHINES, "threads": THREADS}
     finish("scale", tables, vars(options) | assumed(), partial=partial, shown=tables)
+
+
+def machines_of(count: int, threads: int) -> Machines:
+    """So many machines on a shared storage, of which some die; one alone has a disk."""
+    return Machines(count, threads, LINK, STORAGE, DEATHS) if count > 1 else Machines(1, threads, LOCAL, LOCAL)
 
 
 def assumed() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A model of a cluster that compresses a checkpoint: the pieces that are really made, on slots with measured costs.
 
 Decisions follow the library: the same groups of weights with a barrier behind each, the same pieces. A slot takes the
-largest piece that waits. What the caller does by itself, and storage that all machines share, come on top.
+largest piece that waits. No stage is over before the storage all share has given its bytes and the caller sent
+its pieces. What the caller does by itself comes on top.
 """
 
 import heapq
@@ -16,6 +17,8 @@ from waterfill.compression.allocation.to_size.spend import _groups as groups_of_
 from waterfill.compression.engine.piece import FIT, INSPECT, MEASURE, Item
 from waterfill.compression.engine.reference import Reference
 from waterfill.compression.engine.remote import cost_of, groups_of, limit_of
+
+SAMPLED_BYTES = 1 << 22  # of a large weight that a sample touches: 64 rows, in pages
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,9 @@ class Machines:
         """Pieces at a time."""
         return self.count * self.threads
 
-    @property
-    def reading(self) -> float:
-        """Bytes a second for one slot when all of them read."""
-        return min(self.link / self.threads, self.storage / self.slots)
+    def reading(self, pieces: int) -> float:
+        """Bytes a second over its link for each of so many pieces at a time, spread over all machines."""
+        return self.link * min(1.0, self.count / min(pieces, self.slots))
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ def phases(network: Network, machines: Machines, costs: Costs, rounds: int, refi
     """Seconds of each stage of the work. rounds: prices at which curves are measured. refits: of the largest weight."""
     items = network.items()
     sizes = np.array([item.where.entries for item in items], dtype=np.float64)
-    read = network.width / machines.reading
     bits = 3.0 * sizes
     bracket = Bracket(0, bits, bits - sizes)
     order = np.argsort(bracket.low + bracket.high, kind="stable")
@@ -90,25 +91,28 @@ def phases(network: Network, machines: Machines, costs: Costs, rounds: int, refi
 
     def stage(do: str, chosen: Sequence[Item], entry: float, each: float, deaths: int = 0) -> float:
         limit = limit_of(sum(cost_of(do, item) for item in chosen), machines.slots)
+        groups = list(groups_of(chosen, lambda item: cost_of(do, item), limit))
+        read = network.width / machines.reading(len(groups))
+        most = SAMPLED_BYTES / network.width if do == MEASURE else float("inf")
         pieces = [
-            sum(each + entry * item.where.entries for item in group)
-            for group in groups_of(chosen, lambda item: cost_of(do, item), limit)
+            sum(each + entry * item.where.entries + read * min(item.where.entries, most) for item in group)
+            for group in groups
         ]
-        return max(makespan(pieces, machines, deaths, chance), costs.piece * len(pieces))
+        stored = network.width * sum(min(item.where.entries, most) for item in chosen) / machines.storage
+        return max(makespan(pieces, machines, deaths, chance), stored, costs.piece * len(pieces))
 
     groups = [[items[i] for i in order[own]] for own in groups_of_weights(ordered)]
     dying = chance.multinomial(machines.deaths, [1 / len(groups)] * len(groups))
     fitted = [
-        stage(FIT, group, costs.fit + read, costs.fit_any, int(deaths))
-        for group, deaths in zip(groups, dying, strict=True)
+        stage(FIT, group, costs.fit, costs.fit_any, int(deaths)) for group, deaths in zip(groups, dying, strict=True)
     ]
-    largest = float(sizes.max())
+    largest, alone = float(sizes.max()), network.width / min(machines.storage, machines.reading(1))
     return {
         "open: headers, tied weights": costs.opened * len(items),
-        "inspect every value": stage(INSPECT, items, costs.inspect + read, 0.0),
-        "measure curves": rounds * stage(MEASURE, items, read, costs.measure),
+        "inspect every value": stage(INSPECT, items, costs.inspect, 0.0),
+        "measure curves": rounds * stage(MEASURE, items, 0.0, costs.measure),
         "fit": sum(fitted) + costs.adopted * len(items),
-        "fit the largest again": refits * largest * (costs.fit + read),
+        "fit the largest again": refits * largest * (costs.fit + alone),
         "count bytes": costs.counted * len(items) * (3 + refits),
         "write the file": network.bytes / network.width * 3 / 8 * costs.written,
     }
@@ -126,7 +130,7 @@ def makespan(pieces: Sequence[float], machines: Machines, deaths: int, chance: n
     while waiting:
         begin, slot = heapq.heappop(free)
         seconds = waiting.popleft()
-        death = dying.get(slot // machines.threads, -1.0)
+        death = dying.get(slot % machines.count, -1.0)
         if begin <= death < begin + seconds:
             waiting.append(seconds)
             heapq.heappush(free, (death + machines.restart, slot))
