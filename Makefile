@@ -19,7 +19,7 @@ BENCHMARKS := coding lossless large_file step_rule prior probes data_free rate_d
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-hf test-all test-oldest smoke-oldest check format bench native clean
+.PHONY: demo test test-hf test-all test-oldest smoke-oldest check format bench docs wheels native clean
 .DEFAULT_GOAL := test
 
 # torch comes first and exactly, so that nothing else chooses a bigger build. An installation in place knows the folders of
@@ -75,6 +75,20 @@ format: $(READY)
 bench: native
 	$(BIN)/pip install --quiet --no-build-isolation --editable .[bench,demo]
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+
+# The pages of docs/, the README and the docstrings as a site in build/site. A broken link is an error.
+docs: $(READY)
+	$(BIN)/pip install --quiet --no-build-isolation --editable .[docs]
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# In dist/: the sources; and built from these alone a wheel for each Python here, where all from 3.12 on share one.
+wheels:
+	rm -rf dist build/wheels
+	$(PYTHON) -m venv build/wheels
+	build/wheels/bin/pip install --quiet build
+	build/wheels/bin/python -m build --sdist --outdir dist
+	set -e; for python in $(PYTHON) $(shell command -v python3.12); do \
+		$$python -m pip wheel --quiet --no-deps --wheel-dir dist dist/waterfill-*.tar.gz; done
 
 # Brings the compiled core up to date; nothing to do without a C++ compiler.
 native: $(READY)

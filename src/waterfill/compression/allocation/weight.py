@@ -232,7 +232,9 @@ class Weight:
         layout, stride = self.layout, stride_of(self.layout.count)
         positions, count = self._positions, len(range(0, layout.count, stride))
         rows, cols = rows_and_cols(layout.matrix, positions, SAMPLED_ENTRIES // max(1, count))
-        some = slice(None) if rows is None else slice(0, int(rows[-1]) + 1, int(rows[1] - rows[0]) if len(rows) > 1 else 1)
+        some = (
+            slice(None) if rows is None else slice(0, int(rows[-1]) + 1, int(rows[1] - rows[0]) if len(rows) > 1 else 1)
+        )
         matrices = layout.split(self.tensor(), slice(None, None, stride), some)
         targets = [matrix if cols is None else matrix[:, cols].contiguous() for matrix in matrices]
 
