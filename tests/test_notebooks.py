@@ -9,9 +9,9 @@ import pytest
 from tests.support.places import CHECKOUT
 
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
-WHOLE, TOY = "EPOCHS, WIDTH = 30, 64", "EPOCHS, WIDTH = 3, 8"
+WHOLE, TOY = "EPOCHS, WIDTH = 30, 64", "EPOCHS, WIDTH = 1, 4"
 SAID = {
-    "smaller_file": ["times smaller", "1.5 bits: inputs", "features.0.weight", "head.bias", "points"],
+    "smaller_file": ["times smaller", " 2 bits: inputs", "features.0.weight", "head.bias", "points"],
     "faster_network": ["% packed", "64 at once", "% trained", "times smaller"],
     "which_method": ["the default", "Quantize() + LowRank()", "of the energy in", "head.weight"],
 }

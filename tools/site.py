@@ -19,8 +19,7 @@ SCRIPTS = ("examples", "benchmarks", "notebooks")
 _LINK = re.compile(r"\]\(([^)\s#:]+)([^)\s]*)\)")
 API = """# Functions and classes
 
-Whatever stands here stays as it is between releases of the same major version. `from waterfill import NAME` takes what has
-no module before its name.
+What is public. `from waterfill import NAME` takes what has no module before its name.
 """
 
 

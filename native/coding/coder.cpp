@@ -66,7 +66,7 @@ public:
     nb::bytes bytes() const {
         nb::object made = nb::steal(PyBytes_FromStringAndSize(nullptr, Py_ssize_t(stream_.size())));
         if (!made.is_valid()) throw nb::python_error();
-        stream_.copy_to(reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(made.ptr())));
+        stream_.copy_to(reinterpret_cast<uint8_t*>(PyBytes_AsString(made.ptr())));
         return nb::borrow<nb::bytes>(made);
     }
 
