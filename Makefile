@@ -13,7 +13,7 @@ SMOKE := tests/coding/test_exact_product.py tests/coding/test_golden_codes.py te
 	tests/parts/test_format_parts.py tests/compression/test_compress.py tests/compression/test_choice.py
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior probes data_free rate_distortion feedback_speed whole_speed ablation decisions \
-	post_training calibrations choice combinations families learning channels resume kernels packed end_to_end \
+	post_training calibrations choice combinations families learning channels resume kernels packed end_to_end workers scale \
 	language_model report summary
 # The machines are small and the tests run two at a time: one thread each.
 export OMP_NUM_THREADS ?= 1
@@ -45,6 +45,7 @@ test-hf: native
 # The fuzzer has no release for some Pythons; its tests say so and are skipped there.
 test-all: native
 	-$(BIN)/pip install --quiet --only-binary atheris --no-build-isolation --editable .[fuzz]
+	$(BIN)/pip install --quiet --no-build-isolation --editable .[distributed,docs]
 	$(BIN)/pytest --hypothesis-profile=thorough -n 2
 
 # The core is that of the first environment: it knows neither NumPy nor PyTorch, only how arrays lie in memory.
@@ -73,7 +74,7 @@ format: $(READY)
 	$(BIN)/ruff format
 
 bench: native
-	$(BIN)/pip install --quiet --no-build-isolation --editable .[bench,demo]
+	$(BIN)/pip install --quiet --no-build-isolation --editable .[bench,demo,distributed]
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 # The pages of docs/, the README and the docstrings as a site in build/site. A broken link is an error.

@@ -25,6 +25,7 @@ sys.path.insert(0, str(CHECKOUT))  # for the cluster that dies and rises
 LAYERS, WIDTH, ROUNDS, KILLS = 16, 4096, 3, 20
 BITS, WORKERS = 4.0, 2
 MOST_OVERHEAD = 10.0  # percent
+IDLE = 10.0  # seconds
 KILLED_LAYERS, KILLED_WIDTH = 48, 768
 
 
@@ -38,13 +39,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_checkpoint(folder / "large.safetensors", options.layers, options.width)
-        rounds, same = in_turns(folder, options.rounds)
+        rounds, same, idle = in_turns(folder, options.rounds)
         killed = kills(folder, options.kills) if options.kills else []
     tables, claims = {"rounds": rounds_table(rounds)}, []
     best = {side: min(row[2] for row in rounds if row[0] == side) for side in ("threads", "dask")}
     claims.append(claim("other bytes from workers than from threads", float(not same), 0, ".0f", at_most=True))
     overhead = 100 * (best["dask"] / best["threads"] - 1)
     claims.append(claim("overhead of workers in time of cores, %", overhead, MOST_OVERHEAD, ".1f", at_most=True))
+    tables["net"] = net_table(rounds, idle)
+    net = 100 * (min(row[3] for row in tables["net"].rows) / best["threads"] - 1)
+    claims.append(claim("overhead beside what an idle cluster takes, %", net, MOST_OVERHEAD, ".1f", at_most=True))
     if killed:
         columns = {"killed": "", "times": "d", "jobs": "d", "other bytes": "d", "left over": "d"}
         tables["kills"] = Table("Killed at random moments, and begun again", columns, killed)
@@ -55,8 +59,9 @@ def main() -> None:
     finish("workers", tables, vars(options), partial=partial, shown=tables)
 
 
-def in_turns(folder: Path, rounds: int) -> tuple[list[list[Any]], bool]:
-    """Rows of side, seconds by the clock and seconds of cores; and whether all files have the same bytes."""
+def in_turns(folder: Path, rounds: int) -> tuple[list[list[Any]], bool, float]:
+    """Rows of side, seconds by the clock and seconds of cores; whether all files have the same bytes; and the seconds
+    of cores that scheduler and workers take in a second in which nothing is asked of them."""
     from distributed import LocalCluster
 
     import waterfill
@@ -76,10 +81,13 @@ def in_turns(folder: Path, rounds: int) -> tuple[list[list[Any]], bool]:
         write_checkpoint(folder / "small.safetensors", 2, 256)
         for target in ("1.wf", "2.wf"):  # what is imported and kept is there before the clock begins
             waterfill.compress_file(folder / "small.safetensors", folder / target, bits=BITS, engine=engine)
+        used = busy()
+        time.sleep(IDLE)
+        idle = (busy() - used) / IDLE
         for _ in range(rounds):
             run(folder / "threads.wf", options=waterfill.Options(threads=WORKERS))
             run(folder / "dask.wf", engine=engine)
-    return rows, len(set(files)) == 1
+    return rows, len(set(files)) == 1, idle
 
 
 def clock(machines: Any) -> Callable[[], float]:
@@ -104,6 +112,13 @@ def rounds_table(rows: list[list[Any]]) -> Table:
         "more of them, %": ".1f",
     }
     return Table("Two threads of one process, and two dask workers of one thread, in turns", columns, lines)
+
+
+def net_table(rows: list[list[Any]], idle: float) -> Table:
+    """The runs with workers, without what heartbeats and the like take, which grows with the time by the clock."""
+    lines = [["dask", row[2], idle * row[1], row[2] - idle * row[1]] for row in rows if row[0] == "dask"]
+    columns = {"work done by": "", "seconds of cores": ".1f", "as if idle": ".1f", "net": ".1f"}
+    return Table("Two dask workers, without what they take when idle", columns, lines)
 
 
 def kills(folder: Path, count: int) -> list[list[Any]]:
