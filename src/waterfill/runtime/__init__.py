@@ -2,6 +2,6 @@
 
 from waterfill.runtime.pack import pack
 from waterfill.runtime.packing.table import table
-from waterfill.runtime.speed import Latency, speed
+from waterfill.runtime.speed import Latency, as_type, speed
 
-__all__ = ["Latency", "pack", "speed", "table"]
+__all__ = ["Latency", "as_type", "pack", "speed", "table"]

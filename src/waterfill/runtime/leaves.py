@@ -47,6 +47,11 @@ class Term(nn.Module):
         """What it is, for a table."""
         raise NotImplementedError
 
+    @property
+    def products(self) -> int:
+        """Multiplications with a vector that its form takes."""
+        return self.rows * self.cols
+
     def _keep(self, **values: Tensor | None) -> None:
         for name, value in values.items():
             self.register_buffer(name, value)
@@ -221,6 +226,10 @@ class EntriesTerm(Term):
 
     def block(self, first: int, last: int) -> Tensor:
         return blocks.entries_block(self.starts, self.where, self.values, self.cols, (first, last))
+
+    @property
+    def products(self) -> int:
+        return self.values.numel()
 
     @property
     def words(self) -> str:

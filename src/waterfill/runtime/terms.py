@@ -46,6 +46,10 @@ class ColumnsTerm(Term):
         return self.kept, self.inner
 
     @property
+    def products(self) -> int:
+        return self.inner.products
+
+    @property
     def words(self) -> str:
         return f"{len(self.kept)} columns, {self.inner.words}"
 
@@ -74,6 +78,10 @@ class ChainTerm(Term):
     @property
     def factors(self) -> tuple[Term, Term]:
         return self.left, self.right
+
+    @property
+    def products(self) -> int:
+        return self.left.products + self.right.products
 
     @property
     def words(self) -> str:
@@ -109,6 +117,10 @@ class SumTerm(Term):
         for term in self._terms[1:]:
             made = made + term.block(first, last)
         return made
+
+    @property
+    def products(self) -> int:
+        return sum(term.products for term in self._terms)
 
     @property
     def words(self) -> str:
