@@ -21,6 +21,8 @@ class Term(nn.Module):
 
     rows: int
     cols: int
+    runs: str = "packed"
+    """How, for a table: from what is compressed, or from the restored matrix ("dense")."""
     large: int = 0
     """Inputs from which they are multiplied as floats; 0 for as many as this machine needs for that to be faster."""
 

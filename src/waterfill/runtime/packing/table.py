@@ -21,7 +21,7 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, PackedLayer):
             tensors = [value for term in module.terms() for value in term.buffers()]
-            form, runs = _words(module), "packed"
+            form, runs = _words(module), next((term.runs for term in module.terms()), "packed")
         elif isinstance(module, KINDS) or is_conv1d(module):
             tensors = list(module.parameters())
             form, runs = "restored weights", "dense"
