@@ -7,7 +7,7 @@ start. It is compared with the name of a tensor and with that of the module whic
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -57,6 +57,12 @@ class Assignment:
         for pattern, _ in rules:
             _check(pattern)
         return cls(rules, as_spec(default))
+
+    def mapped(self, change: Callable[[Spec], Spec]) -> "Assignment":
+        """The same patterns with other specs, that of what none matches among them."""
+        rules = tuple((pattern, None if spec is None else change(spec)) for pattern, spec in self.rules)
+        every = () if any(pattern == _EVERY for pattern, _ in rules) else ((_EVERY, change(self.default)),)
+        return Assignment((*rules, *every), change(self.default))
 
     @property
     def is_for_all(self) -> bool:

@@ -31,6 +31,11 @@ def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
         'names: "re:.*mlp.*: Quantize(states=64); *: Quantize()", the first that matches',
     )
     parser.add_argument(
+        "--runs",
+        choices=("packed",),
+        help="how the network is to run: of packed weights the budget counts what they take in memory too",
+    )
+    parser.add_argument(
         "--threads", type=_threads, metavar="N", help="tensors at a time (default: one a core, up to 4)"
     )
     parser.add_argument("--all", action="store_true", help="a row for every tensor, however many there are")
@@ -53,10 +58,12 @@ def add_ignore(parser: argparse.ArgumentParser) -> None:
 def recipe_said(args: argparse.Namespace, default: str = "") -> str:
     """The recipe of a file in words. default: for what is neither ignored nor in a recipe; empty for the automatic."""
     from waterfill.assignment import LOSSLESS, Assignment
+    from waterfill.parts import packed
 
     if args.lossless:
         return LOSSLESS
-    return Assignment.of(args.recipe or default or None, args.ignore).text or "automatic"
+    recipe = Assignment.of(args.recipe or default or None, args.ignore)
+    return (recipe.mapped(packed) if args.runs else recipe).text or "automatic"
 
 
 def budget_of(args: argparse.Namespace) -> dict[str, Any]:

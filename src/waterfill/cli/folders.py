@@ -55,11 +55,14 @@ def compress_to_folder(args: argparse.Namespace) -> Listing:
 
     windows = windows_of(args.tokens, 128)
     with Meter(args.quiet) as meter:
-        options = Options(force=args.force, threads=args.threads, progress=meter, memory=args.memory or MEMORY)
+        options = Options(
+            force=args.force, threads=args.threads, progress=meter, memory=args.memory or MEMORY, runs=args.runs
+        )
         given = {"spec": args.recipe, "ignore": args.ignore} | budget_of(args)
         made = compress_folder(args.model, args.output, **given, text=args.text, windows=windows, options=options)
     recipe = recipe_said(args, "" if args.text else DEFAULT_RECIPE)
-    return Listing(items_of(made.rows), made.aliases, {"recipe": recipe, "original": made.original}, made.size)
+    notes = {"recipe": recipe, "original": made.original}
+    return Listing(items_of(made.rows), made.aliases, notes, made.size)
 
 
 def evaluate_on_text(args: argparse.Namespace) -> None:

@@ -79,15 +79,15 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
     if batches is None:
         if forward is not None:
             raise BadRecipe("forward= says how inputs are run, and there are none: give batches too")
-        recipe = recipe_of(DEFAULT_RECIPE if spec is None else spec, ignore, lossless)
+        recipe = recipe_of(DEFAULT_RECIPE if spec is None else spec, ignore, lossless, options)
         with own_arithmetic(), options.shown() as settled:
             work = in_memory(Task.of(model, recipe, importance), settled)
             resolved = resolve(budget, recipe)
             work.meet(resolved)
-            return with_remark(model_of(work), work.task.allowed(resolved))
+            return with_remark(model_of(work), work.task.allowed(resolved), work.memory)
     if lossless or importance is not None:
         given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
         raise BadRecipe(f"{given}: leave the batches out")
     inputs = Inputs(batches, AsSet.now(forward))
     with own_arithmetic(), options.shown() as settled:
-        return compress_with_inputs(model, inputs, automatic(spec, ignore), budget, settled)
+        return compress_with_inputs(model, inputs, automatic(spec, ignore, options), budget, settled)

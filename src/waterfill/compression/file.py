@@ -38,6 +38,7 @@ class Summary:
         weights: how many there are.
         seconds: wall time.
         aliases: tied names, each with the name that holds the parts.
+        memory: bytes of the weights in packed layers, where the budget counted these (`Options.runs`); else 0.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Summary:
     weights: int
     seconds: float
     aliases: dict[str, str]
+    memory: int = 0
 
     @property
     def bits(self) -> float:
@@ -108,14 +110,15 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     began = time.monotonic()
     path = Path(target)
     check_target(target, options.force)
-    job = Job.of(source, recipe_of(spec, ignore, lossless), Budget(bits, size, ratio, price))
+    job = Job.of(source, recipe_of(spec, ignore, lossless, options), Budget(bits, size, ratio, price))
     folder = options.work or path.with_name(path.name + ".work")
     with claimed(path), Journal.claim(folder), options.shown() as settled:
         journal = Journal.begin(folder, job.fingerprint())
         work = Compression(job.task, DirectoryStore(journal, job.task.weights), settled)
         written = _run(work, job.budget, journal, path)
     seconds = time.monotonic() - began
-    return Summary(path, _rows(work), written, job.task.original, job.task.count, seconds, job.checkpoint.aliases)
+    totals = written, job.task.original, job.task.count, seconds
+    return Summary(path, _rows(work), *totals, job.checkpoint.aliases, work.memory)
 
 
 def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, path: Path) -> int:
@@ -126,7 +129,11 @@ def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, pa
         journal.remove()  # going on with the same job would end the same way
         raise
     task = work.task
-    notes = remarked(task.notes, task.allowed(budget), lambda notes: work.with_notes(notes).file_bytes(lengths))
+
+    def file_bytes(notes: dict[str, Any]) -> int:
+        return work.with_notes(notes).file_bytes(lengths)
+
+    notes = remarked(task.notes, task.allowed(budget), file_bytes, work.memory)
     with FileWriter(path, force=work.options.force) as out:
         for i, weight in enumerate(task.weights):
             out.add(weight.name, work.store.blob(i))
@@ -202,7 +209,7 @@ def plan_file(  # noqa: PLR0913 - as compress_file
         >>> plan = waterfill.plan_file("net.safetensors", bits=3)
         >>> print(plan.size, plan.seconds)
     """
-    job = Job.of(source, recipe_of(spec, ignore, lossless), Budget(bits, size, ratio, price))
+    job = Job.of(source, recipe_of(spec, ignore, lossless, options), Budget(bits, size, ratio, price))
     began = time.monotonic()
     weights, allowed = job.task.weights, job.task.allowed(job.budget)
     run = in_memory(job.task, replace(options, threads=options.workers)).run

@@ -26,7 +26,7 @@ from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
 from waterfill.compression.store import MemoryStore
-from waterfill.compression.task import Compression, Task, in_memory, model_of, resolve, with_remark
+from waterfill.compression.task import Compression, Task, in_memory, model_of, resolve, to_run, with_remark
 from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import ReferenceOutputs
 from waterfill.importance import ImportanceMap
@@ -35,6 +35,7 @@ from waterfill.network.batch_norm import folds_between
 from waterfill.network.running.forward import as_deployed
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.tensors import tensors_of
+from waterfill.recipe import DEFAULT_RECIPE
 from waterfill.storage.folds import pack
 from waterfill.storage.remarks import FEW_SAMPLES, UNUSED
 from waterfill.storage.work_directory import temporary_folder
@@ -48,9 +49,14 @@ AUTOMATIC = "automatic"
 """The recipe in the notes of a file made with it: in a small network its whole text would take too many bytes."""
 
 
-def automatic(recipe: "Recipe | Assignment | None", ignore: Sequence[str] = ()) -> Assignment:
-    """The recipes of the tensors, `DEFAULT_SPEC` where nothing else is said. Raises BadRecipe."""
-    return Assignment.of(recipe, ignore, DEFAULT_SPEC)
+def automatic(
+    recipe: "Recipe | Assignment | None", ignore: Sequence[str] = (), options: Options = Options()
+) -> Assignment:
+    """The recipes of the tensors, `DEFAULT_SPEC`, or codes alone for a way to run, where nothing else is said.
+
+    Raises BadRecipe.
+    """
+    return to_run(Assignment.of(recipe, ignore, DEFAULT_RECIPE if options.runs else DEFAULT_SPEC), options)
 
 
 @torch.inference_mode(False)
@@ -88,7 +94,7 @@ def calibrated(
     inputs.check(model)
     assert isinstance(model, nn.Module)
     weights_of(model)  # NaN in a weight is reported as such, before it shows in outputs
-    assignment = automatic(spec, ignore)
+    assignment = automatic(spec, ignore, options)
     tensors, aliases, _ = tensors_of(model)
     fixed = kept_names(assignment.by_name(tensors, aliases), aliases)
     inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
@@ -138,7 +144,7 @@ class Calibrated:
 
     def with_spec(self, spec: Recipe) -> "Calibrated":
         """The same measurements, for another spec. Raises BadRecipe."""
-        other = automatic(spec)
+        other = automatic(spec, (), self.options)
         return replace(self, assignment=other, notes=self.notes | {"recipe": other.text})
 
     def allowed(self, budget: Budget) -> int | None:
@@ -156,7 +162,7 @@ class Calibrated:
             made = _repaired(made, self.model, self.inputs, size)
         if size is not None and 1 < self.calibration.samples < FEW_SAMPLES:
             made = self._guarded(made, budget)
-        return with_remark(made, size)
+        return with_remark(made, size, compression.memory)
 
     def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression[MemoryStore], Ledger]:
         """Every weight fitted by itself, with this importance, or an assumed one."""

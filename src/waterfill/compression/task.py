@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.assignment import LOSSLESS, Assignment, Recipe
-from waterfill.compression.allocation.budget import Budget, unused
+from waterfill.compression.allocation.budget import IN_MEMORY, Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.costs.few import toward_assumed
 from waterfill.compression.costs.unreached import at_common_price
-from waterfill.compression.options import Options
+from waterfill.compression.options import PACKED, Options
 from waterfill.compression.store import MemoryStore, Store
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, ImportanceMap
@@ -28,7 +28,7 @@ from waterfill.network.layout import RAW, Layout, can_be_rounded, layout_of
 from waterfill.network.pruned import hidden_in
 from waterfill.network.tensors import constants_of, foreign_names, tensors_of
 from waterfill.part import Spec
-from waterfill.parts import Dense
+from waterfill.parts import Dense, packed
 from waterfill.storage import size_of
 from waterfill.storage.manifest import Manifest
 
@@ -41,11 +41,19 @@ EXACT = Dense(format=LOSSLESS)
 """The spec of tensors that are kept bit for bit."""
 
 
-def recipe_of(recipe: "Recipe | Assignment | None", ignore: Sequence[str], lossless: bool) -> "Assignment | str":
+def recipe_of(
+    recipe: "Recipe | Assignment | None", ignore: Sequence[str], lossless: bool, options: Options
+) -> "Assignment | str":
     """The recipes of the tensors, or `LOSSLESS`. Raises BadRecipe."""
-    if lossless and ignore:
-        raise BadRecipe("lossless=True keeps every tensor bit for bit: leave ignore= out")
-    return LOSSLESS if lossless else Assignment.of(recipe, ignore)
+    if lossless and (ignore or options.runs):
+        given = "ignore=" if ignore else f"runs={options.runs!r}"
+        raise BadRecipe(f"lossless=True keeps every tensor bit for bit: leave {given} out")
+    return LOSSLESS if lossless else to_run(Assignment.of(recipe, ignore), options)
+
+
+def to_run(recipe: Assignment, options: Options) -> Assignment:
+    """The recipes, such that the network can run as the options say."""
+    return recipe.mapped(packed) if options.runs == PACKED else recipe
 
 
 def kept_or_not(name: str, value: Tensor, spec: Spec | None, **known: bool) -> str:
@@ -186,8 +194,14 @@ class Compression(Generic[_Kept]):
         return replace(self, task=replace(self.task, notes=notes))
 
     def fit(self, i: int, price: float) -> float:
-        """Fit weight i at a price and keep the result; its real bits."""
-        return 8.0 * self.store.fit(i, self.weights[i], price).size
+        """Fit weight i at a price and keep the result; its real bits, or those in memory where these count."""
+        fitted = self.store.fit(i, self.weights[i], price)
+        return 8.0 * max(fitted.size, fitted.memory)
+
+    @property
+    def memory(self) -> int:
+        """Bytes in memory of the weights so far, of those of which a budget counts them."""
+        return sum(one.memory for i in range(len(self.weights)) if (one := self.store.get(i)) is not None)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the file."""
@@ -227,21 +241,24 @@ def model_of(work: Compression[MemoryStore]) -> CompressedModel:
     return CompressedModel({entry.name: entry for entry in entries}, dict(work.task.aliases), work.task.notes)
 
 
-def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
-    """The model, with a remark in its notes where it leaves much of the `size` bytes unused, if that fits."""
-    return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size))
+def with_remark(model: CompressedModel, size: int | None, memory: int = 0) -> CompressedModel:
+    """The model, with a remark in its notes as `remarked` makes it."""
+    return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size, memory))
 
 
-def remarked(notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
+def remarked(
+    notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int], memory: int = 0
+) -> dict[str, Any]:
     """Notes, with a remark where a file leaves much of the `size` bytes unused, if there is room for it.
 
-    file_bytes: (notes) -> bytes of the file with these.
+    file_bytes: (notes) -> bytes of the file with these. memory: bytes of the weights where these count; the remark then
+    says them.
     """
-    remark = None if size is None else unused(size, file_bytes(notes))
-    if size is None or remark is None:
-        return notes
-    more = notes | {"budget": remark}
-    return more if file_bytes(more) <= size else notes
+    remark = IN_MEMORY.format(memory) if memory else None
+    if size is not None and not memory:
+        remark = unused(size, file_bytes(notes))
+    more = notes | ({"budget": remark} if remark else {})
+    return more if size is None or file_bytes(more) <= size else notes
 
 
 def resolve(budget: Budget, recipe: "Recipe | Assignment") -> Budget:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.part import Codes, Levels
+from waterfill.part.memory import width_of
 from waterfill.runtime import layout, operators
 from waterfill.runtime.blocked import rows as blocks
 
 _NARROW = 1 << 16  # columns that 16 bits tell apart
-_OUTLIER = 64 + 8  # bits of a correction
 
 
 class Term(nn.Module):
@@ -242,36 +242,6 @@ def check_cols(x: Tensor, cols: int) -> None:
     """Raises BadInput for inputs of another width: a kernel would read what is not theirs."""
     if x.shape[-1] != cols:
         raise BadInput(f"inputs of {x.shape[-1]} features do not fit a packed layer of {cols}")
-
-
-def width_of(codes: Codes) -> tuple[int, int]:
-    """Bits of a code in memory, and how many codes are beyond them; 0 where no width will do.
-
-    The fewest bytes in all, corrections counted; for groups, whose codes are not corrected, as many bits as hold all.
-    """
-    grouped = codes.scales.shape[1] > 1
-    beyond = _beyond(codes.codes)
-    fitting = [
-        bits for bits in layout.WIDTHS if not (grouped and (beyond[bits] or codes.group % layout.block_cols(bits)))
-    ]
-    best = min(fitting, key=lambda bits: size_of(codes, bits, beyond[bits]), default=0)
-    return best, beyond.get(best, 0)
-
-
-def size_of(codes: Codes, bits: int, beyond: int) -> float:
-    """Bits in memory of codes of a width, those beyond it corrected."""
-    return 8.0 * len(codes.codes) * layout.row_bytes(codes.codes.shape[1], bits) + _OUTLIER * beyond
-
-
-def _beyond(codes: Tensor) -> dict[int, int]:
-    """How many codes are beyond each width."""
-    own, least, most = codes.numpy(), *(int(v) for v in codes.aminmax())
-    counts = {}
-    for bits in layout.WIDTHS:
-        low, high = -(1 << bits - 1), (1 << bits - 1) - 1
-        under, over = (own < low if least < low else own[:0]), (own > high if most > high else own[:0])
-        counts[bits] = int(np.count_nonzero(under)) + int(np.count_nonzero(over))
-    return counts
 
 
 def _check_entries(starts: Tensor, columns: Tensor, values: Tensor, cols: int) -> None:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from waterfill.coding.exact_product import exact_product
 from waterfill.part import Chain, Codes, Columns, Entries, Levels, Product, Sum, Whole
+from waterfill.part.memory import size_of, width_of
 from waterfill.runtime import layout, operators
-from waterfill.runtime.leaves import CodesTerm, EntriesTerm, LevelsTerm, Term, check_cols, size_of, width_of
+from waterfill.runtime.leaves import CodesTerm, EntriesTerm, LevelsTerm, Term, check_cols
 
 _MOST_COLS = 1 << 18  # that integer sums of 32 bits allow for
 _FLOAT = 32  # bits of a weight as it was

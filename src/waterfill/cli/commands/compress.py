@@ -120,9 +120,11 @@ def _say(args: argparse.Namespace, output: str, listing: Listing, report: dict[s
 
 
 def _unspent(args: argparse.Namespace, listing: Listing) -> str:
-    """A remark if the file is far smaller than its budget, else empty."""
+    """A remark if the file is far smaller than its budget, or what counts in memory; else empty."""
     from waterfill.compression.allocation.budget import unused
 
+    if args.runs:
+        return str(listing.notes.get("budget", ""))
     allowed = args.size or (args.bits or 0) * listing.weights / 8 or (listing.original or 0) / (args.ratio or math.inf)
     remark = unused(int(allowed), listing.size)
     return f"{remark}; --lossless keeps every bit" if remark else ""
@@ -132,13 +134,15 @@ def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, 
     """Compress the checkpoint as it lies on disk, one tensor in memory at a time."""
     from waterfill import Options, compress_file
     from waterfill.cli.progress import Meter
+    from waterfill.compression.allocation.budget import IN_MEMORY
 
     with Meter(args.quiet) as meter:
-        options = Options(force=args.force, threads=args.threads, progress=meter)
+        options = Options(force=args.force, threads=args.threads, progress=meter, runs=args.runs)
         recipe = args.recipe or DEFAULT_RECIPE
         chosen = {"ignore": args.ignore} | budget_of(args)
         summary = compress_file(existing(args.model), output, recipe, **chosen, options=options)
     notes = {"recipe": recipe_said(args, DEFAULT_RECIPE), "original": summary.original}
+    notes |= {"budget": IN_MEMORY.format(summary.memory)} if summary.memory else {}
     return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
 
 
@@ -185,9 +189,9 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     report: dict[str, Any] = {}
     with claimed(output), Meter(args.quiet) as meter:
         cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
-        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory)
+        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory, runs=args.runs)
         given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
-        recipe = automatic(args.recipe, args.ignore)
+        recipe = automatic(args.recipe, args.ignore, options)
         budget = resolve(Budget(**given), recipe)
         with calibrated(network, Inputs(list(batches)), recipe, options) as measured:
             if goal is None:

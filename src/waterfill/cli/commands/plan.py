@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = args.recipe or DEFAULT_RECIPE
     with Meter(args.quiet) as meter:
-        options = Options(threads=args.threads, progress=meter)
+        options = Options(threads=args.threads, progress=meter, runs=args.runs)
         plan = plan_file(existing(args.model), recipe, ignore=args.ignore, **budget_of(args), options=options)
     notes = {"recipe": recipe_said(args, DEFAULT_RECIPE), "original": plan.original}
     pairs = zip(items_of(plan.rows), plan.rows, strict=True)

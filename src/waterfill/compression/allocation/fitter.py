@@ -14,6 +14,7 @@ from threading import Lock
 from waterfill.compression.allocation.budget import USED, Budget
 from waterfill.compression.allocation.to_size import search
 from waterfill.compression.allocation.to_size.exact import Exact
+from waterfill.compression.allocation.to_size.knapsack import share_out
 from waterfill.compression.allocation.to_size.search import HIGHEST, Bracket
 from waterfill.compression.allocation.to_size.smallest import Trials, small_prices
 from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget, spend
@@ -84,6 +85,7 @@ class Fitter:
             warnings.warn(f"of the {size} bytes allowed, {exact.text()}; little is left for the rest", stacklevel=2)
         ledger = spend(bracket, 8.0 * (size - self._overhead_between(bracket) - 8), self._fit, self.workers)
         self.fit_within(ledger, bracket, size)
+        share_out(self.weights, Trials(self._fit, self.file_bytes, ledger), size)
         return ledger
 
     def file_bytes(self, ledger: Ledger) -> int:

@@ -33,13 +33,14 @@ class Trials:
     def attempt(self, i: int, price: float, most: int) -> bool:
         """Fit weight i at a price; undone, and False, where the file then has more than `most` bytes."""
         before = self.ledger.prices[i], self.ledger.bits[i]
-        self._refit(i, price)
+        self.refit(i, price)
         if self.file_bytes(self.ledger) <= most:
             return True
-        self._refit(i, before[0])
+        self.refit(i, before[0])
         return False
 
-    def _refit(self, i: int, price: float) -> None:
+    def refit(self, i: int, price: float) -> None:
+        """Fit weight i at a price."""
         self.ledger.prices[i], self.ledger.bits[i] = price, self.fit(i, price)
 
     def shrink(self, prices: Sequence[Sequence[float]]) -> None:
@@ -61,7 +62,7 @@ class Trials:
         """Bytes of the file with every weight at a price of its own."""
         for i, price in enumerate(prices):
             if price != self.ledger.prices[i]:
-                self._refit(i, price)
+                self.refit(i, price)
         return self.file_bytes(self.ledger)
 
     def spend_rest(self, weights: Sequence[Weight], size: int) -> None:

@@ -18,6 +18,7 @@ FILL = 0.993
 """The share of a budget that is to be used where the parts allow."""
 _WEIGHTS_OF_A_GROUP, _GROUPS = 4, 12
 _REFITS = 8  # of one weight
+_SAME = 3  # refits that gave a size once more
 _FLAT = 8.0  # bits between two grid prices: less is no change
 
 Fit = Callable[[int, float], float]
@@ -129,7 +130,8 @@ def _refit_one(fit: Callable[[float], float], price: float, bits: float, goal: G
         if price in tried:
             break
         tried[price] = fit(price)
-        if goal.middle - goal.slack <= tried[price] <= goal.room:
+        near = goal.middle - goal.slack <= tried[price] <= goal.room
+        if near or len(tried) - len(set(tried.values())) >= _SAME:  # a weight of few sizes, none of which is near
             break
     within = [p for p in tried if tried[p] <= goal.room]
     best = max(within, key=lambda p: tried[p]) if within else min(tried, key=lambda p: tried[p])
