@@ -162,7 +162,7 @@ class Calibrated:
             made = _repaired(made, self.model, self.inputs, size)
         if size is not None and 1 < self.calibration.samples < FEW_SAMPLES:
             made = self._guarded(made, budget)
-        return with_remark(made, size, compression.memory)
+        return with_remark(made, size, compression.task.memory_of(made))
 
     def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression[MemoryStore], Ledger]:
         """Every weight fitted by itself, with this importance, or an assumed one."""
@@ -204,7 +204,7 @@ def _refitted(
     except BadInput:  # with so few bits the outputs are not finite, and there is nothing to compensate
         return before
     after = model_of(compression)
-    if size is not None and after.size > size:  # a file of few bytes may not fit a second time
+    if size is not None and compression.run.file_bytes(ledger) > size:  # one of few bytes may not fit a second time
         return before
     judge = ReferenceOutputs(work, inputs.batches, inputs.forward)
     return min(after, before, key=judge.error)

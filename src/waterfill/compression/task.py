@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from waterfill.assignment import LOSSLESS, Assignment, Recipe
 from waterfill.compression.allocation.budget import IN_MEMORY, Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
+from waterfill.compression.allocation.held import held
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
@@ -167,6 +168,10 @@ class Task:
     def count(self) -> int:
         """Entries that count as weights."""
         return count_weights((w.name, w.layout) for w in self.weights)
+
+    def memory_of(self, model: CompressedModel) -> int:
+        """Bytes in memory of the weights of the compressed model, of those of which a budget counts them."""
+        return sum(held(model.entries[w.name].parts, w.chosen_spec) for w in self.weights if w.name in model.entries)
 
     def allowed(self, budget: Budget) -> int | None:
         """Bytes that the file may have; None where a price decides."""

@@ -43,7 +43,7 @@ class Bounded:
 def bounded(target: Tensor, importance: Importance, bits: int, columns: bool) -> Bounded:
     """Codes of a width for target [rows, cols]; columns: whether these have scales too, else only rows."""
     rows, cols = target.shape
-    col = torch.from_numpy(np.ascontiguousarray(step_weights((rows, cols), importance)[1])).float()
+    col = torch.from_numpy(np.array(step_weights((rows, cols), importance)[1])).float()
     lower = None if importance.lower is None else torch.from_numpy(importance.lower).float()
     search = _Search(bits, importance.positions)
     grid = search.rows(target, col, search.plain(target))
@@ -144,17 +144,22 @@ def best_bounded(target: Tensor, importance: Importance, price: float) -> Bounde
     some, share = target[::every], importance.select_rows(slice(None, None, every))
 
     @cache
+    def sampled(k: int) -> Bounded:
+        return bounded(some, share, tried[k], columns=False)
+
+    @cache
     def cost(k: int) -> float:
         if not 0 <= k < len(tried):
             return math.inf
-        lost = share.expected(bounded(some, share, tried[k], columns=False).error(some))
+        lost = share.expected(sampled(k).error(some))
         return lost * rows / len(some) + 8 * price * held_bytes(rows, cols, tried[k], columns=False)
 
     wanted = _gaussian_width(some, share, price)
     best = min(range(len(tried)), key=lambda k: abs(tried[k] - wanted))
     while (step := min((best - 1, best + 1), key=cost)) is not None and cost(step) < cost(best):
         best = step
-    found = [(columns, bounded(target, importance, tried[best], columns)) for columns in (False, True)]
+    plain = sampled(best) if every == 1 else bounded(target, importance, tried[best], columns=False)
+    found = ((False, plain), (True, bounded(target, importance, tried[best], columns=True)))
 
     def whole(columns: bool, one: Bounded) -> float:
         held = held_bytes(rows, cols, one.bits, columns)
@@ -166,6 +171,6 @@ def best_bounded(target: Tensor, importance: Importance, price: float) -> Bounde
 def _gaussian_width(target: Tensor, importance: Importance, price: float) -> float:
     """Bits at which one more a code saves its price, where each takes a quarter of the distortion."""
     row, col = step_weights((target.shape[0], target.shape[1]), importance)
-    squares = torch.from_numpy(np.ascontiguousarray(row)) @ target.double().square()
-    energy = 0.5 * float(squares @ torch.from_numpy(np.ascontiguousarray(col)))
+    squares = torch.from_numpy(np.array(row)) @ target.double().square()
+    energy = 0.5 * float(squares @ torch.from_numpy(np.array(col)))
     return 0.5 * math.log2(max(2 * math.log(2) * energy / max(price * target.numel(), 1e-300), 1.0))

@@ -31,19 +31,25 @@ class Option:
     loss: float
 
 
+def few_sized(weights: Sequence[Weight]) -> list[int]:
+    """The weights that have few sizes, if they are few enough for `share_out`."""
+    some = [i for i, weight in enumerate(weights) if counts_memory(weight.chosen_spec)]
+    return some if len(some) <= _MOST else []
+
+
 def share_out(weights: Sequence[Weight], trials: Trials, size: int) -> None:
-    """Fit weights that have few sizes again so that all of them lose less, the file having at most `size` bytes.
+    """Fit weights that have few sizes again so that the file has at most `size` bytes and all of them lose the least.
 
     Nothing changes where there are none, or where nothing better is found.
     """
-    ledger = trials.ledger
-    some = [i for i, weight in enumerate(weights) if counts_memory(weight.chosen_spec)]
-    if not 1 < len(some) <= _MOST:
+    ledger, some = trials.ledger, few_sized(weights)
+    if not some:
         return
     before = {i: Option(ledger.prices[i], ledger.bits[i], 0.0) for i in some}
     prices = _prices([one.price for one in before.values()])
     options, own = {i: _options(weights[i], before[i], prices) for i in some}, dict.fromkeys(some, 0)
-    least = sum(options[i][0].loss for i in some)
+    fits = trials.file_bytes(ledger) <= size
+    least = sum(options[i][0].loss for i in some) if fits else math.inf
     room = 8.0 * (size - trials.file_bytes(ledger)) + sum(one.bits for one in before.values())
     for _ in range(_TRIES):
         found = cheapest([options[i] for i in some], room)
@@ -55,7 +61,7 @@ def share_out(weights: Sequence[Weight], trials: Trials, size: int) -> None:
                 own[i], options[i][k] = k, replace(options[i][k], bits=ledger.bits[i])
         if trials.file_bytes(ledger) <= size:
             return
-    for i in some:
+    for i in some if fits else ():
         if own[i]:
             trials.refit(i, before[i].price)
 

@@ -5,7 +5,7 @@ So weights are fitted one after the other, and each time the bytes of the whole 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from waterfill.compression.allocation.to_size.search import HIGHEST, LOWEST
@@ -65,9 +65,9 @@ class Trials:
                 self.refit(i, price)
         return self.file_bytes(self.ledger)
 
-    def spend_rest(self, weights: Sequence[Weight], size: int) -> None:
-        """Lower the price, for every weight as far as the file then still has at most `size` bytes."""
-        growing = [i for i, weight in enumerate(weights) if _grows(weight, self.ledger, i)]
+    def spend_rest(self, weights: Sequence[Weight], size: int, fixed: Container[int] = ()) -> None:
+        """Lower the price, for every weight that is not fixed as far as the file then has at most `size` bytes."""
+        growing = [i for i, weight in enumerate(weights) if i not in fixed and _grows(weight, self.ledger, i)]
         for _ in range(_LEVELS):
             for i in list(growing):
                 if self.file_bytes(self.ledger) >= FILL * size:

@@ -18,7 +18,6 @@ FILL = 0.993
 """The share of a budget that is to be used where the parts allow."""
 _WEIGHTS_OF_A_GROUP, _GROUPS = 4, 12
 _REFITS = 8  # of one weight
-_SAME = 3  # refits that gave a size once more
 _FLAT = 8.0  # bits between two grid prices: less is no change
 
 Fit = Callable[[int, float], float]
@@ -51,7 +50,7 @@ def spend(bracket: Bracket, budget: float, fit: Fit, workers: Workers) -> Ledger
     """
     ledger = Ledger()
     order = np.argsort(bracket.low + bracket.high, kind="stable")
-    ordered = Bracket(bracket.k, bracket.low[order], bracket.high[order])
+    ordered = Bracket(bracket.k, bracket.low[order], bracket.high[order])  # where fixed ones are sized as others
     expected = 0.0
     for group in _groups(ordered):
         ratio = float(np.clip(ledger.total / expected, 0.8, 1.25)) if expected > max(0.0, 0.05 * budget) else 1.0
@@ -130,8 +129,7 @@ def _refit_one(fit: Callable[[float], float], price: float, bits: float, goal: G
         if price in tried:
             break
         tried[price] = fit(price)
-        near = goal.middle - goal.slack <= tried[price] <= goal.room
-        if near or len(tried) - len(set(tried.values())) >= _SAME:  # a weight of few sizes, none of which is near
+        if goal.middle - goal.slack <= tried[price] <= goal.room:
             break
     within = [p for p in tried if tried[p] <= goal.room]
     best = max(within, key=lambda p: tried[p]) if within else min(tried, key=lambda p: tried[p])
