@@ -114,6 +114,8 @@ class Fitter:
 
         Where that does not succeed, the file may be larger.
         """
+        few = frozenset(few_sized(self.weights))
+        order, bracket = [i for i in order if i not in few], replace(bracket, fixed=few)
         for k in range(_ROUNDS):
             room = self._room(ledger, size)
             if ledger.total <= room and (ledger.total >= FILL * room or k == _ROUNDS - 1):

@@ -24,6 +24,7 @@ from waterfill.parts.quantizer.grid import FARTHEST, Grid, step_weights
 
 _STRIDE, _OCTAVES = 2, {2: 32, 3: 28, 4: 24, 5: 20, 6: 16, 8: 10}  # of the search, in eighths of an octave
 _ENTRIES_TRIED, _ROWS_TRIED = 1 << 15, 64  # from which the width is found
+_CLIPPED = 2.0  # the distortion of clipped codes of Gaussian sources, over 4^-bits of their energy
 _TINY = 2.0**-20  # of the largest entry: rows below are nothing
 
 
@@ -169,8 +170,8 @@ def best_bounded(target: Tensor, importance: Importance, price: float) -> Bounde
 
 
 def _gaussian_width(target: Tensor, importance: Importance, price: float) -> float:
-    """Bits at which one more a code saves its price, where each takes a quarter of the distortion."""
+    """Bits at which one more a code saves no more than its price, where each takes a quarter of the distortion."""
     row, col = step_weights((target.shape[0], target.shape[1]), importance)
     squares = torch.from_numpy(np.array(row)) @ target.double().square()
     energy = 0.5 * float(squares @ torch.from_numpy(np.array(col)))
-    return 0.5 * math.log2(max(2 * math.log(2) * energy / max(price * target.numel(), 1e-300), 1.0))
+    return 0.5 * math.log2(max(_CLIPPED * 2 * math.log(2) * energy / max(price * target.numel(), 1e-300), 1.0))
