@@ -172,6 +172,6 @@ def best_bounded(target: Tensor, importance: Importance, price: float) -> Bounde
 def _gaussian_width(target: Tensor, importance: Importance, price: float) -> float:
     """Bits at which one more a code saves no more than its price, where each takes a quarter of the distortion."""
     row, col = step_weights((target.shape[0], target.shape[1]), importance)
-    squares = torch.from_numpy(np.array(row)) @ target.double().square()
-    energy = 0.5 * float(squares @ torch.from_numpy(np.array(col)))
+    squares = torch.from_numpy(np.array(row, np.float64)) @ target.double().square()
+    energy = 0.5 * float(squares @ torch.from_numpy(np.array(col, np.float64)))
     return 0.5 * math.log2(max(_CLIPPED * 2 * math.log(2) * energy / max(price * target.numel(), 1e-300), 1.0))
