@@ -45,7 +45,7 @@ def bytes_of(product: Product) -> int:
         case Levels():
             rows, cols = product.places.shape
             bits = next((bits for bits in widths.WIDTHS if 1 << bits >= len(product.values)), widths.WIDTHS[-1])
-            own = rows * widths.row_bytes(cols, bits) + (_FLOAT << bits)
+            own = rows * widths.row_bytes(cols, bits) + (_FLOAT << bits) + _FORM
         case Entries():
             place = _PLACE if product.values.shape[1] <= _NARROW else _FLOAT
             own = int((product.values != 0).sum()) * (place + _FLOAT) + _INDEX * (len(product.values) + 1)
