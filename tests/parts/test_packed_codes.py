@@ -52,9 +52,9 @@ def test_less_is_lost_than_by_rounding_to_as_many_bits(bits: int) -> None:
     target = spread(64, 256)
     for importance, share in ((Importance(), 1.0), (correlated(256), 0.5)):
         plain = Quantize(bits=bits).fit(target, importance, 1.0)
-        price, own = importance.distortion(target) * 4.0 ** (1 - bits), None
+        price, own = importance.distortion(target), None
         while own is None or width_of(codes_of(own))[0] < bits:
-            price /= 2
+            price /= 3
             own = Quantize(packed=True).fit(target, importance, price / target.numel())
         assert width_of(codes_of(own))[0] == bits
         assert importance.distortion(target - own.dense()) < share * importance.distortion(target - plain.dense())
