@@ -132,7 +132,7 @@ def _of(term: Term, x: Tensor, geometry: Geometry, bias: Tensor | None) -> Tenso
         left, right = term.factors
         x = _of(right, x, geometry, None)
         return _of(left, x, geometry.pointwise, bias)
-    return geometry.convolved(x, (term.rows, term.cols), term.block, bias)
+    return term.convolved(x, geometry, bias)
 
 
 def _pays(term: Term) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from waterfill.runtime.int8.loss import LOSS, Loss
 from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.packing.sites import KINDS, is_conv1d
 
@@ -15,7 +16,8 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
     """How each linear layer, convolution, embedding, recurrent layer and stack of matrices of a packed network runs.
 
     A row is a dict: name, runs ("packed" or "dense"), form, bytes in memory, and why or how fast where it is known. The
-    bytes of a weight that several layers share stand in the first of their rows.
+    bytes of a weight that several layers share stand in the first of their rows. After `quantize_activations`, "form"
+    names inputs of 8 bits, and a last row, without a name, has the "loss" of the whole.
     """
     rows, seen = [], set[int]()
     for name, module in model.named_modules():
@@ -34,7 +36,15 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
         size = sum(value.numel() * value.element_size() for value in own.values())
         form += "" if own or not tensors else ", shared"
         rows.append({"name": name, "runs": runs, "form": form, "bytes": size, "why": getattr(module, WHY, "")})
-    return rows
+    loss = getattr(model, LOSS, None)
+    return rows if loss is None else [*rows, _of_whole(loss)]
+
+
+def _of_whole(loss: Loss) -> dict[str, Any]:
+    """The row of a network some of whose layers round their inputs."""
+    some, layers = loss.layers
+    form = f"8-bit inputs in {some} of {layers} layers"
+    return {"name": "", "runs": "packed", "form": form, "bytes": 0, "why": loss.words, "loss": loss.value}
 
 
 def _words(layer: PackedLayer) -> str:
