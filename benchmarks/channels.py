@@ -7,7 +7,6 @@ modules in plain PyTorch, timed beside the whole one on one thread. Inputs are w
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from lib.calibration_data import SPARED, calibration_batches, model_of
-from lib.common import RESULTS, Table, claim, claims_table, data_folder, data_module, finish
+from lib.common import Table, claim, claims_table, data_folder, data_module, finish, measured_before
 from lib.networks import imagenet_scale, networks
 from lib.training_data import training_batches
 from torch import nn
@@ -83,12 +82,8 @@ def main() -> None:
 
 def earlier() -> dict[Job, list[Any]]:
     """What was measured before."""
-    for path in (RESULTS / "channels.partial.json", RESULTS / "channels.json"):
-        if path.is_file():
-            table = json.loads(path.read_text("utf-8"))["tables"]["runs"]
-            count = len(fields(Job))
-            return {Job(*row[:count]): row[count:] for row in table["rows"]}
-    return {}
+    count = len(fields(Job))
+    return {Job(*row[:count]): row[count:] for row in measured_before("channels", "runs")}
 
 
 def measured(name: str, epochs: float, device: str) -> Iterator[tuple[Job, list[Any]]]:

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import torch
 from lib import language
-from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
+from lib.common import Table, claim, claims_table, data_folder, finish, measured_before
 from opponents import gptq
 from torch import Tensor, nn
 
@@ -54,7 +54,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measured(options.one, options.blocks, options.bits)))
         return
-    rows = earlier() if options.resume else []
+    rows = measured_before("language_model", "methods") if options.resume else []
     for method in options.methods.split(","):
         if not any(row[:3] == [method, options.blocks, options.bits] for row in rows):
             rows.append(apart(method, options))
@@ -157,15 +157,6 @@ def grams(model: nn.Module, batches: list[Tensor]) -> dict[str, waterfill.Import
 
 MAKE: dict[str, Callable[[nn.Module, list[Tensor], float], Made]]
 MAKE = {OURS: ours, PLAIN: plain, GPTQ: by_gptq, ROUNDING: by_rounding}
-
-
-def earlier() -> list[list[Any]]:
-    """The rows of the results, or of the partial ones."""
-    for name in ("language_model.partial.json", "language_model.json"):
-        if (RESULTS / name).is_file():
-            rows: list[list[Any]] = json.loads((RESULTS / name).read_text("utf-8"))["tables"]["methods"]["rows"]
-            return rows
-    return []
 
 
 def whole(rows: list[list[Any]]) -> bool:

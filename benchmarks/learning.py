@@ -7,7 +7,6 @@ uncompressed one after the same extra training. Sizes are those of the files.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lib.calibration_data import calibration_batches, model_of
-from lib.common import RESULTS, Table, claim, claims_table, data_folder, finish
+from lib.common import Table, claim, claims_table, data_folder, finish, measured_before
 from lib.networks import networks
 from lib.training_data import training_batches
 from opponents import gptq
@@ -102,12 +101,8 @@ def main() -> None:
 
 def earlier() -> dict[Job, list[Any]]:
     """What was measured before."""
-    for path in (RESULTS / "learning.partial.json", RESULTS / "learning.json"):
-        if path.is_file():
-            table = json.loads(path.read_text("utf-8"))["tables"]["runs"]
-            count = len(fields(Job))
-            return {Job(*row[:count]): row[count:] for row in table["rows"]}
-    return {}
+    count = len(fields(Job))
+    return {Job(*row[:count]): row[count:] for row in measured_before("learning", "runs")}
 
 
 def measured(job: Job, device: torch.device) -> list[Any]:

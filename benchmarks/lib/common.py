@@ -143,6 +143,15 @@ def finish(
         print(f"\nwritten: {path.relative_to(CHECKOUT)}")
 
 
+def measured_before(name: str, table: str) -> list[list[Any]]:
+    """The rows of a table as far as they were measured: of the partial results, else of the whole ones; else none."""
+    for path in (RESULTS / f"{name}.partial.json", RESULTS / f"{name}.json"):
+        if path.is_file():
+            rows: list[list[Any]] = json.loads(path.read_text("utf-8"))["tables"][table]["rows"]
+            return rows
+    return []
+
+
 def data_folder() -> Path:
     """The folder of trained networks and data: `WATERFILL_DATA`, else ../shared/data beside the checkout.
 

@@ -17,7 +17,8 @@ class Progress:
     """The progress of a computation, passed to `Options.progress` after each unit of work.
 
     Attributes:
-        stage: "calibrating", in units of batches; "learning", in units of steps; "measuring", "fitting", "refitting" or
+        stage: "calibrating", in units of batches; "learning", in units of steps; "pruning",
+            in units of rounds; "measuring", "fitting", "refitting" or
             "writing", in units of tensors.
         done: units done.
         total: units in all; in calibration as far as is known, at least `done`.

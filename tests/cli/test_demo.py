@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from waterfill.cli.commands import demo_digits
+from waterfill.cli.commands.demo import digits
 from waterfill.cli.exit_codes import Exit
 
 
@@ -14,7 +14,7 @@ def test_plain_rounding_by_hand():
     weight[0, :4] = torch.tensor([7.0, 2.4, -3.6, -7.0])
     weight[1, 69] = -0.5
     state = {"weight": weight, "bias": torch.tensor([0.1, 0.2]), "count": torch.tensor(3)}
-    rounded, size = demo_digits.plainly_rounded(state, 4)
+    rounded, size = digits.plainly_rounded(state, 4)
     assert rounded["weight"][0, :4].tolist() == [7, 2, -4, -7]
     assert rounded["weight"][1, 69] == pytest.approx(-0.5, rel=1e-3) and int((rounded["weight"] != 0).sum()) == 5
     assert rounded["bias"].equal(state["bias"].half().float()) and rounded["count"] == 3
@@ -22,12 +22,12 @@ def test_plain_rounding_by_hand():
 
 
 def test_the_network_is_small_but_not_tiny():
-    count = sum(p.numel() for p in demo_digits.network().parameters())
+    count = sum(p.numel() for p in digits.network().parameters())
     assert 30_000 < count < 60_000
 
 
 def test_the_demo_beats_plain_rounding_with_fewer_bytes(run, monkeypatch):
-    monkeypatch.setattr(demo_digits, "_EPOCHS", 3)
+    monkeypatch.setattr(digits, "_EPOCHS", 3)
     ran = run("demo", "--bits", "3", "--json", "--quiet")
     assert ran.code == 0 and ran.err == ""
     whole, ours, plain = ran.json["rows"]

@@ -1,10 +1,10 @@
 """How channels are pruned."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 from waterfill.errors import BadRecipe
-from waterfill.progress import Progress
+from waterfill.progress import Report
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Pruning:
         refit: whether the weights that stay are fitted to make up for what went.
         damping: how much the fit holds on to the weights as they are, relative to the variance of their inputs.
         batch: how many inputs at once a speedup is measured with.
-        progress: called after each round.
+        progress: called with a `Progress` after each round. None shows a bar in a terminal or a notebook, False none,
+            True one everywhere.
 
     Raises:
         BadRecipe: for numbers that make no sense.
@@ -29,13 +30,12 @@ class Pruning:
     refit: bool = True
     damping: float = 1e-3
     batch: int = 1
-    progress: Callable[[Progress], None] | None = None
+    progress: Report | bool | None = None
 
     def __post_init__(self) -> None:
-        if (
-            self.rounds < 1
-            or (self.multiple is not None and self.multiple < 1)
-            or self.batch < 1
-            or not self.damping > 0
-        ):
-            raise BadRecipe(f"{self}: rounds, multiple and batch are 1 or more, damping is positive")
+        counts = {"rounds": self.rounds, "multiple": self.multiple or 1, "batch": self.batch}
+        for name, count in counts.items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise BadRecipe(f"{name}={getattr(self, name)!r}: give a whole number, 1 or more")
+        if not isinstance(self.damping, int | float) or not 0 < self.damping < math.inf:
+            raise BadRecipe(f"damping={self.damping!r}: give a positive number, such as 1e-3")

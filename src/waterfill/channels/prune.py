@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from waterfill.channels.result import Pruned
 from waterfill.channels.to_speed import pruned_to_speed
 from waterfill.channels.work import Work
 from waterfill.errors import BadInput, BadRecipe
-from waterfill.network.running.batches import samples_in
-from waterfill.network.running.forward import Forward, call
+from waterfill.network.running.batches import samples_in, shapes, tensor_in
+from waterfill.network.running.forward import Forward, as_deployed, call
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.tensors import tensors_of
+from waterfill.progress import shown
 
 _DEFAULT = Pruning()
 
@@ -64,10 +66,12 @@ def prune_channels(  # noqa: PLR0913 - budgets exclude one another, and each des
     _check_budget(macs, speedup, keep)
     _check_inputs(model, batches, forward, how.batch if speedup is not None else 1)
     inputs = Inputs(list(batches), forward)  # the same in every pass, where a loader would shuffle them
-    work = Work.begin(model, inputs, how, CHANNELS if keep is not None else MACS)
-    if speedup is not None:
-        return pruned_to_speed(work, speedup)
-    return work.pruned(macs if macs is not None else keep or 1.0)
+    with shown(how.progress) as report:
+        how = replace(how, progress=report or False)
+        work = Work.begin(model, inputs, how, CHANNELS if keep is not None else MACS)
+        if speedup is not None:
+            return pruned_to_speed(work, speedup)
+        return work.pruned(macs if macs is not None else keep or 1.0)
 
 
 def _check_budget(macs: float | None, speedup: float | None, keep: float | None) -> None:
@@ -90,9 +94,13 @@ def _check_inputs(model: Any, batches: Any, forward: Forward | None, timed: int)
     inputs.check(model)
     tensors_of(model)  # which says what is lazy, on the meta device or no plain tensor
     for name, value in model.named_parameters():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and not bool(torch.isfinite(value.detach()).all()):
             raise BadInput(f"{name!r} holds values that are NaN or infinite; load the trained weights first")
     first = inputs.first
-    call(model, first, forward)
+    tensor = tensor_in(first)
+    if tensor is not None and not tensor.numel():
+        raise BadInput(f"the first batch holds no inputs, but {shapes(first)}; leave such batches out")
+    with as_deployed(model):
+        call(model, first, forward)
     if timed > max(1, samples_in(first)):
         raise BadInput(f"batch={timed} inputs at once are to be timed, and the first batch has {samples_in(first)}")

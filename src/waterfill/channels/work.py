@@ -91,7 +91,7 @@ class Work:
         original = Network(copy_of(model).eval(), inputs)
         families = removable(original, families_of(original))
         if all(family.reason for family in families):
-            why = "; ".join(f"{family.name}: {family.reason}" for family in families[:4])
+            why = "; ".join(": ".join(filter(None, (family.name, family.reason))) for family in families[:4])
             raise BudgetError(f"no channel of the {type(model).__name__} can go: {why or 'it runs no known layer'}")
         measured = calibrate(original.model, inputs.spread(_MEASURED), importance="auto", forward=inputs.forward)
         importance = dict(measured)
@@ -113,19 +113,21 @@ class Work:
         plan = self.plan(state)
         whole, least = self.whole, self.least(plan)
         if least > share * whole:
+            name, of = ("macs", "all multiplications") if self.unit == MACS else ("keep", "the channels that can go")
+            even = f" in multiples of {self.how.multiple}" if (self.how.multiple or 1) > 1 else ""
             raise BudgetError(
-                f"{share:.4g} of the {self.unit} cannot be met: without all channels that can go, {least / whole:.4g} "
-                "of them are left; the table of a larger budget says what stays, and why"
+                f"{name}={share:.4g} cannot be met: with the fewest channels{even}, {least / whole:.4g} of {of} "
+                "are left; the table of a larger budget says what stays, and why"
             )
         before = self.measure(plan)
         for number in range(1, rounds + 1):
             most = before * (share * whole / before) ** (number / rounds)
             self._round(state, plan if number == 1 else self.plan(state), most)
-            if self.how.progress is not None:
+            if callable(self.how.progress):
                 self.how.progress(Progress("pruning", number, rounds, number, rounds))
         while (plan := self.plan(state)) and self.measure(plan) > share * whole:  # a family was refused
             if self.least(plan) > share * whole:
-                raise BudgetError(f"{share:.4g} of the {self.unit} cannot be met: {'; '.join(state.refused.values())}")
+                raise BudgetError(f"a share of {share:.4g} cannot be met: {'; '.join(state.refused.values())}")
             self._round(state, plan, share * whole)
         return state
 

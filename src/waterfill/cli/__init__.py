@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import FrameType
 
-from waterfill.cli.commands import compress, decompress, demo, evaluate, info, learn, limits, plan, prune, verify
+from waterfill.cli.commands import compress, decompress, evaluate, info, learn, limits, plan, prune, verify
+from waterfill.cli.commands.demo import command as demo
 from waterfill.cli.exit_codes import Ended, Exit, code_of, message_of
 from waterfill.report.text import ReaderGone, complain, said
 

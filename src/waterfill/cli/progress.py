@@ -50,7 +50,7 @@ class Meter:
 def line_of(step: "Progress", elapsed: float) -> str:
     """A step in words, `elapsed` seconds after its stage began."""
     share = step.entries_done / step.entries if step.entries else step.done / max(1, step.total)
-    what = {"calibrating": "batches", "learning": "steps"}.get(step.stage, "tensors")
+    what = {"calibrating": "batches", "learning": "steps", "pruning": "rounds"}.get(step.stage, "tensors")
     note = f", {step.note}" if step.note else ""
     line = f"{step.stage}: {step.done} of {step.total} {what}, {100 * share:.0f} %{note}"
     return f"{line}, {seconds_text(elapsed * (1 - share) / share)} left" if share >= _KNOWN else line

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from waterfill.channels.choice.moments import Moments, input_moments
+from waterfill.channels.choice.moments import Moments, damped_factor, input_moments
 from waterfill.channels.graph.groups import Family
 from waterfill.channels.graph.network import IN, OUT, Layer, Network, Node
 from waterfill.importance import Importance
@@ -143,9 +143,7 @@ def _inverse(covariance: Tensor) -> Tensor:
     """The inverse of a damped covariance, or of variances."""
     if covariance.ndim == 1:
         return 1 / (covariance + _DAMPING * covariance.mean()).clamp_min(_TINY)
-    damped = covariance.clone()
-    damped.diagonal().add_(_DAMPING * covariance.diagonal().mean() + _TINY)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.cholesky_inverse(damped_factor(covariance, _DAMPING))
 
 
 def output_weights(network: Network, importance: Mapping[str, Importance]) -> dict[str, Tensor]:

@@ -1,4 +1,8 @@
-"""Means and covariances of the columns that layers multiply with, seen in runs of a network."""
+"""Means and covariances of the columns that layers multiply with, seen in runs of a network.
+
+Columns are float32 and their sums are taken around the mean of the first ones: where a mean is far larger than what
+varies around it, nothing of the covariance would be left otherwise.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -17,6 +21,7 @@ from waterfill.network.running.batches import count_of
 _LEAST, _EACH = 1024, 32
 """Samples of columns: at least so many of a call, and for each column so many of all batches."""
 _BATCHES = 8  # where their number is not known
+_TRIES, _TINY = 8, 1e-30
 See = Callable[[str, int, Tensor], None]
 """(name of a layer, how often it was called before, columns [cols, count])."""
 
@@ -27,14 +32,15 @@ class _Stop(Exception):
 
 @dataclass
 class Moments:
-    """Sums over columns: count, first and second moments.
+    """Sums over columns less an origin: count, first and second moments.
 
-    The second ones are [cols, cols], or, where there are too many columns, their diagonal.
+    The second ones are [cols, cols], or, where there are too many columns, their diagonal. origin: [cols, 1] (float32).
     """
 
     first: Tensor
     second: Tensor
     count: int = 0
+    origin: Tensor | None = None
 
     @classmethod
     def of(cls, cols: int, most: int) -> "Moments":
@@ -42,28 +48,52 @@ class Moments:
         first, second = (torch.zeros(size, dtype=torch.float64, device="cpu") for size in ((cols,), shape))
         return cls(first, second)
 
-    def add(self, columns: Tensor) -> None:
-        self.count += columns.shape[1]
-        self.first += columns.sum(1).cpu().double()
-        self.second += (columns.square().sum(1) if self.second.ndim == 1 else columns @ columns.T).cpu().double()
+    def add(self, columns: Tensor) -> Tensor:
+        """Take columns in [cols, count]; they are returned less the origin."""
+        if self.origin is None:
+            self.origin = columns.mean(1, keepdim=True) if columns.shape[1] else torch.zeros_like(columns[:, :1])
+        near = columns - self.origin
+        self.count += near.shape[1]
+        self.first += near.sum(1).cpu().double()
+        self.second += (near.square().sum(1) if self.second.ndim == 1 else near @ near.T).cpu().double()
+        return near
+
+    @property
+    def drift(self) -> Tensor:
+        """The mean less the origin, [cols]."""
+        return self.first / max(1, self.count)
 
     @property
     def mean(self) -> Tensor:
-        return self.first / max(1, self.count)
+        return self.drift if self.origin is None else self.drift + self.origin[:, 0].cpu().double()
 
     @property
     def covariance(self) -> Tensor:
         """Of columns, [cols, cols], or variances, [cols]."""
-        mean = self.mean
+        drift = self.drift
         if self.second.ndim == 1:
-            return (self.second / max(1, self.count) - mean.square()).clamp_min(0)
-        return self.second / max(1, self.count) - torch.outer(mean, mean)
+            return (self.second / max(1, self.count) - drift.square()).clamp_min(0)
+        return self.second / max(1, self.count) - torch.outer(drift, drift)
 
     @property
     def energy(self) -> float:
         """The mean square of a column."""
-        diagonal = self.second if self.second.ndim == 1 else self.second.diagonal()
-        return max(float(diagonal.sum()) / max(1, self.count), 1e-30)
+        covariance = self.covariance
+        variances = covariance if covariance.ndim == 1 else covariance.diagonal()
+        return max(float(variances.sum() + self.mean.square().sum()), 1e-30)
+
+
+def damped_factor(second: Tensor, damping: float) -> Tensor:
+    """The Cholesky factor of second moments [cols, cols], with a share of their mean added to their diagonal, and more
+    of it where rounding has left them without a factor. Raises BadInput for infinite ones."""
+    scale = float(second.diagonal().mean())
+    for power in range(_TRIES):
+        damped = second.clone()
+        damped.diagonal().add_(damping * 10**power * scale + _TINY)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed) and bool(factor.isfinite().all()):
+            return factor
+    raise BadInput("inputs of a layer are too large to be squared in float32; look at the batches and their scale")
 
 
 def input_moments(network: Network, layers: Sequence[Layer], most: int) -> dict[str, Moments]:

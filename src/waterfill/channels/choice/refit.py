@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from waterfill.channels.choice.moments import Moments, watch
+from waterfill.channels.choice.moments import Moments, damped_factor, watch
 from waterfill.channels.graph.network import IN, OUT, Layer, Network, Node
 from waterfill.network.channels.layers import LinearKind
 from waterfill.network.channels.sizes import add_bias
@@ -60,7 +60,7 @@ class Targets:
 
 
 def fitted_layers(network: Network) -> list[str]:
-    """The layers that can be fitted anew, in order: those whose weights no other layer holds."""
+    """The layers that can be fitted anew, in order: those that multiply as PyTorch does, with weights of their own."""
     held: dict[int, int] = {}
     for layer in network.layers.values():
         for value in layer.module.parameters(recurse=False):
@@ -69,6 +69,7 @@ def fitted_layers(network: Network) -> list[str]:
         name
         for name, layer in network.layers.items()
         if isinstance(layer.kind, LinearKind)
+        and layer.kind.plain(layer.module)
         and not layer.kind.bound(layer.module)
         and matrix_of(layer).shape[1] <= _WIDEST
         and all(held[id(value)] == 1 for value in layer.module.parameters(recurse=False))
@@ -117,9 +118,9 @@ class _Sums:
         return cls(layer, *matrix_of(layer).shape)
 
     def add(self, columns: Tensor, outputs: Tensor) -> None:
-        self.columns.add(columns)
+        near = self.columns.add(columns)
         self.targets += outputs.sum(1).cpu().double()
-        self.both += (outputs @ columns.T).cpu().double()
+        self.both += (outputs @ near.T).cpu().double()
 
     @torch.no_grad()
     def solve(self, smaller: Network, original: Network, origin: Mapping[Node, Tensor], damping: float) -> None:
@@ -131,17 +132,14 @@ class _Sums:
         placed = bias_of(self.layer) is not None or name in original.norm_after or (name, IN) in origin
         constant = kind.bias_name(module) != "" and placed
         mean, target = self.columns.mean, self.targets / count
-        if constant:
-            second, cross = self.columns.covariance, self.both / count - torch.outer(target, mean)
-        else:
-            second, cross = self.columns.second / count, self.both / count
-        second = second.clone()
-        scale = float(second.diagonal().mean())
-        if not scale > 0:
-            return
-        wrong = cross - weight @ second
-        second.diagonal().add_(damping * scale + 1e-30)
-        fitted = weight + torch.cholesky_solve(wrong.T, torch.linalg.cholesky(second)).T
+        second = self.columns.covariance
+        cross = self.both / count - torch.outer(target, self.columns.drift)
+        if not constant:
+            second, cross = second + torch.outer(mean, mean), cross + torch.outer(target, mean)
+        fitted = weight
+        if float(second.diagonal().mean()) > 0:
+            wrong = cross - weight @ second
+            fitted = weight + torch.cholesky_solve(wrong.T, damped_factor(second, damping)).T
         kind.set_matrix(module, fitted.to(device=_device(module), dtype=_dtype(module)))
         if constant:
             _set_constant(self.layer, target - fitted @ mean, (smaller, original), origin.get((name, OUT)))

@@ -11,7 +11,7 @@ from waterfill.channels.graph.reach import OUTPUTS, Reach
 
 Group = dict[Node, Tensor]
 """Channels that go together: by node, their numbers (int64, in order)."""
-_WHOLE = "all its channels are mixed, as by a norm over them"
+_WHOLE = "all its channels are mixed before a known layer takes them, as by a norm over them"
 _FIXED = "it is the network's output"
 
 

@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> None:
         how = Pruning(rounds=args.rounds, multiple=args.multiple, batch=args.batch, progress=meter)
         shares = {name: getattr(args, name) for name in ("macs", "speedup", "keep")}
         pruned = waterfill.prune_channels(network, inputs, **shares, how=how)
-        if args.bits or args.size:
+        if args.bits is not None or args.size is not None:
             budget: dict[str, Any] = {"bits": args.bits, "size": args.size}
             small = waterfill.compress(pruned.model, inputs, **budget, options=Options(progress=meter))
         else:
-            small = waterfill.compress(pruned.model, lossless=True)
+            small = waterfill.compress(pruned.model, lossless=True, options=Options(progress=meter))
         written = small.save(args.output, force=args.force)
     seconds = time.monotonic() - began
     if args.json:

@@ -29,7 +29,7 @@ _INSIDE = 0.45  # of a step: positions lie within so much of the middle of their
 _ZERO = 0.05  # of a step: nearer to zero, bits do not pull
 _FARTHEST = 1 << 20  # that a code may be from zero
 _LEAST_MEAN = 1e-3  # of the magnitude of codes in a row or column
-_LEAST, _MOST = 2.0**-8, 2.0**8  # of the pull, in multiples of what it is at first
+_LEAST, _MOST = 2.0**-8, 2.0**8  # of the pull, in multiples of `pull`
 _SLOW, _QUICK = 0.02, 0.01  # too large by this share, a file lets bits pull twice as hard from now on; 4 times, for now
 _NEW = 0.5  # of what bits cost is measured anew in a C step: where codes begin is not to jump
 _ROUNDS, _NEAR = 30, 1.001  # of prices tried until a file is small enough, each twice the one before; near enough
@@ -114,7 +114,7 @@ class StraightThrough(Learner):
         model: the network of which `made` was made, with its own weights; it gets the restored ones.
         made: the network compressed to scalar codes, such as `compress(model, batches, spec="Quantize()", bits=1.5)`.
         size: bytes of the file at the end, at most; None for those of `made`.
-        pull: how hard bits pull on positions at first, as a share of the gradient of the loss.
+        pull: how hard bits pull on positions at first, as a share of the gradient of the loss, where `made` is larger.
 
     Raises:
         BadInput: where no part of `made` consists of codes that can be changed one by one.
@@ -140,7 +140,8 @@ class StraightThrough(Learner):
             raise BadInput('no weight has codes that can be changed one by one; compress with spec="Quantize()"')
         self._values = {name: values[name] for name in self._composed}
         self._pull, self._zone = pull, _DEAD_ZONE
-        self._strength, self._boost = 1.0, 1.0  # of the pull: for good, and until the next C step
+        # Of the pull, for good and until the next C step: next to none at first where the file has its size already.
+        self._strength, self._boost = (_LEAST if made.size <= self.size else 1.0), 1.0
         with torch.no_grad():
             for _, matrix in self._each():
                 codes = matrix.lattice.codes.to(matrix.position)

@@ -29,6 +29,12 @@ class LinearKind(Kind):
         each = self.matrix(layer).shape[1] // self.sizes(layer)[0]
         return (channels[:, None] * each + torch.arange(each, dtype=torch.int64, device="cpu")).reshape(-1)
 
+    def plain(self, layer: nn.Module) -> bool:
+        """Whether a layer computes what PyTorch's own one does; one that inherits from it may do anything else."""
+        own = [getattr(type(layer), name, None) for name in ("forward", "_conv_forward")]
+        ours = all(method is None or method.__module__.startswith("torch.nn.") for method in own)
+        return ours and not {"forward", "_conv_forward"} & vars(layer).keys()
+
     def matrix(self, layer: nn.Module) -> Tensor:
         """Its weights as a matrix [rows, cols]; the columns of a channel stand together."""
         weight: Tensor = layer.weight  # type: ignore[assignment]
@@ -83,6 +89,9 @@ class Turned(LinearKind):
 
     def sizes(self, layer: Any) -> tuple[int, int]:
         return layer.weight.shape[0], layer.weight.shape[1]
+
+    def plain(self, layer: nn.Module) -> bool:
+        return "forward" not in vars(layer)
 
     def axes(self, layer: nn.Module) -> dict[str, Axes]:
         return {"weight": (_READS, _MAKES), "bias": (_MAKES,)}

@@ -76,9 +76,23 @@ def note_sizes(model: nn.Module, sizes: Sizes) -> None:
 
 
 def noted_sizes(model: nn.Module) -> Sizes:
-    """The sizes that are kept with a model; none for a model whose channels are those of its class."""
-    text = vars(model).get(_TEXT)
-    return json.loads(text) if isinstance(text, str) else {}
+    """The sizes of the layers that are noted as smaller, in a model or in parts of it that were pruned alone; none for
+    a model whose channels are those of its class."""
+    noted: Sizes = {}
+    for owner, module in model.named_modules():
+        text = vars(module).get(_TEXT)
+        for name, wanted in json.loads(text).items() if isinstance(text, str) else ():
+            full = ".".join(filter(None, (owner, name)))
+            noted[full] = noted.get(full, {}) | wanted
+    modules = dict(model.named_modules())
+    return {name: _now(modules[name], wanted) for name, wanted in noted.items() if name in modules}
+
+
+def _now(module: nn.Module, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Sizes as a module has them now: parts may have been pruned again, or inside another network."""
+    kind = kind_of(module)
+    now: dict[str, int] = {} if kind is None else dict(zip((IN, OUT), kind.sizes(module), strict=True))
+    return {key: now.get(key, vars(module).get(key.removeprefix("."), value)) for key, value in wanted.items()}
 
 
 def merged(before: Sizes, after: Sizes) -> Sizes:

@@ -12,7 +12,7 @@ from waterfill.storage.work_directory import temporary_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from waterfill.cli.commands.demo_digits import Digits
+    from waterfill.cli.commands.demo.digits import Digits
 
 EXAMPLES = """example:
   waterfill demo --bits 4 2 1.5 1"""
@@ -52,7 +52,7 @@ class Bench:
 
     def measure(self, what: str, size: int, state: "dict[str, Tensor]") -> Row:
         """A row for a network of the same class with these tensors, in a file of `size` bytes."""
-        from waterfill.cli.commands.demo_digits import network, outputs
+        from waterfill.cli.commands.demo.digits import network, outputs
 
         model = network()
         model.load_state_dict(state)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 def _bench(quiet: bool) -> Bench:
     import torch
 
-    from waterfill.cli.commands.demo_digits import load_digits, outputs, trained
+    from waterfill.cli.commands.demo.digits import load_digits, outputs, trained
 
     digits = load_digits()
     torch.set_num_threads(1)  # so small a network gains nothing from more, and loses much where cores are shared
@@ -104,9 +104,10 @@ def _bench(quiet: bool) -> Bench:
 def _compressed(bench: Bench, bits: float, path: Path) -> list[Row]:
     """The network in a file of so many bits per weight, and plainly rounded to no fewer bytes."""
     import waterfill
-    from waterfill.cli.commands.demo_digits import network, plainly_rounded
+    from waterfill.cli.commands.demo.digits import network, plainly_rounded
 
-    size = waterfill.compress(bench.model, bits=bits).save(path)
+    quiet = waterfill.Options(progress=False)
+    size = waterfill.compress(bench.model, bits=bits, options=quiet).save(path)
     restored = waterfill.load(path).install(network()).state_dict()
     row = bench.measure(f"waterfill, {bits:g} bits", size, restored)
     state: dict[str, Any] = dict(bench.model.state_dict())
