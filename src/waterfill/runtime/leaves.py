@@ -63,6 +63,11 @@ class Term(nn.Module):
         """Codes [rows, cols] (int64), scales of rows and of columns, where it is their product; else None."""
         return None
 
+    @property
+    def beside(self) -> int:
+        """Bytes of memory beside its tensors."""
+        return 0
+
     def check(self) -> None:
         """Raises BadInput for tensors that make no matrix: a kernel would read beyond them."""
 

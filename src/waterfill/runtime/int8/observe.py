@@ -31,7 +31,7 @@ class Seen:
     low: Tensor | None = None
     high: Tensor | None = None
     kept: list[Tensor] = field(default_factory=list)
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu").manual_seed(0))
 
     def add(self, x: Tensor, share: float) -> None:
         """Take in a batch. channel is the dimension of the channels, counted from the end. share: of the batches."""

@@ -1,6 +1,7 @@
 """Rounds the inputs of layers to 8 bits where that is faster, and where the network says nearly the same."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from waterfill.runtime.packing.table import WHY
 
 _HELD_OUT = 0.25
 """Share of the inputs that judges, and on which nothing is fitted."""
+_NEVER = 1 << 62
 
 
 def quantize_activations(  # noqa: PLR0913 - how much may be lost, what is timed, and two ways in which networks differ
@@ -62,7 +64,7 @@ def quantize_activations(  # noqa: PLR0913 - how much may be lost, what is timed
 
     Raises:
         BadInput: batches that the model cannot take, fewer than two inputs, inputs of a layer that are NaN or infinite,
-            a limit that is no positive number, another `batch`.
+            a limit that is no positive number, another `batch`, a network that rounds its inputs by ranges already.
 
     Example:
         >>> net = waterfill.pack("net.wf", Net())
@@ -120,19 +122,26 @@ class _Rounding:
     forward: Forward | None
     logits: bool | None
     why: dict[str, str] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
 
     def run(self) -> nn.Module:
+        try:
+            return self._run()
+        except BaseException:  # of the caller's network too: it stays as it was
+            self._put(self.sites, False)
+            raise
+
+    def _run(self) -> nn.Module:
         layers = {name: (layer, channel) for name, layer, channel in candidates(self.model)}
         judge = Judge(self.model, self.batches[1], self.forward, self.logits)
         seen = observe(self.model, layers, self.batches[0], self.forward)
-        sites = []
         for name, (layer, _) in layers.items():
             site = site_of(name, layer, seen[name])
             if isinstance(site, Site):
-                sites.append(site)
+                self.sites.append(site)
             else:
                 self.why[name] = site
-        sites = self._faster(sites, seen)
+        sites = self._faster(self.sites, seen)
         sites, loss = self._within(sites, judge)
         if self.batch is not None and sites and not self._quicker(sites):
             loss = 0.0
@@ -167,7 +176,7 @@ class _Rounding:
         if len(own.shape) == 4 and own.strides[1] == 1:
             x = x.contiguous(memory_format=torch.channels_last)
         times = clock.seconds({"off": lambda: site.run(x, False), "on": lambda: site.run(x, True)})
-        site.run(x, False)
+        site.rest()
         faster = times["on"] < times["off"]
         start = _FASTER if faster else "slower with 8-bit inputs"
         return faster, f"{start}: {1e6 * times['on']:.0f} µs, {1e6 * times['off']:.0f} µs before"
@@ -175,7 +184,8 @@ class _Rounding:
     def _within(self, sites: list[Site], judge: Judge) -> tuple[list[Site], float]:
         """As many as stay within the limit, and their loss; those that lose most alone go back first."""
         self._put(sites, True)
-        loss = judge.loss(self.model)
+        with _always(sites):
+            loss = judge.loss(self.model)
         if loss <= self.limit or not sites:
             return sites, loss
         self._put(sites, False)
@@ -194,7 +204,8 @@ class _Rounding:
     def _loss_of(self, sites: Sequence[Site], judge: Judge) -> float:
         """Of these alone; none rounds its inputs before or after."""
         self._put(sites, True)
-        loss = judge.loss(self.model)
+        with _always(sites):
+            loss = judge.loss(self.model)
         self._put(sites, False)
         return loss
 
@@ -224,6 +235,21 @@ class _Rounding:
         settle(self.model, large)
 
 
+@contextmanager
+def _always(sites: Sequence[Site]) -> Iterator[None]:
+    """A block in which layers round inputs however many there are: those held out are multiplied at once, as floats
+    where that is faster, but a loss is that of inputs one by one too."""
+    terms = [term for site in sites for term in site.after.modules() if isinstance(term, Term)]
+    before = [term.large for term in terms]
+    try:
+        for term in terms:
+            term.large = _NEVER
+        yield
+    finally:
+        for term, large in zip(terms, before, strict=True):
+            term.large = large
+
+
 _FASTER = "faster with 8-bit inputs"
 
 
@@ -232,5 +258,7 @@ def _check(model: Any, batches: Any, limit: Any, batch: Any) -> None:
     check_batches(model, batches)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
         raise BadInput(f"limit={limit!r} is no loss that may be; give nats a row, such as 0.01")
+    if hasattr(model, LOSS):
+        raise BadInput("the network rounds the inputs of its layers already; pack the file anew to do it another way")
     if batch is not None and not (type(batch) is int and batch >= 1):
         raise BadInput(f"batch={batch!r} is no number of inputs; give 1 or more, or None")

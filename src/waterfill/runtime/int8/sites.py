@@ -13,7 +13,7 @@ from waterfill.runtime.int8 import kernel
 from waterfill.runtime.int8.observe import Seen
 from waterfill.runtime.int8.rounding import Given, Rounded, codes_of, error_by_token, rounded, smooth
 from waterfill.runtime.int8.term import Int8Term
-from waterfill.runtime.layers.convolution import PackedConvolution, _pays
+from waterfill.runtime.layers.convolution import PackedConvolution, pays
 from waterfill.runtime.layers.linear import PackedLinear
 from waterfill.runtime.leaves import CodesTerm, Term
 from waterfill.runtime.packing.sites import layers_of
@@ -51,13 +51,16 @@ class Site:
         return model
 
     def run(self, x: Tensor, on: bool) -> Tensor:
-        """The outputs of the layer alone."""
-        if self.before is None:
-            found: Tensor = self.made(x) if on else self.layer(x)
-            return found
-        self.made.term = self.after if on else self.before
-        made: Tensor = self.made(x)
+        """The outputs of the layer alone; the caller lets it rest afterwards."""
+        if self.before is not None:
+            self.made.term = self.after if on else self.before
+        made: Tensor = self.made(x) if on or self.before is not None else self.layer(x)
         return made
+
+    def rest(self) -> None:
+        """Let a packed layer be as it was."""
+        if self.before is not None:
+            self.made.term = self.before
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
@@ -86,16 +89,30 @@ def site_of(name: str, layer: nn.Module, seen: Seen) -> "Site | str":
     weight = before.restored() if before is not None else plain.weight.detach().float().flatten(1)
     exact = before.exact if before is not None else None
     given = Given(weight, seen.rows, seen.low, seen.high, exact, getattr(layer, "groups", 1))
-    if linear:
-        after = _by_token(before, given)
-        if isinstance(after, str):
-            return after
-        return Site(
-            name, layer, layer if isinstance(layer, PackedLinear) else PackedLinear(after, layer), before, after
-        )
-    after = Int8Term(rounded(given, kernel.largest_code()), given.groups)
-    made = layer if isinstance(layer, PackedConvolution) else PackedConvolution(after, plain)
-    return Site(name, layer, made, before, after)
+    after = _by_token(before, given) if linear else _by_range(given, plain.kernel_size)
+    if isinstance(after, str):
+        return after
+    made = layer
+    if not isinstance(layer, PackedConvolution | PackedLinear):
+        made = PackedLinear(after, layer) if linear else PackedConvolution(after, plain)
+    site = Site(name, layer, made, before, after)  # type: ignore[arg-type]  # which is packed in either case
+    return _failing(site, seen) or site
+
+
+def _failing(site: Site, seen: Seen) -> str:
+    """Why a layer does not run with 8-bit inputs, or "": kernels do not know every geometry on every processor."""
+    try:
+        site.run(torch.zeros(seen.shape, dtype=seen.dtype, device="cpu"), True)
+    except RuntimeError as error:
+        return f"its int8 kernel does not run: {str(error).splitlines()[0]}"
+    finally:
+        site.rest()
+    return ""
+
+
+def _by_range(given: Given, kernel_size: tuple[int, ...]) -> Term:
+    """The term of a convolution, whose inputs have one range for all."""
+    return Int8Term(rounded(given, kernel.largest_code()), kernel_size, given.groups)
 
 
 def _unfit(layer: Any) -> str:
@@ -110,7 +127,7 @@ def _unfit(layer: Any) -> str:
         return "its padding is not the same at both ends"
     if isinstance(layer, PackedConvolution):
         inner = layer.term.of_columns[1] if layer.term.of_columns and layer.groups == 1 else layer.term
-        if inner.factors and layer.groups == 1 and _pays(inner):
+        if inner.factors and layer.groups == 1 and pays(inner):
             return "thin factors take fewer multiplications"
     return ""
 

@@ -8,37 +8,43 @@ from torch import Tensor
 from waterfill.errors import BadInput
 from waterfill.runtime import operators
 from waterfill.runtime.int8 import kernel
-from waterfill.runtime.int8.kernel import LARGEST, Kernels, Ready
+from waterfill.runtime.int8.kernel import Kernels
+from waterfill.runtime.int8.operator import by_operator
+from waterfill.runtime.int8.order import LARGEST
 from waterfill.runtime.int8.rounding import Rounded
 from waterfill.runtime.layers.geometry import Geometry
 from waterfill.runtime.leaves import Term, check_cols
 
 
 class Int8Term(Term):
-    """Kernels [out, in / groups * kernel] of a convolution over inputs that are rounded to 8 bits."""
+    """Kernels [out, in / groups * kernel] of a convolution over inputs that are rounded to 8 bits.
+
+    codes: [out, in / groups, height, width]; scales: [out]; channels: factors of the inputs, their step divided out,
+    [in]; unit: [2], this step and the zero.
+    """
 
     codes: Tensor
     scales: Tensor
     channels: Tensor
     unit: Tensor
 
-    def __init__(self, rounded: Rounded, groups: int) -> None:
+    def __init__(self, rounded: Rounded, kernel_size: tuple[int, ...], groups: int) -> None:
         super().__init__()
         self.rows, self.cols = rounded.codes.shape
         self.groups, self.weights = groups, "" if rounded.exact else " (rounded again)"
+        size = (1,) * (2 - len(kernel_size)) + tuple(kernel_size)
         self._keep(
-            codes=rounded.codes.to(torch.int8).contiguous(),
+            codes=rounded.codes.to(torch.int8).view(self.rows, -1, *size).contiguous(),
             scales=rounded.scales.float().contiguous(),
-            channels=rounded.channels.float().contiguous(),
+            channels=(rounded.channels.float() / rounded.step).contiguous(),
             unit=torch.tensor([rounded.step, rounded.zero], dtype=torch.float32, device="cpu"),
         )
-        self._ready: tuple[object, Kernels | None, Ready | None] = (None, None, None)
 
     def check(self) -> None:
         if self.unit.is_meta:
             return
         step, zero = self.unit.tolist()
-        if not (step > 0 and zero == int(zero) and 0 <= zero <= LARGEST):
+        if not (0 < step < float("inf") and zero in range(LARGEST + 1)):
             raise BadInput(f"the state of an int8 layer is damaged: a step of {step} and a zero of {zero}")
 
     @property
@@ -47,61 +53,42 @@ class Int8Term(Term):
         step, zero = self.unit.tolist()
         return 0.0 - zero * step, (LARGEST - zero) * step
 
+    @property
+    def beside(self) -> int:
+        return self.codes.numel()
+
     def beyond(self, x: Tensor, channel: int) -> int:
         """How many entries of inputs are clipped. channel: the dimension of the channels."""
-        step, zero = self.unit.tolist()
-        units = x.movedim(channel, -1).float() * (self.channels / step) + zero
+        units = x.movedim(channel, -1).float() * self.channels + self.unit[1]
         return int(((units < -0.5) | (units >= LARGEST + 0.5)).sum())
 
     def convolved(self, x: Tensor, geometry: Geometry, bias: Tensor | None) -> Tensor:
-        made = self._convolved(x if x.dim() == 4 else x.unsqueeze(2), _flat(geometry), bias)
-        return (made if x.dim() == 4 else made.squeeze(2)).to(x.dtype)
+        if x.dim() == 4:
+            return self._convolved(x, geometry, bias).to(x.dtype)
+        made = self._convolved(x.unsqueeze(2), geometry, bias)
+        return made.squeeze(2).contiguous().to(x.dtype)
 
     def _convolved(self, x: Tensor, geometry: Geometry, bias: Tensor | None) -> Tensor:
         """Of [batch, in, height, width], in float32."""
-        if not operators.runs_here(x):
-            return kernel.by_operator(x, self._kernels(geometry), bias, geometry)
-        kernels, ready = self._prepared(geometry)
-        if ready is None:
-            return kernel.by_floats(x, kernels, bias, geometry)
-        return kernel.convolved(x, kernels, ready, bias, geometry)
-
-    def _prepared(self, geometry: Geometry) -> tuple[Kernels, Ready | None]:
-        """The codes as the kernel reads them, made anew whenever a tensor is another; None where there is no kernel."""
-        own = (self.codes, self.scales, self.channels, self.unit)
-        known = (geometry, *((value.data_ptr(), 0 if value.is_inference() else value._version) for value in own))
-        before, kernels, ready = self._ready
-        if kernels is None or before != known:
-            kernels = self._kernels(geometry)
-            fits = not kernel.missing() and int(self.codes.to(torch.int16).abs().max()) <= kernel.largest_code()
-            ready = Ready.of(kernels, geometry) if fits else None
-            self._ready = (known, kernels, ready)
-        return kernels, ready
-
-    def _kernels(self, geometry: Geometry) -> Kernels:
-        codes = self.codes.view(self.rows, -1, *geometry.kernel)
-        return Kernels(codes, self.scales, self.channels / self.unit[0], self.unit)
+        run = kernel.convolved if operators.runs_here(x) else by_operator
+        kernels = Kernels(self.codes, self.scales, self.channels, self.unit)
+        return run(x, kernels, bias, _flat(geometry))
 
     def forward(self, x: Tensor) -> Tensor:
         check_cols(x, self.cols)
-        flat = x.reshape(-1, self.cols, 1, 1)
         ones = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1)
-        return self._convolved(flat, ones, None).reshape(*x.shape[:-1], self.rows).to(x.dtype)
+        return self._convolved(x.reshape(-1, self.cols, 1, 1), ones, None).reshape(*x.shape[:-1], self.rows).to(x.dtype)
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         """The matrix that inputs are multiplied by, as if they were not rounded."""
-        whole = self.codes.float() * self.scales[:, None]
-        inputs, places = len(self.channels) // self.groups, self.cols * self.groups // len(self.channels)
-        columns = self.channels.view(self.groups, inputs, 1).expand(-1, -1, places).reshape(self.groups, 1, -1)
-        whole = (whole.view(self.groups, -1, self.cols) * columns).view(self.rows, self.cols)
+        factors = (self.channels * self.unit[0]).view(self.groups, 1, -1, 1)
+        whole = self.codes.float() * self.scales.view(-1, 1, 1, 1)
+        whole = whole.reshape(self.groups, self.rows // self.groups, factors.shape[2], -1) * factors
+        whole = whole.reshape(self.rows, self.cols)
         return whole if rows is None else whole[rows]
 
     def block(self, first: int, last: int) -> Tensor:
         return self.restored()[first:last]
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the copy in the kernel's order, which cannot be copied."""
-        return self.__dict__ | {"_ready": (None, None, None)}
 
     @property
     def words(self) -> str:
@@ -117,6 +104,8 @@ def _flat(geometry: Geometry) -> Geometry:
         same = padding == "same"
         spans = zip(geometry.kernel, geometry.dilation, strict=True)
         padding = tuple(dilation * (size - 1) // 2 if same else 0 for size, dilation in spans)
+    elif dims == 2:
+        return geometry
     more = (1,) * (2 - dims)
     return replace(
         geometry,

@@ -17,23 +17,23 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
 
     A row is a dict: name, runs ("packed" or "dense"), form, bytes in memory, and why or how fast where it is known. The
     bytes of a weight that several layers share stand in the first of their rows. After `quantize_activations`, "form"
-    names inputs of 8 bits, and a last row, without a name, has the "loss" of the whole.
+    names inputs of 8 bits, and a last row, "whole network", has the "loss" of the whole.
     """
     rows, seen = [], set[int]()
     for name, module in model.named_modules():
         if isinstance(module, PackedLayer):
             tensors = [value for term in module.terms() for value in term.buffers()]
-            form, runs = _words(module), "packed"
+            form, runs, more = _words(module), "packed", sum(term.beside for term in module.terms())
         elif isinstance(module, KINDS) or is_conv1d(module):
             tensors = list(module.parameters())
-            form, runs = "restored weights", "dense"
+            form, runs, more = "restored weights", "dense", 0
         else:
             stacks = [(n, v) for n, v in module.named_parameters(recurse=False) if v.ndim == 3]
             rows += [_of_stack(f"{name}.{n}" if name else n, v, getattr(module, f"{WHY}_{n}", "")) for n, v in stacks]
             continue
         own = {id(value): value for value in tensors if id(value) not in seen}
         seen |= own.keys()
-        size = sum(value.numel() * value.element_size() for value in own.values())
+        size = sum(value.numel() * value.element_size() for value in own.values()) + (more if own else 0)
         form += "" if own or not tensors else ", shared"
         rows.append({"name": name, "runs": runs, "form": form, "bytes": size, "why": getattr(module, WHY, "")})
     loss = getattr(model, LOSS, None)
@@ -44,7 +44,7 @@ def _of_whole(loss: Loss) -> dict[str, Any]:
     """The row of a network some of whose layers round their inputs."""
     some, layers = loss.layers
     form = f"8-bit inputs in {some} of {layers} layers"
-    return {"name": "", "runs": "packed", "form": form, "bytes": 0, "why": loss.words, "loss": loss.value}
+    return {"name": "whole network", "runs": "packed", "form": form, "bytes": 0, "why": loss.words, "loss": loss.value}
 
 
 def _words(layer: PackedLayer) -> str:
