@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import waterfill
 from waterfill import runtime
 from waterfill.runtime.int8.kernel import largest_code
+from waterfill.runtime.leaves import Term
 from waterfill.runtime.speed import memory_of
 
 NETWORKS = ("ResNet-20", "SqueezeNet 1.1")
@@ -149,10 +150,15 @@ def measured(forms: dict[str, Run], images: Tensor, labels: Tensor, batches: lis
         nats = float(torch.nn.functional.kl_div(
             found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
         ))  # fmt: skip
-        memory = memory_of(run) / 1e6 if isinstance(run, nn.Module) else None
+        memory = held(run) / 1e6 if isinstance(run, nn.Module) else None
         row = [name, accuracy, max(0.0, nats), *(1e3 * times[size][name] for size in SIZES), memory]
         print(*row, flush=True)
         yield row
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of the tensors of a network, and of weights in the order of kernels."""
+    return memory_of(model) + sum(module.beside for module in model.modules() if isinstance(module, Term))
 
 
 def outputs(run: Run, images: Tensor) -> Tensor:
