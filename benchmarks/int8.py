@@ -32,7 +32,7 @@ from waterfill.runtime.speed import memory_of
 NETWORKS = ("ResNet-20", "SqueezeNet 1.1")
 SIZES = (1, 32)
 CALIBRATION = 256
-ROUNDS, SECONDS = 40, 20.0
+ROUNDS, SECONDS = 40, 60.0
 """Rounds of which the shortest counts: so many, or at least three and so many seconds."""
 FLOATS, RANGES = "float32", "8-bit inputs"
 OTHER, STATIC = "ONNX Runtime, float32", "ONNX Runtime, static int8"

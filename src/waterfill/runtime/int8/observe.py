@@ -43,7 +43,8 @@ class Seen:
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
         most = max(1, int(share * max(_LEAST, _ENTRIES // flat.shape[1])))
-        which = torch.randint(len(flat), (min(most, len(flat)),), generator=self.generator, device="cpu")
+        size = (min(most, len(flat)),)
+        which = torch.randint(len(flat), size, generator=self.generator, dtype=torch.int64, device="cpu")
         self.kept.append(flat[which.to(flat.device)].float().cpu())
 
     @property
