@@ -124,6 +124,34 @@ def test_codes_that_fit_stay_as_they_are() -> None:
     assert "again" not in forms(net)["line"] and torch.allclose(net.line.weight, before, rtol=1e-5)
 
 
+class Odd(nn.Module):
+    """Layers for which there is no kernel, one that takes its inputs by name, and one without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even = nn.Conv2d(3, 32, 2, padding="same")
+        self.turned = nn.ConvTranspose2d(32, 3, 2)
+        self.named = nn.Conv2d(3, 3, 1)
+        self.volume = nn.Conv3d(1, 2, 3)
+        self.unused = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.named(input=self.turned(self.even(x)))
+        return self.volume(x[:, None]).mean((2, 3, 4))
+
+
+@NEEDS_KERNELS
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@torch.no_grad()
+def test_layers_that_cannot_say_why() -> None:
+    net = runtime.quantize_activations(Odd().eval(), BATCHES)
+    assert whys(net).pop("whole network").startswith("divergence 0 nats")
+    found = [whys(net)[name] for name in ("even", "turned", "named", "volume", "unused")]
+    wanted = ["same at both ends", "transposed", "first argument", "two dimensions", "first argument"]
+    assert all(part in why for part, why in zip(wanted, found, strict=True)), found
+    assert "0 of 5 layers" in forms(net)["whole network"]
+
+
 @torch.no_grad()
 def test_inputs_of_linear_layers_are_rounded_while_the_loss_is_measured() -> None:
     """Many inputs are multiplied as floats, few as integers: the loss is that of few."""

@@ -76,7 +76,7 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
 def site_of(name: str, layer: nn.Module, seen: Seen) -> "Site | str":
     """The site of a layer, or why there is none."""
     if seen.low is None or seen.high is None:
-        return "no calibration input reached it"
+        return "no calibration input reached it as its first argument"
     tensor = next(iter((*layer.buffers(), *layer.parameters())), None)
     if tensor is None or not tensor.is_cpu or not seen.dtype.is_floating_point:
         return "int8 kernels run on a CPU"
@@ -120,7 +120,9 @@ def _unfit(layer: Any) -> str:
     if kernel.missing():
         return kernel.missing()
     kernel_size, dilation = tuple(layer.kernel_size), tuple(layer.dilation)
-    if getattr(layer, "transposed", False) or len(kernel_size) > 2:
+    if getattr(layer, "transposed", False):
+        return "there are no int8 kernels for transposed convolutions"
+    if len(kernel_size) > 2:
         return "there are int8 kernels for convolutions of one and two dimensions only"
     uneven = any(d * (size - 1) % 2 for size, d in zip(kernel_size, dilation, strict=True))
     if layer.padding == "same" and uneven:
