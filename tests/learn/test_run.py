@@ -41,7 +41,7 @@ def test_training_in_compressed_form_is_better_than_compressing(original, at_onc
             "forward": lambda model, batch: model(batch[0]),
             "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
         }
-    longer = Training(epochs=4, rate=3e-2, c_steps=4)
+    longer = Training(epochs=4, rate=1.5e-2, c_steps=4)
     made = run(original, spec="Quantize()", budget=Budget(bits=1.9), training=longer, **given)
     assert accuracy(made.install(net())) > at_once + 0.3 * (accuracy(original) - at_once)
     assert made.bits <= 1.9
