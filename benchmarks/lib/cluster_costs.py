@@ -33,7 +33,7 @@ class Canned:
 
     def answers(self, pieces: Sequence[str]) -> Iterator[tuple[int, str | Lost]]:
         for i, piece in enumerate(pieces):
-            yield i, json.dumps([{"kept": "", "reason": ""}] * len(json.loads(piece)[4]))
+            yield i, json.dumps([{"kept": "", "reason": ""}] * len(json.loads(piece)[3]))
 
 
 def measured(folder: Path, width: int = 4096, small: int = 2000) -> Costs:
@@ -81,7 +81,7 @@ def asking(job: Job, do: str, folder: Path) -> Callable[[], None]:
     assert job.remote is not None
     level = float(level_of(job))
     items = [replace(item, at=4.0**level if do == FIT else level) for item in job.remote.items]
-    piece = Piece(do, job.remote.spec, items, store.place if do == FIT else None).text()
+    piece = Piece(do, items, store.place if do == FIT else None).text()
 
     def ask() -> None:
         said = answer(piece)
@@ -110,7 +110,7 @@ def of_a_piece() -> float:
     """Seconds of this process, in which the scheduler is too, for a piece with nothing to do."""
     from distributed import LocalCluster
 
-    empty = Piece(INSPECT, None, []).text()
+    empty = Piece(INSPECT, []).text()
     settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
     with LocalCluster(**settings) as machines, Dask(machines.scheduler_address, wait=300) as engine:
         list(engine.answers([empty]))

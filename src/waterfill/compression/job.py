@@ -6,20 +6,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from waterfill.assignment import LOSSLESS, Assignment, Recipe
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.engine.engine import Engine
 from waterfill.compression.engine.reference import weight_of
 from waterfill.compression.engine.remote import Remote
-from waterfill.compression.task import LOSSLESS, Task, resolve
+from waterfill.compression.task import Task, kept_or_not, resolve
 from waterfill.errors import BadInput
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
-from waterfill.network.kept import why_kept
 from waterfill.network.pruned import hidden_in, masks_of
 from waterfill.network.stored import IMPLIED, Stored
 from waterfill.part import Spec
-from waterfill.recipe import as_spec
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,29 @@ class Job:
     remote: Remote | None = None
 
     @classmethod
-    def of(cls, source: "str | Path", spec: "Spec | str", budget: Budget, engine: Engine | None = None) -> "Job":
-        """Read the headers and lay out every tensor; the spec `LOSSLESS` keeps every bit.
+    def of(
+        cls, source: "str | Path", recipe: "Recipe | Assignment", budget: Budget, engine: Engine | None = None
+    ) -> "Job":
+        """Read the headers and lay out every tensor; the recipe `LOSSLESS` keeps every bit.
 
         Raises BadInput, CorruptFile, BadRecipe, BudgetError, EngineError.
         """
         checkpoint = open_checkpoint(source)
         if not checkpoint.tensors:
             raise BadInput(f"{source} holds no tensors; there is nothing to compress")
-        parsed = None if spec == LOSSLESS else as_spec(spec)
+        assignment = None if recipe == LOSSLESS else Assignment.of(recipe)
         metadata = {key: text for key, text in checkpoint.metadata.items() if (key, text) not in IMPLIED}
         notes: dict[str, Any] = {
-            "recipe": LOSSLESS if parsed is None else repr(parsed),
+            "recipe": LOSSLESS if assignment is None else assignment.text,
             "original": checkpoint.original_bytes,
         }
-        resolved = resolve(budget, LOSSLESS if parsed is None else parsed)
-        pairs = _with_masks(checkpoint, parsed)
-        remote = None if engine is None else Remote.of(engine, pairs, None if parsed is None else repr(parsed))
+        resolved = resolve(budget, LOSSLESS if assignment is None else assignment)
+        tensors = _tensors(checkpoint, assignment)
+        remote = None if engine is None else Remote.of(engine, [(t.stored, t.mask, t.spec) for t in tensors])
         task = Task(
-            _weights(pairs, parsed, remote), checkpoint.aliases, notes | ({"metadata": metadata} if metadata else {})
+            _weights(tensors, assignment, remote),
+            checkpoint.aliases,
+            notes | ({"metadata": metadata} if metadata else {}),
         )
         return cls(checkpoint, task, resolved, remote)
 
@@ -71,24 +74,34 @@ class Job:
         }
 
 
-def _with_masks(checkpoint: Checkpoint, spec: Spec | None) -> list[tuple[Stored, Stored | None]]:
-    """Every tensor, with the mask that hides some of its entries if there is one and a spec."""
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor with its spec, None to keep every bit, and the mask that hides some of its entries if there is one."""
+
+    stored: Stored
+    spec: Spec | None
+    mask: Stored | None
+
+
+def _tensors(checkpoint: Checkpoint, assignment: Assignment | None) -> list[_Tensor]:
+    """Every tensor; without recipes each is kept bit for bit. Raises BadRecipe."""
     tensors = checkpoint.tensors
-    hidden = {} if spec is None else hidden_in({name: stored.load for name, stored in tensors.items()})
-    masks = masks_of(tensors)
-    return [(stored, tensors[masks[name]] if name in hidden else None) for name, stored in tensors.items()]
+    if assignment is None:
+        return [_Tensor(stored, None, None) for stored in tensors.values()]
+    specs = assignment.by_name(tensors, checkpoint.aliases)
+    hidden, masks = hidden_in({name: stored.load for name, stored in tensors.items()}), masks_of(tensors)
+    return [_Tensor(s, specs[n], tensors[masks[n]] if n in hidden else None) for n, s in tensors.items()]
 
 
-def _kept(stored: Stored, spec: Spec | None) -> str:
-    return "" if spec is None else why_kept(stored.name, stored.load())
-
-
-def _weights(pairs: list[tuple[Stored, Stored | None]], spec: Spec | None, remote: Remote | None) -> list[Weight]:
-    """A `Weight` for every tensor; without a spec each is kept bit for bit. Raises BadInput."""
-    found = remote.inspect() if remote is not None and spec is not None else None
+def _weights(tensors: list[_Tensor], assignment: Assignment | None, remote: Remote | None) -> list[Weight]:
+    """A `Weight` for every tensor. Raises BadInput."""
+    found = {} if remote is None else remote.inspect()
     weights = []
-    for i, (stored, mask) in enumerate(pairs):
-        kept, reason = found[i] if found is not None else (_kept(stored, spec), None)
+    for i, (stored, spec, mask) in enumerate((one.stored, one.spec, one.mask) for one in tensors):
+        if i in found:
+            kept, reason = found[i]
+        else:
+            kept, reason = "" if assignment is None else kept_or_not(stored.name, stored.load(), spec), None
         weights.append(replace(weight_of(stored, spec, kept, mask), known_reason=reason))
         weights[-1].check()
-    return weights if spec is None else informed(weights)
+    return weights if assignment is None else informed(weights)

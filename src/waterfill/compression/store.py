@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from waterfill.compression.allocation.held import held
 from waterfill.compression.allocation.weight import Weight
 from waterfill.dtypes import octets
 from waterfill.errors import CorruptFile, PlanMismatch
@@ -16,11 +17,13 @@ from waterfill.storage.work_directory import Journal
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted weight without its blob. words: describe its parts. size: bytes. error: relative to the tensor."""
+    """A fitted weight without its blob. words: describe its parts. size: bytes. error: relative to the tensor. memory:
+    bytes that packed layers hold of it, where the budget counts these; else 0."""
 
     words: str
     size: int
     error: float | None
+    memory: int = 0
 
 
 class Store(Protocol):
@@ -41,16 +44,22 @@ class MemoryStore:
     """Everything in memory, the parts of each weight too."""
 
     entries: dict[int, Entry] = field(default_factory=dict)
+    memory: dict[int, int] = field(default_factory=dict)
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
         self.entries[i] = weight.fit(price)
-        return _described(self.entries[i])
+        self.memory[i] = held(self.entries[i].parts, weight.chosen_spec)
+        return self._described(i)
 
     def get(self, i: int) -> Fitted | None:
-        return _described(self.entries[i]) if i in self.entries else None
+        return self._described(i) if i in self.entries else None
 
     def blob(self, i: int) -> bytes:
         return self.entries[i].blob
+
+    def _described(self, i: int) -> Fitted:
+        entry = self.entries[i]
+        return Fitted(entry.words, len(entry.blob), entry.error, self.memory.get(i, 0))
 
 
 Checksums = Callable[[Sequence[int]], Mapping[int, int]]
@@ -107,20 +116,17 @@ class DirectoryStore:
         return blob
 
 
-def _described(entry: Entry) -> Fitted:
-    return Fitted(entry.words, len(entry.blob), entry.error)
-
-
 def _noted(note: dict[str, Any]) -> Fitted:
-    return Fitted(note["words"], note["bytes"], note["error"])
+    return Fitted(note["words"], note["bytes"], note["error"], note.get("memory", 0))
 
 
 def note_of(weight: Weight, price: float) -> tuple[dict[str, Any], bytes]:
     """Fit a weight at a price: what a work directory notes of it, and its blob."""
     values = checksum(weight.load())
     entry = weight.fit(price)
-    note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price, "input": values}
-    return note, entry.blob
+    memory = held(entry.parts, weight.chosen_spec)
+    note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "memory": memory}
+    return note | {"price": price, "input": values}, entry.blob
 
 
 def checksum(tensor: Tensor) -> int:

@@ -1,7 +1,7 @@
 """Matrices that stay compressed in memory: small codes, values of a table, and sparse entries."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.part import Codes, Levels
-from waterfill.runtime import layout, operators
+from waterfill.part.memory import width_of
+from waterfill.runtime import layout, operators, reference
 from waterfill.runtime.blocked import rows as blocks
 
+if TYPE_CHECKING:
+    from waterfill.runtime.layers.geometry import Geometry
+
 _NARROW = 1 << 16  # columns that 16 bits tell apart
-_OUTLIER = 64 + 8  # bits of a correction
 
 
 class Term(nn.Module):
@@ -21,6 +24,8 @@ class Term(nn.Module):
 
     rows: int
     cols: int
+    runs: str = "packed"
+    """How, for a table: from what is compressed, or from the restored matrix ("dense")."""
     large: int = 0
     """Inputs from which they are multiplied as floats; 0 for as many as this machine needs for that to be faster."""
 
@@ -47,9 +52,28 @@ class Term(nn.Module):
         """What it is, for a table."""
         raise NotImplementedError
 
+    @property
+    def products(self) -> int:
+        """Multiplications with a vector that its form takes."""
+        return self.rows * self.cols
+
     def _keep(self, **values: Tensor | None) -> None:
         for name, value in values.items():
             self.register_buffer(name, value)
+
+    def convolved(self, x: Tensor, geometry: "Geometry", bias: Tensor | None) -> Tensor:
+        """The convolution of x [batch, in, ...] with the matrix as kernels [out, in / groups * kernel]."""
+        return geometry.convolved(x, (self.rows, self.cols), self.block, bias)
+
+    @property
+    def exact(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Codes [rows, cols] (int64), scales of rows and of columns, where it is their product; else None."""
+        return None
+
+    @property
+    def beside(self) -> int:
+        """Bytes of memory beside its tensors."""
+        return 0
 
     def check(self) -> None:
         """Raises BadInput for tensors that make no matrix: a kernel would read beyond them."""
@@ -143,8 +167,16 @@ class CodesTerm(Term):
         return blocks.codes_block(self._matrix, first, last)
 
     @property
+    def exact(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        if self.scales.shape[1] > 1 or not self.data.is_cpu:
+            return None
+        codes = torch.from_numpy(reference.codes_of(self._matrix.arrays))
+        return codes, self.scales[:, 0], self.columns
+
+    @property
     def words(self) -> str:
-        return f"{self.bits}-bit codes" + (f", {self.corrected:,} corrected" if self.corrected else "")
+        some = f", {self.corrected:,} corrected" if self.corrected else ""
+        return f"{self.bits}-bit codes{some}" + (", 8-bit inputs" if self.size == 1 else "")
 
 
 class LevelsTerm(Term):
@@ -223,6 +255,10 @@ class EntriesTerm(Term):
         return blocks.entries_block(self.starts, self.where, self.values, self.cols, (first, last))
 
     @property
+    def products(self) -> int:
+        return self.values.numel()
+
+    @property
     def words(self) -> str:
         return f"{len(self.values):,} entries"
 
@@ -231,36 +267,6 @@ def check_cols(x: Tensor, cols: int) -> None:
     """Raises BadInput for inputs of another width: a kernel would read what is not theirs."""
     if x.shape[-1] != cols:
         raise BadInput(f"inputs of {x.shape[-1]} features do not fit a packed layer of {cols}")
-
-
-def width_of(codes: Codes) -> tuple[int, int]:
-    """Bits of a code in memory, and how many codes are beyond them; 0 where no width will do.
-
-    The fewest bytes in all, corrections counted; for groups, whose codes are not corrected, as many bits as hold all.
-    """
-    grouped = codes.scales.shape[1] > 1
-    beyond = _beyond(codes.codes)
-    fitting = [
-        bits for bits in layout.WIDTHS if not (grouped and (beyond[bits] or codes.group % layout.block_cols(bits)))
-    ]
-    best = min(fitting, key=lambda bits: size_of(codes, bits, beyond[bits]), default=0)
-    return best, beyond.get(best, 0)
-
-
-def size_of(codes: Codes, bits: int, beyond: int) -> float:
-    """Bits in memory of codes of a width, those beyond it corrected."""
-    return 8.0 * len(codes.codes) * layout.row_bytes(codes.codes.shape[1], bits) + _OUTLIER * beyond
-
-
-def _beyond(codes: Tensor) -> dict[int, int]:
-    """How many codes are beyond each width."""
-    own, least, most = codes.numpy(), *(int(v) for v in codes.aminmax())
-    counts = {}
-    for bits in layout.WIDTHS:
-        low, high = -(1 << bits - 1), (1 << bits - 1) - 1
-        under, over = (own < low if least < low else own[:0]), (own > high if most > high else own[:0])
-        counts[bits] = int(np.count_nonzero(under)) + int(np.count_nonzero(over))
-    return counts
 
 
 def _check_entries(starts: Tensor, columns: Tensor, values: Tensor, cols: int) -> None:

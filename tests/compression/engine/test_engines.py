@@ -133,7 +133,7 @@ def test_what_was_finished_is_not_done_again(source, tmp_path, one_by_one):
     assert finished
     engine = Told()
     waterfill.compress_file(source, tmp_path / "m.wf", price=1e-4, engine=engine)
-    again = [item[0] for piece in engine.pieces if asked_of(piece) == "fit" for item in json.loads(piece)[4]]
+    again = [item[0] for piece in engine.pieces if asked_of(piece) == "fit" for item in json.loads(piece)[3]]
     assert again and not finished & set(again)
     assert (tmp_path / "m.wf").read_bytes() == plain(source, price=1e-4)
 
@@ -177,7 +177,7 @@ def test_an_error_names_its_weight_and_its_machine(source, tmp_path, monkeypatch
     [
         (lambda piece: [piece[0] + ".post1", *piece[1:]], "waterfill is .*, and .*post1 where the job was begun"),
         (lambda piece: moved(piece, "/nowhere/m.safetensors"), "/nowhere/m.safetensors is not to be seen there"),
-        (lambda piece: [*piece[:3], ["/nowhere/m.wf.work", 0], piece[4]], "the work directory /nowhere/m.wf.work of"),
+        (lambda piece: [*piece[:2], ["/nowhere/m.wf.work", 0], piece[3]], "the work directory /nowhere/m.wf.work of"),
     ],
 )
 def test_a_machine_that_differs_is_refused(source, tmp_path, wrong, told):
@@ -189,7 +189,7 @@ def test_a_machine_that_differs_is_refused(source, tmp_path, wrong, told):
 
 
 def moved(piece: list, path: str) -> list:
-    for item in piece[4]:
+    for item in piece[3]:
         item[1][0] = path
     return piece
 
@@ -211,7 +211,7 @@ class Deadly:
         self.name, self.left, self.died = name, times, []
 
     def __call__(self, piece: str) -> Lost | None:
-        names = [item[1][2] for item in json.loads(piece)[4]]
+        names = [item[1][2] for item in json.loads(piece)[3]]
         if asked_of(piece) != "fit" or self.name not in names or not self.left:
             return None
         self.left -= 1

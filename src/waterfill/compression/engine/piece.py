@@ -27,11 +27,13 @@ INSPECT, MEASURE, FIT, CHECK = "inspect", "measure", "fit", "check"
 class Item:
     """A weight, and what to do with it.
 
-    i: its index. where: its place. mask: that of its mask. kept, factor, lines: as of a `Weight`. at: k or price.
+    i: its index. where: its place. spec: its recipe; None to keep every bit. mask: the place of its mask. kept, factor,
+    lines: as of a `Weight`. at: k or price.
     """
 
     i: int
     where: Reference
+    spec: str | None = None
     mask: Reference | None = None
     kept: str = ""
     factor: float = 1.0
@@ -41,45 +43,44 @@ class Item:
     def as_json(self) -> list[Any]:
         """A JSON array."""
         mask = self.mask and self.mask.as_json()
-        return [self.i, self.where.as_json(), mask, self.kept, self.factor, self.lines, self.at]
+        return [self.i, self.where.as_json(), self.spec, mask, self.kept, self.factor, self.lines, self.at]
 
     @classmethod
     def from_json(cls, values: list[Any]) -> "Item":
         """The inverse of `as_json`."""
-        i, where, mask, *rest = values
-        return cls(i, Reference.from_json(where), Reference.from_json(mask) if mask else None, *rest)
+        i, where, spec, mask, *rest = values
+        return cls(i, Reference.from_json(where), spec, Reference.from_json(mask) if mask else None, *rest)
 
-    def weight(self, spec: "str | None") -> Weight:
+    def weight(self) -> Weight:
         """The weight on the machine where this runs."""
         mask = None if self.mask is None else self.mask.stored()
-        weight = weight_of(self.where.stored(), None if spec is None else parse(spec), self.kept, mask)
+        weight = weight_of(self.where.stored(), None if self.spec is None else parse(self.spec), self.kept, mask)
         return replace(weight, factor=self.factor, lines=self.lines)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What to do with a few weights. spec: the recipe; None to keep every bit. work: the work directory, and the
-    checksum of its plan; None where nothing is written."""
+    """What to do with a few weights. work: the work directory, and the checksum of its plan; None where nothing is
+    written."""
 
     do: str
-    spec: str | None
     items: Sequence[Item]
     work: tuple[str, int] | None = None
 
     def text(self) -> str:
         """One line of JSON."""
         items = [item.as_json() for item in self.items]
-        return json.dumps([metadata.version("waterfill"), self.do, self.spec, self.work, items])
+        return json.dumps([metadata.version("waterfill"), self.do, self.work, items])
 
 
 @by_own_arithmetic
 def answered(text: str) -> str:
     """The answer to the text of a piece: a JSON array of objects, one for each weight in order."""
-    version, do, spec, work, items = json.loads(text)
-    return json.dumps([_attempt(_asked(do, spec, work, version), Item.from_json(item)) for item in items])
+    version, do, work, items = json.loads(text)
+    return json.dumps([_attempt(_asked(do, work, version), Item.from_json(item)) for item in items])
 
 
-def _asked(do: str, spec: str | None, work: list[Any] | None, version: str) -> Callable[[Item], dict[str, Any]]:
+def _asked(do: str, work: list[Any] | None, version: str) -> Callable[[Item], dict[str, Any]]:
     def action(item: Item) -> dict[str, Any]:
         found = metadata.version("waterfill")
         if found != version:
@@ -87,28 +88,28 @@ def _asked(do: str, spec: str | None, work: list[Any] | None, version: str) -> C
                 f"waterfill is {found} there, and {version} where the job was begun; install the same on every machine"
             )
         if do == FIT and work is not None:
-            return _fit(item, spec, _journal(*work))
-        return {INSPECT: _inspect, MEASURE: _measure, CHECK: _check}[do](item, spec)
+            return _fit(item, _journal(*work))
+        return {INSPECT: _inspect, MEASURE: _measure, CHECK: _check}[do](item)
 
     return action
 
 
-def _inspect(item: Item, spec: str | None) -> dict[str, Any]:
-    kept = "" if spec is None else why_kept(item.where.name, item.where.stored().load())
-    return {"kept": kept, "reason": replace(item, kept=kept).weight(spec).reason}
+def _inspect(item: Item) -> dict[str, Any]:
+    kept = why_kept(item.where.name, item.where.stored().load())
+    return {"kept": kept, "reason": replace(item, kept=kept).weight().reason}
 
 
-def _measure(item: Item, spec: str | None) -> dict[str, Any]:
-    point = item.weight(spec).curve.at_grid(int(item.at))
+def _measure(item: Item) -> dict[str, Any]:
+    point = item.weight().curve.at_grid(int(item.at))
     return {"bits": point.bits, "distortion": point.distortion}
 
 
-def _check(item: Item, spec: str | None) -> dict[str, Any]:
+def _check(item: Item) -> dict[str, Any]:
     return {"input": checksum(item.where.stored().load())}
 
 
-def _fit(item: Item, spec: str | None, journal: Journal) -> dict[str, Any]:
-    note, blob = note_of(item.weight(spec), item.at)
+def _fit(item: Item, journal: Journal) -> dict[str, Any]:
+    note, blob = note_of(item.weight(), item.at)
     return {"note": note | {"crc": zlib.crc32(blob)}, "staged": journal.stage(item.i, blob, item.at)}
 
 

@@ -20,6 +20,7 @@ from waterfill.compression.store import DirectoryStore
 from waterfill.errors import EngineError
 from waterfill.network.layout import RAW
 from waterfill.network.stored import Stored
+from waterfill.part import Spec
 
 _LEAST, _MOST = 1 << 20, 1 << 25  # entries of the weights of a piece
 _AT_LEAST = 1 << 15  # entries whose work a weight takes, however small
@@ -32,29 +33,24 @@ Told = Callable[[str, int], None]
 
 @dataclass
 class Remote:
-    """The tensors of a checkpoint as an engine is told of them.
-
-    items: a weight each, in order. spec: the recipe; None to keep every bit.
-    """
+    """The tensors of a checkpoint as an engine is told of them. items: a weight each, in order."""
 
     engine: Engine
     items: list[Item]
-    spec: str | None
 
     @classmethod
-    def of(cls, engine: Engine, tensors: Sequence[tuple[Stored, Stored | None]], spec: str | None) -> "Remote":
-        """tensors: each with its mask, if it has one."""
-        pairs = ((Reference.of(stored), None if mask is None else Reference.of(mask)) for stored, mask in tensors)
-        return cls(engine, [Item(i, where, mask) for i, (where, mask) in enumerate(pairs)], spec)
+    def of(cls, engine: Engine, tensors: Sequence[tuple[Stored, Stored | None, Spec | None]]) -> "Remote":
+        """tensors: each with its mask, if it has one, and its spec, None to keep every bit."""
+        items = []
+        for i, (stored, mask, spec) in enumerate(tensors):
+            hidden = None if mask is None else Reference.of(mask)
+            items.append(Item(i, Reference.of(stored), None if spec is None else repr(spec), hidden))
+        return cls(engine, items)
 
-    def inspect(self, told: Told | None = None) -> list[tuple[str, str]]:
-        """Why each tensor is kept bit for bit, or "", and why the recipe does not fit it, or ""."""
-        found = {}
-        for i, answer in self.ask(INSPECT, self.items):
-            found[i] = answer["kept"], answer["reason"]
-            if told is not None:
-                told("inspecting", i)
-        return [found[item.i] for item in self.items]
+    def inspect(self) -> dict[int, tuple[str, str]]:
+        """Of every tensor with a spec: why it is kept bit for bit, or "", and why the spec does not fit it, or ""."""
+        asked = [item for item in self.items if item.spec is not None]
+        return {i: (answer["kept"], answer["reason"]) for i, answer in self.ask(INSPECT, asked)}
 
     def checksums(self, indices: Sequence[int]) -> dict[int, int]:
         """Checksums of the values of some weights."""
@@ -84,7 +80,7 @@ class Remote:
         """The answers to groups of items; returns the items of those that were lost, with the reason."""
         lost: list[tuple[Item, str]] = []
         if groups:
-            pieces = [Piece(do, self.spec, group, work).text() for group in groups]
+            pieces = [Piece(do, group, work).text() for group in groups]
             for place, text in self.engine.answers(pieces):
                 if isinstance(text, Lost):
                     lost += [(item, text.why) for item in groups[place]]
