@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import FrameType
 
-from waterfill.cli.commands import compress, decompress, evaluate, info, learn, limits, plan, prune, verify
+from waterfill.cli.commands import compress, decompress, evaluate, learn, plan, prune
 from waterfill.cli.commands.demo import command as demo
+from waterfill.cli.commands.look import info, limits, verify
 from waterfill.cli.exit_codes import Ended, Exit, code_of, message_of
 from waterfill.report.text import ReaderGone, complain, said
 
