@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from waterfill.calibration.backward import AUTO
-from waterfill.calibration.calibrate import calibrate, weights_of
+from waterfill.calibration.calibrate import Calibration, calibrate, weights_of
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight, assumed
 from waterfill.compression.job import Job
@@ -82,7 +82,11 @@ def measured_layers(network: nn.Module, batches: list[Any], forward: Forward | N
     others are left out. fold: whether norms are folded first. Raises BadInput."""
     if fold and batches:
         network = fold_batch_norm(network, *batches)
-    calibration = calibrate(network, batches, importance=AUTO, probes=_PROBES, forward=forward)
+    return layers_with(network, calibrate(network, batches, importance=AUTO, probes=_PROBES, forward=forward))
+
+
+def layers_with(network: nn.Module, calibration: Calibration) -> Layers:
+    """The weights of a network that was calibrated as it is."""
     weights, layouts = weights_of(network)
     known = {
         name: Layer(layout, partial(weights.__getitem__, name), calibration[name])

@@ -11,10 +11,10 @@ from waterfill.report.listing import Item, Listing
 class Row:
     """A tensor of the file.
 
-    zeros: share of its entries that are exactly zero. dead: how many indices of its first and second dimension (outputs and
-    inputs of most layers) are zero throughout.
-    nats: the predicted cost of its errors. output_error: that of its layer's outputs as the whole network runs,
-    relative. sensitivity: loss if it alone is rounded, by bits. None or empty where it was not measured.
+    zeros: share of its entries that are exactly zero. dead: how many indices of its first and second dimension, outputs
+    and inputs of most layers, are zero throughout. nats: the predicted cost of its errors. output_error: that of its
+    layer's outputs as the whole network runs, relative. sensitivity: loss if it alone is rounded, by bits. None or
+    empty where it was not measured.
     """
 
     item: Item

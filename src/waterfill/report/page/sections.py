@@ -57,9 +57,8 @@ def area(facts: Facts, links: dict[str, str]) -> Markup:
 
 def _alone(owner: str, cell: treemap.Cell) -> treemap.Cell:
     """A tensor that is a group of its own, under its whole name."""
-    return treemap.Cell(
-        f"{owner}.{cell.name}" if cell.name != owner else owner, cell.value, cell.note, cell.tone, cell.link
-    )
+    name = owner if cell.name in (owner, "weight") else f"{owner}.{cell.name}"
+    return treemap.Cell(name, cell.value, cell.note, cell.tone, cell.link)
 
 
 def _depth(names: Sequence[str]) -> int:
@@ -227,7 +226,9 @@ def pruned(facts: Facts, rows: Sequence[Row]) -> Markup:
         ]
         body.append(table(headings, cells, "Zeros by weight"))
     else:
-        words = f"No weight of two dimensions or more has {100 * _ZEROS:.0f} % of zeros, or an output or input of zeros only."
+        words = (
+            f"No weight of two dimensions or more has {100 * _ZEROS:.0f} % of zeros, or an output or input of zeros."
+        )
     if facts.removed:
         names = [Heading("layer", text=True), Heading("channels left", text=True)]
         left = [
