@@ -18,6 +18,7 @@ from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.compress import compress
 from waterfill.compression.options import Options
 from waterfill.compression.post_training import Calibrated, calibrated
+from waterfill.compression.task import resolve
 from waterfill.errors import BadInput, BudgetError
 from waterfill.evaluation.paired import Scores
 from waterfill.evaluation.quality import Measure, measure_of
@@ -97,7 +98,7 @@ class _Subject:
             made = compress(model, spec=spec, bits=bits, options=self.options)
         else:
             own = self.calibrated if recipe == AUTOMATIC else self.calibrated.with_spec(recipe)
-            made = own.to(Budget(price=1.0) if bits is None else Budget(bits=bits))
+            made = own.to(resolve(Budget(bits=bits), recipe))
         return made.size, made
 
     def rounded(self, bits: int) -> _Made:

@@ -16,8 +16,9 @@ _TEXT = 11.0
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and how it is shown. tone: a class. link: of the row that tells more, or empty."""
+    """A value and how it is shown. title: its whole name. tone: a class. link: of the row that tells more, or empty."""
 
+    title: str
     name: str
     value: float
     note: str
@@ -111,7 +112,7 @@ def _cell(cell: Cell, box: Box) -> Markup:
     room = int((box.height - 5) / _LINE)
     shown = [line for line in lines if line][:room]
     texts = [_text(line, box.x + 4, box.y + 3 + _LINE * (i + 1) - 3, "cell") for i, line in enumerate(shown)]
-    inside = [element("title", f"{cell.name}: {cell.note}"), shape, *texts]
+    inside = [element("title", f"{cell.title}: {cell.note}"), shape, *texts]
     if not cell.link:
         return element("g", *inside, class_=cell.tone)
     return element("a", *inside, href=f"#{cell.link}", tabindex=-1, class_=cell.tone)

@@ -86,7 +86,7 @@ def gather(wanted: Wanted) -> Facts:
     found: list[Quality] = []
     if wanted.run is not None:
         found = qualities(wanted.path, wanted.run)
-        errors = output_errors(wanted.path, wanted.run)
+        errors = output_errors(wanted.path, wanted.run, folded=bool(listing.folds))
         rows = [replace(row, output_error=errors.get(row.item.name.rpartition(".")[0])) for row in rows]
     measured = seen.layers is not None and seen.layers.measured
     facts = Facts(wanted.title, listing, rows, error, measured, quality=found, weights=weights)

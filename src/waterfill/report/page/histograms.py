@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from waterfill.coding.codes.plan import Frequencies
@@ -31,6 +32,8 @@ def histogram(name: str, original: Tensor | None, restored: Tensor, parts: Seque
     """The picture of a weight."""
     pair = [_sampled(value) for value in (original, restored) if value is not None]
     first = pair[0]
+    if not first.size:
+        return Weight(name, [0.0, 1.0], [], [0.0])
     center, spread = float(first.mean()), float(first.std())
     reach = min(float(np.abs(first - center).max(initial=0.0)), _REACH * spread) or 1.0
     edges = np.linspace(center - reach, center + reach, BINS + 1)
@@ -45,7 +48,8 @@ def histogram(name: str, original: Tensor | None, restored: Tensor, parts: Seque
 
 
 def _sampled(values: Tensor) -> np.ndarray:
-    flat = values.detach().reshape(-1)
+    real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    flat = real.detach().reshape(-1)
     some = flat[:: max(1, flat.numel() // _SAMPLED)].float().numpy().astype(np.float64)
     return some[np.isfinite(some)]
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
+from typing import Any
 
-from waterfill.report.listing import Item, grouped
+from waterfill.report.listing import grouped, likeness
 from waterfill.report.markup import Markup, element, joined
 from waterfill.report.page import curves, sections
 from waterfill.report.page.facts import Facts, Quality, Row
@@ -52,21 +53,25 @@ def shown_rows(rows: Sequence[Row]) -> list[Row]:
     """A row for every tensor; for very many one for all that are alike, and of those the largest."""
     if len(rows) <= sections.MOST_ROWS:
         return list(rows)
-    known = {row.item.name: row for row in rows}
-    groups = [known.get(item.name) or _merged(item, rows) for item in grouped([row.item for row in rows])]
-    largest = sorted(groups, key=lambda row: -row.item.bytes)[: sections.MOST_ROWS]
-    return [row for row in groups if row in largest] if len(groups) > len(largest) else groups
+    alike: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        alike.setdefault(likeness(row.item), []).append(row)
+    groups = [own[0] if len(own) == 1 else _merged(own) for own in alike.values()]
+    if len(groups) <= sections.MOST_ROWS:
+        return groups
+    least = sorted((row.item.bytes for row in groups), reverse=True)[sections.MOST_ROWS - 1]
+    return [row for row in groups if row.item.bytes >= least][: sections.MOST_ROWS]
 
 
-def _merged(item: Item, rows: Sequence[Row]) -> Row:
+def _merged(own: Sequence[Row]) -> Row:
     """The row of tensors that are alike."""
-    own = [row for row in rows if grouped([row.item, row.item])[0].name == item.name and row.item.shape == item.shape]
+    (item,) = grouped([row.item for row in own])
     zeros = [row.zeros for row in own if row.zeros is not None]
     nats = [row.nats for row in own if row.nats is not None]
+    outputs = [row.output_error for row in own if row.output_error is not None]
     bits = dict.fromkeys(b for row in own for b in row.sensitivity)
     worst = {b: max(row.sensitivity[b] for row in own if b in row.sensitivity) for b in bits}
     merged = Row(item, sum(zeros) / len(zeros) if zeros else None, nats=sum(nats) if nats else None, sensitivity=worst)
-    outputs = [row.output_error for row in own if row.output_error is not None]
     return replace(merged, output_error=max(outputs, default=None))
 
 

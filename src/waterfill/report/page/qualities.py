@@ -8,6 +8,7 @@ from torch import nn
 
 from waterfill.evaluation.evaluate import Evaluation, evaluate
 from waterfill.model.compressed import load
+from waterfill.network.batch_norm import fold_batch_norm
 from waterfill.network.running.forward import Forward, copy_of
 from waterfill.report.page.facts import Quality
 
@@ -49,10 +50,15 @@ def qualities(path: str, run: Run) -> list[Quality]:
     return found
 
 
-def output_errors(path: str, run: Run) -> dict[str, float]:
-    """The error of each layer's outputs as the whole network runs, by the layer's name, on the first batch."""
-    network = load(path).install(copy_of(run.original))
-    return evaluate(network, list(run.batches)[:1], reference=run.original, layers=True, **_how(run)).layers
+def output_errors(path: str, run: Run, *, folded: bool) -> dict[str, float]:
+    """The error of each layer's outputs as the whole network runs, by the layer's name, on the first batch.
+
+    folded: whether the file holds norms folded into layers, whose outputs are then those of both.
+    """
+    network, original = load(path).install(copy_of(run.original)), run.original
+    if folded:
+        original = fold_batch_norm(original, *run.batches)
+    return evaluate(network, run.batches[:1], reference=original, layers=True, **_how(run)).layers
 
 
 def evaluated(network: nn.Module, run: Run, batches: Sequence[Any]) -> Evaluation:

@@ -40,12 +40,12 @@ def area(facts: Facts, links: dict[str, str]) -> Markup:
         bits = 8 * item.bytes / max(1, item.entries * item.count)
         note = f"{bytes_text(item.bytes)}, {bits:.2f} bits"
         name = item.name.removeprefix(f"{owner}.").removesuffix(".weight")
-        cell = treemap.Cell(name, item.bytes, note, f"q{_tone(bits)}", links.get(item.name, ""))
+        cell = treemap.Cell(item.name, name, item.bytes, note, f"q{_tone(bits)}", links.get(item.name, ""))
         groups.setdefault(owner, []).append(cell)
     groups = {name: [_alone(name, cells[0])] if len(cells) == 1 else cells for name, cells in groups.items()}
     if rest:
         size = sum(row.item.bytes for row in rest)
-        groups["others"] = [treemap.Cell(f"{len(rest)} others", size, bytes_text(size), "q0")]
+        groups["others"] = [treemap.Cell(f"{len(rest)} others", f"{len(rest)} others", size, bytes_text(size), "q0")]
     about = f"Area picture of the bytes of {len(facts.rows)} tensors; the table of layers has the same numbers."
     pictures = [
         treemap.drawn(groups, width, height, about, class_)
@@ -58,7 +58,7 @@ def area(facts: Facts, links: dict[str, str]) -> Markup:
 def _alone(owner: str, cell: treemap.Cell) -> treemap.Cell:
     """A tensor that is a group of its own, under its whole name."""
     name = owner if cell.name in (owner, "weight") else f"{owner}.{cell.name}"
-    return treemap.Cell(name, cell.value, cell.note, cell.tone, cell.link)
+    return treemap.Cell(cell.title, name, cell.value, cell.note, cell.tone, cell.link)
 
 
 def _depth(names: Sequence[str]) -> int:
