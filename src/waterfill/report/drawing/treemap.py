@@ -11,7 +11,7 @@ from waterfill.report.markup import Markup, element
 _LETTER = 6.4  # about the width of a letter of 11 units
 _LINE = 13.0
 _HEAD = 17.0  # above a group, for its name
-_TEXT = 11.0
+_FEWEST = 4  # letters of a name that was cut
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def drawn(groups: dict[str, list[Cell]], width: float, height: float, about: str
 def _group(name: str, cells: list[Cell], box: Box) -> list[Markup]:
     headed = len(cells) > 1 and box.height > 3 * _HEAD and box.width > 40
     inner = box.inset(1.5, _HEAD if headed else 0.0)
-    title = [_text(_cut(name, box.width - 8, whole=True), box.x + 4, box.y + 13, "group")] if headed else []
+    title = [_text(_cut(name, box.width - 8), box.x + 4, box.y + 13, "group")] if headed else []
     boxes = squarified([cell.value for cell in cells], inner)
     return [*title, *(_cell(cell, own.inset(0.5)) for cell, own in zip(cells, boxes, strict=True))]
 
@@ -108,7 +108,7 @@ def _cell(cell: Cell, box: Box) -> Markup:
     shape = element(
         "rect", x=round(box.x, 1), y=round(box.y, 1), width=round(box.width, 1), height=round(box.height, 1)
     )
-    lines = [_cut(text, box.width - 8, whole) for text, whole in ((cell.name, False), (cell.note, True))]
+    lines = [_cut(cell.name, box.width - 8), cell.note if len(cell.note) * _LETTER <= box.width - 8 else ""]
     room = int((box.height - 5) / _LINE)
     shown = [line for line in lines if line][:room]
     texts = [_text(line, box.x + 4, box.y + 3 + _LINE * (i + 1) - 3, "cell") for i, line in enumerate(shown)]
@@ -122,9 +122,9 @@ def _text(text: str, x: float, y: float, class_: str) -> Markup:
     return element("text", text, class_=class_, x=round(x, 1), y=round(y, 1))
 
 
-def _cut(text: str, width: float, whole: bool = False) -> str:
-    """As much of the end of a text as fits; nothing where that is too little, or it is to be whole."""
-    fits = int(width / _LETTER)
-    if len(text) <= fits:
-        return text
-    return "" if whole or fits < 4 else f"…{text[len(text) - fits + 1 :]}"
+def _cut(text: str, width: float) -> str:
+    """As much of a name as fits: the last parts of it, or the beginning of the last one; nothing where that is little."""
+    fits, parts = int(width / _LETTER), text.split(".")
+    endings = (".".join(parts[i:]) for i in range(len(parts)))
+    short = next((ending for ending in endings if len(ending) <= fits), "")
+    return short or (f"{parts[-1][: fits - 1]}…" if fits >= _FEWEST else "")

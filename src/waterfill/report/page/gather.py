@@ -87,11 +87,16 @@ def gather(wanted: Wanted) -> Facts:
     if wanted.run is not None:
         found = qualities(wanted.path, wanted.run)
         errors = output_errors(wanted.path, wanted.run, folded=bool(listing.folds))
-        rows = [replace(row, output_error=errors.get(row.item.name.rpartition(".")[0])) for row in rows]
+        rows = [replace(row, output_error=errors.get(_owner(row.item))) for row in rows]
     measured = seen.layers is not None and seen.layers.measured
     facts = Facts(wanted.title, listing, rows, error, measured, quality=found, weights=weights)
     facts = replace(facts, removed=_removed(listing.notes))
     return _with_curves(facts, seen) if seen.spectra else facts
+
+
+def _owner(item: Item) -> str:
+    """The layer of a matrix; no layer's name for other tensors."""
+    return item.name.rpartition(".")[0] if len(item.shape) > 1 else item.name
 
 
 def _layers_of(wanted: Wanted, listing: Listing) -> Layers | None:

@@ -85,7 +85,10 @@ def _head(facts: Facts) -> Markup:
     tiles.append((count_text(listing.weights), f"weights in {len(facts.rows)} tensors"))
     if facts.error is not None:
         tiles.append((percent(facts.error), "relative error of all weights"))
-    tiles += [_tile(quality) for quality in facts.quality[:3]]
+    known = {quality.metric: quality for quality in facts.quality}
+    first = next((known[name] for name in ("accuracy", "perplexity") if name in known), None)
+    shown = [first, known.get("divergence"), known.get("agreement")]
+    tiles += [_tile(quality) for quality in shown if quality is not None]
     items = [element("div", element("dt", name), element("dd", value)) for value, name in tiles]
     switch = element("button", "Dark", type="button", id="theme", hidden=True)
     top = element("div", element("p", "waterfill report", class_="brand"), switch, class_="top")

@@ -58,7 +58,7 @@ def output_errors(path: str, run: Run, *, folded: bool) -> dict[str, float]:
     network, original = load(path).install(copy_of(run.original)), run.original
     if folded:
         original = fold_batch_norm(original, *run.batches)
-    return evaluate(network, run.batches[:1], reference=original, layers=True, **_how(run)).layers
+    return dict(evaluate(network, run.batches[:1], reference=original, layers=True, **_how(run)).layers)
 
 
 def evaluated(network: nn.Module, run: Run, batches: Sequence[Any]) -> Evaluation:

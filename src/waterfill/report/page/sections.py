@@ -161,7 +161,7 @@ def sensitivity(facts: Facts, rows: Sequence[Row]) -> Markup:
     cells = [[Cell(row.item.name), *(_heat(row.sensitivity.get(b), values) for b in bits)] for row in known]
     words = (
         f"The loss of the whole network, in {facts.sensitivity_in}, if this weight alone is rounded to so many bits in "
-        "groups of 128; the most sensitive first, darker is worse."
+        "groups of 128: the most sensitive first, and the stronger the color, the worse."
     )
     return section("sensitivity", "Sensitivity", words, table(headings, cells, "Loss by weight and bits"))
 
