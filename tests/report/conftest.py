@@ -1,6 +1,6 @@
 """A small trained-looking network, its inputs, its checkpoint and a file of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,14 @@ from tests.support.small_networks import Normed, lively
 from torch import Tensor, nn
 
 import waterfill
-from waterfill import Options, Steps
+from waterfill.compression.post_training import fold_notes
+from waterfill.network.batch_norm import fold_batch_norm
 
 
 @dataclass(frozen=True)
 class Place:
     """model: the network. inputs: [48, 3, 8, 8]. labels: what it says of them. checkpoint, plain, folded: of it, the
-    last with inputs and folded norms."""
+    last with norms folded."""
 
     model: nn.Module
     inputs: Tensor
@@ -35,6 +36,7 @@ def place(tmp_path_factory) -> Place:
         labels = model(inputs).argmax(1)
     save_file(model.state_dict(), folder / "net.safetensors")
     waterfill.compress(model, price=1e-3).save(folder / "plain.wf")
-    quick = Options(steps=Steps(stages=0, repair=False, probes=1), progress=False)
-    waterfill.compress(model, [inputs], spec="Quantize(bits=6, group=32)", options=quick).save(folder / "folded.wf")
+    work = fold_batch_norm(model, inputs)
+    made = waterfill.compress(work, spec="Quantize(bits=6, group=32)")
+    replace(made, notes=made.notes | {"folded": fold_notes(model, work)}).save(folder / "folded.wf")
     return Place(model, inputs, labels, folder / "net.safetensors", folder / "plain.wf", folder / "folded.wf")

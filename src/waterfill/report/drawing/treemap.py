@@ -123,7 +123,7 @@ def _text(text: str, x: float, y: float, class_: str) -> Markup:
 
 
 def _cut(text: str, width: float) -> str:
-    """As much of a name as fits: the last parts of it, or the beginning of the last one; nothing where that is little."""
+    """As much of a name as fits: its last parts, or the beginning of the last one; nothing where that is too little."""
     fits, parts = int(width / _LETTER), text.split(".")
     endings = (".".join(parts[i:]) for i in range(len(parts)))
     short = next((ending for ending in endings if len(ending) <= fits), "")
