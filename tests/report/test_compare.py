@@ -193,3 +193,31 @@ def test_a_sensitivity_goes_on_and_leaves_the_model_alone(place, tmp_path) -> No
     assert all(torch.equal(value, before[name]) for name, value in place.model.state_dict().items())
     with pytest.raises(PlanMismatch, match="its bits"):
         report.sensitivity(place.model, place.inputs.split(24), bits=[3], work=work)
+
+
+class Fragile(nn.Module):
+    """Outputs that are infinite as soon as the weight is not exactly as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Linear(16, 8)
+        self.fragile = nn.Linear(16, 8)
+        self.register_buffer("known", self.fragile.weight.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        broken = bool((self.fragile.weight != self.known).any())
+        return self.fine(x) + (torch.inf if broken else 0.0)
+
+
+def test_outputs_that_break_are_an_infinite_loss_not_the_end(tmp_path) -> None:
+    model, inputs = Fragile(), torch.randn(20, 16).split(10)
+    found = report.sensitivity(model, inputs, bits=[2], work=tmp_path / "losses.json")
+    losses = {row.name: row.losses[2] for row in found.rows}
+    assert losses["fragile.weight"] == float("inf") > losses["fine.weight"]
+    assert report.Sensitivity.load(tmp_path / "losses.json").rows == found.rows and "∞" in found.text()
+    table = report.compare(model, recipes=["Quantize(bits=4, group=16)"], held_out=inputs, metric="divergence")
+    (row,) = table.rows
+    assert row.bytes > 0 and row.quality is None and row.remark in table.text()
+    made = waterfill.compress(model, spec="Quantize(bits=4, group=16)")
+    described = report.describe(made, against=model, sensitivity=found)
+    assert "∞" in described.html() and json.dumps(described.as_json(), allow_nan=False)

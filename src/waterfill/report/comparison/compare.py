@@ -215,8 +215,14 @@ def _measured(subject: _Subject, job: _Job) -> Row:
             made.save(folder / "one.wf")
             found = subject.limits.of_file(str(folder / "one.wf"))
         rate, nats, bound = found.bits, found.nats, found.bound
-    quality, doubt = _quality(subject, made)
-    return Row(job.series, job.bits, size, 8 * size / max(1, weights), rate, nats, bound, quality, doubt, seconds)
+    quality = doubt = None
+    remark = ""
+    try:
+        quality, doubt = _quality(subject, made)
+    except BadInput as error:  # the original's outputs were fine
+        remark = f"{error}"
+    bits = 8 * size / max(1, weights)
+    return Row(job.series, job.bits, size, bits, rate, nats, bound, quality, doubt, seconds, remark)
 
 
 def _quality(subject: _Subject, made: Mapping[str, Tensor] | CompressedModel) -> tuple[float | None, float | None]:

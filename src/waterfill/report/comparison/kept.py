@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from waterfill.errors import BadInput, PlanMismatch
+from waterfill.report.page.facts import finite
 from waterfill.storage.atomic import claimed, write_whole
 from waterfill.storage.paths import check_target
 
@@ -54,14 +55,14 @@ class Kept:
 
     def add(self, key: str, row: Mapping[str, Any]) -> None:
         """Keep a row, and bring it to disk."""
-        self.rows[key] = dict(row)
+        self.rows[key] = finite(dict(row))
         self.write()
 
     def write(self) -> None:
         """Bring all to disk."""
         if self.path is not None:
             held = {_FORMAT: self.kind, "about": self.about, "more": self.more, "rows": self.rows}
-            write_whole(self.path, json.dumps(held, indent=1, allow_nan=False).encode())
+            write_whole(self.path, json.dumps(finite(held), indent=1, allow_nan=False).encode())
 
 
 def read(path: "str | Path", kind: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Row:
     """One file. series: its recipe, or the name of what made it. asked: bits per weight that were asked for. bytes,
     bits: of the whole file, and per weight. rate: bits per weight without norms and biases, which `bound` is for. nats:
     the predicted cost of all errors. quality: on the held-out inputs, its standard error in `doubt`. None: not known.
-    remark: why there is no such file; it has no bytes then."""
+    remark: why there is no such file, which then has no
+    bytes, or no quality."""
 
     series: str
     asked: float | None

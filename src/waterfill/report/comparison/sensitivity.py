@@ -1,5 +1,6 @@
 """What a network loses if one of its weights alone has few bits."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from waterfill.report.folded import Source, originals_of
 from waterfill.report.layers import assumed_layers, is_matrix, measured_layers
 from waterfill.report.listing import SHORT
 from waterfill.report.markup import element
+from waterfill.report.page.facts import finite
 from waterfill.report.page.numbers import small
 from waterfill.report.page.tables import Cell, Heading, table
 from waterfill.report.rounding import BITS, GROUP, rounded, rounded_matrix
@@ -36,7 +38,8 @@ MEASURED, PREDICTED = "measured", "predicted"
 
 @dataclass(frozen=True)
 class Row:
-    """A weight: its name, shape, and by the number of bits what is lost if it alone has so many."""
+    """A weight: its name, shape, and by the number of bits what is lost if it alone has so many: infinitely much if
+    outputs are not finite."""
 
     name: str
     shape: tuple[int, ...]
@@ -210,6 +213,8 @@ def _loss(
         matrices = [rounded_matrix(matrix, bits) for matrix in layout.split(weight.cpu())]
         weight.copy_(layout.join(matrices))
         scores = measure.scores(network)
+    except BadInput:  # outputs that are not finite: the original's were
+        return math.inf
     finally:
         weight.copy_(before)
     if isinstance(scores, Scores) and isinstance(original, Scores):
@@ -218,10 +223,14 @@ def _loss(
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    """A row for JSON."""
-    return {"name": row.name, "shape": list(row.shape), "losses": {f"{b}": loss for b, loss in row.losses.items()}}
+    """A row for JSON; a loss without bounds is null."""
+    return {
+        "name": row.name,
+        "shape": list(row.shape),
+        "losses": finite({f"{b}": loss for b, loss in row.losses.items()}),
+    }
 
 
 def _row(row: Mapping[str, Any]) -> Row:
-    losses = {int(b): float(loss) for b, loss in row["losses"].items()}
+    losses = {int(b): math.inf if loss is None else float(loss) for b, loss in row["losses"].items()}
     return Row(f"{row['name']}", tuple(int(n) for n in row["shape"]), losses)

@@ -1,5 +1,6 @@
 """What a report says, before it is drawn: plain numbers, as they stand in `report.json` too."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,19 +107,30 @@ class Facts:
     removed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for `report.json`."""
-        return {
-            "title": self.title,
-            **{key: value for key, value in self.listing.as_json().items() if key != "tensors"},
-            "error": self.error,
-            "costs": "measured" if self.measured else "assumed",
-            "bound": [{"rate": rate, "nats": nats} for rate, nats in self.bound],
-            "metric": self.metric,
-            "original_quality": self.reference,
-            "points": [point.as_json() for point in self.points],
-            "quality": [vars(one) for one in self.quality],
-            "sensitivity_in": self.sensitivity_in,
-            "removed_channels": {name: dict(sizes) for name, sizes in self.removed.items()},
-            "tensors": [row.as_json() for row in self.rows],
-            "weights_shown": [weight.as_json() for weight in self.weights],
-        }
+        """Everything, for `report.json`; numbers that are not finite are null."""
+        return finite(
+            {
+                "title": self.title,
+                **{key: value for key, value in self.listing.as_json().items() if key != "tensors"},
+                "error": self.error,
+                "costs": "measured" if self.measured else "assumed",
+                "bound": [{"rate": rate, "nats": nats} for rate, nats in self.bound],
+                "metric": self.metric,
+                "original_quality": self.reference,
+                "points": [point.as_json() for point in self.points],
+                "quality": [vars(one) for one in self.quality],
+                "sensitivity_in": self.sensitivity_in,
+                "removed_channels": {name: dict(sizes) for name, sizes in self.removed.items()},
+                "tensors": [row.as_json() for row in self.rows],
+                "weights_shown": [weight.as_json() for weight in self.weights],
+            }
+        )
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which has no infinities: None in their place."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

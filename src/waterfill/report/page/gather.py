@@ -104,8 +104,12 @@ def _layers_of(wanted: Wanted, listing: Listing) -> Layers | None:
     if wanted.against is None:
         return None
     if wanted.run is not None:
-        return measured_layers(wanted.run.original, wanted.run.batches, wanted.run.forward, fold=bool(listing.folds))
-    return assumed_layers(wanted.against, listing.folds or ())
+        fold = bool(listing.folds)
+        layers = measured_layers(wanted.run.original, wanted.run.batches, wanted.run.forward, fold=fold)
+    else:
+        layers = assumed_layers(wanted.against, listing.folds or ())
+    own = {listing.aliases.get(name, name): layer for name, layer in layers.weights.items()}
+    return replace(layers, weights=own)
 
 
 def _look(tensors: CompressedTensors, listing: Listing, against: Source | None, seen: _Pass) -> float | None:

@@ -18,6 +18,7 @@ _GROUPS = (4, 40)
 _MOST_SENSITIVE = 60
 _ZEROS = 0.05  # share from which a weight is shown as pruned
 _TONES = 7
+_LARGEST = 1e300  # infinities are sorted as this
 
 
 def section(name: str, title: str, about: str, *body: str) -> Markup:
@@ -170,7 +171,7 @@ def _heat(value: float | None, values: Sequence[float]) -> Cell:
     if value is None:
         return Cell("")
     rank = sum(other < value for other in values) / max(1, len(values))
-    return Cell(small(value, 2), value, f"h{min(_TONES - 1, int(_TONES * rank))}")
+    return Cell(small(value, 2), min(value, _LARGEST), f"h{min(_TONES - 1, int(_TONES * rank))}")
 
 
 def weights(facts: Facts) -> Markup:
