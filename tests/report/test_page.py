@@ -173,6 +173,10 @@ def test_a_comparison_and_a_sensitivity_are_drawn_in(place, described) -> None:
     losses = report.sensitivity(place.model.state_dict(), bits=[2, 5])
     found = report.describe(place.plain, against=place.model, comparison=table, sensitivity=losses).as_json()
     assert [p["series"] for p in found["points"] if p["series"] in fixed] == fixed
+    assert all("nats" in point for point in found["points"])
+    apart = replace(table, measured=True)  # costs that were measured are not drawn beside assumed ones
+    found = report.describe(place.plain, against=place.model, comparison=apart, sensitivity=losses).as_json()
+    assert not any("nats" in point for point in found["points"] if point["series"] in fixed)
     assert set(found["tensors"][0].get("sensitivity", {"2": 0, "5": 0})) == {"2", "5"}
     other = report.Sensitivity([replace(losses.rows[0], name="elsewhere")], "nats")
     with pytest.raises(BadInput, match="another network"):

@@ -163,6 +163,7 @@ def compare(  # noqa: PLR0913 - what is compared, on what it is measured, and wh
     about = _about(model, inputs, held, metric)
     with own_arithmetic(), ExitStack() as stack, options.shown() as settled:
         kept = stack.enter_context(Kept.at(work, KIND, about))
+        kept.more["costs"] = "assumed" if inputs is None else "measured"
         measure = None
         if held is not None and isinstance(model, nn.Module):
             measure = measure_of(metric, held, model, forward=forward)

@@ -54,17 +54,26 @@ class Comparison:
         metric: what quality is, or empty.
         original: the original's quality, or None.
         better: 1 if more of the quality is better, -1 if less.
+        measured: whether nats come from inputs, not from an assumption.
     """
 
     rows: Sequence[Row]
     metric: str = ""
     original: float | None = None
     better: int = 1
+    measured: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For JSON: what is None is left out of the rows."""
         rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
-        return {"metric": self.metric, "original": self.original, "better": self.better, "rows": rows}
+        costs = "measured" if self.measured else "assumed"
+        return {
+            "metric": self.metric,
+            "original": self.original,
+            "better": self.better,
+            "costs": costs,
+            "rows": rows,
+        }
 
     @classmethod
     def load(cls, path: "str | Path") -> "Comparison":
@@ -88,7 +97,8 @@ class Comparison:
             rows = [Row(**({"asked": None} | row | {"series": f"{row['series']}"})) for row in known]
         except (TypeError, KeyError) as error:
             raise BadInput(f"{where} lacks numbers of its rows: {error}") from error
-        return cls(rows, f"{more.get('metric', '')}", more.get("original"), -1 if more.get("better") == -1 else 1)
+        better, measured = -1 if more.get("better") == -1 else 1, more.get("costs") == "measured"
+        return cls(rows, f"{more.get('metric', '')}", more.get("original"), better, measured)
 
     def text(self) -> str:
         """The table in plain text."""

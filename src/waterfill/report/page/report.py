@@ -135,8 +135,11 @@ def _run(
 
 
 def _compared(facts: Facts, comparison: "Comparison") -> Facts:
-    """With the points of other files. Quality is of the comparison's metric, if it has one that was measured here."""
-    others = [row.point() for row in comparison.rows]
+    """With the points of other files. Quality is of the comparison's metric, if it has one that was measured here; what
+    errors cost is left out where one of the two is measured and the other assumed."""
+    others = [row.point() for row in comparison.rows if row.bytes]
+    if comparison.measured != facts.measured:
+        others = [replace(point, nats=None) for point in others]
     metric = comparison.metric or facts.metric
     own = next((quality.file for quality in facts.quality if quality.metric == metric), None)
     first = [replace(point, quality=own) if point.series == FILE else point for point in facts.points]
