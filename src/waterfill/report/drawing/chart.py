@@ -70,7 +70,7 @@ class Chart:
 
     def _across(self, across: Axis, up: Axis, height: float) -> list[Markup]:
         """Ticks and name of the axis below."""
-        ticks = across.ticks(max(2, int((across.end - across.start) / 75)))
+        ticks = across.ticks(max(2, int((across.end - across.start) / 60)))
         places = [(across.place(value), text) for value, text in ticks]
         marks = [element("line", class_="axis", x1=x, x2=x, y1=up.start, y2=up.start + 4) for x, _ in places]
         names = [element("text", text, class_="tick", x=x, y=up.start + 18, text_anchor="middle") for x, text in places]
