@@ -3,7 +3,7 @@
 Measured is the divergence from the original on inputs; predicted is the cost that the importance gives, measured with
 the same inputs or assumed without any. "order" is Spearman's correlation over the weights of a network.
 
-    python benchmarks/sensitivity.py [--networks LeNet-300-100,ResNet-20] [--inputs 128]
+    python benchmarks/sensitivity.py [--networks ResNet-20] [--inputs 128]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import nn
 from waterfill import report
 from waterfill.report.rounding import BITS
 
-BUILT = {"LeNet-300-100": ("LeNet300", ()), "ResNet-20": ("CifarResNet", (20,)), "SqueezeNet 1.1": ("SqueezeNet11", ())}
+BUILT = {"ResNet-20": ("CifarResNet", (20,)), "MobileNetV1 0.25": ("MobileNetV1", ())}
 """The network of each name: its class in the data folder, and the arguments."""
 WANTED = 0.6
 
@@ -31,7 +31,7 @@ def main() -> None:
     rows = []
     for name in options.networks.split(","):
         rows += agreement(name, *losses(name, options.inputs))
-        print(*rows[-1], flush=True)
+        print(*rows[-len(BITS) :], sep="\n", flush=True)
     columns = {"network": "", "weights": "d", "bits": "d", "order, with inputs": ".2f", "order, assumed": ".2f"}
     columns |= {"predicted over measured, median": ".2f"}
     claims = []

@@ -146,7 +146,8 @@ def standalone(chart: Chart, style: str) -> str:
         if color is not None:
             sign = element("g", element("path", d=mark(color, 67, at - 4)), class_=f"s{color}")
         lines += [sign, element("text", one.name, class_="name", x=84, y=at)]
-    top = 24.0 + 20 * len(chart.series)
+    top = 44.0 + 20 * len(chart.series)
+    lines.append(element("text", chart.y, class_="label", x=14, y=top - 2))
     inner = chart.drawn(720, 400)
     placed = element("svg", inner, x=0, y=top, width=720, height=400)
     sheet = element("style", Markup(style))
