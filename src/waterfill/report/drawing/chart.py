@@ -31,7 +31,8 @@ class Series:
 @dataclass(frozen=True)
 class Chart:
     """x, y: what the axes are. levels: named horizontal lines. about: the picture in a sentence, for those who do not
-    see it."""
+    see it. within: the least and the greatest y that are shown; what lies beyond is cut off. The first series lies on
+    top of the others."""
 
     x: str
     y: str
@@ -39,13 +40,14 @@ class Chart:
     series: Sequence[Series]
     levels: Sequence[tuple[str, float]] = ()
     logarithmic: bool = False
+    within: tuple[float, float] = (-math.inf, math.inf)
 
     def drawn(self, width: float, height: float, class_: str = "") -> Markup:
         """The picture, so many units wide and high."""
         across, up = self._axes(width, height)
         grid = [*self._across(across, up, height), *self._up(across, up)]
         numbered = number(self.series)
-        body = [self._series(one, numbered[one.name], across, up) for one in self.series]
+        body = [self._series(one, numbered[one.name], across, up) for one in reversed(self.series)]
         for name, value in self.levels:
             at = up.place(value)
             grid.append(element("line", class_="level", x1=across.start, x2=across.end, y1=at, y2=at))
@@ -55,7 +57,7 @@ class Chart:
             "svg",
             element("title", self.about),
             *grid,
-            *body,
+            _cut(body, across, up),
             xmlns="http://www.w3.org/2000/svg",
             viewBox=box,
             class_=f"chart {class_}".strip(),
@@ -65,7 +67,8 @@ class Chart:
     def _axes(self, width: float, height: float) -> tuple[Axis, Axis]:
         points = [point for one in self.series for point in one.points]
         across = Axis.around([0.0, *(x for x, _ in points)], _LEFT, width - _RIGHT)
-        values = [*(y for _, y in points), *(value for _, value in self.levels)]
+        low, high = self.within
+        values = [min(max(y, low), high) for y in (*(y for _, y in points), *(value for _, value in self.levels))]
         return across, Axis.around(values, height - _BOTTOM, _TOP, self.logarithmic)
 
     def _across(self, across: Axis, up: Axis, height: float) -> list[Markup]:
@@ -105,6 +108,14 @@ class Chart:
         numbered = number(self.series)
         items = [element("li", swatch(numbered[one.name]), one.name) for one in self.series]
         return element("ul", *items, class_="legend")
+
+
+def _cut(body: Sequence[Markup], across: Axis, up: Axis) -> Markup:
+    """What is drawn, cut off where the axes end, with room for marks at the other sides."""
+    left, top = across.start - 2 * _MARK, up.end - 2 * _MARK
+    box = {"width": across.end - left + 2 * _MARK, "height": up.start - top + 1}
+    view = f"{left:g} {top:g} {box['width']:g} {box['height']:g}"
+    return element("svg", *body, x=left, y=top, **box, viewBox=view, aria_hidden="true")
 
 
 def number(series: Sequence[Series]) -> dict[str, int | None]:

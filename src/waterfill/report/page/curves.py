@@ -1,5 +1,6 @@
 """The curves of a page: what errors cost against bits, and quality against bytes."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from waterfill.report.drawing.chart import Chart, Series
@@ -9,6 +10,8 @@ from waterfill.report.page.numbers import bytes_text, quality_text, small
 from waterfill.report.page.sections import section
 from waterfill.report.page.tables import Cell, Heading, numbers
 
+_FAR = 0.2  # of a share below the original's, and
+_TIMES = 3.0  # what is a loss over the original's: beyond, quality is not drawn
 SHARES = ("accuracy", "top5", "agreement", "output_error")
 """Metrics that are shares, shown in percent."""
 
@@ -47,7 +50,10 @@ def quality(facts: Facts) -> Markup:
     if len(points) < 2:
         return Markup("")
     chart = quality_chart(points, facts.metric, facts.reference)
-    words = f"The {facts.metric.replace('_', ' ')} of the network against the size of its file, as it was measured."
+    words = (
+        f"The {facts.metric.replace('_', ' ')} of the network against the size of its file, as it was measured. What "
+        "is far worse than the original is cut off; the numbers have it."
+    )
     share = facts.metric in SHARES
     headings = [Heading("result", text=True), Heading("bytes"), Heading("bits per weight"), Heading(facts.metric)]
     rows = [
@@ -77,7 +83,17 @@ def quality_chart(points: Sequence[Point], metric: str, original: float | None) 
     name = metric.replace("_", " ")
     levels = [("original", unit * original)] if original is not None else []
     about = f"{name} against kilobytes of the file"
-    return Chart("kilobytes", f"{name}, %" if share else name, about, series, levels)
+    y, within = f"{name}, %" if share else name, _worth_seeing(metric, original)
+    if metric == "divergence":  # of the original it is 0, and files differ by powers
+        return Chart("kilobytes", y, about, series, logarithmic=True)
+    return Chart("kilobytes", y, about, series, levels, within=within)
+
+
+def _worth_seeing(metric: str, original: float | None) -> tuple[float, float]:
+    """The range of quality that a picture shows: what is far worse than the original would flatten all else."""
+    if original is None:
+        return -math.inf, math.inf
+    return (100 * (original - _FAR), math.inf) if metric in SHARES else (-math.inf, _TIMES * original)
 
 
 def series_of(points: Sequence[Point], x: str, y: str, note: Callable[[Point], str]) -> list[Series]:

@@ -214,8 +214,8 @@ def pruned(facts: Facts, rows: Sequence[Row]) -> Markup:
         headings = [
             Heading("tensor", text=True),
             Heading("zeros"),
-            Heading("rows all zero"),
-            Heading("columns all zero"),
+            Heading("outputs all zero"),
+            Heading("inputs all zero"),
         ]
         cells = [
             [
