@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.calibration.backward import AUTO
 from waterfill.calibration.calibrate import Calibration, calibrate, weights_of
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight, assumed
 from waterfill.compression.job import Job
+from waterfill.compression.options import Steps
 from waterfill.compression.task import Task
 from waterfill.importance import Importance
 from waterfill.network.batch_norm import fold_batch_norm
@@ -22,7 +22,7 @@ from waterfill.recipe import DEFAULT_RECIPE
 from waterfill.report.folded import Source, as_folded, originals_of
 from waterfill.storage.folds import Fold
 
-_PROBES = 2
+_AS_MADE = Steps()  # errors cost what they cost where files are made
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def measured_layers(network: nn.Module, batches: list[Any], forward: Forward | N
     others are left out. fold: whether norms are folded first. Raises BadInput."""
     if fold and batches:
         network = fold_batch_norm(network, *batches)
-    return layers_with(network, calibrate(network, batches, importance=AUTO, probes=_PROBES, forward=forward))
+    return layers_with(
+        network, calibrate(network, batches, importance=_AS_MADE.importance, probes=_AS_MADE.probes, forward=forward)
+    )
 
 
 def layers_with(network: nn.Module, calibration: Calibration) -> Layers:
