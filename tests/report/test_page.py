@@ -218,3 +218,20 @@ def test_the_bits_of_a_state_dict_are_kept(place) -> None:
     before = {name: value.clone() for name, value in load_file(place.checkpoint).items()}
     after = place.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("state", "given"),
+    [
+        ({"zeros": torch.zeros(20, 30), "ones": torch.ones(4, 4)}, {"price": 1e-3}),
+        ({"vector": torch.randn(50)}, {"price": 1e-3}),
+        ({"numbers": torch.arange(6).reshape(2, 3)}, {"lossless": True}),
+        ({"experts": torch.randn(3, 20, 30)}, {"spec": "Quantize(bits=4, group=16)"}),
+        ({"sum": torch.randn(24, 30)}, {"spec": "Codebook(levels=2) + Prune(keep=0.05)", "price": 1e-2}),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_odd_files_have_a_report_too(state, given) -> None:
+    described = report.describe(waterfill.compress(state, **given), against=state)
+    assert json.dumps(described.as_json(), allow_nan=False) and "<h1>" in described.html()
+    assert set(rows_of(described)) == set(state)
