@@ -72,3 +72,11 @@ def test_a_chart_is_a_picture_of_its_points() -> None:
     assert {"a & b", "bound", "bits", "original"} <= set(names)
     marks = [tag for tag in root.iter("{http://www.w3.org/2000/svg}path")]
     assert len(marks) == 1 + 2  # in the legend, and the two points that can be drawn
+
+
+def test_the_doors_are_named_and_others_are_not_there() -> None:
+    from waterfill import report
+
+    assert all(getattr(report, name).__name__ == name for name in report.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = report.nothing

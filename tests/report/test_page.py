@@ -235,3 +235,13 @@ def test_odd_files_have_a_report_too(state, given) -> None:
     described = report.describe(waterfill.compress(state, **given), against=state)
     assert json.dumps(described.as_json(), allow_nan=False) and "<h1>" in described.html()
     assert set(rows_of(described)) == set(state)
+
+
+def test_inputs_may_need_a_forward_of_their_own(place) -> None:
+    batches = [{"images": part} for part in place.inputs.split(24)]
+    given = {"against": place.model, "forward": lambda model, batch: model(batch["images"])}
+    found = report.describe(place.folded, batches=batches, **given).as_json()
+    assert {one["metric"] for one in found["quality"]} == {"divergence", "agreement", "output_error"}
+    assert any("output_error" in row for row in found["tensors"])
+    with pytest.raises(BadInput):
+        report.describe(place.folded, against=place.model, batches=batches)

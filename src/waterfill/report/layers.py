@@ -81,7 +81,7 @@ def measured_layers(network: nn.Module, batches: list[Any], forward: Forward | N
     """The weights of a network that the inputs reach, with what errors in them cost as files are made, and why the
     others are left out. fold: whether norms are folded first. Raises BadInput."""
     if fold and batches:
-        network = fold_batch_norm(network, *batches)
+        network = fold_batch_norm(network, *batches, forward=forward)
     return layers_with(
         network, calibrate(network, batches, importance=_AS_MADE.importance, probes=_AS_MADE.probes, forward=forward)
     )

@@ -57,7 +57,7 @@ def output_errors(path: str, run: Run, *, folded: bool) -> dict[str, float]:
     """
     network, original = load(path).install(copy_of(run.original)), run.original
     if folded:
-        original = fold_batch_norm(original, *run.batches)
+        original = fold_batch_norm(original, *run.batches, forward=run.forward)
     return dict(evaluate(network, run.batches[:1], reference=original, layers=True, **_how(run)).layers)
 
 
