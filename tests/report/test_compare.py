@@ -35,6 +35,13 @@ def test_a_row_is_the_file_that_compress_makes() -> None:
     assert table.rows[0].nats > table.rows[1].nats
 
 
+def test_a_recipe_may_differ_by_name() -> None:
+    by_name = "a.*: Quantize(bits=2, group=8); *: Quantize(bits=8, group=8)"
+    table = report.compare(small(), recipes=[by_name, "Quantize(bits=8, group=8)"])
+    mixed, fine = table.rows
+    assert mixed.asked is None and mixed.bytes < fine.bytes and mixed.nats > fine.nats
+
+
 def test_with_inputs_a_row_has_a_quality() -> None:
     model, inputs = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 10)), torch.randn(64, 12)
     held = [(inputs, model(inputs).argmax(1))]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import AsSet, own_arithmetic
+from waterfill.assignment import Assignment
 from waterfill.calibration.cache import fingerprint
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.compress import compress
@@ -27,7 +28,6 @@ from waterfill.model.install import install
 from waterfill.network.layout import layout_of
 from waterfill.network.running.forward import Forward, copy_of
 from waterfill.network.running.inputs import Inputs
-from waterfill.recipe import as_spec
 from waterfill.report.comparison.kept import Kept
 from waterfill.report.comparison.rows import KIND, Comparison, Row
 from waterfill.report.folded import Source, originals_of
@@ -134,7 +134,7 @@ def compare(  # noqa: PLR0913 - what is compared, on what it is measured, and wh
     Args:
         model: a module, which is not changed; without batches also a state dict or a checkpoint, held in memory.
         batches: inputs to calibrate with, once for all files; without them what errors cost is assumed.
-        recipes: texts of specs, or "automatic" for what `compress` takes by itself. One of a fixed rate gives one row.
+        recipes: texts of specs, also by patterns of names, or "automatic" for what `compress` takes by itself. One of a fixed rate gives one row.
         bits: per weight, of the whole file, for each recipe.
         held_out: inputs, with targets where the metric needs them, to measure quality on.
         metric: accuracy, top5, agreement, perplexity, nats or divergence.
@@ -191,7 +191,7 @@ def _about(model: Source, inputs: Inputs | None, held: list[Any] | None, metric:
 
 def _jobs(subject: _Subject, recipes: Sequence[str], bits: Sequence[float]) -> Iterator[_Job]:
     for recipe in recipes:
-        fixed = recipe != AUTOMATIC and as_spec(recipe).fixed_rate
+        fixed = recipe != AUTOMATIC and Assignment.of(recipe).fixed_rate
         for b in (None,) if fixed else bits:
             yield _Job(recipe, b, partial(subject.compressed, recipe, b))
 
