@@ -134,7 +134,8 @@ def compare(  # noqa: PLR0913 - what is compared, on what it is measured, and wh
     Args:
         model: a module, which is not changed; without batches also a state dict or a checkpoint, held in memory.
         batches: inputs to calibrate with, once for all files; without them what errors cost is assumed.
-        recipes: texts of specs, also by patterns of names, or "automatic" for what `compress` takes by itself. One of a fixed rate gives one row.
+        recipes: texts of specs, also by patterns of names, or "automatic" for what `compress` takes by itself. One of a
+            fixed rate gives one row.
         bits: per weight, of the whole file, for each recipe.
         held_out: inputs, with targets where the metric needs them, to measure quality on.
         metric: accuracy, top5, agreement, perplexity, nats or divergence.
