@@ -15,6 +15,7 @@ from torch import Tensor
 from waterfill.coding import trellis
 from waterfill.coding.chunking import narrow
 from waterfill.coding.codes import matrix
+from waterfill.coding.codes.plan import Frequencies
 from waterfill.coding.model import density_model
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
@@ -67,6 +68,9 @@ class QuantizedPart(Part):
     def product(self) -> Product:
         rows, columns = self.scales
         return Codes(self.codes, rows, columns=None if bool((columns == 1).all()) else columns)
+
+    def frequencies(self) -> Frequencies | None:
+        return self.plan.frequencies()
 
     def write(self, out: Sink) -> None:
         vectors = (self.grid.rows, self.grid.channels, self.grid.places)
