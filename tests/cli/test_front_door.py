@@ -17,7 +17,7 @@ def test_every_public_name_is_there(name):
 
 
 def test_the_names_listed_are_the_names_there_are():
-    assert set(waterfill.__all__) == set(waterfill._HOME) and len(waterfill.__all__) == 26
+    assert set(waterfill.__all__) == set(waterfill._HOME) and len(waterfill.__all__) == 27
 
 
 def test_every_error_is_a_waterfill_error():
