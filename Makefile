@@ -19,7 +19,7 @@ BENCHMARKS := coding lossless large_file step_rule prior probes data_free rate_d
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-hf test-all test-oldest smoke-oldest check format bench native clean
+.PHONY: demo test test-hf test-export test-all test-oldest smoke-oldest check format bench native clean
 .DEFAULT_GOAL := test
 
 # torch comes first and exactly, so that nothing else chooses a bigger build. An installation in place knows the folders of
@@ -41,6 +41,11 @@ test: native
 test-hf: native
 	$(BIN)/pip install --quiet --no-build-isolation --editable .[hf]
 	$(BIN)/pytest -n 2 tests/hf tests/test_examples.py
+
+# The tests that need the runtimes of other formats, which the others skip. They need no network.
+test-export: native
+	$(BIN)/pip install --quiet --no-build-isolation --editable .[export]
+	$(BIN)/pytest -n 2 tests/export
 
 # The fuzzer has no release for some Pythons; its tests say so and are skipped there.
 test-all: native

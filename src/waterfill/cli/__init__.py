@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import FrameType
 
-from waterfill.cli.commands import compress, decompress, evaluate, info, learn, limits, plan, prune, verify
+from waterfill.cli.commands import compress, decompress, evaluate, export, info, learn, limits, plan, prune, verify
 from waterfill.cli.commands.demo import command as demo
 from waterfill.cli.exit_codes import Ended, Exit, code_of, message_of
 from waterfill.report.text import ReaderGone, complain, said
@@ -29,6 +29,7 @@ _COMMANDS = {
     "info": (info, "what a .wf file holds, tensor by tensor"),
     "verify": (verify, "check every byte of a .wf file"),
     "decompress": (decompress, "write a .wf file back as .safetensors"),
+    "export": (export, "write a .wf file in the format of another tool: ONNX, OpenVINO, GGUF, compressed-tensors"),
     "evaluate": (evaluate, "how good a file's network is on data, and how far from the original"),
     "demo": (demo, "train a small network, compress it, and measure what is lost"),
 }
