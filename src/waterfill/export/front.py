@@ -14,6 +14,7 @@ from waterfill.part import Part
 FORMATS = {
     "safetensors": "waterfill.export.folder",
     "onnx": "waterfill.export.onnx.write",
+    "openvino": "waterfill.export.openvino.write",
     "gguf": "waterfill.export.gguf.write",
     "compressed-tensors": "waterfill.export.compressed_tensors",
 }

@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from waterfill.dtypes import dtype_name
 from waterfill.errors import BadInput, CannotExport
+from waterfill.export.entries import entries_of
 from waterfill.export.how import How, Network, extra
 from waterfill.export.onnx.graph import Graph
 from waterfill.export.onnx.products import unfit
 from waterfill.export.onnx.rewrite import rewrite
 from waterfill.export.onnx.trace import inputs_of, traced
-from waterfill.export.requantize import relative_error, requantized
+from waterfill.export.requantize import relative_error
 from waterfill.export.result import Exported, Row
 from waterfill.export.source import Source
-from waterfill.model.entry import Entry
 from waterfill.model.install import install, make_room
-from waterfill.network.layout import MATRIX, RAW
 from waterfill.network.running.forward import as_deployed, call, copy_of
 from waterfill.part import Part
 from waterfill.storage.atomic import AtomicFile
@@ -41,7 +40,7 @@ def write(source: Source, target: "str | Path", network: Network | None, how: Ho
     model, batch = installed(source, network, NAME)
     proto = traced(model, batch)
     graph = Graph(proto)
-    entries, losses = _entries(source, how)
+    entries, losses = entries_of(source, how, unfit)
     rows = rewrite(graph, entries)
     rows = [Row(row.name, row.form, row.bytes, row.why, losses.get(row.name, 0.0)) for row in rows]
     rows += [
@@ -71,26 +70,6 @@ def installed(source: Source, network: Network | None, name: str) -> tuple[nn.Mo
     tensors = source.state_dict()
     make_room(model, source.notes, {key: tuple(value.shape) for key, value in tensors.items()})
     return install(model, tensors).float().cpu().eval().requires_grad_(False), batch
-
-
-def _entries(source: Source, how: How) -> tuple[dict[str, Entry], dict[str, float]]:
-    """The tensors that are real numbers, under each of their names, as parts; those that no operator multiplies from
-    rounded once more where that was asked for, and what that lost."""
-    found: dict[str, Entry] = {}
-    losses: dict[str, float] = {}
-    made: dict[str, Entry] = {}
-    for name, own in source.owners.items():
-        layout = source.layouts[own]
-        if layout.role == RAW or layout.dtype.is_complex or not layout.count:
-            continue
-        if own not in made:
-            made[own] = source.entry(own)
-            if how.requantize is not None and layout.role == MATRIX and unfit(made[own].parts[0].product()):
-                part, losses[own] = requantized(made[own].parts[0], how.requantize, how.group)
-                made[own] = Entry(own, layout, (part,), b"", made[own].reason)
-        found[name] = made[own]
-        losses |= {name: losses[own]} if own in losses else {}
-    return found, losses
 
 
 def difference(path: "str | Path", model: nn.Module, batch: Any) -> float | None:
