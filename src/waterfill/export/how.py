@@ -9,8 +9,6 @@ from torch import nn
 
 from waterfill.errors import BadInput, CannotExport
 
-ACTIVATIONS = ("float", "int8")
-
 
 @dataclass(frozen=True)
 class Network:
@@ -30,8 +28,6 @@ class How:
         group: columns that share a scale where weights are requantized.
         dtype: of tensors that are held dense in a folder, such as "bfloat16"; None for their own.
         shard: bytes of a file of a folder, at most, but for a tensor that alone is larger.
-        activations: "float", or "int8": inputs of convolutions and linear layers as integers, calibrated with the
-            batches (ONNX).
 
     Example:
         >>> waterfill.export.export("net.wf", "net.onnx", "onnx", network=Network(Net(), batches), how=How(force=True))
@@ -42,15 +38,12 @@ class How:
     group: int = 32
     dtype: str | None = None
     shard: int = 5_000_000_000
-    activations: str = "float"
 
     def __post_init__(self) -> None:
         if self.requantize is not None and not (isinstance(self.requantize, int) and 2 <= self.requantize <= 8):
             raise BadInput(f"requantize={self.requantize!r}: bits is a whole number from 2 to 8")
         if not isinstance(self.group, int) or self.group < 1:
             raise BadInput(f"group={self.group!r} is no positive number of columns")
-        if self.activations not in ACTIVATIONS:
-            raise BadInput(f"activations={self.activations!r} is not one of {', '.join(ACTIVATIONS)}")
 
 
 def extra(name: str, why: str) -> ModuleType:
