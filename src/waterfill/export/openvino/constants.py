@@ -11,6 +11,8 @@ import numpy as np
 from waterfill.export.how import extra
 from waterfill.part import Codes, Columns, Levels, Product
 
+_SMALL = 1 << 10  # values that take less than the text of one more node
+
 
 class Constants:
     """Makes nodes of OpenVINO, and counts the bytes of their constants."""
@@ -40,7 +42,7 @@ class Constants:
         wide = np.asarray(values, np.float32)
         with np.errstate(over="ignore"):
             narrow = wide.astype(np.float16)
-        exact = np.array_equal(narrow.astype(np.float32), wide)
+        exact = wide.size > _SMALL and np.array_equal(narrow.astype(np.float32), wide)
         self.bytes += narrow.nbytes if exact else wide.nbytes
         held = self.op.constant(np.ascontiguousarray(narrow if exact else wide))
         return self.op.convert(held, "f32") if exact else held

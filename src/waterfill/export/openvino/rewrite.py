@@ -63,19 +63,26 @@ def _multiply(made: Constants, weight: _Weight) -> int:
 
 
 def _restore(made: Constants, weight: _Weight, name: str, size: int, live: set[str]) -> Row:
-    """Put what restores the matrix in the place of the constant where it has other uses."""
+    """Put what restores the matrix in the place of the constant where it has other uses.
+
+    It is float values where a product is among these: the plug-in would take any other form for one that it multiplies
+    from, and fails where it is none.
+    """
     before, product = made.bytes, weight.product
     uses = [use.get_node() for use in weight.constant.output(0).get_target_inputs()]
     uses = [node for node in uses if node.get_friendly_name() in live]
     forms = ["integers, multiplied from"] if weight.multiplied else []
     if uses:
-        node = _whole(made, weight.entry, weight.held)
+        stuck = product is not None and any(use.get_type_name() in ("MatMul", "Transpose") for use in uses)
+        node = made.floats(weight.entry.tensor().float().numpy()) if stuck else _whole(made, weight.entry, weight.held)
         node.set_friendly_name(name)
         weight.constant.output(0).replace(node.output(0))
         looked_up = isinstance(product, Codes) and all(use.get_type_name() == "Gather" for use in uses)
         dense = "dense" if weight.entry.layout.role == VECTOR else "restored on compiling"
-        forms.append("integers, looked up" if looked_up else dense)
+        forms.append("integers, looked up" if looked_up else "dense" if stuck else dense)
     why = unfit(product) if uses and product is not None else None
+    if uses and stuck and not why:
+        why = "groups across the inputs of the product"
     return Row(name, " and ".join(forms) or "not used", size + made.bytes - before, why or "")
 
 
@@ -120,6 +127,8 @@ def times(made: Constants, x: Any, product: Product, held: list[Any]) -> Any:
 def _whole(made: Constants, entry: Entry, held: list[Any]) -> Any:
     """The node of a tensor in its own shape, of a matrix that is there already if it is the same."""
     op, shape = made.op, list(entry.layout.shape)
+    if entry.layout.role == VECTOR:
+        return made.floats(entry.tensor().float().numpy())
     products = [part.product() for part in entry.parts]
     if len(products) == 1 and held and isinstance(products[0], Codes) and products[0].columns is None:
         return held[0]
