@@ -8,12 +8,17 @@ from pathlib import Path
 
 from waterfill.calibration.backward import AUTO
 from waterfill.calibration.calibrate import MEMORY, Loss
+from waterfill.errors import BadRecipe
 from waterfill.progress import Progress, Report, shown
 
 _MOST_THREADS = 4
 STAGES = 64
 """Passes of the inputs through both networks while weights are fitted in order. Weights fitted in the same pass do not
 compensate for each other's errors."""
+
+
+PACKED = "packed"
+"""The way to run from compressed weights."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Options:
-    """How the work is done; of these only `steps` changes the result.
+    """How the work is done, and how the network is to run; of these only `steps` and `runs` change the result.
 
     Args:
         progress: called with a `Progress` after each batch or tensor. None shows a bar in a terminal or a notebook,
@@ -52,9 +57,15 @@ class Options:
         work: the work directory of `compress_file`; None for one beside the target.
         force: whether an existing target of `compress_file` may be replaced.
         steps: what is done with inputs.
+        runs: "packed" for weights that packed layers (`waterfill.pack`) hold in no more memory than the budget says:
+            codes that all fit a few bits. Budgets then count, for each matrix, its bits in the file or in memory,
+            whichever are more. None for the smallest file.
+
+    Raises:
+        BadRecipe: another `runs`.
 
     Example:
-        >>> small = waterfill.compress(model, batches, bits=2, options=Options(threads=1))
+        >>> small = waterfill.compress(model, batches, bits=4, options=Options(runs="packed"))
     """
 
     progress: Callable[[Progress], None] | bool | None = None
@@ -64,6 +75,11 @@ class Options:
     work: Path | None = None
     force: bool = False
     steps: Steps = Steps()
+    runs: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.runs not in (None, PACKED):
+            raise BadRecipe(f"runs={self.runs!r}: a network that is compressed for a way to run is to run {PACKED!r}")
 
     @property
     def report(self) -> Report | None:

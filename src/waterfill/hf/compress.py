@@ -1,10 +1,12 @@
 """`compress_folder`: the folder of a transformers model as a compressed one, without inputs or with those of a text."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from waterfill.assignment import Recipe
 from waterfill.compression.compress import compress
 from waterfill.compression.file import Summary, compress_file
 from waterfill.compression.options import Options
@@ -14,15 +16,15 @@ from waterfill.hf.original import original_model, original_tokenizer
 from waterfill.hf.staging import Staging, staged
 from waterfill.hf.text import Windows
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
-from waterfill.part import Spec
 from waterfill.recipe import DEFAULT_RECIPE
 
 
 def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
-    spec: "Spec | str | None" = None,
+    spec: "Recipe | None" = None,
     *,
+    ignore: Sequence[str] = (),
     bits: float | None = None,
     size: int | None = None,
     ratio: float | None = None,
@@ -41,7 +43,9 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     Args:
         source: the folder, with its config and its weights as `.safetensors`, in one file or in shards with an index.
         target: the folder to make.
-        spec: as of `compress_file`, or of `compress` where there is a text.
+        spec: as of `compress_file`, or of `compress` where there is a text. Patterns are of names in the checkpoint;
+            with a text of those in the model, which differ where transformers renames.
+        ignore: patterns of names of tensors that are kept bit for bit, as of `compress`.
         bits: per weight, of `model.wf`; and so are the other budgets, as of `compress_file`.
         size: bytes of `model.wf`.
         ratio: bytes of the original tensors over bytes of `model.wf`.
@@ -72,9 +76,11 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
         if text is None:
             inner = replace(options, work=options.work or staging.journal, force=True)
             recipe = DEFAULT_RECIPE if spec is None else spec
-            made = compress_file(folder, staging.made / WEIGHTS, recipe, lossless=lossless, options=inner, **budget)
+            weights = staging.made / WEIGHTS
+            made = compress_file(folder, weights, recipe, ignore=ignore, lossless=lossless, options=inner, **budget)
         else:
-            made = _by_text((folder, checkpoint), staging, spec, budget, (Path(text), windows, options))
+            wanted = budget | {"spec": spec, "ignore": ignore}
+            made = _by_text((folder, checkpoint), staging, wanted, (Path(text), windows, options))
         copy_beside(folder, staging.made)
         write_config(config, checkpoint, staging.made)
         write_card(staging.made, Path(target).name)
@@ -84,19 +90,18 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
 def _by_text(
     source: tuple[Path, Checkpoint],
     staging: Staging,
-    spec: "Spec | str | None",
-    budget: dict[str, Any],
+    wanted: dict[str, Any],
     how: tuple[Path, Windows, Options],
 ) -> Summary:
     """Compress the whole network with windows of a text as inputs. A ratio is one to the tensors on disk, not to those
-    in memory, which may be wider."""
+    in memory, which may be wider. wanted: recipes and budget."""
     (folder, checkpoint), (text, windows, options) = source, how
     original = checkpoint.original_bytes
-    if budget["ratio"] is not None and budget["size"] is None:
-        budget = budget | {"size": int(original / budget["ratio"]), "ratio": None}
+    if wanted["ratio"] is not None and wanted["size"] is None:
+        wanted = wanted | {"size": int(original / wanted["ratio"]), "ratio": None}
     tokens = windows.of(text, original_tokenizer(folder))
     model = original_model(folder)
     windows.check_fits(model)
-    made = compress(model, windows.batches(tokens), spec=spec, options=options, **budget)
+    made = compress(model, windows.batches(tokens), options=options, **wanted)
     made.save(staging.made / WEIGHTS)
     return Summary(staging.made, made.table(), made.size, original, made.weights, 0.0, dict(made.aliases))
