@@ -13,13 +13,13 @@ SMOKE := tests/coding/test_exact_product.py tests/coding/test_golden_codes.py te
 	tests/parts/test_format_parts.py tests/compression/test_compress.py tests/compression/test_choice.py
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior probes data_free rate_distortion feedback_speed whole_speed ablation decisions \
-	sensitivity post_training calibrations choice combinations families learning channels resume kernels packed int8 packed_budget \
+	sensitivity post_training calibrations choice combinations families learning channels resume kernels packed int8 packed_budget exports \
 	end_to_end workers scale language_model report summary
 # The machines are small and the tests run two at a time: one thread each.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test test-hf test-all test-oldest smoke-oldest check format bench docs wheels native clean
+.PHONY: demo test test-hf test-export test-all test-oldest smoke-oldest check format bench docs wheels native clean
 .DEFAULT_GOAL := test
 
 # torch comes first and exactly, so that nothing else chooses a bigger build. An installation in place knows the folders of
@@ -41,6 +41,11 @@ test: native
 test-hf: native
 	$(BIN)/pip install --quiet --no-build-isolation --editable .[hf]
 	$(BIN)/pytest -n 2 tests/hf tests/test_examples.py
+
+# The tests that need the runtimes of other formats, which the others skip. They need no network.
+test-export: native
+	$(BIN)/pip install --quiet --no-build-isolation --editable .[export]
+	$(BIN)/pytest -n 2 tests/export
 
 # The fuzzer has no release for some Pythons; its tests say so and are skipped there.
 test-all: native

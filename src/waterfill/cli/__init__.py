@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import FrameType
 
-from waterfill.cli.commands import compress, decompress, evaluate, learn, plan, prune
+from waterfill.cli.commands import compress, decompress, evaluate, export, learn, plan, prune
 from waterfill.cli.commands.demo import command as demo
 from waterfill.cli.commands.look import compare, info, limits, report, sensitivity, verify
 from waterfill.cli.exit_codes import Ended, Exit, code_of, message_of
@@ -30,6 +30,7 @@ _COMMANDS = {
     "info": (info, "what a .wf file holds, tensor by tensor"),
     "verify": (verify, "check every byte of a .wf file"),
     "decompress": (decompress, "write a .wf file back as .safetensors"),
+    "export": (export, "write a .wf file in the format of another tool: ONNX, OpenVINO, GGUF, compressed-tensors"),
     "report": (report, "one offline page about a .wf file: every layer, where the bits went, how near the bound it is"),
     "compare": (compare, "several recipes at several sizes: a table and a plot"),
     "sensitivity": (sensitivity, "what a network loses if one weight alone has few bits"),

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from waterfill.errors import BadInput
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.stored import DTYPES, IMPLIED, METADATA, PACKED
 from waterfill.storage.atomic import AtomicFile
+
+if TYPE_CHECKING:
+    from waterfill.export.source import Source
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -32,7 +35,7 @@ class Slot:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-def slots_of(tensors: CompressedTensors, dtype: torch.dtype | None = None) -> list[Slot]:
+def slots_of(tensors: "CompressedTensors | Source", dtype: torch.dtype | None = None) -> list[Slot]:
     """A slot for every tensor of a file, those with the largest entries first; floating-point ones as `dtype`, if that
     is given."""
     sources = {name: name for name in tensors.layouts} | dict(tensors.aliases)

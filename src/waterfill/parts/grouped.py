@@ -1,8 +1,10 @@
 """Fixed-rate quantization: codes of a given number of bits, a float16 scale for every group of columns.
 
-This is the form that other inference engines take. Each scale is the best of a few clipping ranges for its group.
+This is the form that other inference engines take. Each scale is the best of a few clipping ranges for its
+group, then fitted to the codes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Self
@@ -18,6 +20,7 @@ from waterfill.importance import Importance
 from waterfill.part import Codes, Part, Product
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
+_REFITS = 2  # more change little
 _LARGEST = float(torch.finfo(torch.float16).max)
 
 
@@ -92,23 +95,69 @@ class FixedRate:
     group: int
     symmetric: bool
 
-    def round(self, blocks: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Scales and zero points [rows, groups] and codes [rows, groups, group], float32, for one clipping range."""
+    def ranges(self, blocks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scales and zero points [rows, groups], float32, for one clipping range after another.
+
+        Without zero points there is one more negative code than positive ones: a scale may be negative, so that the
+        largest entry of a group, whatever its sign, is that code.
+        """
         low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
         if self.symmetric:
-            scale = blocks.abs().amax(2) * clip / high
-        else:  # a range that includes zero: its zero point is a code too, as inference engines require
+            largest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))[..., 0]
+            for clip in _CLIPS:
+                for scale in (largest.abs() * clip / high, largest * clip / low):
+                    yield _narrow(scale), torch.zeros_like(scale)
+            return
+        for clip in _CLIPS:  # a range that includes zero: its zero point is a code too, as inference engines require
             least, most = clip * blocks.amin(2).clamp(max=0), clip * blocks.amax(2).clamp(min=0)
-            scale = (most - least) / (high - low)
-        scale = scale.clamp(max=_LARGEST).half().float()
-        safe = torch.where(scale > 0, scale, 1.0)
-        zero = torch.zeros_like(scale) if self.symmetric else (low - least / safe).round().clamp(low, high)
-        codes = (blocks / safe[..., None] + zero[..., None]).round().clamp(low, high)
-        return scale, zero, codes
+            scale = _narrow((most - least) / (high - low))
+            yield scale, (low - least / _safe(scale)).round().clamp(low, high)
+
+    def codes(self, blocks: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """The nearest codes [rows, groups, group], float32."""
+        low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+        return (blocks / _safe(scale)[..., None] + zero[..., None]).round().clamp(low, high)
+
+
+def _narrow(scale: Tensor) -> Tensor:
+    """Scales as float16 holds them."""
+    return scale.clamp(-_LARGEST, _LARGEST).half().float()
+
+
+def _safe(scale: Tensor) -> Tensor:
+    """Scales to divide by."""
+    return torch.where(scale != 0, scale, 1.0)
+
+
+class _Best:
+    """The codes of least weighted squared error so far, of each group. weight: [groups, group]."""
+
+    def __init__(self, blocks: Tensor, weight: Tensor, rate: FixedRate) -> None:
+        self.blocks, self.weight, self.rate = blocks, weight, rate
+        self.scale, self.zero = (torch.zeros(blocks.shape[:2], dtype=torch.float32, device="cpu") for _ in range(2))
+        self.codes = torch.zeros_like(blocks)
+        self.lost = torch.full(blocks.shape[:2], torch.inf, dtype=torch.float32, device="cpu")
+
+    def offer(self, scale: Tensor, zero: Tensor) -> None:
+        """Take scales and zero points where they are better."""
+        codes = self.rate.codes(self.blocks, scale, zero)
+        error = (self.blocks - (codes - zero[..., None]) * scale[..., None]).square()
+        lost = (error * self.weight).sum(2)
+        better = lost < self.lost
+        self.lost = torch.where(better, lost, self.lost)
+        self.scale, self.zero = torch.where(better, scale, self.scale), torch.where(better, zero, self.zero)
+        self.codes = torch.where(better[..., None], codes, self.codes)
+
+    def refit(self) -> None:
+        """Offer the scales that are best for the codes as they are, by least squares."""
+        steps = self.codes - self.zero[..., None]
+        squares = (steps.square() * self.weight).sum(2)
+        scale = (steps * self.blocks * self.weight).sum(2) / torch.where(squares > 0, squares, 1.0)
+        self.offer(_narrow(scale), self.zero)
 
 
 def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> GroupedPart:
-    """Fixed-rate codes for target [rows, cols], each group with the clipping range of least distortion."""
+    """Fixed-rate codes for target [rows, cols], each group with the range and the scale of least distortion."""
     rows, cols = target.shape
     group = max(1, min(rate.group, cols))
     groups = -(-cols // group)
@@ -116,22 +165,11 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
     weight = torch.zeros(groups * group, dtype=torch.float32, device="cpu")
     padded[:, :cols] = target
     weight[:cols] = importance.column_weights(cols)
-    blocks = padded.view(rows, groups, group)
-    scale, zero, codes = rate.round(blocks, _CLIPS[0])
-    least = _lost(blocks, (scale, zero, codes), weight)
-    for clip in _CLIPS[1:]:
-        trial = rate.round(blocks, clip)
-        lost = _lost(blocks, trial, weight)
-        better = lost < least
-        least = torch.where(better, lost, least)
-        scale, zero = torch.where(better, trial[0], scale), torch.where(better, trial[1], zero)
-        codes = torch.where(better[..., None], trial[2], codes)
-    flat = codes.reshape(rows, groups * group)[:, :cols].to(torch.int8).contiguous()
-    return GroupedPart((rows, cols), flat, scale.half(), None if rate.symmetric else zero.to(torch.int16), group)
-
-
-def _lost(blocks: Tensor, trial: tuple[Tensor, Tensor, Tensor], weight: Tensor) -> Tensor:
-    """Weighted squared error of each group, [rows, groups]."""
-    scale, zero, codes = trial
-    error = (blocks - (codes - zero[..., None]) * scale[..., None]).square()
-    return (error * weight.view(1, -1, blocks.shape[2])).sum(2)
+    best = _Best(padded.view(rows, groups, group), weight.view(groups, group), rate)
+    for scale, zero in rate.ranges(best.blocks):
+        best.offer(scale, zero)
+    for _ in range(_REFITS):
+        best.refit()
+    flat = best.codes.reshape(rows, groups * group)[:, :cols].to(torch.int8).contiguous()
+    zeros = None if rate.symmetric else best.zero.to(torch.int16)
+    return GroupedPart((rows, cols), flat, best.scale.half(), zeros, group)

@@ -25,8 +25,9 @@ from waterfill.errors import BudgetError
 from waterfill.model.compressed import count_weights
 from waterfill.progress import Progress
 
-FIXED_RATE_PRICE = 4.0**-7
-"""Nats per bit for the small tensors of a network whose recipe has a fixed rate."""
+FIXED_RATE_PRICE = 4.0**-12
+"""Nats per bit for the small tensors of a network whose recipe has a fixed rate. At 4**-7 the norms of Llama 260K,
+beside matrices of 4 bits, raised the divergence by 5 % for 0.3 % fewer bytes."""
 _ROUNDS = 6  # of refits, as the size of the manifest changes with the parts
 _ROUNDS_IN_ORDER = 2  # of these, those that refit only the weights in `order`
 _MANIFEST_BITS = 64  # that it may grow by in a round

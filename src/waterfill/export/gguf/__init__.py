@@ -1,0 +1,1 @@
+"""GGUF: language models like Llama for llama.cpp, with their tokenizer."""

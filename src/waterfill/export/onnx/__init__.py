@@ -1,0 +1,1 @@
+"""ONNX: the graph of the user's network, its weights as integers that the operators of ONNX Runtime multiply from."""

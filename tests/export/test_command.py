@@ -1,0 +1,45 @@
+"""`waterfill export` from a shell."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+from tests.support.exported import small, viewer
+
+from waterfill.cli import main
+
+NETS = "from tests.support.exported import viewer\nbuild = lambda: viewer()[0]\ninputs = lambda: [viewer()[1]]\n"
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    small(viewer()[0], "Quantize(bits=4, group=16)").save(tmp_path / "net.wf")
+    (tmp_path / "exported_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    return "net.wf"
+
+
+def test_weights_alone_and_what_is_refused(file, tmp_path, capsys):
+    assert main(["export", file, "--to", "safetensors", "-o", "out", "--dtype", "float16"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "conv2.weight" in printed and "dense, float16" in printed and len(load_file(tmp_path / "out/model.safetensors"))
+    )
+    assert main(["export", file, "--to", "safetensors", "-o", "out"]) == 3
+    assert "--force" in capsys.readouterr().err
+    assert main(["export", file, "--to", "safetensors", "-o", "more", "--network", "exported_nets:build"]) == 2
+    assert "leave --network" in capsys.readouterr().err
+    assert main(["export", file, "--to", "onnx", "-o", "net.onnx"]) == 2
+    assert "give --network and --data" in capsys.readouterr().err
+    assert main(["export", "nothing.wf", "--to", "safetensors", "-o", "more"]) == 2
+
+
+def test_a_network_and_its_inputs(file, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason='needs onnx, onnxruntime: pip install "waterfill[export]"')
+    words = ["export", file, "--to", "onnx", "-o", "net.onnx", "--network", "exported_nets:build"]
+    assert main([*words, "--data", "exported_nets:inputs", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["bytes"] == (tmp_path / "net.onnx").stat().st_size and said["difference"] < 1e-5
+    assert {row["name"] for row in said["tensors"]} >= {"conv1.weight", "conv2.weight", "head.weight", "head.bias"}
+    assert main([*words, "--data", "exported_nets:inputs", "--force"]) == 0
+    assert "differ from those in PyTorch" in capsys.readouterr().out
