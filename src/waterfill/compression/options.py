@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from waterfill.calibration.backward import AUTO
 from waterfill.calibration.calibrate import MEMORY, Loss
+from waterfill.calibration.probes import AUTO
 from waterfill.progress import Progress, Report, shown
 
 _MOST_THREADS = 4

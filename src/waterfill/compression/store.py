@@ -35,11 +35,28 @@ class Store(Protocol):
         """The bytes of a fitted weight."""
 
 
+class KeepingStore(Store, Protocol):
+    """A store that is given results, too."""
+
+    def put(self, i: int, entry: Entry, price: float) -> None:
+        """Keep a weight that was fitted at a price."""
+
+    def price(self, i: int) -> float:
+        """The price at which a weight that was put was fitted."""
+
+
 @dataclass(frozen=True, eq=False)
 class MemoryStore:
     """Everything in memory, the parts of each weight too."""
 
     entries: dict[int, Entry] = field(default_factory=dict)
+    prices: dict[int, float] = field(default_factory=dict)
+
+    def put(self, i: int, entry: Entry, price: float) -> None:
+        self.entries[i], self.prices[i] = entry, price
+
+    def price(self, i: int) -> float:
+        return self.prices[i]
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
         self.entries[i] = weight.fit(price)

@@ -79,8 +79,8 @@ def _with_data(args: argparse.Namespace, folded: bool) -> tuple[dict[str, Layer]
     """The weights that the inputs reach, with what errors in them cost, and why the others are left out."""
     from functools import partial
 
-    from waterfill.calibration.backward import AUTO
     from waterfill.calibration.calibrate import calibrate, weights_of
+    from waterfill.calibration.probes import AUTO
     from waterfill.cli.network import network_and_batches, with_weights
     from waterfill.network.batch_norm import fold_batch_norm
 

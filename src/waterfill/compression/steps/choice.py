@@ -46,6 +46,16 @@ def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: 
     work.weights[:] = work.run.workers.map(lambda i: chosen(work.weights[i]), range(len(work.weights)))
 
 
+def best_spec(weight: Weight, specs: Sequence[Spec], price: float, known: float) -> Spec:
+    """The spec with the lowest cost for a weight at a price. known: D + price * bits of the first, nats."""
+    if weight.reason or weight.choice is None:
+        return specs[0]
+    pairs = list(weight.matrices(price))
+    rivals = [spec for spec in specs[1:] if any(spec.may_cost_less(*pair, price, known) for pair in pairs)]
+    totals = {specs[0]: known} | {spec: _cost(weight, spec, price) for spec in rivals}
+    return min(totals, key=lambda spec: totals[spec])
+
+
 def _price(work: Compression[MemoryStore], budget: Budget) -> float:
     """The price at which the budget is met, by the curves."""
     size = work.task.allowed(budget)
