@@ -15,6 +15,9 @@ STAGES = 64
 """Passes of the inputs through both networks while weights are fitted in order. Weights fitted in the same pass do not
 compensate for each other's errors."""
 
+AUTO_BLOCKS, NO_BLOCKS = "auto", "none"
+"""Values of `Options.blocks`: the blocks of a large network are found, or none are looked for."""
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -41,7 +44,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Options:
-    """How the work is done; of these only `steps` changes the result.
+    """How the work is done; of these only `steps` and `blocks` change the result.
 
     Args:
         progress: called with a `Progress` after each batch or tensor. None shows a bar in a terminal or a notebook,
@@ -52,6 +55,9 @@ class Options:
         work: the work directory of `compress_file`; None for one beside the target.
         force: whether an existing target of `compress_file` may be replaced.
         steps: what is done with inputs.
+        blocks: the list of modules, such as "model.layers", that a network with inputs is compressed by block by block,
+            which takes time in proportion to its depth and little memory; "auto" for its largest list, where it has
+            67 million weights or more; "none" for the network as a whole.
 
     Example:
         >>> small = waterfill.compress(model, batches, bits=2, options=Options(threads=1))
@@ -64,6 +70,7 @@ class Options:
     work: Path | None = None
     force: bool = False
     steps: Steps = Steps()
+    blocks: str = AUTO_BLOCKS
 
     @property
     def report(self) -> Report | None:

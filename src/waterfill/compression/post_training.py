@@ -18,6 +18,7 @@ from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate, weights_of
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.to_size.spend import Ledger
+from waterfill.compression.blocks.in_memory import by_blocks
 from waterfill.compression.options import Options
 from waterfill.compression.steps.choice import choose_kinds, with_choice
 from waterfill.compression.steps.few_inputs import better_without
@@ -63,6 +64,11 @@ def compress_with_inputs(
     Raises BadInput, BadRecipe, BudgetError.
     """
     target = resolve(budget, DEFAULT_SPEC if spec is None else spec)
+    parsed = as_spec(DEFAULT_SPEC if spec is None else spec)
+    notes = {"recipe": AUTOMATIC if spec is None else repr(parsed), "folded": False}
+    made = by_blocks(model, inputs, terms_of(Choice, parsed), target, (options, notes))
+    if made is not None:
+        return made
     with calibrated(model, inputs, spec, options) as measured:
         return measured.to(target)
 

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -67,6 +68,36 @@ class MemoryStore:
 
     def blob(self, i: int) -> bytes:
         return self.entries[i].blob
+
+
+@dataclass(frozen=True, eq=False)
+class JournalStore:
+    """Results in a work directory; those of an earlier run are there too. count: of the weights."""
+
+    journal: Journal
+    count: int
+
+    @cached_property
+    def _notes(self) -> dict[int, dict[str, Any]]:
+        return self.journal.finished(self.count)
+
+    def put(self, i: int, entry: Entry, price: float) -> None:
+        note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price}
+        self.journal.put(i, entry.blob, note)
+        self._notes[i] = note
+
+    def price(self, i: int) -> float:
+        return float(self._notes[i]["price"])
+
+    def fit(self, i: int, weight: Weight, price: float) -> Fitted:
+        self.put(i, weight.fit(price), price)
+        return _noted(self._notes[i])
+
+    def get(self, i: int) -> Fitted | None:
+        return _noted(self._notes[i]) if i in self._notes else None
+
+    def blob(self, i: int) -> bytes:
+        return self.journal.blob(i)
 
 
 class DirectoryStore:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.blocks.inputs import GroupMoments, Stage, half_of, recorded, stages_of
+from waterfill.compression.blocks.log import Log
 from waterfill.compression.blocks.measured import Measured, MeasuredStore, with_energy
 from waterfill.compression.blocks.pace import Pace
 from waterfill.compression.blocks.source import Source, Stretch, installed, working_copy
+from waterfill.compression.blocks.streams import OriginalInputs, Streams, inputs_by_name
 from waterfill.compression.blocks.survey import OUTSIDE
 from waterfill.compression.steps.choice import best_spec
-from waterfill.compression.steps.recorded import Recorded
 from waterfill.compression.steps.sequential import with_error
 from waterfill.compression.store import KeepingStore
 from waterfill.compression.task import Compression
@@ -45,7 +46,8 @@ class Fitting:
     """The second pass over the batches.
 
     chain: the original network's. states: of both streams, "x" and "y". found: what the first pass left. work: holds
-    the results. pace: gives prices. late: the weights fitted last, which may be fitted again.
+    the results. pace: gives prices. log: how far an earlier run came. late: the weights fitted last, which may be
+    fitted again.
     """
 
     source: Source
@@ -56,14 +58,16 @@ class Fitting:
     work: Compression[KeepingStore]
     pace: Pace
     specs: Sequence[Spec]
+    log: Log
     late: dict[int, Weight] = field(default_factory=dict)
 
     def run(self) -> None:
         """Fit every weight."""
         made = replace(self.chain, model=copy_of(self.chain.model, sharing=True))
         with as_deployed(self.chain.model, made.model):
+            self.log.replay(self.pace)
             calls = self._begin(made)
-            for i in range(len(self.source.blocks)):
+            for i in range(max(0, self.log.done), len(self.source.blocks)):
                 self._block(i, [own[i] for own in calls])
             self._end(made)
 
@@ -76,7 +80,14 @@ class Fitting:
             if FILL * room <= ledger.total <= room:
                 break
             refit_to_budget(self.pace.bracket(), max(0.0, room - _MANIFEST_BITS), self._again, ledger, order)
-        return sum(ledger.lengths) + self._overhead(ledger.lengths) <= size
+        self.pace.spent.update(ledger.bits)
+        return self.file_bytes <= size
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file as it is."""
+        lengths = [int(self.pace.spent[i] / 8) for i in range(len(self.work.weights))]
+        return self.work.file_bytes(lengths)
 
     def _again(self, i: int, price: float) -> float:
         return self._fitted(i, self.late[i], price)
@@ -94,13 +105,16 @@ class Fitting:
                 _, used = recorded(stretch.module, stretch.layouts, partial(self.chain.begin, batch), None)
             first, how = self.chain.begin(batch)
             calls.append(how)
-            self.states.put(f"x0-{j}", first)
+            if self.log.done < 0:
+                self.states.put(f"x0-{j}", first)
         front = [name for name in stretch.layouts if name in used]
         vectors = [name for name in self._rest(None, stretch) if name not in used]
         self._fit_all(OUTSIDE, stretch, [*vectors, *front], {})
         self._install(made.model, stretch, [*vectors, *front])
-        for j, batch in enumerate(self.batches):
-            self.states.put(f"y0-{j}", made.begin(batch)[0])
+        if self.log.done < 0:
+            for j, batch in enumerate(self.batches):
+                self.states.put(f"y0-{j}", made.begin(batch)[0])
+            self.log.commit(0, self.pace, self.work.store)
         return calls
 
     def _rest(self, number: int | None, stretch: Stretch) -> list[str]:
@@ -111,7 +125,7 @@ class Fitting:
     def _block(self, number: int, calls: Sequence[BlockCall]) -> None:
         stretch = self.source.stretch(number)
         made = working_copy(stretch.module)
-        streams = _Streams(self.chain, self.states, number, calls)
+        streams = Streams(self.chain, self.states, number, calls)
         inputs = OriginalInputs(stretch, streams, self.work.options.memory)
         self.late = {}
         first = self._rest(number, stretch)
@@ -130,6 +144,8 @@ class Fitting:
             if not inputs.kept:
                 streams.advance("x", j, stretch.module)
             streams.advance("y", j, made)
+        if number + 1 < len(self.source.blocks):  # the last block's weights are needed once more, to meet the size
+            self.log.commit(number + 1, self.pace, self.work.store)
         self.states.drop(f"x{number}-")
         self.states.drop(f"y{number}-")
         self._report(number)
@@ -138,8 +154,8 @@ class Fitting:
         self,
         stage: Stage,
         made: tuple[nn.Module, Mapping[str, Layout]],
-        inputs: "OriginalInputs",
-        streams: "_Streams",
+        inputs: OriginalInputs,
+        streams: Streams,
     ) -> dict[str, GroupMoments]:
         """The moments of the inputs of each weight of a stage; one object for those with the same inputs."""
         found: dict[str, GroupMoments] = {}
@@ -148,8 +164,8 @@ class Fitting:
         leaders = [group[0] for group in stage.groups]
         for j in range(len(self.batches)):
             after, _ = recorded(*made, partial(streams.run, "y", j, made[0]), stage.uses)
-            before = _by_name(inputs.of(j, stage), leaders)
-            for name, uses in _by_name(after, leaders).items():
+            before = inputs_by_name(inputs.of(j, stage), leaders)
+            for name, uses in inputs_by_name(after, leaders).items():
                 for old, new in zip(before.get(name, ()), uses, strict=False):
                     found[name].add(old.x, new.x, half_of(j, len(self.batches)))
         return found
@@ -171,7 +187,9 @@ class Fitting:
             groups = {name: GroupMoments.new() for name in stage.uses}
             for j in range(len(self.batches)):
                 pairs = [
-                    _by_name(recorded(chain.model, layouts, partial(run, key, j), stage.uses)[0], list(stage.uses))
+                    inputs_by_name(
+                        recorded(chain.model, layouts, partial(run, key, j), stage.uses)[0], list(stage.uses)
+                    )
                     for key, chain in streams.items()
                 ]
                 for name in pairs[1]:
@@ -250,68 +268,6 @@ class Fitting:
         if self.work.options.report is not None:
             done, total = number + 1, len(self.source.blocks)
             self.work.options.report(Progress("fitting blocks", done, total, done, total))
-
-
-@dataclass(frozen=True, eq=False)
-class _Streams:
-    """The hidden states before a block, in both networks, and how it is run on them."""
-
-    chain: Chain
-    states: HiddenStates
-    number: int
-    calls: Sequence[BlockCall]
-
-    def run(self, key: str, j: int, block: nn.Module) -> Tensor:
-        """The hidden state after the block for a batch. key: "x" of the original, "y" of the compressed network."""
-        return self.chain.run(block, self.calls[j], self.states.get(f"{key}{self.number}-{j}"))
-
-    def keep(self, key: str, j: int, after: Tensor) -> None:
-        """Keep a hidden state after the block."""
-        self.states.put(f"{key}{self.number + 1}-{j}", after)
-
-    def advance(self, key: str, j: int, block: nn.Module) -> None:
-        """Run the block and keep what comes of it."""
-        self.keep(key, j, self.run(key, j, block))
-
-
-class OriginalInputs:
-    """The inputs of the weights of an original block, by batch: kept where memory allows, else recorded stage by stage.
-
-    first: of the first batch, with how often each weight is used. kept: whether they are kept; the hidden states after
-    the block are then there too.
-    """
-
-    def __init__(self, stretch: Stretch, streams: _Streams, memory: int) -> None:
-        self._stretch, self._streams = stretch, streams
-        self._kept: list[list[Recorded]] = []
-        self.first = self._all(0)
-        batches = len(streams.calls)
-        size = sum({id(one.x): one.x.nbytes for one in self.first[0]}.values())
-        self.kept = size * batches <= memory
-        if self.kept:
-            self._kept = [self.first[0], *(self._all(j)[0] for j in range(1, batches))]
-
-    def of(self, j: int, stage: Stage) -> list[Recorded]:
-        """The inputs of the weights of a stage for a batch."""
-        if self.kept:
-            return self._kept[j]
-        run = partial(self._streams.run, "x", j, self._stretch.module)
-        return recorded(self._stretch.module, self._stretch.layouts, run, stage.uses)[0]
-
-    def _all(self, j: int) -> tuple[list[Recorded], dict[str, int]]:
-        def run() -> None:
-            self._streams.advance("x", j, self._stretch.module)
-
-        return recorded(self._stretch.module, self._stretch.layouts, run)
-
-
-def _by_name(found: Iterable[Recorded], names: Sequence[str]) -> dict[str, list[Recorded]]:
-    """Inputs of whole matrices by the names of their weights."""
-    by_name: dict[str, list[Recorded]] = {}
-    for one in found:
-        if one.view.name in names and one.geometry is None:
-            by_name.setdefault(one.view.name, []).append(one)
-    return by_name
 
 
 def _same(value: Any) -> Any:
