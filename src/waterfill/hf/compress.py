@@ -1,14 +1,18 @@
 """`compress_folder`: the folder of a transformers model as a compressed one, without inputs or with those of a text."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.blocks.in_memory import MANY
 from waterfill.compression.compress import compress
 from waterfill.compression.file import Summary, compress_file
-from waterfill.compression.options import Options
+from waterfill.compression.options import AUTO_BLOCKS, NO_BLOCKS, Options
 from waterfill.errors import BadRecipe
+from waterfill.hf.block_by_block import compressed, prepared
 from waterfill.hf.folder import WEIGHTS, check_plain, copy_beside, write_card, write_config
 from waterfill.hf.original import original_model, original_tokenizer
 from waterfill.hf.staging import Staging, staged
@@ -35,8 +39,9 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     """Compress the folder of a transformers model into a folder that transformers reads after `import waterfill.hf`.
 
     The weights become `model.wf`; config, generation config, tokenizer, card and whatever else lies there are copied.
-    Without a text one weight is in memory at a time, and the same call goes on where a killed one was. With one, the
-    whole network is, in float32, and its windows show where errors cost least: for small models, for now.
+    Without a text one weight is in memory at a time. With one, its windows show where errors cost least; then the whole
+    network is in memory, in float32, or, where it is large (`Options.blocks`), one of its blocks. The same call goes on
+    where a killed one was, except for a whole network with a text.
 
     Args:
         source: the folder, with its config and its weights as `.safetensors`, in one file or in shards with an index.
@@ -88,15 +93,24 @@ def _by_text(
     budget: dict[str, Any],
     how: tuple[Path, Windows, Options],
 ) -> Summary:
-    """Compress the whole network with windows of a text as inputs. A ratio is one to the tensors on disk, not to those
-    in memory, which may be wider."""
+    """Compress with windows of a text as inputs, a large network block by block. A ratio is one to the tensors on disk,
+    not to those in memory, which may be wider."""
     (folder, checkpoint), (text, windows, options) = source, how
     original = checkpoint.original_bytes
     if budget["ratio"] is not None and budget["size"] is None:
         budget = budget | {"size": int(original / budget["ratio"]), "ratio": None}
     tokens = windows.of(text, original_tokenizer(folder))
+    if options.blocks != NO_BLOCKS and (options.blocks != AUTO_BLOCKS or _entries(checkpoint) >= MANY):
+        found = prepared(source, (spec, Budget(**budget)), (tokens, windows), options)
+        if found is not None:
+            return compressed(found, staging)
     model = original_model(folder)
     windows.check_fits(model)
-    made = compress(model, windows.batches(tokens), spec=spec, options=options, **budget)
+    whole = replace(options, blocks=NO_BLOCKS)
+    made = compress(model, windows.batches(tokens), spec=spec, options=whole, **budget)
     made.save(staging.made / WEIGHTS)
     return Summary(staging.made, made.table(), made.size, original, made.weights, 0.0, dict(made.aliases))
+
+
+def _entries(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(stored.shape) for stored in checkpoint.tensors.values())

@@ -216,8 +216,15 @@ class Fitting:
             weights[i] = self._with_costs(weight, measured.get(weight.name), group)
         bits = self.work.run.workers.map(lambda i: self._fitted(i, weights[i], price), todo)
         for i, spent in zip(todo, bits, strict=True):
-            self.pace.add(i, price, spent)
+            self._noted(i, weights[i], price, spent)
         self.late |= weights
+
+    def _noted(self, i: int, weight: Weight, price: float, bits: float) -> None:
+        """Note what a weight spent; one with much of the budget is fitted again where its curve was wrong."""
+        better = self.pace.second_price(i, bits)
+        if better is not None:
+            price, bits = better, self._fitted(i, weight, better)
+        self.pace.add(i, price, bits)
 
     def _with_costs(self, weight: Weight, measured: Measured | None, moments: GroupMoments | None) -> Weight:
         """The weight with its importance, and with the target that makes up for the errors before it."""
@@ -258,7 +265,8 @@ class Fitting:
         return 8.0 * len(entry.blob)
 
     def _install(self, module: nn.Module, stretch: Stretch, names: Iterable[str]) -> None:
-        for name in names:
+        held = {*dict(module.named_parameters(remove_duplicate=False)), *dict(module.named_buffers())}
+        for name in (name for name in names if name in held):  # what only the checkpoint knows has no place
             i = self._position(stretch, name)
             weight = self.work.weights[i]
             parts = decode(self.work.store.blob(i), weight.layout, weight.name)

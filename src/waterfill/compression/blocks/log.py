@@ -15,12 +15,14 @@ _FILE = "fitted.json"
 @dataclass(eq=False)
 class Log:
     """folder: where it is written; None for nowhere. done: blocks that are finished; -1 before the first hidden states.
-    aim: bytes that the pass aims at. spent: number, price and bits of each weight, in order."""
+    aim: bytes that the pass aims at. spent: number, price and bits of each weight, in order. pace: its
+    common exponent and expected bits."""
 
     folder: Path | None
     aim: float
     done: int = -1
     spent: list[list[Any]] = field(default_factory=list)
+    pace: list[float] = field(default_factory=list)
 
     @classmethod
     def open(cls, folder: Path | None, aim: float) -> "Log":
@@ -29,23 +31,25 @@ class Log:
             known = json.loads((folder / _FILE).read_bytes()) if folder is not None else None
         except (FileNotFoundError, ValueError):
             known = None
-        return cls(folder, aim) if known is None else cls(folder, known["aim"], known["done"], known["spent"])
+        return cls(folder, aim) if known is None else cls(folder, **known)
 
     def replay(self, pace: Pace) -> None:
         """Let a pace know what was spent."""
-        for i, price, bits in self.spent:
-            pace.add(int(i), price, bits)
+        if self.pace:
+            pace.spent = {int(i): float(bits) for i, _, bits in self.spent}
+            pace.common, pace.expected = self.pace
 
     def commit(self, done: int, pace: Pace, store: KeepingStore) -> None:
         """Note that so many blocks are finished; their hidden states are kept already."""
         self.done = done
         self.spent = [[i, store.price(i), bits] for i, bits in pace.spent.items()]
+        self.pace = [pace.common, pace.expected]
         if self.folder is not None:
-            text = json.dumps({"aim": self.aim, "done": done, "spent": self.spent})
+            text = json.dumps({"aim": self.aim, "done": done, "spent": self.spent, "pace": self.pace})
             write_whole(self.folder / _FILE, text.encode())
 
     def begin_again(self, aim: float) -> None:
         """Start over, to a file of another size."""
-        self.aim, self.done, self.spent = aim, -1, []
+        self.aim, self.done, self.spent, self.pace = aim, -1, [], []
         if self.folder is not None:
             (self.folder / _FILE).unlink(missing_ok=True)

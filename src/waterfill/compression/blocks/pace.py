@@ -10,6 +10,7 @@ from waterfill.compression.allocation.to_size.search import Bracket
 
 _REACH = 0.25  # of a factor of 4: how far a price may leave the common one
 _RATIO = 0.8, 1.25  # limits of what weights spent, relative to their curves
+_MUCH, _SAME = 0.1, 0.01  # of the budget: a weight may be fitted twice; of a factor of 4: no other price
 _FURTHEST = 40.0  # exponents of 4
 _HALVINGS = 50
 
@@ -34,13 +35,15 @@ class RateCurve:
 
 @dataclass
 class Pace:
-    """curves: by number, of all weights. allowed: bits for all of them; None where a price is given."""
+    """curves: by number, of all weights. allowed: bits for all of them; None where a price is given. spent: bits of the
+    weights that are fitted, in order; expected: the same by their curves. common: the exponent of 4 of the price at
+    which all curves together spend what is allowed."""
 
     curves: Mapping[int, RateCurve]
     allowed: float | None
     given: float | None = None
     spent: dict[int, float] = field(default_factory=dict)
-    _expected: float = 0.0
+    expected: float = 0.0
 
     def __post_init__(self) -> None:
         self.common = (
@@ -53,15 +56,25 @@ class Pace:
             return 4.0**self.common
         left = [i for i in self.curves if i not in self.spent]
         spent = sum(self.spent.values())
-        ratio = float(np.clip(spent / self._expected, *_RATIO)) if self._expected > 0.05 * self.allowed else 1.0
+        ratio = float(np.clip(spent / self.expected, *_RATIO)) if self.expected > 0.05 * self.allowed else 1.0
         own = self._exponent(left, max(0.0, self.allowed - spent) / ratio)
         return float(4.0 ** np.clip(own, self.common - _REACH, self.common + _REACH))
 
     def add(self, i: int, price: float, bits: float) -> None:
         """Note what a weight spent."""
-        if i not in self.spent:
-            self._expected += self.curves[i].bits(_log4(price))
+        self.expected += self.curves[i].bits(_log4(price))
         self.spent[i] = bits
+
+    def second_price(self, i: int, bits: float) -> float | None:
+        """A better price for a weight that spent much of the budget, these bits, where its curve was wrong."""
+        if self.allowed is None or bits < _MUCH * self.allowed:
+            return None
+        curve, before = self.curves[i], self.common
+        share = bits / max(1.0, curve.bits(before))
+        scaled = {k: Point(share * point.bits, point.distortion) for k, point in curve.points.items()}
+        self.curves = {**self.curves, i: RateCurve(scaled, round(share * curve.entries))}
+        self.common = self._exponent(self.curves, self.allowed)
+        return None if abs(self.common - before) < _SAME else 4.0**self.common
 
     def bracket(self) -> Bracket:
         """The curves at the two grid prices around the common one."""

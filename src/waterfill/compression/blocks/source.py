@@ -1,8 +1,8 @@
 """A network whose blocks are there one at a time: what lies outside of them, and each block when it is asked for."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -38,16 +38,17 @@ class Source:
     """A network and its tensors.
 
     model: without the tensors of its blocks. task: all tensors. original: (number) -> a block with its weights, which
-    nobody may change.
+    nobody may change. tied: names of the model that the task has under another.
     """
 
     model: nn.Module
     blocks: Blocks
     task: Task
     original: Callable[[int], nn.Module]
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, owner in self.task.aliases.items():
+        for name, owner in (*self.task.aliases.items(), *self.tied.items()):
             if self.blocks.owner_of(name) != self.blocks.owner_of(owner):
                 raise BadInput(f"{name!r} is tied to {owner!r}, which lies in another block: blocks share no weights")
 
@@ -55,7 +56,7 @@ class Source:
     def positions(self) -> dict[str, int]:
         """The number of each tensor in the task, by every name that it has."""
         own = {weight.name: i for i, weight in enumerate(self.task.weights)}
-        return own | {name: own[owner] for name, owner in self.task.aliases.items()}
+        return own | {name: own[owner] for name, owner in (*self.task.aliases.items(), *self.tied.items())}
 
     @cached_property
     def members(self) -> dict[int | None, list[int]]:

@@ -30,7 +30,7 @@ class _Reached(Exception):
 class Chain:
     """A network and its blocks.
 
-    model: run in a block of `as_deployed`. original: (number) -> a block with its weights. form: of what blocks return;
+    model: run in a block of `as_deployed`. original: (number) -> a block with its weights, no module of `model`. form: of what blocks return;
     known after `check`.
     """
 
