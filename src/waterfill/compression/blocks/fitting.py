@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget
-from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.allocation.weight import Damping, Weight
 from waterfill.compression.blocks.inputs import GroupMoments, Stage, half_of, recorded, stages_of
 from waterfill.compression.blocks.log import Log
 from waterfill.compression.blocks.measured import Measured, MeasuredStore, with_energy
@@ -36,6 +36,7 @@ from waterfill.part import Spec
 from waterfill.progress import Progress
 
 _ROUNDS = 6  # of refits of the last weights, as the size of the manifest changes with the parts
+_REFITS = 4  # of a weight with much of the budget
 _MANIFEST_BITS = 64  # that it may grow by in a round
 Run = Callable[[nn.Module], Tensor]
 """(block) -> its hidden state after it, for one batch."""
@@ -221,8 +222,10 @@ class Fitting:
 
     def _noted(self, i: int, weight: Weight, price: float, bits: float) -> None:
         """Note what a weight spent; one with much of the budget is fitted again where its curve was wrong."""
-        better = self.pace.second_price(i, bits)
-        if better is not None:
+        for _ in range(_REFITS):
+            better = self.pace.better_price(i, price, bits)
+            if better is None:
+                break
             price, bits = better, self._fitted(i, weight, better)
         self.pace.add(i, price, bits)
 
@@ -236,6 +239,7 @@ class Fitting:
             importance = Importance(measured.energy) if inputs is None else with_energy(measured.energy, inputs)
         assert importance is not None
         made = replace(weight, importance=partial(_same, importance))
+        made = replace(made, known_damping=_without_factor(made.damping))
         if moments is None or weight.kept:
             return made
         matrix = weight.layout.split(weight.tensor())[0]
@@ -276,6 +280,11 @@ class Fitting:
         if self.work.options.report is not None:
             done, total = number + 1, len(self.source.blocks)
             self.work.options.report(Progress("fitting blocks", done, total, done, total))
+
+
+def _without_factor(damping: Damping) -> Damping:
+    """A damping that leaves the costs as they are: on few inputs all of them would rise, beyond what was measured."""
+    return lambda k: (damping(k)[0], 1.0)
 
 
 def _same(value: Any) -> Any:

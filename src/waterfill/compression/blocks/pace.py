@@ -8,9 +8,9 @@ import numpy as np
 from waterfill.compression.allocation.curve import Point
 from waterfill.compression.allocation.to_size.search import Bracket
 
-_REACH = 0.25  # of a factor of 4: how far a price may leave the common one
+_REACH = 0.5  # of a factor of 4: how far a price may leave the common one
 _RATIO = 0.8, 1.25  # limits of what weights spent, relative to their curves
-_MUCH, _SAME = 0.1, 0.01  # of the budget: a weight may be fitted twice; of a factor of 4: no other price
+_MUCH, _CLOSE = 0.1, 0.003  # of the budget: what a weight holds that is fitted again, and how far off it may be
 _FURTHEST = 40.0  # exponents of 4
 _HALVINGS = 50
 
@@ -65,16 +65,19 @@ class Pace:
         self.expected += self.curves[i].bits(_log4(price))
         self.spent[i] = bits
 
-    def second_price(self, i: int, bits: float) -> float | None:
-        """A better price for a weight that spent much of the budget, these bits, where its curve was wrong."""
+    def better_price(self, i: int, price: float, bits: float) -> float | None:
+        """A better price for a weight that spent so many bits at one, where that is much of the budget and its curve
+        was wrong, so that the common price is another."""
         if self.allowed is None or bits < _MUCH * self.allowed:
             return None
-        curve, before = self.curves[i], self.common
-        share = bits / max(1.0, curve.bits(before))
+        curve, at = self.curves[i], _log4(price)
+        if abs(curve.bits(at) - bits) < _CLOSE * self.allowed:
+            return None
+        share = bits / max(1.0, curve.bits(at))
         scaled = {k: Point(share * point.bits, point.distortion) for k, point in curve.points.items()}
         self.curves = {**self.curves, i: RateCurve(scaled, round(share * curve.entries))}
         self.common = self._exponent(self.curves, self.allowed)
-        return None if abs(self.common - before) < _SAME else 4.0**self.common
+        return 4.0**self.common
 
     def bracket(self) -> Bracket:
         """The curves at the two grid prices around the common one."""

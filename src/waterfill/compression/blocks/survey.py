@@ -38,7 +38,6 @@ from waterfill.progress import Progress
 OUTSIDE = "outside"
 """The stretch of what lies outside of the blocks."""
 _BITS = 2.0  # an entry, at which measured and assumed costs are compared
-_AROUND = (-1, 0, 1, 2)  # exponents of 4 at which curves are measured, from that of the budget on
 
 
 @dataclass(eq=False)
@@ -208,11 +207,11 @@ class Survey:
             at = math.floor(math.log(self.price, 4))
             return [at, at + 1]
         levels = [level for w in weights if w.layout.role != VECTOR and (level := w.level(self.bits)) is not None]
-        at = math.floor(float(np.median(levels))) if levels else self._last
-        self._last = at
-        return [at + k for k in _AROUND]
+        self._last = float(np.median(levels)) if levels else self._last
+        first = round(self._last) - 1  # the two around it, and the next nearest
+        return [first, first + 1, first + 2]
 
-    _last: int = -8
+    _last: float = -8.0
 
     def _report(self, i: int) -> None:
         if self.options.report is not None:

@@ -30,8 +30,8 @@ class _Reached(Exception):
 class Chain:
     """A network and its blocks.
 
-    model: run in a block of `as_deployed`. original: (number) -> a block with its weights, no module of `model`. form: of what blocks return;
-    known after `check`.
+    model: run in a block of `as_deployed`. original: (number) -> a block with its weights, no module of `model`. form:
+    of what blocks return; known after `check`.
     """
 
     model: nn.Module
