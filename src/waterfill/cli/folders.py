@@ -39,6 +39,8 @@ def compress_to_folder(args: argparse.Namespace) -> Listing:
     for name in _NO_FOLDER:
         if getattr(args, name):
             raise UsageError(f"--{name.replace('_', '-')} is not for folders; inputs of a folder's model are a --text")
+    if args.blocks and not args.text:
+        raise UsageError("--blocks says how inputs go through a network: it goes with --text")
     if args.text and args.lossless:
         raise UsageError("--lossless keeps every bit and needs no --text")
     existing(args.model)
@@ -51,11 +53,13 @@ def compress_to_folder(args: argparse.Namespace) -> Listing:
     from waterfill import Options
     from waterfill.calibration.calibrate import MEMORY
     from waterfill.cli.progress import Meter
+    from waterfill.compression.options import AUTO_BLOCKS
     from waterfill.hf import compress_folder
 
     windows = windows_of(args.tokens, 128)
     with Meter(args.quiet) as meter:
-        options = Options(force=args.force, threads=args.threads, progress=meter, memory=args.memory or MEMORY)
+        how: dict[str, Any] = {"memory": args.memory or MEMORY, "blocks": args.blocks or AUTO_BLOCKS}
+        options = Options(force=args.force, threads=args.threads, progress=meter, **how)
         made = compress_folder(
             *(args.model, args.output, args.recipe), **budget_of(args), text=args.text, windows=windows, options=options
         )

@@ -14,7 +14,7 @@ from waterfill.compression.blocks.pace import Pace, RateCurve
 from waterfill.compression.blocks.source import Source
 from waterfill.compression.blocks.survey import OUTSIDE, Survey
 from waterfill.compression.options import Options
-from waterfill.compression.store import KeepingStore
+from waterfill.compression.store import KeepingStore, MemoryStore
 from waterfill.compression.task import Compression
 from waterfill.errors import BudgetError
 from waterfill.network.blocks.chain import Chain
@@ -91,13 +91,14 @@ class Blockwise:
     def _fitting(self, room: Room, measured: Mapping[str, Measured], log: Log) -> Fitting:
         """The second pass, to a file of `log.aim` bytes."""
         notes = self.source.task.notes | dict(self.notes) | _remarks(measured)
-        work = Compression(replace(self.source.task, notes=notes), room.store, self.options)
+        task = replace(self.source.task, notes=notes)
+        work, blank = Compression(task, room.store, self.options), Compression(task, MemoryStore(), self.options)
         curves = {i: _curve(weight, measured.get(weight.name)) for i, weight in enumerate(work.weights)}
         allowed = None
         if self.allowed is not None:
             entries = sum(curve.entries for curve in curves.values())
             lengths = [int(log.aim * curve.entries / max(1, entries)) for curve in curves.values()]
-            overhead = work.file_bytes(lengths) - sum(lengths)
+            overhead = blank.file_bytes(lengths) - sum(lengths)  # whatever an earlier run has left in the room
             allowed = 8.0 * (log.aim - overhead)
             if allowed <= 0:
                 raise BudgetError(f"a file of {self.allowed} bytes is asked for, and its table alone has {overhead}")
