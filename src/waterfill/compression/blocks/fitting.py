@@ -147,8 +147,8 @@ class Fitting:
             streams.advance("y", j, made)
         if number + 1 < len(self.source.blocks):  # the last block's weights are needed once more, to meet the size
             self.log.commit(number + 1, self.pace, self.work.store)
-        self.states.drop(f"x{number}-")
-        self.states.drop(f"y{number}-")
+            self.states.drop(f"x{number}-")
+            self.states.drop(f"y{number}-")
         self._report(number)
 
     def _moments(

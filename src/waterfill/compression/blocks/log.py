@@ -16,13 +16,13 @@ _FILE = "fitted.json"
 class Log:
     """folder: where it is written; None for nowhere. done: blocks that are finished; -1 before the first hidden states.
     aim: bytes that the pass aims at. spent: number, price and bits of each weight, in order. pace: its
-    common exponent and expected bits."""
+    common exponent, expected bits and scaled curves."""
 
     folder: Path | None
     aim: float
     done: int = -1
     spent: list[list[Any]] = field(default_factory=list)
-    pace: list[float] = field(default_factory=list)
+    pace: list[Any] = field(default_factory=list)
 
     @classmethod
     def open(cls, folder: Path | None, aim: float) -> "Log":
@@ -37,13 +37,16 @@ class Log:
         """Let a pace know what was spent."""
         if self.pace:
             pace.spent = {int(i): float(bits) for i, _, bits in self.spent}
-            pace.common, pace.expected = self.pace
+            common, expected, scaled = self.pace
+            for i, share in scaled:
+                pace.scale(int(i), share)
+            pace.common, pace.expected = common, expected
 
     def commit(self, done: int, pace: Pace, store: KeepingStore) -> None:
         """Note that so many blocks are finished; their hidden states are kept already."""
         self.done = done
         self.spent = [[i, store.price(i), bits] for i, bits in pace.spent.items()]
-        self.pace = [pace.common, pace.expected]
+        self.pace = [pace.common, pace.expected, list(pace.scaled.items())]
         if self.folder is not None:
             text = json.dumps({"aim": self.aim, "done": done, "spent": self.spent, "pace": self.pace})
             write_whole(self.folder / _FILE, text.encode())

@@ -37,13 +37,14 @@ class RateCurve:
 class Pace:
     """curves: by number, of all weights. allowed: bits for all of them; None where a price is given. spent: bits of the
     weights that are fitted, in order; expected: the same by their curves. common: the exponent of 4 of the price at
-    which all curves together spend what is allowed."""
+    which all curves together spend what is allowed. scaled: what curves were multiplied by."""
 
     curves: Mapping[int, RateCurve]
     allowed: float | None
     given: float | None = None
     spent: dict[int, float] = field(default_factory=dict)
     expected: float = 0.0
+    scaled: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.common = (
@@ -73,11 +74,16 @@ class Pace:
         curve, at = self.curves[i], _log4(price)
         if abs(curve.bits(at) - bits) < _CLOSE * self.allowed:
             return None
-        share = bits / max(1.0, curve.bits(at))
-        scaled = {k: Point(share * point.bits, point.distortion) for k, point in curve.points.items()}
-        self.curves = {**self.curves, i: RateCurve(scaled, round(share * curve.entries))}
+        self.scale(i, bits / max(1.0, curve.bits(at)))
         self.common = self._exponent(self.curves, self.allowed)
-        return 4.0**self.common
+        return self.price()
+
+    def scale(self, i: int, share: float) -> None:
+        """Multiply the curve of a weight."""
+        curve = self.curves[i]
+        self.scaled[i] = share * self.scaled.get(i, 1.0)
+        points = {k: Point(share * point.bits, point.distortion) for k, point in curve.points.items()}
+        self.curves = {**self.curves, i: RateCurve(points, round(share * curve.entries))}
 
     def bracket(self) -> Bracket:
         """The curves at the two grid prices around the common one."""
