@@ -46,7 +46,7 @@ class Log:
         """Note that so many blocks are finished; their hidden states are kept already."""
         self.done = done
         self.spent = [[i, store.price(i), bits] for i, bits in pace.spent.items()]
-        self.pace = [pace.common, pace.expected, list(pace.scaled.items())]
+        self.pace = [pace.common, pace.expected, list(pace.scaled)]
         if self.folder is not None:
             text = json.dumps({"aim": self.aim, "done": done, "spent": self.spent, "pace": self.pace})
             write_whole(self.folder / _FILE, text.encode())

@@ -37,14 +37,14 @@ class RateCurve:
 class Pace:
     """curves: by number, of all weights. allowed: bits for all of them; None where a price is given. spent: bits of the
     weights that are fitted, in order; expected: the same by their curves. common: the exponent of 4 of the price at
-    which all curves together spend what is allowed. scaled: what curves were multiplied by."""
+    which all curves together spend what is allowed. scaled: what curves were multiplied by, in order."""
 
     curves: Mapping[int, RateCurve]
     allowed: float | None
     given: float | None = None
     spent: dict[int, float] = field(default_factory=dict)
     expected: float = 0.0
-    scaled: dict[int, float] = field(default_factory=dict)
+    scaled: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.common = (
@@ -81,7 +81,7 @@ class Pace:
     def scale(self, i: int, share: float) -> None:
         """Multiply the curve of a weight."""
         curve = self.curves[i]
-        self.scaled[i] = share * self.scaled.get(i, 1.0)
+        self.scaled.append((i, share))
         points = {k: Point(share * point.bits, point.distortion) for k, point in curve.points.items()}
         self.curves = {**self.curves, i: RateCurve(points, round(share * curve.entries))}
 
