@@ -26,7 +26,7 @@ from waterfill.part import Spec
 
 MOST_BATCHES = 512
 """Batches that are used at most."""
-_PROBED_ROWS = 1 << 11  # of hidden states, that probes go back through
+_PROBED_ROWS = 1 << 12  # of hidden states, that probes go back through
 _TRIES, _TIGHTER = 3, 0.99  # of the whole second pass, where its file is too large
 _ASSUMED = (-10, -5)  # exponents of 4 at which the curves of weights are measured that no input reaches
 
@@ -82,9 +82,11 @@ class Blockwise:
             first, _ = self.chain.begin(self.batches[0])
         rows = max(1, first.numel() // max(1, first.shape[-1]))
         some = list(spread(self.batches, max(1, -(-_PROBED_ROWS // rows))))
+        others = [batch for batch in self.batches if all(batch is not one for one in some)]
         entries = sum(w.layout.numbers for w in self.source.task.weights if w.layout.role not in (RAW, VECTOR))
         bits = 8.0 * (self.allowed or 0) / max(1, entries)
-        Survey(self.source, self.chain, some, room.states, room.found, self.options, bits, self.budget.price).run()
+        how = self.options, bits, self.budget.price, others
+        Survey(self.source, self.chain, some, room.states, room.found, *how).run()
         keys = [OUTSIDE, *map(str, range(len(self.source.blocks)))]
         return {name: one for key in keys for name, one in (room.found.get(key) or {}).items()}
 

@@ -20,7 +20,7 @@ from waterfill.calibration.backward import Gathering, check_graph
 from waterfill.calibration.cache import Measurement
 from waterfill.calibration.moments import bytes_of
 from waterfill.calibration.probes import Cost
-from waterfill.calibration.recorder import Selection
+from waterfill.calibration.recorder import MIXTURE, Selection
 from waterfill.compression.allocation.curve import water_level
 from waterfill.compression.allocation.weight import Weight, assumed
 from waterfill.compression.blocks.measured import Measured, MeasuredStore, energy_of
@@ -44,7 +44,8 @@ _BITS = 2.0  # an entry, at which measured and assumed costs are compared
 class Survey:
     """The first pass over some batches.
 
-    bits: an entry, of the budget; price: or its price. found: where results are kept.
+    others: those that no probes go back through. bits: an entry, of the budget; price: or its price. found: where
+    results are kept.
     """
 
     source: Source
@@ -55,6 +56,7 @@ class Survey:
     options: Options
     bits: float
     price: float | None = None
+    others: Sequence[Any] = ()
     _rows: int = 0
     _unit: float = 1.0
     _done: list[int] = field(default_factory=list)
@@ -81,7 +83,8 @@ class Survey:
 
     @property
     def _probes(self) -> int:
-        return self.options.steps.probes
+        """Of each batch: one where there are other batches, which tell more than other probes."""
+        return 1 if self.others else self.options.steps.probes
 
     def _forward(self) -> None:
         """The hidden states between all blocks."""
@@ -144,6 +147,23 @@ class Survey:
                 if first.requires_grad:
                     known = iter([self.states.get(f"g0-{p}-{j}") for p in range(self._probes)])
                     self._back((gathering, parameters), None, (j, -1), _pairs(first, known))
+
+        with torch.no_grad():
+            self._count_rows(gathering)
+
+    def _count_rows(self, gathering: Gathering) -> None:
+        """How often the rows of tables are looked up, in the other batches too: most tokens are rare."""
+        recorder = gathering.recorder
+        terms = [term for uses in recorder.terms.values() for key, term in uses.items() if key[0] == MIXTURE]
+        before = [(term, term.energy) for term in terms if term.energy is not None]
+        for batch in self.others:
+            recorder.begin(samples_in(batch))
+            with gathering.tracer:
+                self.chain.begin(batch)
+        share = len(self.batches) / (len(self.batches) + len(self.others))
+        for term, energy in before:
+            if term.energy is not energy and term.energy is not None:
+                term.energy, term.floor = share * term.energy, share * term.floor
 
     def _back(
         self,
