@@ -32,10 +32,10 @@ class Net(nn.Module):
         return self.head(torch.relu(x + self.inner(x)).amax((2, 3)))
 
 
-def main(epochs: str = "5") -> None:
+def main(epochs: str = "5", images: int = 2048) -> None:
     torch.manual_seed(0)
     shapes = torch.randn(10, 1, 12, 12)
-    (x, y), test = samples(shapes, 2048), samples(shapes, 2048)
+    (x, y), test = samples(shapes, images), samples(shapes, images)
     model = trained(Net(), x, y)
 
     pruned = waterfill.prune_channels(model, x[:256].split(64), macs=0.4)

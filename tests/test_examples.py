@@ -15,7 +15,7 @@ TOY = {
     "new_kind": {"rows": 32, "cols": 48},
     "learning": {"epochs": "4"},
     "distillation": {"epochs": "2"},
-    "channels": {"epochs": "1"},
+    "channels": {"epochs": "1", "images": 256},
 }
 
 

@@ -28,7 +28,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def shown(options: Options, screen: io.StringIO) -> str:
     """What is written while a layer is compressed."""
     with contextlib.redirect_stderr(screen):
-        waterfill.compress(nn.Linear(32, 32), [torch.randn(8, 32)] * 2, bits=4, options=options)
+        waterfill.compress(nn.Linear(16, 16), [torch.randn(8, 16)] * 2, spec="Quantize()", price=1e-4, options=options)
     return screen.getvalue()
 
 

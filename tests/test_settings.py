@@ -4,8 +4,8 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ ENVIRONMENTS = {
 }
 # To start a process takes seconds. Settings that do not touch one another share one in the fast tests; where these
 # fail, the slow ones, each by itself, tell which it was.
-TOGETHER = (("no vectors", "MKL the same everywhere"), ("AVX2", "two threads"), ("no core",))
+TOGETHER = (("no vectors", "MKL the same everywhere"), ("AVX2", "two threads", "no core"))
 
 
 class Wide(nn.Module):
@@ -84,7 +84,7 @@ def wanted(files: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "names", [*TOGETHER, *(pytest.param((name,), marks=pytest.mark.slow) for name in ENVIRONMENTS if name != "no core")]
+    "names", [*TOGETHER, *(pytest.param((name,), marks=pytest.mark.slow) for name in ENVIRONMENTS)]
 )
 def test_restored_weights_are_the_same_in_every_environment(
     names: tuple[str, ...], files: list[str], wanted: list[str]
@@ -135,6 +135,24 @@ STATES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "gradients": torch.enable_grad,
     "deterministic": lambda: set_by(torch.use_deterministic_algorithms, True, False),
 }
+# A compression takes a second: here, too, several states at once, and the slow tests tell which it was.
+WITH_GRADIENTS = [("float64", "medium precision", "no denormals"), ("float16", "gradients"), ("bfloat16", "meta")]
+AT_ONCE = [(*WITH_GRADIENTS[0], "autocast"), WITH_GRADIENTS[1], (*WITH_GRADIENTS[2], "inference mode")]
+AT_ONCE += [("deterministic", "autocast to float16")]
+WITH_GRADIENTS += [("deterministic",)]
+
+
+@contextmanager
+def all_of(names: tuple[str, ...]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(STATES[name]())
+        yield
+
+
+def alone(states: Iterable[str]) -> list[object]:
+    """Each state by itself, in the slow tests."""
+    return [pytest.param((name,), marks=pytest.mark.slow) for name in states]
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -195,10 +213,10 @@ def made_without_data(net: nn.Module) -> list[str]:
     return [hashlib.sha256(b"".join(entry.blob for entry in model.entries.values())).hexdigest() for model in found]
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_compression_is_the_same_whatever_the_state_of_torch(state: str, blobs: list[str]) -> None:
+@pytest.mark.parametrize("states", [*AT_ONCE, *alone(STATES)])
+def test_compression_is_the_same_whatever_the_state_of_torch(states: tuple[str, ...], blobs: list[str]) -> None:
     net = kinds()
-    with STATES[state]():
+    with all_of(states):
         assert made_without_data(net) == blobs
 
 
@@ -219,11 +237,14 @@ def blob() -> str:
     return blob_of_data(*small_net())
 
 
-@pytest.mark.parametrize("state", [name for name in STATES if "autocast" not in name and name != "inference mode"])
-def test_compression_with_data_is_the_same_whatever_the_state_of_torch(state: str, blob: str) -> None:
+@pytest.mark.parametrize(
+    "states",
+    [*WITH_GRADIENTS, *alone(name for name in STATES if "autocast" not in name and name != "inference mode")],
+)
+def test_compression_with_data_is_the_same_whatever_the_state_of_torch(states: tuple[str, ...], blob: str) -> None:
     """Under autocast the network itself says something else, and under inference mode it has no gradients."""
     net, batches = small_net()
-    with STATES[state]():
+    with all_of(states):
         assert blob_of_data(net, batches) == blob
 
 

@@ -44,8 +44,10 @@ def one_by_one(weight, hessian, width, group):
     return restored
 
 
-@pytest.mark.parametrize(("cols", "group"), [(40, 128), (300, 128), (300, 32), (300, 256)])
-@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize(
+    ("cols", "group"), [(40, 128), (300, 128), (300, 32), pytest.param(300, 256, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("width", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_blocks_change_nothing(gptq, cols, group, width):
     """Up to codes at the edge of two cells, where the last bits of float32 decide."""
     weight, hessian = torch.randn(12, cols), inputs_gram(cols)

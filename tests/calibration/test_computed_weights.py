@@ -75,7 +75,12 @@ def test_a_weight_that_others_are_computed_from_costs_what_is_measured(kind):
     assert 0.6 < measured_over_promised(model, x.split(24), found, name) < 1.6
 
 
-SLOW = {"scaled", "old weight norm", "weight norm, transposed"}  # what their errors cost is measured above
+SLOW = {
+    "scaled",
+    "spectral norm",
+    "old weight norm",
+    "weight norm, transposed",
+}  # what their errors cost is measured above
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in COMPUTED])

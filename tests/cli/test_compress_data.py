@@ -55,7 +55,7 @@ def test_a_cache_is_gone_on_from_and_memory_may_be_short(loaders, capsys) -> Non
     data = ["--network", f"{loaders}:net", "--data", f"{loaders}:inputs", "--cache", "kept", "--memory", "1MB"]
     data += ["--recipe", "Quantize()"]
     for _ in range(2):
-        assert main(["compress", "model.safetensors", "--bits", "3", *data, "--quiet", "--force"]) == 0
+        assert main(["compress", "model.safetensors", "--price", "1e-4", *data, "--quiet", "--force"]) == 0
     assert len(list(Path("kept").glob("*.safetensors"))) == 6
     assert main(["compress", "model.safetensors", "--bits", "3", "--cache", "kept", "--force"]) == 2
     assert "--cache goes with --data" in capsys.readouterr().err

@@ -46,13 +46,13 @@ def toy(tmp_path, monkeypatch) -> str:
     return name
 
 
-def asked(toy: str, data: str, *more: str) -> list[str]:
-    given = ["--bits", "4", "--network", f"{toy}:build", "--data", f"{toy}:{data}", "-o", "m.wf", "--quiet"]
+def asked(toy: str, data: str, *more: str, budget: tuple[str, str] = ("--price", "1e-3")) -> list[str]:
+    given = [*budget, "--network", f"{toy}:build", "--data", f"{toy}:{data}", "-o", "m.wf", "--quiet"]
     return ["learn", "model.safetensors", "--recipe", "Quantize()", "--epochs", "1", *given, *more]
 
 
 def test_labels_are_learned_where_they_are_asked_for(toy, tmp_path, capsys) -> None:
-    assert main(asked(toy, "labelled", "--labels", "--json")) == 0
+    assert main(asked(toy, "labelled", "--labels", "--json", budget=("--bits", "4"))) == 0
     assert json.loads(capsys.readouterr().out)["file"] == "m.wf"
     assert waterfill.load("m.wf").bits <= 4 and not (tmp_path / "m.wf.work").exists()
     assert main(asked(toy, "inputs")) == 3  # the output is there

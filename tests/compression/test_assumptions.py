@@ -32,7 +32,7 @@ def factors(state: dict[str, Tensor]) -> dict[str, float]:
     return {w.name: w.factor for w in plan_weights(state, parse("Quantize()"), {}, None)}
 
 
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_table_beside_blocks_gets_the_bits_of_others(bits) -> None:
     found = spent(language_model(), bits)
     assert bits - 0.3 < found["table"] < bits + 0.8

@@ -134,7 +134,7 @@ def with_data(recipe: str | None) -> Compressor:
     model = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 5)).eval()
     batches = list(torch.randn(48, 24).split(16))
     given = {} if recipe is None else {"spec": recipe}
-    options = Options(steps=Steps(stages=4))
+    options = Options(steps=Steps(stages=1, repair=False))
     return lambda **budget: waterfill.compress(model, batches, **given, options=options, **budget)
 
 

@@ -202,7 +202,7 @@ def test_given_importance_moves_the_bits():
     assert uneven[:, :48].norm() / uneven[:, 48:].norm() < 0.2 < even[:, :48].norm() / even[:, 48:].norm()
 
 
-@pytest.mark.parametrize("scale", [1e-13, 1e13])
+@pytest.mark.parametrize("scale", [1e-13, pytest.param(1e13, marks=pytest.mark.slow)])
 def test_the_scale_of_given_importance_does_not_matter_to_a_budget(scale):
     importance = {name: Importance().scaled(scale) for name in state() if name != "c.steps"}
     model = waterfill.compress(state(), bits=4, importance=importance)

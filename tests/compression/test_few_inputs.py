@@ -106,7 +106,7 @@ def test_what_is_to_be_known_of_the_whole_travels_as_a_word(net, tmp_path, capsy
 
     model = Noisy().eval()
     model.load_state_dict(net.state_dict())
-    made = waterfill.compress(model, [smooth(8, 7)], spec="Quantize()", bits=3, options=QUICK)
+    made = waterfill.compress(model, [smooth(8, 7)], spec="Quantize()", price=1e-4, options=QUICK)
     assert "random numbers" in made.warnings[""] and "8 outputs were seen" in made.warnings[""]
     made.save(tmp_path / "m.wf")
     assert waterfill.load(tmp_path / "m.wf").warnings == made.warnings

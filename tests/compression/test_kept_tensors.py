@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 import waterfill
-from waterfill import Importance
+from waterfill import Importance, Options, Steps
 from waterfill.errors import BadInput, BudgetError
 
 INFINITE = float("inf")
+QUICK = Options(steps=Steps(stages=1))
 
 
 def rows(made: waterfill.CompressedModel) -> dict[str, dict]:
@@ -41,7 +42,7 @@ def test_buffers_are_exact_and_the_table_says_why(with_data):
     network = Masked().eval()
     batches = list(torch.randint(0, 60, (16, 16)).split(4))
     made = (
-        waterfill.compress(network, batches, spec="Quantize()", bits=6)
+        waterfill.compress(network, batches, spec="Quantize()", bits=6, options=QUICK)
         if with_data
         else waterfill.compress(network, bits=6)
     )
@@ -94,7 +95,7 @@ def output_error(network: nn.Module, made: waterfill.CompressedModel, own: nn.Mo
 def test_what_a_mask_hides_costs_nothing(with_data, tmp_path):
     network, x, test = Pruned().eval(), torch.randn(256, 64), torch.randn(64, 64)
     if with_data:
-        made = waterfill.compress(network, list(x.split(64)), spec="Quantize()", size=6000)
+        made = waterfill.compress(network, list(x.split(64)), spec="Quantize()", size=6000, options=QUICK)
     else:
         made = waterfill.compress(network, size=6000)
     assert output_error(network, made, Pruned(), test) < 0.006  # 0.05 and 0.1 where hidden entries were coded too
@@ -115,13 +116,13 @@ def test_hidden_rows_and_columns_leave_the_rest_its_gram_matrix():
     network.a.weight_mask.fill_(1)
     network.a.weight_mask[:40] = 0
     network.a.weight_mask[:, 5:20] = 0
-    made = waterfill.compress(network, list(x.split(64)), spec="Quantize()", size=6000)
+    made = waterfill.compress(network, list(x.split(64)), spec="Quantize()", size=6000, options=QUICK)
     with torch.no_grad():
         plain = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
         state = [network.a.weight_orig * network.a.weight_mask, network.a.bias, network.b.weight, network.b.bias]
         for parameter, value in zip(plain.parameters(), state, strict=True):
             parameter.copy_(value)
-    permanent = waterfill.compress(plain, list(x.split(64)), spec="Quantize()", size=6000)
+    permanent = waterfill.compress(plain, list(x.split(64)), spec="Quantize()", size=6000, options=QUICK)
     error = output_error(network, made, Pruned(), x)
     assert rows(made)["a.weight_mask"]["bytes"] < 80  # two rows that repeat
     assert error < 1.25 * output_error(plain, permanent, nn.Sequential(*map(type_of, plain)), x)

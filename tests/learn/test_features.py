@@ -89,6 +89,7 @@ def test_a_network_is_learned_by_what_it_sees() -> None:
     made = run(
         Net(32),
         list(torch.randn(8, 32, 32)),
+        spec="Quantize()",
         budget=waterfill.Budget(bits=4),
         training=Training(epochs=2, features=1.0),
     )

@@ -131,7 +131,9 @@ def original() -> nn.Module:
     return trained()
 
 
-@pytest.mark.parametrize("spec", ["Codebook(levels=2)", "Codebook(levels=2) + Prune(keep=0.02)"])
+@pytest.mark.parametrize(
+    "spec", ["Codebook(levels=2)", pytest.param("Codebook(levels=2) + Prune(keep=0.02)", marks=pytest.mark.slow)]
+)
 def test_a_network_learns_to_be_compressed(original: nn.Module, spec: str) -> None:
     model = copy.deepcopy(original)
     at_once = LC(copy.deepcopy(original), spec, schedule=Schedule(mu=1.0))

@@ -19,6 +19,7 @@ BATCHES = list(X.split(64))
 QUICK = Steps(stages=0, repair=False)
 SHORT = Training(epochs=1, rate=1e-2, c_steps=2)
 TWO_BITS = Budget(bits=2)
+A_PRICE = Budget(price=1e-3)  # is met at once
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("method", ["straight-through", "lc"])
 def test_inputs_and_buffers_stay(original, method) -> None:
     model, batches = Counting(copy.deepcopy(original)), [x.clone() for x in BATCHES[:4]]
-    made = run(model, batches, spec="Quantize()", budget=Budget(bits=4), training=Training(epochs=1, method=method))
+    made = run(model, batches, spec="Quantize()", budget=A_PRICE, training=Training(epochs=1, method=method))
     assert all(torch.equal(a, b) for a, b in zip(batches, BATCHES, strict=False))
     assert float(model.runs) == float(made.state_dict()["runs"]) == 0
     distill(net(3), model, batches, how=Distillation(epochs=1))
@@ -154,14 +155,14 @@ def test_random_numbers_of_the_owner_go_on(original) -> None:
     torch.manual_seed(5)
     random.seed(5)
     distill(net(3), original, BATCHES[:2], how=Distillation(epochs=1))
-    run(original, BATCHES[:4], spec="Quantize()", budget=TWO_BITS, training=SHORT, options=Options(steps=QUICK))
+    run(original, BATCHES[:4], spec="Quantize()", budget=A_PRICE, training=SHORT, options=Options(steps=QUICK))
     assert (torch.rand(1), random.random()) == expected
 
 
 def test_frozen_parameters_stay_what_they_were_compressed_to(original) -> None:
     model = copy.deepcopy(original)
     model[0].requires_grad_(False)
-    asked = {"spec": "Quantize()", "budget": Budget(bits=4)}
+    asked = {"spec": "Quantize()", "budget": A_PRICE}
     made = run(model, BATCHES, training=SHORT, options=Options(steps=QUICK), **asked)
     plain = run(model, BATCHES, training=Training(epochs=0.05, rate=1e-9), options=Options(steps=QUICK), **asked)
     assert made.entries["0.weight"].blob == plain.entries["0.weight"].blob
@@ -169,7 +170,7 @@ def test_frozen_parameters_stay_what_they_were_compressed_to(original) -> None:
 
 def test_a_half_precision_network_is_trained_in_full(original) -> None:
     model = copy.deepcopy(original).bfloat16()
-    made = run(model, [x.bfloat16() for x in BATCHES], spec="Quantize()", budget=Budget(bits=4), training=SHORT)
+    made = run(model, [x.bfloat16() for x in BATCHES], spec="Quantize()", budget=A_PRICE, training=SHORT)
     assert all(torch.isfinite(value).all() for value in made.state_dict().values())
 
 
@@ -180,35 +181,35 @@ def test_another_loss_and_other_inputs_are_another_training(original, tmp_path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(original, BATCHES, spec="Quantize()", budget=TWO_BITS, training=SHORT, options=options, save=interrupted)
+        run(original, BATCHES, spec="Quantize()", budget=A_PRICE, training=SHORT, options=options, save=interrupted)
     assert (tmp_path / "work" / "codes.wf").is_file()  # what was trained outlives a result that was not saved
     with pytest.raises(PlanMismatch, match="loss"):
         run(
             original,
             BATCHES,
             spec="Quantize()",
-            budget=TWO_BITS,
+            budget=A_PRICE,
             training=SHORT,
             options=options,
             loss=lambda y, _: y.square().mean(),
         )
     with pytest.raises(PlanMismatch, match="inputs"):
-        run(original, [x + 1 for x in BATCHES], spec="Quantize()", budget=TWO_BITS, training=SHORT, options=options)
+        run(original, [x + 1 for x in BATCHES], spec="Quantize()", budget=A_PRICE, training=SHORT, options=options)
 
 
 def test_files_of_others_are_not_taken_for_its_own(original, tmp_path) -> None:
     waterfill.compress(original, bits=8).save(tmp_path / "codes.wf")
     with pytest.raises(OutputExists, match="codes.wf"):
-        run(original, BATCHES, spec="Quantize()", budget=TWO_BITS, options=Options(work=tmp_path))
+        run(original, BATCHES, spec="Quantize()", budget=A_PRICE, options=Options(work=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["codes.wf"]
 
 
 def test_a_refused_training_leaves_no_folder(original, tmp_path) -> None:
     options = Options(work=tmp_path / "work", steps=QUICK)
     with pytest.raises(BadInput, match="no gradient runs"):
-        run(original, BATCHES, spec="Quantize()", budget=TWO_BITS, options=options, loss=lambda y, _: y.detach().mean())
+        run(original, BATCHES, spec="Quantize()", budget=A_PRICE, options=options, loss=lambda y, _: y.detach().mean())
     with pytest.raises(BadInput, match="one number"):
-        run(original, BATCHES, spec="Quantize()", budget=TWO_BITS, options=options, loss=lambda y, _: y.mean(1))
+        run(original, BATCHES, spec="Quantize()", budget=A_PRICE, options=options, loss=lambda y, _: y.mean(1))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BadInput, match=r"Budget\(bits=2\)"):
         run(original, BATCHES, budget=2.0)

@@ -41,8 +41,8 @@ def test_training_in_compressed_form_is_better_than_compressing(original, at_onc
             "forward": lambda model, batch: model(batch[0]),
             "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
         }
-    longer = Training(epochs=6, rate=4e-2, c_steps=4)
-    made = run(original, budget=Budget(bits=1.9), training=longer, **given)
+    longer = Training(epochs=4, rate=1.5e-2, c_steps=4)
+    made = run(original, spec="Quantize()", budget=Budget(bits=1.9), training=longer, **given)
     assert accuracy(made.install(net())) > at_once + 0.3 * (accuracy(original) - at_once)
     assert made.bits <= 1.9
     assert all(torch.equal(before[name], value) for name, value in original.state_dict().items())
@@ -81,9 +81,12 @@ def interrupted_after(count: int) -> list[Tensor]:
     return Batches(BATCHES)
 
 
-@pytest.mark.parametrize("count", [20, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 44))])
-def test_an_interrupted_training_ends_as_if_nothing_had_been(original, tmp_path, count) -> None:
-    asked: dict[str, Any] = {"budget": Budget(bits=2), "training": TWICE}
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [("Quantize()", 20), *(pytest.param(None, count, marks=pytest.mark.slow) for count in (3, 20, 44))],
+)
+def test_an_interrupted_training_ends_as_if_nothing_had_been(original, tmp_path, spec, count) -> None:
+    asked: dict[str, Any] = {"spec": spec, "budget": Budget(bits=2), "training": TWICE}
     whole = run(original, BATCHES, options=QUICK, **asked)
     options = replace(QUICK, work=tmp_path / "work")
     with pytest.raises(Interrupted):
@@ -132,7 +135,7 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
             original,
             BATCHES,
             spec="Quantize()",
-            budget=Budget(bits=2),
+            budget=Budget(price=1e-3),
             loss=lambda y, _: y.sum() * torch.nan,
             training=TWICE,
             options=QUICK,
@@ -142,7 +145,7 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
             original,
             BATCHES,
             spec="Quantize()",
-            budget=Budget(bits=2),
+            budget=Budget(price=1e-3),
             training=replace(TWICE, rate=1e9),
             options=QUICK,
         )
@@ -150,7 +153,7 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
         run(original, BATCHES, spec="Quantize()", budget=Budget(size=9), options=replace(QUICK, work=tmp_path / "work"))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BadInput, match=r"gave 3 batches in epoch 1 and 16"):
-        run(original, Short(), spec="Quantize()", budget=Budget(bits=2), training=TWICE, options=QUICK)
+        run(original, Short(), spec="Quantize()", budget=Budget(price=1e-3), training=TWICE, options=QUICK)
     with pytest.raises(BadInput, match="a list or a loader"):
         run(original, (x for x in BATCHES), spec="Quantize()", budget=Budget(bits=2))
     with pytest.raises(BadRecipe, match="method='magic'"):
@@ -165,7 +168,7 @@ def test_progress_goes_to_its_end(original) -> None:
         original,
         BATCHES,
         spec="Quantize()",
-        budget=Budget(bits=3),
+        budget=Budget(price=1e-3),
         training=TWICE,
         options=replace(QUICK, progress=said.append),
     )
@@ -194,7 +197,9 @@ def test_norms_are_folded_and_recurrent_layers_learn_too(method) -> None:
         model, x = Normed(), torch.randn(64, 3, 8, 8)
         model.train()(x)
     given: dict[str, Any] = (
-        {"spec": "Codebook(levels=8)", "budget": Budget()} if method == "lc" else {"budget": Budget(bits=6)}
+        {"spec": "Codebook(levels=8)", "budget": Budget()}
+        if method == "lc"
+        else {"spec": "Quantize()", "budget": Budget(bits=6)}
     )
     training = Training(epochs=2, rate=1e-2, c_steps=2, method=method)
     made = run(model.eval(), x.split(16), training=training, options=QUICK, **given)

@@ -84,9 +84,9 @@ def test_a_model_made_in_inference_mode_can_be_copied_and_not_differentiated() -
     with pytest.raises(BadInput, match="inference_mode"):
         calibrate(made_in_inference_mode(), BATCHES)
     made = waterfill.compress(
-        made_in_inference_mode(), BATCHES, spec="Quantize()", bits=8, options=waterfill.Options(steps=QUICK)
+        made_in_inference_mode(), BATCHES, spec="Quantize()", price=1e-6, options=waterfill.Options(steps=QUICK)
     )
-    assert made.warnings == {} and made.bits <= 8
+    assert made.warnings == {} and made.bits > 1
 
 
 def test_a_loss_that_fails_a_cache_that_is_a_file_and_logits_that_are_none(tmp_path) -> None:
@@ -142,24 +142,24 @@ def test_the_outputs_are_found_in_what_a_model_returns(wrap) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "batches"),
+    ("model", "batches", "budget"),
     [
-        (net(), [X[:1]]),
-        (net(), [X[0]]),  # one input without a dimension of samples
-        (net(), [X[:1].repeat(8, 1)] * 2),
-        (net(), [b * (torch.arange(16) > 9) for b in BATCHES]),
-        (net(), [b * 0 for b in BATCHES]),
-        (net().train(), BATCHES),
-        (net().double(), [b.double() for b in BATCHES]),
-        (net().bfloat16(), [b.bfloat16() for b in BATCHES]),
-        (net().half(), [b.half() for b in BATCHES]),
-        (net().requires_grad_(False), BATCHES),
+        (net(), [X[:1]], {"bits": 6}),
+        (net(), [X[0]], {"bits": 6}),  # one input without a dimension of samples
+        (net(), [X[:1].repeat(8, 1)] * 2, {"bits": 6}),
+        (net(), [b * (torch.arange(16) > 9) for b in BATCHES], {"bits": 6}),
+        (net(), [b * 0 for b in BATCHES], {"bits": 6}),
+        (net().train(), BATCHES, {"price": 1e-5}),
+        (net().double(), [b.double() for b in BATCHES], {"price": 1e-5}),
+        (net().bfloat16(), [b.bfloat16() for b in BATCHES], {"price": 1e-5}),
+        (net().half(), [b.half() for b in BATCHES], {"price": 1e-5}),
+        (net().requires_grad_(False), BATCHES, {"price": 1e-5}),
     ],
 )
-def test_what_is_unusual_works(model, batches) -> None:
+def test_what_is_unusual_works(model, batches, budget) -> None:
     training = model.training
-    made = waterfill.compress(model, batches, spec="Quantize()", bits=6, options=waterfill.Options(steps=QUICK))
-    assert made.bits <= 6 and model.training == training
+    made = waterfill.compress(model, batches, spec="Quantize()", **budget, options=waterfill.Options(steps=QUICK))
+    assert made.bits <= budget.get("bits", 12) and model.training == training
     after = made.install(net().to(model[0].weight.dtype)).eval()
     with torch.no_grad():
         wanted, found = (m(batches[0]).float() for m in (model.eval(), after))

@@ -60,7 +60,7 @@ def error(made, model: nn.Module, batches: list) -> float:
     return evaluate(made.install(type(model)()), batches, reference=model, targets=None, logits=False).output_error
 
 
-@pytest.mark.parametrize("size", [32, 16])
+@pytest.mark.parametrize("size", [32, pytest.param(16, marks=pytest.mark.slow)])
 def test_named_tuples_are_arguments_and_are_cut_in_two_as_such(size) -> None:
     torch.manual_seed(0)
     model, batches = Scaled().eval(), pairs(size)
@@ -75,7 +75,7 @@ def test_a_named_tuple_stays_one() -> None:
     assert type(each_tensor(pairs(32)[0], Tensor.clone)) is Pair
 
 
-@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_packed_sequences_are_one_argument(count) -> None:
     torch.manual_seed(0)
     model, batches = LastState().eval(), [packed([3, 5, 1, 4])] * count

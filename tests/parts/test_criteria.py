@@ -34,7 +34,10 @@ def test_wide_layers_know_their_correlations_too() -> None:
     assert lost["hessian"] < lost["activation"]
 
 
-@pytest.mark.parametrize("pattern", ["entry", "rows", "columns", "1x4", "4x4", "2:4"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["rows", "columns", "4x4", "2:4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("entry", "1x4"))],
+)
 def test_correlations_are_made_use_of(pattern: str) -> None:
     """What others can stand in for goes first: less is lost on the same share of units, over a few weights."""
     keep = None if ":" in pattern else 0.5
@@ -101,7 +104,7 @@ def test_magnitude_looks_at_nothing_else() -> None:
     assert float(target.abs()[mask].min()) > float(target.abs()[~mask].max())
 
 
-@pytest.mark.parametrize("pattern", ["entry", "columns", "2x2"])
+@pytest.mark.parametrize("pattern", ["entry", "columns", pytest.param("2x2", marks=pytest.mark.slow)])
 def test_surgery_buys_by_the_price(pattern: str) -> None:
     target, importance = correlated(30, 40)
     kept, costs = [], []

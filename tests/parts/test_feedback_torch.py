@@ -26,8 +26,10 @@ def test_codes_are_those_of_the_compiled_core(search):
     assert np.array_equal(feedback_torch.feed_back(torch.from_numpy(search.x), feedback, rule).numpy(), wanted)
 
 
-@pytest.mark.parametrize("states", [0, 8])
-@pytest.mark.parametrize("kernel", [(), (3, 3)])
+@pytest.mark.parametrize(
+    ("states", "kernel"),
+    [(0, (3, 3)), (8, ()), *(pytest.param(*both, marks=pytest.mark.slow) for both in ((0, ()), (8, (3, 3))))],
+)
 def test_a_candidate_costs_what_one_by_the_compiled_core_does(states, kernel, monkeypatch):
     monkeypatch.setattr(candidates, "feed_back", None)  # it is not used
     cols = 144

@@ -81,7 +81,9 @@ def gap(spec: Quantize, price: float) -> tuple[float, float]:
     return bits, bits - 0.5 * math.log2(float(target.square().mean() / (target - part.dense()).square().mean()))
 
 
-@pytest.mark.parametrize(("states", "most"), [(0, 0.27), (4, 0.11), (8, 0.09), (64, 0.065), (256, 0.055)])
+@pytest.mark.parametrize(
+    ("states", "most"), [(0, 0.27), (4, 0.11), (8, 0.09), (64, 0.065), pytest.param(256, 0.055, marks=pytest.mark.slow)]
+)
 def test_how_far_a_gaussian_source_is_from_its_limit(states, most):
     found = [gap(Quantize(states=states), price) for price in (0.2, 0.05, 5e-3, 1.2e-3)]
     assert [round(bits) for bits, _ in found] == [1, 2, 4, 5]

@@ -1,7 +1,7 @@
 """Matrices that stay compressed in memory: small codes, values of a table, and sparse entries."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.part import Codes, Levels
-from waterfill.runtime import layout, operators
+from waterfill.runtime import layout, operators, reference
 from waterfill.runtime.blocked import rows as blocks
+
+if TYPE_CHECKING:
+    from waterfill.runtime.layers.geometry import Geometry
 
 _NARROW = 1 << 16  # columns that 16 bits tell apart
 _OUTLIER = 64 + 8  # bits of a correction
@@ -50,6 +53,20 @@ class Term(nn.Module):
     def _keep(self, **values: Tensor | None) -> None:
         for name, value in values.items():
             self.register_buffer(name, value)
+
+    def convolved(self, x: Tensor, geometry: "Geometry", bias: Tensor | None) -> Tensor:
+        """The convolution of x [batch, in, ...] with the matrix as kernels [out, in / groups * kernel]."""
+        return geometry.convolved(x, (self.rows, self.cols), self.block, bias)
+
+    @property
+    def exact(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Codes [rows, cols] (int64), scales of rows and of columns, where it is their product; else None."""
+        return None
+
+    @property
+    def beside(self) -> int:
+        """Bytes of memory beside its tensors."""
+        return 0
 
     def check(self) -> None:
         """Raises BadInput for tensors that make no matrix: a kernel would read beyond them."""
@@ -143,8 +160,16 @@ class CodesTerm(Term):
         return blocks.codes_block(self._matrix, first, last)
 
     @property
+    def exact(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        if self.scales.shape[1] > 1 or not self.data.is_cpu:
+            return None
+        codes = torch.from_numpy(reference.codes_of(self._matrix.arrays))
+        return codes, self.scales[:, 0], self.columns
+
+    @property
     def words(self) -> str:
-        return f"{self.bits}-bit codes" + (f", {self.corrected:,} corrected" if self.corrected else "")
+        some = f", {self.corrected:,} corrected" if self.corrected else ""
+        return f"{self.bits}-bit codes{some}" + (", 8-bit inputs" if self.size == 1 else "")
 
 
 class LevelsTerm(Term):

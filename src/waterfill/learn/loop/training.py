@@ -34,7 +34,7 @@ class Training:
     epochs: float = 3.0
     rate: float | None = None
     c_steps: int = 8
-    last: float = 0.2
+    last: float = 0.1
     method: str = STRAIGHT_THROUGH
     schedule: Schedule | None = None
     features: float = 0.0

@@ -131,17 +131,20 @@ def refine(bins: Bins, levels: np.ndarray, price: float, fixed: bool = False) ->
     Each bin takes the level of least 1/2 w (x - level)^2 + price * bits; bits are -log2 of the level's share.
     """
     share = np.full(len(levels), 1.0 / len(levels))
-    mean = bins.first / bins.weight
+    mean, halved, rate = bins.first / bins.weight, 0.5 * bins.weight[:, None], price * bins.count[:, None]
+    distances = halved * (mean[:, None] - levels) ** 2
     for _ in range(_ROUNDS):
-        bits = -np.log2(share)
-        costs = 0.5 * bins.weight[:, None] * (mean[:, None] - levels) ** 2 + price * bins.count[:, None] * bits
-        code = costs.argmin(1)
+        code = (distances + rate * -np.log2(share)).argmin(1)
         count, weight, first = (
             np.bincount(code, weights=v, minlength=len(levels)) for v in (bins.count, bins.weight, bins.first)
         )
         used = count > 0
+        before = levels, share
         levels = levels[used] if fixed else first[used] / weight[used]
         share = count[used] / bins.total
+        if all(map(np.array_equal, before, (levels, share))):
+            break  # every further round would give the same again
+        distances = distances[:, used] if fixed else halved * (mean[:, None] - levels) ** 2
     bits = -np.log2(share)
     code = (np.cumsum(used) - 1)[code]
     errors = bins.second - 2 * levels[code] * bins.first + levels[code] ** 2 * bins.weight

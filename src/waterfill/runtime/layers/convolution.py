@@ -96,7 +96,7 @@ class PackedConvolution(PackedLayer):
             return restored
 
         x = x.index_select(1, self.channels)
-        if inner.factors and _pays(inner):
+        if inner.factors and pays(inner):
             left, right = inner.factors
             x = geometry.convolved(x, (right.rows, cols), rows(right), None)
             return _of(left, x, geometry.pointwise, self.bias)
@@ -118,7 +118,7 @@ class PackedConvolution(PackedLayer):
             list(self.dilation),
         )  # fmt: skip
         geometry = self._geometry
-        if self.term.factors and self.groups == 1 and _pays(self.term):
+        if self.term.factors and self.groups == 1 and pays(self.term):
             left, right = self.term.factors
             restored = left.block(0, left.rows).T.contiguous()
             x = geometry.pointwise.convolved(x, (left.cols, left.rows), lambda a, b: restored[a:b], None)
@@ -128,14 +128,14 @@ class PackedConvolution(PackedLayer):
 
 def _of(term: Term, x: Tensor, geometry: Geometry, bias: Tensor | None) -> Tensor:
     """The convolution of x with a term, in two where it is a product of thin matrices."""
-    if term.factors and geometry.groups == 1 and _pays(term):
+    if term.factors and geometry.groups == 1 and pays(term):
         left, right = term.factors
         x = _of(right, x, geometry, None)
         return _of(left, x, geometry.pointwise, bias)
-    return geometry.convolved(x, (term.rows, term.cols), term.block, bias)
+    return term.convolved(x, geometry, bias)
 
 
-def _pays(term: Term) -> bool:
+def pays(term: Term) -> bool:
     """Whether two factors take fewer multiplications than their product."""
     assert term.factors is not None  # the caller has looked
     rank = term.factors[1].rows

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from waterfill.runtime.int8.loss import LOSS, Loss
 from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.packing.sites import KINDS, is_conv1d
 
@@ -15,26 +16,35 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
     """How each linear layer, convolution, embedding, recurrent layer and stack of matrices of a packed network runs.
 
     A row is a dict: name, runs ("packed" or "dense"), form, bytes in memory, and why or how fast where it is known. The
-    bytes of a weight that several layers share stand in the first of their rows.
+    bytes of a weight that several layers share stand in the first of their rows. After `quantize_activations`, "form"
+    names inputs of 8 bits, and a last row, "whole network", has the "loss" of the whole.
     """
     rows, seen = [], set[int]()
     for name, module in model.named_modules():
         if isinstance(module, PackedLayer):
             tensors = [value for term in module.terms() for value in term.buffers()]
-            form, runs = _words(module), "packed"
+            form, runs, more = _words(module), "packed", sum(term.beside for term in module.terms())
         elif isinstance(module, KINDS) or is_conv1d(module):
             tensors = list(module.parameters())
-            form, runs = "restored weights", "dense"
+            form, runs, more = "restored weights", "dense", 0
         else:
             stacks = [(n, v) for n, v in module.named_parameters(recurse=False) if v.ndim == 3]
             rows += [_of_stack(f"{name}.{n}" if name else n, v, getattr(module, f"{WHY}_{n}", "")) for n, v in stacks]
             continue
         own = {id(value): value for value in tensors if id(value) not in seen}
         seen |= own.keys()
-        size = sum(value.numel() * value.element_size() for value in own.values())
+        size = sum(value.numel() * value.element_size() for value in own.values()) + (more if own else 0)
         form += "" if own or not tensors else ", shared"
         rows.append({"name": name, "runs": runs, "form": form, "bytes": size, "why": getattr(module, WHY, "")})
-    return rows
+    loss = getattr(model, LOSS, None)
+    return rows if loss is None else [*rows, _of_whole(loss)]
+
+
+def _of_whole(loss: Loss) -> dict[str, Any]:
+    """The row of a network some of whose layers round their inputs."""
+    some, layers = loss.layers
+    form = f"8-bit inputs in {some} of {layers} layers"
+    return {"name": "whole network", "runs": "packed", "form": form, "bytes": 0, "why": loss.words, "loss": loss.value}
 
 
 def _words(layer: PackedLayer) -> str:
