@@ -61,7 +61,8 @@ class MeasuredStore:
         try:
             with safe_open(self._path(stretch), framework="pt") as file:
                 about = json.loads((file.metadata() or {})[_ABOUT])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - an open file is no mapping
+                names = file.keys()
+                tensors = {key: file.get_tensor(key) for key in names}
         except (OSError, SafetensorError, KeyError, ValueError):
             return None  # not there, or cut short by a crash
         return {name: _restored(note, i, tensors) for i, (name, note) in enumerate(about.items())}
