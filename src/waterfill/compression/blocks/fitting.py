@@ -236,7 +236,8 @@ class Fitting:
         importance = measured.importance
         if measured.energy is not None:
             inputs = None if moments is None else moments.importance()
-            importance = Importance(measured.energy) if inputs is None else with_energy(measured.energy, inputs)
+            plain = Importance(measured.energy / weight.layout.matrix[1])  # no input came in this pass
+            importance = plain if inputs is None else with_energy(measured.energy, inputs)
         assert importance is not None
         made = replace(weight, importance=partial(_same, importance))
         made = replace(made, known_damping=_without_factor(made.damping))

@@ -92,7 +92,7 @@ class Blockwise:
 
     def _fitting(self, room: Room, measured: Mapping[str, Measured], log: Log) -> Fitting:
         """The second pass, to a file of `log.aim` bytes."""
-        notes = self.source.task.notes | dict(self.notes) | _remarks(measured)
+        notes = self.source.task.notes | dict(self.notes) | self._remarks(measured)
         task = replace(self.source.task, notes=notes)
         work, blank = Compression(task, room.store, self.options), Compression(task, MemoryStore(), self.options)
         curves = {i: _curve(weight, measured.get(weight.name)) for i, weight in enumerate(work.weights)}
@@ -108,6 +108,19 @@ class Blockwise:
         source, chain = self.source, self.chain
         return Fitting(source, chain, self.batches, room.states, room.found, work, pace, self.specs, log)
 
+    def _remarks(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
+        """The notes on what was measured: how many outputs, what no input reached, and warnings."""
+        about = {name: one.about for name, one in measured.items()}
+        missing = {name: text for name, own in about.items() if (text := own.get("reason"))}
+        warnings = {name: f"{text}: what its errors cost is assumed" for name, text in missing.items()}
+        for name, own in about.items():
+            texts = [*filter(None, [warnings.get(name), own.get("note"), own.get("unmet")])]
+            warnings |= {name: "; ".join(texts)} if texts else {}
+        samples = max((int(own.get("samples", 0)) for own in about.values()), default=0)
+        vectors = {weight.name for weight in self.source.task.weights if weight.layout.role == VECTOR}
+        notes = {"samples": samples, "unreached": sorted(set(missing) - vectors)}
+        return notes | ({"warnings": warnings} if warnings else {})
+
 
 def _curve(weight: Weight, measured: Measured | None) -> RateCurve:
     """The curve of a weight: as measured, or, where nothing is known of what its errors cost, on its own sample."""
@@ -115,15 +128,3 @@ def _curve(weight: Weight, measured: Measured | None) -> RateCurve:
         return RateCurve(measured.points, weight.layout.numbers)
     points = {k: weight.curve.at_grid(k) for k in _ASSUMED}
     return RateCurve(points, 0 if weight.reason else weight.layout.numbers)
-
-
-def _remarks(measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """The notes on what was measured: how many outputs, what no input reached, and warnings."""
-    about = {name: one.about for name, one in measured.items()}
-    missing = {name: text for name, own in about.items() if (text := own.get("reason"))}
-    warnings = {name: f"{text}: what its errors cost is assumed" for name, text in missing.items()}
-    for name, own in about.items():
-        texts = [*filter(None, [warnings.get(name), own.get("note"), own.get("unmet")])]
-        warnings |= {name: "; ".join(texts)} if texts else {}
-    samples = max((int(own.get("samples", 0)) for own in about.values()), default=0)
-    return {"samples": samples, "unreached": sorted(missing)} | ({"warnings": warnings} if warnings else {})
