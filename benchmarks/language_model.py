@@ -34,7 +34,7 @@ from waterfill.network.tensors import tensors_of
 TEXT, SEQUENCES, LENGTH = "wikitext2_valid.txt", 32, 256
 CHARACTERS = 200_000  # of the text; more than the sequences take
 OURS, PLAIN, GPTQ, ROUNDING = "waterfill", "waterfill without inputs", "GPTQ g128", "RTN g128"
-IN_TURN = "waterfill, block by block"
+IN_TURN = "waterfill by blocks"
 METHODS = (OURS, IN_TURN, PLAIN, GPTQ, ROUNDING)
 BLOCKS = 30
 COLUMNS = {"method": "", "blocks": "d", "bits": ".3g", "bytes": ",d", "perplexity": ".2f", "divergence": ".4f"}
