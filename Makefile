@@ -13,8 +13,8 @@ SMOKE := tests/coding/test_exact_product.py tests/coding/test_golden_codes.py te
 	tests/parts/test_format_parts.py tests/compression/test_compress.py tests/compression/test_choice.py
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior probes data_free rate_distortion feedback_speed whole_speed ablation decisions \
-	post_training calibrations choice combinations families learning channels resume kernels packed int8 end_to_end \
-	language_model depth report summary
+	sensitivity post_training calibrations choice combinations families learning channels resume kernels packed int8 packed_budget \
+	end_to_end language_model depth report summary
 # The machines are small and the tests run two at a time: one thread each.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1

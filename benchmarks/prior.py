@@ -105,7 +105,10 @@ def measure(folder: Path, quick: bool, job: Job) -> float:
 
 def told_but(state: State, left_out: str) -> Mapping[str, Importance]:
     """The importance of every tensor that the network tells, one piece left out."""
-    weights = [replace(w, factor=1.0, lines="") for w in plan_weights(state, parse("Quantize()"), {}, None)]
+    weights = [
+        replace(w, factor=1.0, lines="")
+        for w in plan_weights(state, dict.fromkeys(state, parse("Quantize()")), {}, None)
+    ]
     layouts = {weight.name: weight.layout for weight in weights}
     places = {} if left_out == BLOCKS else by_place(layouts)
     norms = {} if left_out == NORMS else by_norms(weights)

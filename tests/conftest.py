@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+os.environ["WATERFILL_CACHE"] = "off"  # neither reads nor leaves anything in the home of whoever runs the tests
 
 # Derandomized: a test that passed yesterday passes today. `--hypothesis-profile=thorough` looks further.
 hypothesis.settings.register_profile("fast", max_examples=40, deadline=None, derandomize=True)

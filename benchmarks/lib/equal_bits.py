@@ -20,7 +20,7 @@ RECIPE = "Quantize(), equal bits"
 
 def equal_bits(state: State) -> Mapping[str, Importance]:
     """What an error in every tensor of a state dict is to cost, so that matrices get equal bits."""
-    weights = plan_weights(state, parse("Quantize()"), {}, None)
+    weights = plan_weights(state, dict.fromkeys(state, parse("Quantize()")), {}, None)
     matrices = {weight.name: weight for weight in weights if weight.layout.role in (MATRIX, KERNEL)}
     costs = [2 * importance.distortion(target) for w in matrices.values() for target, importance in w.matrices(1.0)]
     typical = math.fsum(costs) / max(1, sum(weight.layout.entries for weight in matrices.values()))

@@ -275,7 +275,7 @@ class NetworkLimit:
         while not reached(self.at(low)) and low > high * 2.0**-200:
             high, low = low, low / 16
         for _ in range(_LEVEL_HALVINGS):
-            middle = math.sqrt(low * high)
+            middle = math.sqrt(low) * math.sqrt(high)  # their product may underflow
             low, high = (middle, high) if reached(self.at(middle)) else (low, middle)
         return self.at(low)
 

@@ -121,14 +121,23 @@ def test_nothing_to_measure_says_what_is_missing(run, place) -> None:
     assert ran.code == 2 and "no targets" in ran.err and "--reference" in ran.err
 
 
-def test_speed_shows_the_restored_network_and_the_packed_one(run, place) -> None:
+def test_speed_shows_the_restored_network_and_the_packed_one(run, place, tmp_path) -> None:
     name, _ = place
     common = ("--network", f"{name}:net", "--data", f"{name}:labelled", "--speed", "1,8")
     shown = run("evaluate", "model.wf", *common, "--reference", "model.safetensors")
     assert shown.code == 0, shown.err
     for word in ("original", "restored", "packed, 16-bit inputs", "packed, 8-bit inputs", "times as fast"):
         assert word in shown.out
-    rows = run("evaluate", "model.wf", *common, "--json").json["speed"]
-    assert [(row["name"], row["inputs"]) for row in rows[:3:2]] == [("restored", 1), ("packed, 8-bit inputs", 1)]
+    assert "original, bfloat16" in shown.out and "times smaller than" in shown.out and "multiplications" in shown.out
+    said = run("evaluate", "model.wf", *common, "--json").json
+    names = ("restored", "restored, bfloat16", "packed, 16-bit inputs", "packed, 8-bit inputs")
+    assert [(row["name"], row["inputs"]) for row in said["speed"]] == [
+        (name, size) for size in (1, 8) for name in names
+    ]
+    assert all(row["macs"] == 12 * 64 + 64 * 10 and row["macs_share"] == 1 for row in said["speed"])
+    whole, half = (row["memory"] for row in said["speed"][:2])
+    assert whole == 2 * half == 4 * (12 * 64 + 64 + 64 * 10 + 10)
+    assert said["compression"]["bytes"] == (tmp_path / "model.wf").stat().st_size
+    assert said["compression"]["ratio"] == whole / said["compression"]["bytes"]
     refused = run("evaluate", "model.safetensors", *common)
     assert refused.code == 2 and "a .wf file" in refused.err

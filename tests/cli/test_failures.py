@@ -87,7 +87,7 @@ def test_values_that_are_not_finite_are_refused_by_name(run, tmp_path):
 
 
 def test_a_newer_format_is_told_from_damage(run, compressed, monkeypatch):
-    monkeypatch.setattr("waterfill.cli.commands.info.FileReader", raiser(NewerFormat("use a newer release")))
+    monkeypatch.setattr("waterfill.cli.commands.look.info.FileReader", raiser(NewerFormat("use a newer release")))
     fails(run("info", compressed), Exit.CORRUPT_INPUT, "newer release")
 
 

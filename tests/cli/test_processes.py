@@ -43,7 +43,7 @@ def test_what_is_to_be_ignored_is(run, compressed, monkeypatch) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         return read_listing(src)
 
-    monkeypatch.setattr("waterfill.cli.commands.info.read_listing", hung_up)
+    monkeypatch.setattr("waterfill.cli.commands.look.info.read_listing", hung_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert run("info", compressed).code == Exit.OK

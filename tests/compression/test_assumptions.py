@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import waterfill
+from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.allocation.without_data import SIZE_EXPONENT
 from waterfill.compression.costs.assumptions import amplification, by_place, informed
 from waterfill.compression.task import plan_weights
@@ -28,8 +29,12 @@ def spent(state: dict[str, Tensor], bits: float) -> dict[str, float]:
     return {row["name"]: row["bits"] for row in waterfill.compress(state, bits=bits).table()}
 
 
+def planned(state: dict[str, Tensor]) -> list[Weight]:
+    return plan_weights(state, dict.fromkeys(state, parse("Quantize()")), {}, None)
+
+
 def factors(state: dict[str, Tensor]) -> dict[str, float]:
-    return {w.name: w.factor for w in plan_weights(state, parse("Quantize()"), {}, None)}
+    return {w.name: w.factor for w in planned(state)}
 
 
 @pytest.mark.parametrize("bits", [3, pytest.param(4, marks=pytest.mark.slow)])
@@ -40,7 +45,7 @@ def test_a_table_beside_blocks_gets_the_bits_of_others(bits) -> None:
 
 
 def test_readers_of_a_stream_count_by_columns_and_tables_by_rows() -> None:
-    lines = {w.name: w.lines for w in plan_weights(language_model(), parse("Quantize()"), {}, None)}
+    lines = {w.name: w.lines for w in planned(language_model())}
     assert lines["table"] == "rows"
     assert {lines[f"parts.0.{name}"] for name in ("narrow", "square", "wide")} == {"columns"}
     writer = {f"parts.{i}.writer": torch.randn(32, 128) for i in range(6)}
@@ -49,7 +54,7 @@ def test_readers_of_a_stream_count_by_columns_and_tables_by_rows() -> None:
 
 
 def plan_lines(state: dict[str, Tensor]) -> dict[str, str]:
-    return {w.name: w.lines for w in plan_weights(state, parse("Quantize()"), {}, None)}
+    return {w.name: w.lines for w in planned(state)}
 
 
 def test_weak_columns_of_a_reader_are_kept_as_well_as_strong_ones() -> None:
@@ -141,5 +146,5 @@ def test_dead_channels_do_not_make_a_layer_priceless() -> None:
 
 
 def test_what_is_known_of_all_weights_keeps_their_order() -> None:
-    weights = plan_weights(language_model(), parse("Quantize()"), {}, None)
+    weights = planned(language_model())
     assert [w.name for w in informed(weights)] == [w.name for w in weights]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import waterfill
 import waterfill.hf
@@ -53,6 +53,19 @@ def test_everything_beside_the_weights_is_copied_and_the_config_names_the_loader
     assert card.startswith("this is README.md") and "import waterfill.hf" in card
     assert made.size == (small / "model.wf").stat().st_size <= 3 * 2 * 48 * 64 / 8
     assert set(waterfill.load(small / "model.wf").state_dict()) == {"1.weight", "2.weight"}
+    assert left(tmp_path) == ["net", "small"]
+
+
+def test_folders_take_patterns_and_keep_what_is_ignored(folder, tmp_path, capsys):
+    given = ["--ignore", "1.weight", "--recipe", "2: Codebook(levels=4)"]
+    assert main(["compress", str(folder), "-o", str(tmp_path / "small"), "--price", "0.01", "--json", *given]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["recipe"] == "1.weight: lossless; 2: Codebook(levels=4)"
+    assert [(row["part"], row["reason"]) for row in said["tensors"]][1] == ("4 levels", "")
+    exact = load_file(folder / "model-00001-of-00002.safetensors")["1.weight"]
+    assert torch.equal(waterfill.load(tmp_path / "small/model.wf").state_dict()["1.weight"], exact)
+    with pytest.raises(BadRecipe, match="matches no tensor"):
+        waterfill.hf.compress_folder(folder, tmp_path / "other", ignore=["lm_head"], bits=3)
     assert left(tmp_path) == ["net", "small"]
 
 

@@ -168,3 +168,16 @@ def test_what_is_shown_is_a_line_without_tensors(small):
     for term in spec.terms:
         part = term.fit(torch.randn(32, 32), waterfill.Importance(), 1e-3)
         assert "tensor(" not in repr(part) and len(repr(part)) < 120
+
+
+def test_a_notebook_shows_totals_and_the_largest_tensors_and_no_markup_of_a_name():
+    random = torch.Generator().manual_seed(1)
+    state = {f"layer{i}.weight": torch.randn(8 + i, 16, generator=random) for i in range(14)}
+    made = waterfill.compress(state | {"<b>&\u202e": torch.randn(40, 40, generator=random)}, price=1e-3)
+    shown = made._repr_html_()
+    assert f"{made.size:,} bytes" in shown and "15" not in shown[:20] and "and 3 tensors more" in shown
+    assert (
+        "<b>" not in shown and "&lt;b&gt;&amp;\\u202e" in shown and shown.index("&lt;b") < shown.index("layer13.weight")
+    )
+    assert shown.count("<tr>") == 13 and ">error<" in shown
+    assert "Compressed" in repr(made) and len(repr(made)) < 200

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import FrameType
 
-from waterfill.cli.commands import compress, decompress, evaluate, info, learn, limits, plan, prune, verify
+from waterfill.cli.commands import compress, decompress, evaluate, learn, plan, prune
 from waterfill.cli.commands.demo import command as demo
+from waterfill.cli.commands.look import compare, info, limits, report, sensitivity, verify
 from waterfill.cli.exit_codes import Ended, Exit, code_of, message_of
 from waterfill.report.text import ReaderGone, complain, said
 
@@ -29,6 +30,9 @@ _COMMANDS = {
     "info": (info, "what a .wf file holds, tensor by tensor"),
     "verify": (verify, "check every byte of a .wf file"),
     "decompress": (decompress, "write a .wf file back as .safetensors"),
+    "report": (report, "one offline page about a .wf file: every layer, where the bits went, how near the bound it is"),
+    "compare": (compare, "several recipes at several sizes: a table and a plot"),
+    "sensitivity": (sensitivity, "what a network loses if one weight alone has few bits"),
     "evaluate": (evaluate, "how good a file's network is on data, and how far from the original"),
     "demo": (demo, "train a small network, compress it, and measure what is lost"),
 }

@@ -27,7 +27,13 @@ def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
     parser.add_argument(
         "--recipe",
         metavar="TEXT",
-        help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE})',
+        help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE}); by pattern of '
+        'names: "re:.*mlp.*: Quantize(states=64); *: Quantize()", the first that matches',
+    )
+    parser.add_argument(
+        "--runs",
+        choices=("packed",),
+        help="how the network is to run: of packed weights the budget counts what they take in memory too",
     )
     parser.add_argument(
         "--threads", type=_threads, metavar="N", help="tensors at a time (default: one a core, up to 4)"
@@ -36,6 +42,28 @@ def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return budget
+
+
+def add_ignore(parser: argparse.ArgumentParser) -> None:
+    """The argument for tensors that are left as they are."""
+    parser.add_argument(
+        "--ignore",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="keep bit for bit what is named so, a tensor or a module: lm_head, *.gate, re:.*norm.*; may be repeated",
+    )
+
+
+def recipe_said(args: argparse.Namespace, default: str = "") -> str:
+    """The recipe of a file in words. default: for what is neither ignored nor in a recipe; empty for the automatic."""
+    from waterfill.assignment import LOSSLESS, Assignment
+    from waterfill.parts import packed
+
+    if args.lossless:
+        return LOSSLESS
+    recipe = Assignment.of(args.recipe or default or None, args.ignore)
+    return (recipe.mapped(packed) if args.runs else recipe).text or "automatic"
 
 
 def budget_of(args: argparse.Namespace) -> dict[str, Any]:

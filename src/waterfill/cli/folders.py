@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from waterfill.cli.arguments import budget_of, existing
+from waterfill.cli.arguments import DEFAULT_RECIPE, budget_of, existing, recipe_said
 from waterfill.cli.exit_codes import UsageError
 from waterfill.errors import BadInput
 from waterfill.report.listing import Listing, items_of
@@ -58,13 +58,13 @@ def compress_to_folder(args: argparse.Namespace) -> Listing:
 
     windows = windows_of(args.tokens, 128)
     with Meter(args.quiet) as meter:
-        how: dict[str, Any] = {"memory": args.memory or MEMORY, "blocks": args.blocks or AUTO_BLOCKS}
+        how: dict[str, Any] = {"memory": args.memory or MEMORY, "runs": args.runs, "blocks": args.blocks or AUTO_BLOCKS}
         options = Options(force=args.force, threads=args.threads, progress=meter, **how)
-        made = compress_folder(
-            *(args.model, args.output, args.recipe), **budget_of(args), text=args.text, windows=windows, options=options
-        )
-    recipe = "lossless" if args.lossless else args.recipe or ("automatic" if args.text else "Quantize()")
-    return Listing(items_of(made.rows), made.aliases, {"recipe": recipe, "original": made.original}, made.size)
+        given = {"spec": args.recipe, "ignore": args.ignore} | budget_of(args)
+        made = compress_folder(args.model, args.output, **given, text=args.text, windows=windows, options=options)
+    recipe = recipe_said(args, "" if args.text else DEFAULT_RECIPE)
+    notes = {"recipe": recipe, "original": made.original}
+    return Listing(items_of(made.rows), made.aliases, notes, made.size)
 
 
 def evaluate_on_text(args: argparse.Namespace) -> None:

@@ -1,21 +1,22 @@
 """Compress a checkpoint of any size: one weight in memory at a time for each thread, resumable after any crash."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from waterfill.arithmetic import by_own_arithmetic
+from waterfill.assignment import Recipe
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE
 from waterfill.compression.estimate import seconds_of
 from waterfill.compression.job import Job
 from waterfill.compression.options import Options
 from waterfill.compression.store import DirectoryStore
-from waterfill.compression.task import LOSSLESS, Compression, in_memory, remarked
+from waterfill.compression.task import Compression, in_memory, recipe_of, remarked
 from waterfill.errors import BadInput, BudgetError
 from waterfill.model.compressed import table_row
-from waterfill.part import Spec
 from waterfill.recipe import DEFAULT_RECIPE
 from waterfill.storage import FileWriter
 from waterfill.storage.atomic import claimed
@@ -37,6 +38,7 @@ class Summary:
         weights: how many there are.
         seconds: wall time.
         aliases: tied names, each with the name that holds the parts.
+        memory: bytes of the weights in packed layers, where the budget counted these (`Options.runs`); else 0.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Summary:
     weights: int
     seconds: float
     aliases: dict[str, str]
+    memory: int = 0
 
     @property
     def bits(self) -> float:
@@ -62,8 +65,9 @@ class Summary:
 def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
-    spec: "Spec | str" = DEFAULT_RECIPE,
+    spec: Recipe = DEFAULT_RECIPE,
     *,
+    ignore: Sequence[str] = (),
     bits: float | None = None,
     size: int | None = None,
     ratio: float | None = None,
@@ -78,7 +82,8 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     Args:
         source: a `.safetensors` file, or the folder or index of a sharded checkpoint.
         target: the `.wf` file to write.
-        spec: a spec or its text.
+        spec: a spec or its text; or specs by pattern of names, as of `compress`.
+        ignore: patterns of names of tensors that are kept bit for bit, as of `compress`.
         bits: per weight, of the whole file; 4 where no budget is given and the spec has no rate of its own.
         size: bytes of the file.
         ratio: bytes of the original tensors over bytes of the file.
@@ -92,7 +97,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     Raises:
         BadInput: a checkpoint that cannot be compressed: NaN, a missing shard, no tensors.
         CorruptFile: a checkpoint that is damaged.
-        BadRecipe: a spec that has no meaning, or budgets that exclude one another.
+        BadRecipe: a spec that has no meaning, a pattern that matches nothing, or budgets that exclude one another.
         BudgetError: a budget below the smallest file, whose bytes the message gives.
         OutputExists: the target is there and `options.force` is not set, or another process writes it.
         PlanMismatch: a work directory of another checkpoint, recipe, budget or version.
@@ -105,14 +110,15 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     began = time.monotonic()
     path = Path(target)
     check_target(target, options.force)
-    job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price))
+    job = Job.of(source, recipe_of(spec, ignore, lossless, options), Budget(bits, size, ratio, price))
     folder = options.work or path.with_name(path.name + ".work")
     with claimed(path), Journal.claim(folder), options.shown() as settled:
         journal = Journal.begin(folder, job.fingerprint())
         work = Compression(job.task, DirectoryStore(journal, job.task.weights), settled)
         written = _run(work, job.budget, journal, path)
     seconds = time.monotonic() - began
-    return Summary(path, rows_of(work), written, job.task.original, job.task.count, seconds, job.checkpoint.aliases)
+    totals = written, job.task.original, job.task.count, seconds
+    return Summary(path, rows_of(work), *totals, job.checkpoint.aliases, work.memory)
 
 
 def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, path: Path) -> int:
@@ -123,7 +129,11 @@ def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, pa
         journal.remove()  # going on with the same job would end the same way
         raise
     task = work.task
-    notes = remarked(task.notes, task.allowed(budget), lambda notes: work.with_notes(notes).file_bytes(lengths))
+
+    def file_bytes(notes: dict[str, Any]) -> int:
+        return work.with_notes(notes).file_bytes(lengths)
+
+    notes = remarked(task.notes, task.allowed(budget), file_bytes, work.memory)
     with FileWriter(path, force=work.options.force) as out:
         for i, weight in enumerate(task.weights):
             out.add(weight.name, work.store.blob(i))
@@ -164,8 +174,9 @@ class Plan:
 @by_own_arithmetic
 def plan_file(  # noqa: PLR0913 - as compress_file
     source: "str | Path",
-    spec: "Spec | str" = DEFAULT_RECIPE,
+    spec: Recipe = DEFAULT_RECIPE,
     *,
+    ignore: Sequence[str] = (),
     bits: float | None = None,
     size: int | None = None,
     ratio: float | None = None,
@@ -179,7 +190,8 @@ def plan_file(  # noqa: PLR0913 - as compress_file
 
     Args:
         source: as of `compress_file`, and so are the others.
-        spec: a spec or its text.
+        spec: a spec or its text, or specs by pattern of names.
+        ignore: patterns of names of tensors that are kept bit for bit.
         bits: per weight, of the whole file.
         size: bytes of the file.
         ratio: bytes of the original tensors over bytes of the file.
@@ -197,7 +209,7 @@ def plan_file(  # noqa: PLR0913 - as compress_file
         >>> plan = waterfill.plan_file("net.safetensors", bits=3)
         >>> print(plan.size, plan.seconds)
     """
-    job = Job.of(source, LOSSLESS if lossless else spec, Budget(bits, size, ratio, price))
+    job = Job.of(source, recipe_of(spec, ignore, lossless, options), Budget(bits, size, ratio, price))
     began = time.monotonic()
     weights, allowed = job.task.weights, job.task.allowed(job.budget)
     run = in_memory(job.task, replace(options, threads=options.workers)).run

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from waterfill.calibration.calibrate import MEMORY, Loss
 from waterfill.calibration.probes import AUTO
+from waterfill.errors import BadRecipe
 from waterfill.progress import Progress, Report, shown
 
 _MOST_THREADS = 4
@@ -17,6 +18,10 @@ compensate for each other's errors."""
 
 AUTO_BLOCKS, NO_BLOCKS = "auto", "none"
 """Values of `Options.blocks`: the blocks of a large network are found, or none are looked for."""
+
+
+PACKED = "packed"
+"""The way to run from compressed weights."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Options:
-    """How the work is done; of these only `steps` and `blocks` change the result.
+    """How the work is done, and how the network is to run; only `steps`, `blocks` and `runs` change the result.
 
     Args:
         progress: called with a `Progress` after each batch or tensor. None shows a bar in a terminal or a notebook,
@@ -58,9 +63,15 @@ class Options:
         blocks: the list of modules, such as "model.layers", that a network with inputs is compressed by block by block,
             which takes time in proportion to its depth and little memory; "auto" for its largest list, where it has
             67 million weights or more; "none" for the network as a whole.
+        runs: "packed" for weights that packed layers (`waterfill.pack`) hold in no more memory than the budget says:
+            codes that all fit a few bits. Budgets then count, for each matrix, its bits in the file or in memory,
+            whichever are more. None for the smallest file.
+
+    Raises:
+        BadRecipe: another `runs`.
 
     Example:
-        >>> small = waterfill.compress(model, batches, bits=2, options=Options(threads=1))
+        >>> small = waterfill.compress(model, batches, bits=4, options=Options(runs="packed"))
     """
 
     progress: Callable[[Progress], None] | bool | None = None
@@ -71,6 +82,11 @@ class Options:
     force: bool = False
     steps: Steps = Steps()
     blocks: str = AUTO_BLOCKS
+    runs: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.runs not in (None, PACKED):
+            raise BadRecipe(f"runs={self.runs!r}: a network that is compressed for a way to run is to run {PACKED!r}")
 
     @property
     def report(self) -> Report | None:

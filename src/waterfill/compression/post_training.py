@@ -4,7 +4,7 @@ Fold batch norms, measure the cost of errors, allocate bits at one price, fit th
 correct small tensors. Each step is a module of its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import AsSet, by_own_arithmetic, own_arithmetic
+from waterfill.assignment import Assignment, Recipe, kept_names
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate, weights_of
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.to_size.spend import Ledger
@@ -26,7 +27,7 @@ from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
 from waterfill.compression.store import MemoryStore
-from waterfill.compression.task import Compression, Task, in_memory, model_of, resolve, with_remark
+from waterfill.compression.task import Compression, Task, in_memory, model_of, resolve, to_run, with_remark
 from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import ReferenceOutputs
 from waterfill.importance import ImportanceMap
@@ -35,8 +36,7 @@ from waterfill.network.batch_norm import folds_between
 from waterfill.network.running.forward import as_deployed
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.tensors import tensors_of
-from waterfill.part import Choice, Spec, terms_of
-from waterfill.recipe import as_spec
+from waterfill.recipe import DEFAULT_RECIPE
 from waterfill.storage.folds import pack
 from waterfill.storage.remarks import FEW_SAMPLES, UNUSED
 from waterfill.storage.work_directory import temporary_folder
@@ -50,26 +50,35 @@ AUTOMATIC = "automatic"
 """The recipe in the notes of a file made with it: in a small network its whole text would take too many bytes."""
 
 
+def automatic(
+    recipe: "Recipe | Assignment | None", ignore: Sequence[str] = (), options: Options = Options()
+) -> Assignment:
+    """The recipes of the tensors, `DEFAULT_SPEC`, or codes alone for a way to run, where nothing else is said.
+
+    Raises BadRecipe.
+    """
+    return to_run(Assignment.of(recipe, ignore, DEFAULT_RECIPE if options.runs else DEFAULT_SPEC), options)
+
+
 @torch.inference_mode(False)
 def compress_with_inputs(
     model: "nn.Module | Mapping[str, Tensor]",
     inputs: Inputs,
-    spec: "Spec | str | None",
+    recipe: Assignment,
     budget: Budget,
     options: Options,
 ) -> CompressedModel:
-    """`compress` with inputs; spec: None for `DEFAULT_SPEC`.
+    """`compress` with inputs.
 
     Weights that no batch reaches get the bits of typical ones of their size, and a warning in the table.
     Raises BadInput, BadRecipe, BudgetError.
     """
-    target = resolve(budget, DEFAULT_SPEC if spec is None else spec)
-    parsed = as_spec(DEFAULT_SPEC if spec is None else spec)
-    notes = {"recipe": AUTOMATIC if spec is None else repr(parsed), "folded": False}
-    made = by_blocks(model, inputs, terms_of(Choice, parsed), target, (options, notes))
+    target = resolve(budget, recipe)
+    notes = {"recipe": recipe.text or AUTOMATIC, "folded": False}
+    made = by_blocks(model, inputs, recipe, target, (options, notes))
     if made is not None:
         return made
-    with calibrated(model, inputs, spec, options) as measured:
+    with calibrated(model, inputs, recipe, options) as measured:
         return measured.to(target)
 
 
@@ -77,31 +86,36 @@ def compress_with_inputs(
 def calibrated(
     model: "nn.Module | Mapping[str, Tensor]",
     inputs: Inputs,
-    spec: "Spec | str | None" = None,
+    spec: "Recipe | Assignment | None" = None,
     options: Options = Options(),
+    ignore: Sequence[str] = (),
 ) -> Iterator["Calibrated"]:
     """A model measured once, to be compressed to any number of budgets within the block, each as `compress` would.
+
+    Norms are folded only where neither they nor the layer before them are ignored.
 
     Raises BadInput, BadRecipe.
     """
     inputs.check(model)
     assert isinstance(model, nn.Module)
     weights_of(model)  # NaN in a weight is reported as such, before it shows in outputs
-    parsed = as_spec(DEFAULT_SPEC if spec is None else spec)
+    assignment = automatic(spec, ignore, options)
+    tensors, aliases, _ = tensors_of(model)
+    fixed = kept_names(assignment.by_name(tensors, aliases), aliases)
     inputs = Inputs(inputs.batches, AsSet.now(inputs.forward))
     with ExitStack() as stack:
         with own_arithmetic():
-            prepared = prepare(model, inputs, options.steps)
+            prepared = prepare(model, inputs, options.steps, fixed)
             work, options = prepared.model, replace(options, steps=prepared.steps)
             calibration = _measured(work, inputs, stack.enter_context(_room(work, options)), options)
         notes = {
-            "recipe": AUTOMATIC if spec is None else repr(parsed),
+            "recipe": assignment.text or AUTOMATIC,
             "samples": calibration.samples,
             "folded": fold_notes(model, work) if prepared.folded else False,
             "unreached": sorted(calibration.unreached),
         }
         notes |= {"remarks": list(prepared.remarks)} if prepared.remarks else {}
-        yield Calibrated(work, inputs, terms_of(Choice, parsed), calibration, options, notes)
+        yield Calibrated(work, inputs, assignment, calibration, options, notes)
 
 
 def _measured(model: nn.Module, inputs: Inputs, cache: Path | None, options: Options) -> Calibration:
@@ -124,7 +138,7 @@ class Calibrated:
 
     model: nn.Module
     inputs: Inputs
-    specs: tuple[Spec, ...]
+    assignment: Assignment
     calibration: Calibration
     options: Options
     notes: dict[str, Any]
@@ -133,10 +147,10 @@ class Calibrated:
         """The model in a file of so many bits per weight. Raises BudgetError."""
         return self.to(Budget(bits=bits))
 
-    def with_spec(self, spec: "Spec | str") -> "Calibrated":
+    def with_spec(self, spec: Recipe) -> "Calibrated":
         """The same measurements, for another spec. Raises BadRecipe."""
-        parsed = as_spec(spec)
-        return replace(self, specs=terms_of(Choice, parsed), notes=self.notes | {"recipe": repr(parsed)})
+        other = automatic(spec, (), self.options)
+        return replace(self, assignment=other, notes=self.notes | {"recipe": other.text})
 
     def allowed(self, budget: Budget) -> int | None:
         """Bytes that a file may have; None where a price decides. Raises BudgetError."""
@@ -153,14 +167,14 @@ class Calibrated:
             made = _repaired(made, self.model, self.inputs, size)
         if size is not None and 1 < self.calibration.samples < FEW_SAMPLES:
             made = self._guarded(made, budget)
-        return with_remark(made, size)
+        return with_remark(made, size, compression.task.memory_of(made))
 
     def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression[MemoryStore], Ledger]:
         """Every weight fitted by itself, with this importance, or an assumed one."""
         task = self._task if importance is self.calibration else self._task_of(importance)
         notes = task.notes | self.notes | ({"remarks": [UNUSED]} if importance is None else {})
         compression = in_memory(replace(task, weights=list(task.weights), notes=notes), self.options)
-        choose_kinds(compression, self.specs, budget)
+        choose_kinds(compression, budget)
         return compression, compression.meet(budget)
 
     @cached_property
@@ -169,8 +183,8 @@ class Calibrated:
         return self._task_of(self.calibration)
 
     def _task_of(self, importance: ImportanceMap | None) -> Task:
-        task = Task.of(self.model, self.specs[0], importance)
-        return replace(task, weights=with_choice(task.weights, self.specs))
+        task = Task.of(self.model, self.assignment, importance)
+        return replace(task, weights=with_choice(task.weights))
 
     def _guarded(self, made: CompressedModel, budget: Budget) -> CompressedModel:
         """The model as made with few inputs, or without any where held-out inputs show that to be better."""
@@ -195,7 +209,7 @@ def _refitted(
     except BadInput:  # with so few bits the outputs are not finite, and there is nothing to compensate
         return before
     after = model_of(compression)
-    if size is not None and after.size > size:  # a file of few bytes may not fit a second time
+    if size is not None and compression.run.file_bytes(ledger) > size:  # one of few bytes may not fit a second time
         return before
     judge = ReferenceOutputs(work, inputs.batches, inputs.forward)
     return min(after, before, key=judge.error)

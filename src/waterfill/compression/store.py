@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from waterfill.compression.allocation.held import held
 from waterfill.compression.allocation.weight import Weight
 from waterfill.dtypes import octets
 from waterfill.errors import PlanMismatch
@@ -16,11 +17,13 @@ from waterfill.storage.work_directory import Journal
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted weight without its blob. words: describe its parts. size: bytes. error: relative to the tensor."""
+    """A fitted weight without its blob. words: describe its parts. size: bytes. error: relative to the tensor. memory:
+    bytes that packed layers hold of it, where the budget counts these; else 0."""
 
     words: str
     size: int
     error: float | None
+    memory: int = 0
 
 
 class Store(Protocol):
@@ -52,6 +55,7 @@ class MemoryStore:
 
     entries: dict[int, Entry] = field(default_factory=dict)
     prices: dict[int, float] = field(default_factory=dict)
+    memory: dict[int, int] = field(default_factory=dict)
 
     def put(self, i: int, entry: Entry, price: float) -> None:
         self.entries[i], self.prices[i] = entry, price
@@ -61,13 +65,18 @@ class MemoryStore:
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
         self.entries[i] = weight.fit(price)
-        return _described(self.entries[i])
+        self.memory[i] = held(self.entries[i].parts, weight.chosen_spec)
+        return self._described(i)
 
     def get(self, i: int) -> Fitted | None:
-        return _described(self.entries[i]) if i in self.entries else None
+        return self._described(i) if i in self.entries else None
 
     def blob(self, i: int) -> bytes:
         return self.entries[i].blob
+
+    def _described(self, i: int) -> Fitted:
+        entry = self.entries[i]
+        return Fitted(entry.words, len(entry.blob), entry.error, self.memory.get(i, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +134,7 @@ class DirectoryStore:
                 "words": entry.words,
                 "error": entry.error,
                 "bytes": len(entry.blob),
+                "memory": held(entry.parts, weight.chosen_spec),
                 "price": price,
                 "input": values,
             }
@@ -139,12 +149,8 @@ class DirectoryStore:
         return self._journal.blob(i)
 
 
-def _described(entry: Entry) -> Fitted:
-    return Fitted(entry.words, len(entry.blob), entry.error)
-
-
 def _noted(note: dict[str, Any]) -> Fitted:
-    return Fitted(note["words"], note["bytes"], note["error"])
+    return Fitted(note["words"], note["bytes"], note["error"], note.get("memory", 0))
 
 
 def _checksum(tensor: Tensor) -> int:

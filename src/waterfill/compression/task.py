@@ -8,48 +8,72 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from waterfill.compression.allocation.budget import Budget, unused
+from waterfill.assignment import LOSSLESS, Assignment, Recipe
+from waterfill.compression.allocation.budget import IN_MEMORY, Budget, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
+from waterfill.compression.allocation.held import held
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.costs.few import toward_assumed
 from waterfill.compression.costs.unreached import at_common_price
-from waterfill.compression.options import Options
+from waterfill.compression.options import PACKED, Options
 from waterfill.compression.store import MemoryStore, Store
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, ImportanceMap
 from waterfill.model.compressed import CompressedModel, count_weights
 from waterfill.model.entry import Entry, row_of
 from waterfill.network.channels.sizes import NOTE, noted_sizes
-from waterfill.network.kept import BINARY, why_kept
-from waterfill.network.layout import RAW, Layout, layout_of
+from waterfill.network.kept import BINARY, IGNORED, why_kept
+from waterfill.network.layout import RAW, Layout, can_be_rounded, layout_of
 from waterfill.network.pruned import hidden_in
 from waterfill.network.tensors import constants_of, foreign_names, tensors_of
 from waterfill.part import Spec
-from waterfill.parts import Dense
-from waterfill.recipe import as_spec
+from waterfill.parts import Dense, packed
 from waterfill.storage import size_of
 from waterfill.storage.manifest import Manifest
 
-LOSSLESS = "lossless"
-"""The recipe in the notes of a file that keeps every bit."""
 _FOREIGN = "an extra state that is no tensor: not in the file; a module that this is loaded into keeps its own"
 _UNFITTED = "quantized"  # the description of a weight until it is fitted
 _MOST_THREADS = 2  # default of the threads for a model in memory
 DEFAULT_BITS = 4.0
 """Bits per weight where no budget is given."""
+EXACT = Dense(format=LOSSLESS)
+"""The spec of tensors that are kept bit for bit."""
+
+
+def recipe_of(
+    recipe: "Recipe | Assignment | None", ignore: Sequence[str], lossless: bool, options: Options
+) -> "Assignment | str":
+    """The recipes of the tensors, or `LOSSLESS`. Raises BadRecipe."""
+    if lossless and (ignore or options.runs):
+        given = "ignore=" if ignore else f"runs={options.runs!r}"
+        raise BadRecipe(f"lossless=True keeps every tensor bit for bit: leave {given} out")
+    return LOSSLESS if lossless else to_run(Assignment.of(recipe, ignore), options)
+
+
+def to_run(recipe: Assignment, options: Options) -> Assignment:
+    """The recipes, such that the network can run as the options say."""
+    return recipe.mapped(packed) if options.runs == PACKED else recipe
+
+
+def kept_or_not(name: str, value: Tensor, spec: Spec | None, **known: bool) -> str:
+    """Why a tensor is kept bit for bit, by its spec or as `why_kept` finds; empty if it is not. Raises BadInput."""
+    if spec is None:
+        return IGNORED if can_be_rounded(value.dtype) and value.numel() else ""
+    return why_kept(name, value, **known)
 
 
 def plan_weights(
     tensors: Mapping[str, Tensor],
-    spec: Spec,
+    specs: Mapping[str, Spec | None],
     roles: Mapping[str, str],
     importance: Mapping[str, Importance] | None,
     constants: Container[str] = (),
 ) -> list[Weight]:
     """A `Weight` for every tensor; `constants` are kept bit for bit where they have no importance.
 
+    specs: by name, None for a tensor that is kept bit for bit.
     Raises BadInput for importance that names no tensor or does not fit it, and for NaN.
     """
     importance = {} if importance is None else importance
@@ -61,9 +85,10 @@ def plan_weights(
     masks = hidden_in(load)
     weights = []
     for name, value in tensors.items():
-        kept = why_kept(name, value, constant=name in constants, measured=name in importance)
+        spec = specs[name]
+        kept = kept_or_not(name, value, spec, constant=name in constants, measured=name in importance)
         layout = layout_of(tuple(value.shape), value.dtype, RAW if kept not in ("", BINARY) else roles.get(name))
-        weight = Weight(name, layout, spec, load[name], _reader(importance, name), streamed)
+        weight = Weight(name, layout, spec or EXACT, load[name], _reader(importance, name), streamed)
         weight.check()
         weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
     weights = informed(weights)
@@ -85,9 +110,8 @@ def _on_cpu(value: Tensor) -> Tensor:
 
 def lossless_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
     """A weight for every tensor, kept bit for bit. Raises BadInput for one that no file can hold."""
-    exact = Dense(format="lossless")
     weights = [
-        Weight(name, Layout(tuple(value.shape), value.dtype, RAW), exact, partial(_on_cpu, value))
+        Weight(name, Layout(tuple(value.shape), value.dtype, RAW), EXACT, partial(_on_cpu, value))
         for name, value in tensors.items()
     ]
     for weight in weights:
@@ -111,25 +135,26 @@ class Task:
     def of(
         cls,
         model: "nn.Module | Mapping[str, Tensor]",
-        spec: "Spec | str",
+        recipe: "Recipe | Assignment",
         importance: Mapping[str, Importance] | None,
     ) -> "Task":
-        """The task of a model in memory; the spec `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
+        """The task of a model in memory; the recipe `LOSSLESS` keeps every bit. Raises BadInput, BadRecipe."""
         tensors, aliases, roles = tensors_of(model)
         original = sum(t.numel() * t.element_size() for t in tensors.values())
         module = model if isinstance(model, nn.Module) else None
         warnings = dict.fromkeys(foreign_names(module) if module is not None else (), _FOREIGN)
-        if spec == LOSSLESS:
-            weights, recipe = lossless_weights(tensors), LOSSLESS
+        if recipe == LOSSLESS:
+            weights, text = lossless_weights(tensors), LOSSLESS
         else:
-            parsed = as_spec(spec)
+            assignment = Assignment.of(recipe)
+            specs, text = assignment.by_name(tensors, aliases), assignment.text
             constants = constants_of(module) if module is not None else ()
-            weights, recipe = plan_weights(tensors, parsed, roles, importance, constants), repr(parsed)
+            weights = plan_weights(tensors, specs, roles, importance, constants)
             kept = {weight.name for weight in weights if weight.kept}
             measured = importance.warnings if isinstance(importance, ImportanceMap) else {}
             warnings |= {name: text for name, text in measured.items() if name not in kept}
         sizes = noted_sizes(module) if module is not None else {}
-        notes = {"recipe": recipe, "original": original} | (
+        notes = {"recipe": text, "original": original} | (
             {NOTE: sizes} if sizes else {}
         )  # in the order of `compress_file`: no byte differs
         return cls(weights, aliases, notes | ({"warnings": warnings} if warnings else {}))
@@ -143,6 +168,10 @@ class Task:
     def count(self) -> int:
         """Entries that count as weights."""
         return count_weights((w.name, w.layout) for w in self.weights)
+
+    def memory_of(self, model: CompressedModel) -> int:
+        """Bytes in memory of the weights of the compressed model, of those of which a budget counts them."""
+        return sum(held(model.entries[w.name].parts, w.chosen_spec) for w in self.weights if w.name in model.entries)
 
     def allowed(self, budget: Budget) -> int | None:
         """Bytes that the file may have; None where a price decides."""
@@ -170,8 +199,14 @@ class Compression(Generic[_Kept]):
         return replace(self, task=replace(self.task, notes=notes))
 
     def fit(self, i: int, price: float) -> float:
-        """Fit weight i at a price and keep the result; its real bits."""
-        return 8.0 * self.store.fit(i, self.weights[i], price).size
+        """Fit weight i at a price and keep the result; its real bits, or those in memory where these count."""
+        fitted = self.store.fit(i, self.weights[i], price)
+        return 8.0 * max(fitted.size, fitted.memory)
+
+    @property
+    def memory(self) -> int:
+        """Bytes in memory of the weights so far, of those of which a budget counts them."""
+        return sum(one.memory for i in range(len(self.weights)) if (one := self.store.get(i)) is not None)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the file."""
@@ -211,29 +246,32 @@ def model_of(work: Compression[MemoryStore]) -> CompressedModel:
     return CompressedModel({entry.name: entry for entry in entries}, dict(work.task.aliases), work.task.notes)
 
 
-def with_remark(model: CompressedModel, size: int | None) -> CompressedModel:
-    """The model, with a remark in its notes where it leaves much of the `size` bytes unused, if that fits."""
-    return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size))
+def with_remark(model: CompressedModel, size: int | None, memory: int = 0) -> CompressedModel:
+    """The model, with a remark in its notes as `remarked` makes it."""
+    return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size, memory))
 
 
-def remarked(notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
+def remarked(
+    notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int], memory: int = 0
+) -> dict[str, Any]:
     """Notes, with a remark where a file leaves much of the `size` bytes unused, if there is room for it.
 
-    file_bytes: (notes) -> bytes of the file with these.
+    file_bytes: (notes) -> bytes of the file with these. memory: bytes of the weights where these count; the remark then
+    says them.
     """
-    remark = None if size is None else unused(size, file_bytes(notes))
-    if size is None or remark is None:
-        return notes
-    more = notes | {"budget": remark}
-    return more if file_bytes(more) <= size else notes
+    remark = IN_MEMORY.format(memory) if memory else None
+    if size is not None and not memory:
+        remark = unused(size, file_bytes(notes))
+    more = notes | ({"budget": remark} if remark else {})
+    return more if size is None or file_bytes(more) <= size else notes
 
 
-def resolve(budget: Budget, spec: "Spec | str") -> Budget:
+def resolve(budget: Budget, recipe: "Recipe | Assignment") -> Budget:
     """The budget, or the default where none was given. Raises BadRecipe for a budget of a lossless file."""
-    if spec == LOSSLESS:
+    if recipe == LOSSLESS:
         if budget.given:
             raise BadRecipe("lossless takes what it takes: give no budget with it")
         return Budget(price=FIXED_RATE_PRICE)
     if budget.given:
         return budget
-    return Budget(price=FIXED_RATE_PRICE) if as_spec(spec).fixed_rate else Budget(bits=DEFAULT_BITS)
+    return Budget(price=FIXED_RATE_PRICE) if Assignment.of(recipe).fixed_rate else Budget(bits=DEFAULT_BITS)

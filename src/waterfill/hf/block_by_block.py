@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from waterfill.arithmetic import by_own_arithmetic
+from waterfill.assignment import Assignment
 from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.blocks.in_memory import check_runs
 from waterfill.compression.blocks.measured import MeasuredStore
 from waterfill.compression.blocks.run import Blockwise, Room
 from waterfill.compression.file import Summary, rows_of
 from waterfill.compression.job import Job
 from waterfill.compression.options import AUTO_BLOCKS, Options
-from waterfill.compression.post_training import AUTOMATIC, DEFAULT_SPEC
+from waterfill.compression.post_training import AUTOMATIC
 from waterfill.compression.steps.choice import with_choice
 from waterfill.compression.store import JournalStore
 from waterfill.compression.task import Compression, Task, in_memory, remarked, resolve
@@ -29,8 +31,6 @@ from waterfill.network.blocks.chain import Chain
 from waterfill.network.blocks.hidden import HiddenStates
 from waterfill.network.checkpoint import Checkpoint
 from waterfill.network.running.forward import as_deployed
-from waterfill.part import Choice, Spec, terms_of
-from waterfill.recipe import as_spec
 from waterfill.storage import FileWriter
 from waterfill.storage.work_directory import Journal
 
@@ -42,25 +42,24 @@ Prepared = tuple[Blockwise, dict[str, Any]]
 @torch.inference_mode(False)
 def prepared(
     source: tuple[Path, Checkpoint],
-    task: "tuple[Spec | str | None, Budget]",
+    task: tuple[Assignment, Budget],
     inputs: tuple[Tensor, Windows],
     options: Options,
 ) -> Prepared | None:
     """The compression of a folder block by block, tested on one batch; None, with a warning, where it cannot be.
 
-    task: the spec and the budget. inputs: the tokens of the text. Raises BadInput where `options.blocks` names a list
-    that is no run of blocks.
+    task: the recipes and the budget. inputs: the tokens of the text. Raises BadInput where `options.blocks` names a
+    list that is no run of blocks.
     """
-    (folder, checkpoint), (spec, budget), (tokens, windows) = source, task, inputs
+    (folder, checkpoint), (recipe, budget), (tokens, windows) = source, task, inputs
     model = structure_of(folder)
     windows.check_fits(model)
-    parsed = as_spec(DEFAULT_SPEC if spec is None else spec)
-    specs = terms_of(Choice, parsed)
-    job = Job.of(folder, specs[0], resolve(budget, parsed))
-    notes = job.task.notes | {"recipe": AUTOMATIC if spec is None else repr(parsed), "folded": False}
+    job = Job.of(folder, recipe, resolve(budget, recipe))
+    notes = job.task.notes | {"recipe": recipe.text or AUTOMATIC, "folded": False}
     try:
+        check_runs(options)
         named = None if options.blocks == AUTO_BLOCKS else options.blocks
-        full = Task(with_choice(job.task.weights, specs), job.task.aliases, notes)
+        full = Task(with_choice(job.task.weights), job.task.aliases, notes)
         found = source_on_disk(model, checkpoint, full, named)
         chain = Chain(found.model, found.blocks, found.original)
         batches = windows.batches(tokens)
@@ -72,10 +71,10 @@ def prepared(
         warnings.warn(f"compressed as a whole, not block by block: {error}", stacklevel=4)
         return None
     settled = in_memory(full, options).options
-    work = Blockwise(found, chain, batches, specs, job.budget, settled, {"blocks": found.blocks.prefix})
+    work = Blockwise(found, chain, batches, job.budget, settled, {"blocks": found.blocks.prefix})
     text = zlib.crc32(tokens.numpy().data)
     about = {"text": text, "windows": repr(windows), "steps": repr(options.steps), "blocks": found.blocks.prefix}
-    return work, job.fingerprint() | {"recipe": repr(parsed)} | about
+    return work, job.fingerprint() | about
 
 
 @torch.inference_mode(False)

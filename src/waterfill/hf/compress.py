@@ -2,15 +2,18 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from waterfill.assignment import Recipe
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.blocks.in_memory import MANY
 from waterfill.compression.compress import compress
 from waterfill.compression.file import Summary, compress_file
 from waterfill.compression.options import AUTO_BLOCKS, NO_BLOCKS, Options
+from waterfill.compression.post_training import automatic
 from waterfill.errors import BadRecipe
 from waterfill.hf.block_by_block import compressed, prepared
 from waterfill.hf.folder import WEIGHTS, check_plain, copy_beside, write_card, write_config
@@ -18,15 +21,15 @@ from waterfill.hf.original import original_model, original_tokenizer
 from waterfill.hf.staging import Staging, staged
 from waterfill.hf.text import Windows
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
-from waterfill.part import Spec
 from waterfill.recipe import DEFAULT_RECIPE
 
 
 def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
     source: "str | Path",
     target: "str | Path",
-    spec: "Spec | str | None" = None,
+    spec: "Recipe | None" = None,
     *,
+    ignore: Sequence[str] = (),
     bits: float | None = None,
     size: int | None = None,
     ratio: float | None = None,
@@ -46,7 +49,9 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     Args:
         source: the folder, with its config and its weights as `.safetensors`, in one file or in shards with an index.
         target: the folder to make.
-        spec: as of `compress_file`, or of `compress` where there is a text.
+        spec: as of `compress_file`, or of `compress` where there is a text. Patterns are of names in the checkpoint;
+            with a text of those in the model, which differ where transformers renames.
+        ignore: patterns of names of tensors that are kept bit for bit, as of `compress`.
         bits: per weight, of `model.wf`; and so are the other budgets, as of `compress_file`.
         size: bytes of `model.wf`.
         ratio: bytes of the original tensors over bytes of `model.wf`.
@@ -77,9 +82,11 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
         if text is None:
             inner = replace(options, work=options.work or staging.journal, force=True)
             recipe = DEFAULT_RECIPE if spec is None else spec
-            made = compress_file(folder, staging.made / WEIGHTS, recipe, lossless=lossless, options=inner, **budget)
+            weights = staging.made / WEIGHTS
+            made = compress_file(folder, weights, recipe, ignore=ignore, lossless=lossless, options=inner, **budget)
         else:
-            made = _by_text((folder, checkpoint), staging, spec, budget, (Path(text), windows, options))
+            wanted = budget | {"spec": spec, "ignore": ignore}
+            made = _by_text((folder, checkpoint), staging, wanted, (Path(text), windows, options))
         copy_beside(folder, staging.made)
         write_config(config, checkpoint, staging.made)
         write_card(staging.made, Path(target).name)
@@ -89,25 +96,25 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
 def _by_text(
     source: tuple[Path, Checkpoint],
     staging: Staging,
-    spec: "Spec | str | None",
-    budget: dict[str, Any],
+    wanted: dict[str, Any],
     how: tuple[Path, Windows, Options],
 ) -> Summary:
     """Compress with windows of a text as inputs, a large network block by block. A ratio is one to the tensors on disk,
-    not to those in memory, which may be wider."""
+    not to those in memory, which may be wider. wanted: recipes and budget."""
     (folder, checkpoint), (text, windows, options) = source, how
     original = checkpoint.original_bytes
-    if budget["ratio"] is not None and budget["size"] is None:
-        budget = budget | {"size": int(original / budget["ratio"]), "ratio": None}
+    if wanted["ratio"] is not None and wanted["size"] is None:
+        wanted = wanted | {"size": int(original / wanted["ratio"]), "ratio": None}
     tokens = windows.of(text, original_tokenizer(folder))
     if options.blocks != NO_BLOCKS and (options.blocks != AUTO_BLOCKS or _entries(checkpoint) >= MANY):
-        found = prepared(source, (spec, Budget(**budget)), (tokens, windows), options)
+        budget = Budget(**{name: wanted[name] for name in ("bits", "size", "ratio", "price")})
+        recipe = automatic(wanted["spec"], wanted["ignore"], options)
+        found = prepared(source, (recipe, budget), (tokens, windows), options)
         if found is not None:
             return compressed(found, staging)
     model = original_model(folder)
     windows.check_fits(model)
-    whole = replace(options, blocks=NO_BLOCKS)
-    made = compress(model, windows.batches(tokens), spec=spec, options=whole, **budget)
+    made = compress(model, windows.batches(tokens), options=replace(options, blocks=NO_BLOCKS), **wanted)
     made.save(staging.made / WEIGHTS)
     return Summary(staging.made, made.table(), made.size, original, made.weights, 0.0, dict(made.aliases))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from waterfill.model.entry import Entry, row_of
 from waterfill.model.install import install, make_room
 from waterfill.model.lazy import CompressedTensors
+from waterfill.model.notebook import shown
 from waterfill.network.layout import Layout
 from waterfill.storage import FileReader, FileWriter, size_of
 from waterfill.storage.manifest import Manifest
@@ -41,6 +42,13 @@ class CompressedModel:
     def __repr__(self) -> str:
         recipe = f", recipe {self.notes['recipe']!r}" if "recipe" in self.notes else ""
         return f"CompressedModel({len(self.entries)} tensors, {self.weights} weights{recipe})"
+
+    def _repr_html_(self) -> str:
+        """Totals and the largest tensors, for a notebook."""
+        original = self.notes.get("original")
+        ratio = f", {original / self.size:.1f} times smaller" if type(original) is int else ""
+        summary = f"{self.size:,} bytes{ratio}, {self.bits:.3f} bits per weight, {self.weights:,} weights"
+        return shown(summary, self.table(), [f"{name}: {text}".lstrip(": ") for name, text in self.warnings.items()])
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Running the network shows which norm follows which layer; the change of the tensors is in `folds`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,10 +44,16 @@ def fold_batch_norm(module: nn.Module, *batches: Any, forward: Forward | None = 
     return folded
 
 
-def fold_in_place(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
-    """`fold_batch_norm` in the model itself; the batches are gone through several times."""
+def fold_in_place(
+    model: nn.Module, batches: Iterable[Any], forward: Forward | None = None, fixed: Container[str] = ()
+) -> None:
+    """`fold_batch_norm` in the model itself; the batches are gone through several times.
+
+    fixed: names of tensors that must not change; norms are not folded where these would.
+    """
     with as_deployed(model):
-        pairs = _always_fed(model, batches, forward)
+        fed = _always_fed(model, batches, forward)
+        pairs = {norm: layer for norm, layer in fed.items() if not _holds(fixed, norm, layer)}
         original = copy_of(model) if pairs else model
         undo = [_fold(model, norm, layer) for norm, layer in pairs.items()]
         with as_deployed(original):
@@ -59,6 +65,11 @@ def fold_in_place(model: nn.Module, batches: Iterable[Any], forward: Forward | N
                 one = _fold(model, norm, layer)
                 if not _alike(model, original, batches, forward):
                     one.back()
+
+
+def _holds(fixed: Container[str], *layers: str) -> bool:
+    """Whether a tensor of these layers is one of those."""
+    return any(f"{layer}.{key}" in fixed for layer in layers for key in TENSORS)
 
 
 def _always_fed(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> dict[str, str]:

@@ -16,6 +16,8 @@ from waterfill.network.layout import can_be_rounded
 
 KEPT = "kept bit for bit"
 """The suffix of every such reason."""
+IGNORED = f"ignored: {KEPT}"
+"""Why a tensor is kept that the user names so."""
 _BUFFER = f"a buffer, no parameter: {KEPT}"
 BINARY = f"zeros and ones: {KEPT}"
 """Why a mask is kept; a codebook of two levels is exact too, and finds rows that repeat."""

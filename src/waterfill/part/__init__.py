@@ -8,12 +8,11 @@ from waterfill.part.equation import (
     SumPart,
     SumSpec,
     cost,
-    decode,
     read_part,
     terms_of,
     write_part,
 )
-from waterfill.part.kinds import MOST_NESTED, decode_all, encode_all, read_parts
+from waterfill.part.kinds import MOST_NESTED, decode, decode_all, encode_all, read_parts
 from waterfill.part.product import Chain, Codes, Columns, Entries, Levels, Product, Sum, Whole
 
 __all__ = [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from waterfill.arithmetic import FitsByOwnArithmetic
+from waterfill.coding.codes.plan import Frequencies
 from waterfill.coding.stream import Reader, Sink, Tally, Writer
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
@@ -125,6 +126,10 @@ class Part(ABC):
         """What was chosen, in a few words for a table, such as "rank 8, quantized"; sizes are not part of it."""
         return type(self).__name__.removesuffix("Part").lower()
 
+    def frequencies(self) -> "Frequencies | None":
+        """How often each integer code occurs in this part, and how often its density expects it; None without codes."""
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.shape)}, {self.describe()})"
 
@@ -158,14 +163,6 @@ def write_part(part: Part, out: Sink) -> None:
 def read_part(src: Reader, shape: tuple[int, int]) -> Part:
     """The part that `write_part` wrote. Raises CorruptFile, and NewerFormat for a kind that is not known here."""
     return kinds.read_parts([src], [shape])[0]
-
-
-def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Part:
-    """The part of `Part.encode`, which must fill `data` exactly. Raises CorruptFile, NewerFormat."""
-    src = Reader(data, what)
-    part = read_part(src, shape)
-    src.end()
-    return part
 
 
 def cost(part: Part, target: Tensor, importance: Importance, price: float) -> float:

@@ -59,6 +59,14 @@ def encode_all(parts: Sequence[Any]) -> list[bytes]:
     return [out.finish() for out in outs]
 
 
+def decode(data: bytes, shape: tuple[int, int], what: str = "blob") -> Any:
+    """The part of `Part.encode`, which must fill `data` exactly. Raises CorruptFile, NewerFormat."""
+    src = Reader(data, what)
+    (part,) = read_parts([src], [shape])
+    src.end()
+    return part
+
+
 def decode_all(blobs: Sequence[bytes], shapes: Sequence[tuple[int, int]]) -> list[Any]:
     """`part.decode` of many blobs; together it is faster. Raises CorruptFile, NewerFormat."""
     sources = [Reader(data, f"blob {i}") for i, data in enumerate(blobs)]

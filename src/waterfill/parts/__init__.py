@@ -4,6 +4,7 @@ from waterfill.parts.codebook import Codebook
 from waterfill.parts.dense import Dense
 from waterfill.parts.lattice import Composition, Lattice, composed
 from waterfill.parts.lowrank import LowRank
+from waterfill.parts.memory import counts_memory, packed
 from waterfill.parts.quantized import Quantize
 from waterfill.parts.sampled import Sampled
 from waterfill.parts.sparse import Prune
@@ -18,4 +19,6 @@ __all__ = [
     "Quantize",
     "Sampled",
     "composed",
+    "counts_memory",
+    "packed",
 ]

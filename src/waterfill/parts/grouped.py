@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from waterfill.coding.codes import matrix
+from waterfill.coding.codes.plan import Frequencies
 from waterfill.coding.stream import Reader, Sink
 from waterfill.importance import Importance
 from waterfill.part import Codes, Part, Product
@@ -47,6 +48,9 @@ class GroupedPart(Part):
 
     def product(self) -> Product:
         return Codes(self.codes, self.scales.float(), self.zeros, group=self.group)
+
+    def frequencies(self) -> Frequencies | None:
+        return self.plan.frequencies()
 
     def write(self, out: Sink) -> None:
         out.uint(self.group)

@@ -15,11 +15,14 @@ from torch import Tensor
 from waterfill.coding import trellis
 from waterfill.coding.chunking import narrow
 from waterfill.coding.codes import matrix
+from waterfill.coding.codes.plan import Frequencies
+from waterfill.coding.model import density_model
 from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Codes, Part, Product, Spec
 from waterfill.parts.grouped import FixedRate, fit_grouped
+from waterfill.parts.quantizer.bounded import best_bounded
 from waterfill.parts.quantizer.candidates import Choices, best_candidate
 from waterfill.parts.quantizer.grid import FARTHEST, Grid
 from waterfill.parts.quantizer.rescale import refitted
@@ -65,6 +68,9 @@ class QuantizedPart(Part):
     def product(self) -> Product:
         rows, columns = self.scales
         return Codes(self.codes, rows, columns=None if bool((columns == 1).all()) else columns)
+
+    def frequencies(self) -> Frequencies | None:
+        return self.plan.frequencies()
 
     def write(self, out: Sink) -> None:
         vectors = (self.grid.rows, self.grid.channels, self.grid.places)
@@ -119,6 +125,8 @@ class Quantize(Spec):
         symmetric: with `bits`, whether there are no zero points.
         states: without `bits`, the states of a trellis (4, 8, 16, 32, 64, 128 or 256), used where it costs less than
             scalar codes; 0 for scalar codes only.
+        packed: without `bits`, codes that all fit 2, 3, 4, 5, 6 or 8 bits, so that a packed layer holds them so; what
+            they take there is what they cost, not what they take in the file, where they are entropy coded too.
 
     Raises:
         BadRecipe: arguments outside these, or that exclude one another.
@@ -132,6 +140,7 @@ class Quantize(Spec):
     group: int | None = None
     symmetric: bool = True
     states: int = 0
+    packed: bool = False
 
     def __post_init__(self) -> None:
         if self.states not in (0, *trellis.STATES):
@@ -140,6 +149,8 @@ class Quantize(Spec):
             )
         if self.bits is not None and self.states:
             raise BadRecipe("Quantize(states=...) goes without bits=...; along a trellis the price decides")
+        if self.packed and (self.states or self.bits is not None):
+            raise BadRecipe("Quantize(packed=True) goes without bits=... and states=...; the price decides the width")
         if self.bits is None and (self.group is not None or not self.symmetric):
             raise BadRecipe("Quantize(group=..., symmetric=...) go with bits=...; without bits the price decides")
         if self.bits is not None and not (isinstance(self.bits, int) and 2 <= self.bits <= 8):
@@ -149,7 +160,7 @@ class Quantize(Spec):
 
     def __repr__(self) -> str:
         given = {"bits": self.bits, "group": self.group, "symmetric": None if self.symmetric else False}
-        given["states"] = self.states or None
+        given |= {"states": self.states or None, "packed": self.packed or None}
         return f"Quantize({', '.join(f'{name}={value}' for name, value in given.items() if value is not None)})"
 
     @property
@@ -163,7 +174,15 @@ class Quantize(Spec):
         device, target, importance = str(target.device), target.cpu(), importance.cpu()
         if self.bits is not None:
             return fit_grouped(target, importance, FixedRate(self.bits, self.group or target.shape[1], self.symmetric))
+        shape = (target.shape[0], target.shape[1])
+        if self.packed:
+            found = best_bounded(target, importance, price)
+            return QuantizedPart(shape, torch.from_numpy(found.codes), found.grid, _kernel(shape, importance))
         candidate = best_candidate(target, importance, price, Choices(self.states, device))
         grid = refitted(target, importance, price, candidate)
-        shape = (target.shape[0], target.shape[1])
         return QuantizedPart(shape, torch.from_numpy(candidate.codes), grid, candidate.kernel, candidate.states)
+
+
+def _kernel(shape: tuple[int, int], importance: Importance) -> tuple[int, ...]:
+    """The spatial extent behind a channel of a matrix, or ()."""
+    return density_model.spatial(shape[1], importance.kernel)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,10 @@ from torch import Tensor
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput, VerifyError
 from waterfill.model.lazy import CompressedTensors
-from waterfill.network.checkpoint import Stored, open_checkpoint
 from waterfill.network.kept import KEPT, pieces
 from waterfill.network.layout import can_be_rounded
 from waterfill.network.pruned import hidden_in, visible
-from waterfill.report.folded import Original, as_folded
+from waterfill.report.folded import Original, Source, as_folded, originals_of
 from waterfill.report.listing import RUNNING, Item, Listing, overview
 
 _FAR = 1.2  # of the norm; two models are about sqrt(2) apart, the fewest bits about 1
@@ -49,16 +49,19 @@ class Comparison:
         return "\n".join([*lines, ""])
 
 
-def compare(tensors: CompressedTensors, listing: Listing, model: str) -> Comparison:
+Watch = Callable[[Item, Tensor, Tensor], None]
+"""(item, restored, original): is shown every pair of tensors that is compared."""
+
+
+def compare(tensors: CompressedTensors, listing: Listing, model: Source, watch: Watch | None = None) -> Comparison:
     """Every tensor of a file beside that of `model`, norms folded as in the file, a pair in memory at a time.
 
     Raises VerifyError where names, shapes or types differ, or bits that were to be kept, or all weights by more
     than weights of zero would; BadInput, CorruptFile for `model`, BadInput for a file that does not say what was
     folded.
     """
-    checkpoint = open_checkpoint(model)
-    stored = checkpoint.tensors | {alias: checkpoint.tensors[name] for alias, name in checkpoint.aliases.items()}
-    _check_names(tensors, stored, model)
+    stored, label = originals_of(model), f"{model}" if isinstance(model, str | Path) else "the original"
+    _check_names(tensors, stored, label)
     folds = listing.folds
     if folds is None:
         raise BadInput("the file holds norms folded into weights and does not say which: compress the model anew")
@@ -68,23 +71,26 @@ def compare(tensors: CompressedTensors, listing: Listing, model: str) -> Compari
     items, sums = [], {False: (0.0, 0.0), True: (0.0, 0.0)}
     for item in listing.items:
         kept = exact or item.reason.endswith(KEPT)
-        error, energy = _distance(tensors[item.name], originals[item.name], kept, masks.get(item.name))
+        restored, original = tensors[item.name], originals[item.name]
+        error, energy = _distance(restored, original, kept, masks.get(item.name))
         running = item.name.endswith(RUNNING)
         sums[running] = sums[running][0] + error, sums[running][1] + energy
         items.append(replace(item, error=(error / energy) ** 0.5 if energy else 0.0))
+        if watch is not None:
+            watch(items[-1], restored, original.load())
     for alias, name in listing.aliases.items():
         if not _same_bits(originals[alias].load(), originals[name].load()):
-            raise VerifyError(f"{alias!r} is stored as tied to {name!r}, but in {model} they differ")
+            raise VerifyError(f"{alias!r} is stored as tied to {name!r}, but in {label} they differ")
     weights, statistics = ((lost / whole) ** 0.5 if whole else 0.0 for lost, whole in sums.values())
     if weights > _FAR:
         raise VerifyError(
-            f"the weights differ from those of {model} by {100 * weights:.0f} % of their norm, as those of two models "
+            f"the weights differ from those of {label} by {100 * weights:.0f} % of their norm, as those of two models "
             "do (zeros would by 100 %)"
         )
     return Comparison(tuple(items), weights, statistics, len(folds))
 
 
-def _check_names(tensors: CompressedTensors, originals: dict[str, Stored], model: str) -> None:
+def _check_names(tensors: CompressedTensors, originals: dict[str, Original], model: str) -> None:
     odd = sorted(set(tensors) ^ set(originals))
     if odd:
         only = "the file" if odd[0] in tensors else model

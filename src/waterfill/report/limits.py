@@ -12,30 +12,8 @@ from waterfill.report.text import Column, count_text, screen, table
 from waterfill.storage import FileReader
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from waterfill.importance import Importance
-    from waterfill.network.layout import Layout
+    from waterfill.report.layers import Layer
     from waterfill.theory import Limit, NetworkLimit
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A weight: where it comes from, and what its errors cost: importance, or `factor` times what is assumed by
-    `lines`."""
-
-    layout: "Layout"
-    load: Any
-    importance: "Importance | None" = None
-    factor: float = 1.0
-    lines: str = ""
-
-    def matrices(self) -> "list[tuple[Tensor, Importance]]":
-        """Its matrices, and what errors in each cost."""
-        from waterfill.compression.allocation.weight import assumed
-
-        targets = self.layout.split(self.load())
-        return [(t, self.importance or assumed(t, self.layout, self.lines).scaled(self.factor)) for t in targets]
 
 
 @dataclass(frozen=True)
@@ -72,7 +50,7 @@ class Limits:
     """The bound of a model's weights at some rates; left_out: weights that it does not cover, and why."""
 
     model: str
-    layers: Mapping[str, Layer]
+    layers: "Mapping[str, Layer]"
     left_out: Mapping[str, str]
     rates: Sequence[float]
 

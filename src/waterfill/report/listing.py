@@ -190,9 +190,13 @@ def grouped(items: Iterable[Item]) -> list[Item]:
     """One row for all tensors whose names differ in numbers only and that have the same shape and dtype."""
     groups: dict[tuple[Any, ...], list[Item]] = {}
     for item in items:
-        pattern = re.sub(r"\d+", "*", item.name)
-        groups.setdefault((pattern, item.shape, item.dtype, item.reason, item.warning), []).append(item)
+        groups.setdefault(likeness(item), []).append(item)
     return [_merged(pattern, group) for (pattern, *_), group in groups.items()]
+
+
+def likeness(item: Item) -> tuple[Any, ...]:
+    """Equal for tensors that share a row; the pattern of their names comes first."""
+    return re.sub(r"\d+", "*", item.name), item.shape, item.dtype, item.reason, item.warning
 
 
 def _merged(pattern: str, group: list[Item]) -> Item:

@@ -20,31 +20,16 @@ upper fields: of code j in byte j % 16 from bit upper (j // 16) on. Codes beyond
 import numpy as np
 
 from waterfill.coding import native
+from waterfill.coding.codes.widths import WIDTHS, block_bytes, block_cols, row_bytes
 
-WIDTHS = (2, 3, 4, 5, 6, 8)
-"""Bits that a code may have in memory."""
-_COLS = {2: 128, 3: 128, 4: 64, 5: 128, 6: 64, 8: 32}
+__all__ = ["WIDTHS", "block_bytes", "block_cols", "fields_of", "packed", "row_bytes", "unpacked"]
+
 _LOWER = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
 
 
 def fields_of(bits: int) -> tuple[int, int, int]:
     """Bits of the lower and of the upper field of a code, and the bytes of a block before the upper fields."""
-    return _LOWER[bits], bits - _LOWER[bits], _COLS[bits] * _LOWER[bits] // 8
-
-
-def block_cols(bits: int) -> int:
-    """Columns of a block of codes of so many bits."""
-    return _COLS[bits]
-
-
-def block_bytes(bits: int) -> int:
-    """Bytes of a block."""
-    return _COLS[bits] * bits // 8
-
-
-def row_bytes(cols: int, bits: int) -> int:
-    """Bytes of a row of codes."""
-    return -(-cols // _COLS[bits]) * block_bytes(bits)
+    return _LOWER[bits], bits - _LOWER[bits], block_cols(bits) * _LOWER[bits] // 8
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -56,7 +41,7 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
         return out
     rows, cols = codes.shape
     lower, upper, _ = fields_of(bits)
-    blocks = np.pad(stored, ((0, 0), (0, -cols % _COLS[bits]))).reshape(rows, -1, _COLS[bits])
+    blocks = np.pad(stored, ((0, 0), (0, -cols % block_cols(bits)))).reshape(rows, -1, block_cols(bits))
     made = [_fields(blocks & (1 << lower) - 1, 32, lower)]
     if upper:
         made.append(_fields(blocks >> lower, 16, upper))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.part import Codes, Levels
+from waterfill.part.memory import width_of
 from waterfill.runtime import layout, operators, reference
 from waterfill.runtime.blocked import rows as blocks
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from waterfill.runtime.layers.geometry import Geometry
 
 _NARROW = 1 << 16  # columns that 16 bits tell apart
-_OUTLIER = 64 + 8  # bits of a correction
 
 
 class Term(nn.Module):
@@ -24,6 +24,8 @@ class Term(nn.Module):
 
     rows: int
     cols: int
+    runs: str = "packed"
+    """How, for a table: from what is compressed, or from the restored matrix ("dense")."""
     large: int = 0
     """Inputs from which they are multiplied as floats; 0 for as many as this machine needs for that to be faster."""
 
@@ -49,6 +51,11 @@ class Term(nn.Module):
     def words(self) -> str:
         """What it is, for a table."""
         raise NotImplementedError
+
+    @property
+    def products(self) -> int:
+        """Multiplications with a vector that its form takes."""
+        return self.rows * self.cols
 
     def _keep(self, **values: Tensor | None) -> None:
         for name, value in values.items():
@@ -248,6 +255,10 @@ class EntriesTerm(Term):
         return blocks.entries_block(self.starts, self.where, self.values, self.cols, (first, last))
 
     @property
+    def products(self) -> int:
+        return self.values.numel()
+
+    @property
     def words(self) -> str:
         return f"{len(self.values):,} entries"
 
@@ -256,36 +267,6 @@ def check_cols(x: Tensor, cols: int) -> None:
     """Raises BadInput for inputs of another width: a kernel would read what is not theirs."""
     if x.shape[-1] != cols:
         raise BadInput(f"inputs of {x.shape[-1]} features do not fit a packed layer of {cols}")
-
-
-def width_of(codes: Codes) -> tuple[int, int]:
-    """Bits of a code in memory, and how many codes are beyond them; 0 where no width will do.
-
-    The fewest bytes in all, corrections counted; for groups, whose codes are not corrected, as many bits as hold all.
-    """
-    grouped = codes.scales.shape[1] > 1
-    beyond = _beyond(codes.codes)
-    fitting = [
-        bits for bits in layout.WIDTHS if not (grouped and (beyond[bits] or codes.group % layout.block_cols(bits)))
-    ]
-    best = min(fitting, key=lambda bits: size_of(codes, bits, beyond[bits]), default=0)
-    return best, beyond.get(best, 0)
-
-
-def size_of(codes: Codes, bits: int, beyond: int) -> float:
-    """Bits in memory of codes of a width, those beyond it corrected."""
-    return 8.0 * len(codes.codes) * layout.row_bytes(codes.codes.shape[1], bits) + _OUTLIER * beyond
-
-
-def _beyond(codes: Tensor) -> dict[int, int]:
-    """How many codes are beyond each width."""
-    own, least, most = codes.numpy(), *(int(v) for v in codes.aminmax())
-    counts = {}
-    for bits in layout.WIDTHS:
-        low, high = -(1 << bits - 1), (1 << bits - 1) - 1
-        under, over = (own < low if least < low else own[:0]), (own > high if most > high else own[:0])
-        counts[bits] = int(np.count_nonzero(under)) + int(np.count_nonzero(over))
-    return counts
 
 
 def _check_entries(starts: Tensor, columns: Tensor, values: Tensor, cols: int) -> None:

@@ -16,14 +16,14 @@ from waterfill.model.install import check_fits, install, make_room, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
 from waterfill.runtime.layers.base import PackedLayer
-from waterfill.runtime.layers.linear import PackedEmbedding, PackedLinear
+from waterfill.runtime.layers.linear import PackedLinear
 from waterfill.runtime.layers.stack import PackedStack
 from waterfill.runtime.leaves import Term
+from waterfill.runtime.measured.fastest import DENSE, Fastest, in_form
 from waterfill.runtime.packing.settle import settle
 from waterfill.runtime.packing.sites import is_conv1d, layers_of, packed, unfit, weights_of
 from waterfill.runtime.packing.stacks import packed_stack, put_stack, stacks_of
 from waterfill.runtime.packing.table import WHY
-from waterfill.runtime.packing.timing import timed
 from waterfill.runtime.terms import WholeTerm, term_of
 from waterfill.storage import FileReader
 
@@ -35,7 +35,7 @@ def pack(
     model: nn.Module,
     *,
     input_bits: int = 16,
-    batch: int | None = None,
+    batch: "int | Fastest | None" = None,
     large: int | None = None,
 ) -> nn.Module:
     """Put a compressed network into a module so that its layers run from the compressed weights.
@@ -52,8 +52,9 @@ def pack(
         model: a module of the user's own class; changed in place.
         input_bits: of the integers that the inputs of a layer are rounded to while it multiplies, 16 or 8. 16 keeps
             outputs to about four digits; 8 is faster, and its loss is to be measured.
-        batch: None to pack all that can be packed; or inputs at a time, for which each linear layer is timed once,
-            packed and dense, and the faster one stays.
+        batch: None to pack all that can be packed; or inputs at a time, for which each linear layer is timed, packed
+            and dense, and the faster form stays: once for a machine, see the guide. `runtime.Fastest` names several
+            numbers of inputs and other forms.
         large: inputs at a time from which layers multiply as floats instead of integers; None for the number from
             which that is faster, measured once on this machine. Outputs of fewer inputs are the same on every machine;
             those of more may differ in their last bits.
@@ -72,8 +73,9 @@ def pack(
     """
     if not isinstance(input_bits, int) or input_bits not in _BYTES:
         raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
-    _check(compressed, model, batch=batch, large=large)
-    work = _Packing(model, _BYTES[input_bits], batch, large or 0)
+    _check(compressed, model, batch=1 if isinstance(batch, Fastest) else batch, large=large)
+    measured = batch if isinstance(batch, Fastest) or batch is None else Fastest((batch,))
+    work = _Packing(model, _BYTES[input_bits], measured, large or 0)
     if isinstance(compressed, CompressedModel):
         make_room(model, compressed.notes, _shapes(compressed.entries, compressed.aliases))
         return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
@@ -103,18 +105,18 @@ def pack_named(source: Named, model: nn.Module, *, dense: Mapping[str, Tensor], 
 
 @dataclass
 class _Packing:
-    """One network on its way. size: bytes of an input. batch: as for `pack`. large: likewise, 0 for None.
+    """One network on its way. size: bytes of an input. fastest: how layers choose their form, None for packed ones.
+    large: as for `pack`, 0 for None.
 
     dense: tensors that are not in the file.
     """
 
     model: nn.Module
     size: int
-    batch: int | None
+    fastest: Fastest | None
     large: int
     dense: dict[str, Tensor] = field(default_factory=dict)
     terms: dict[tuple[str, bool], Term] = field(default_factory=dict)
-    faster: dict[Any, tuple[bool, str]] = field(default_factory=dict)
     found: dict[int, dict[str, "Term | str"]] = field(default_factory=dict)
     stacks: dict[str, "PackedStack | str"] = field(default_factory=dict)
 
@@ -183,19 +185,14 @@ class _Packing:
         if all(isinstance(term, WholeTerm) for term in terms.values()):
             return next(term.reason for term in terms.values() if isinstance(term, WholeTerm))
         made = packed(terms, layer)
-        if self.batch is not None and isinstance(made, PackedLinear | PackedEmbedding):
-            quicker, times = self._timed(made.term, layer, self.batch)
-            setattr(made, WHY, times)
-            return made if quicker or isinstance(made, PackedEmbedding) else f"dense is faster: {times}"
+        if self.fastest is None or not isinstance(made, PackedLinear):
+            return made
+        form, why = self.fastest.chosen(made.term, layer.weight)  # type: ignore[arg-type]  # a linear layer has one
+        if form == DENSE:
+            return why
+        made.term = in_form(made.term, form, layer.weight.dtype)  # type: ignore[arg-type]
+        setattr(made, WHY, why)
         return made
-
-    def _timed(self, term: Term, layer: nn.Module, batch: int) -> tuple[bool, str]:
-        """As `timed`, once for all matrices that are alike."""
-        weight: Tensor = layer.weight  # type: ignore[assignment]  # all of these layers have one
-        key = (term.rows, term.cols, term.words.partition(",")[0], weight.dtype)
-        if key not in self.faster:
-            self.faster[key] = timed(term, weight, batch)
-        return self.faster[key]
 
     def _put(self, layer: nn.Module, made: "PackedLayer | str") -> None:
         """Set a packed layer in the place of another, wherever that is, or note why it stays."""

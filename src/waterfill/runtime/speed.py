@@ -1,4 +1,4 @@
-"""How fast networks answer, and how much memory their weights take, side by side."""
+"""How fast networks answer, and how much memory they take, side by side."""
 
 import statistics
 import time
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput
+from waterfill.network.channels.macs import multiplications
 from waterfill.network.running.batches import each_tensor, first_of, samples_in
-from waterfill.network.running.forward import Forward, call, result_of
+from waterfill.network.running.forward import Forward, call, copy_of, result_of
 from waterfill.network.running.state import same_draws, unchanged
+from waterfill.runtime.peak import most_allocated
 
 _ROUNDS, _LEAST = 25, 5
 _SECONDS = 2.0  # for one network at one size, once it has run so often as the least
@@ -20,7 +22,7 @@ _SECONDS = 2.0  # for one network at one size, once it has run so often as the l
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a network takes for so many inputs at once.
+    """How long a network takes for so many inputs at once, and what it takes for that.
 
     Attributes:
         name: of the network.
@@ -29,6 +31,11 @@ class Latency:
         spread: quartiles of the runs, milliseconds.
         speedup: how many times as fast as the first of the networks, by the medians.
         memory: bytes of its parameters and buffers, shared ones once.
+        speedup_spread: quartiles of the speedup, each run over that of the first network beside it.
+        peak: bytes of all these and of what a run allocates at its peak; None where PyTorch does not tell.
+        macs: multiplications with weights for one input, as `prune_channels` counts them; of packed layers those of
+            their parts. They say how much is computed, not how fast.
+        macs_share: the same over that of the first network; None where that has none.
     """
 
     name: str
@@ -37,6 +44,10 @@ class Latency:
     spread: tuple[float, float]
     speedup: float
     memory: int
+    speedup_spread: tuple[float, float] | None = None
+    peak: int | None = None
+    macs: int | None = None
+    macs_share: float | None = None
 
 
 def speed(
@@ -61,8 +72,9 @@ def speed(
         BadInput: no batches, or fewer inputs in the first than a size asks for.
 
     Example:
-        >>> for row in runtime.speed({"float32": net, "packed": quick}, inputs.split(32), sizes=(1, 32)):
-        ...     print(row.name, row.inputs, row.milliseconds, row.speedup)
+        >>> nets = {"float32": net, "bfloat16": runtime.as_type(net, torch.bfloat16), "packed": quick}
+        >>> for row in runtime.speed(nets, inputs.split(32), sizes=(1, 32)):
+        ...     print(row.name, row.inputs, row.milliseconds, row.speedup, row.speedup_spread, row.peak)
     """
     batch = next(iter(batches), None)
     if batch is None or not models:
@@ -70,25 +82,69 @@ def speed(
     most = samples_in(batch)
     if max(sizes) > max(1, most) or min(sizes) < 1:
         raise BadInput(f"sizes={tuple(sizes)}: the first batch has {most} inputs; sizes are from 1 to that")
-    made = []
+    one, counts = first_of(batch, 1), dict[str, int]()
+    for name, model in models.items():
+        call(model, one, forward)  # which says what is wrong with a batch
+        counts[name] = multiplications(model, one, forward)
+    whole, made = counts[next(iter(models))], list[Latency]()
     for size in sizes:
         given = first_of(batch, size)
-        for model in models.values():
-            call(model, given, forward)  # which says what is wrong with a batch
-        times = {name: [_seconds(model, given, forward)] for name, model in models.items()}  # and warmed up
-        began = time.perf_counter()
-        for round_ in range(_ROUNDS):
-            if round_ >= _LEAST and time.perf_counter() - began > _SECONDS * len(models):
-                break
-            for name, model in models.items():
-                times[name].append(_seconds(model, given, forward))
-        medians = {name: statistics.median(seen[1:]) for name, seen in times.items()}
-        base = medians[next(iter(models))]
-        for name, seen in times.items():
-            low, _, high = statistics.quantiles(seen[1:], n=4)
-            numbers = (1e3 * medians[name], (1e3 * low, 1e3 * high), base / medians[name])
-            made.append(Latency(name, size, *numbers, memory_of(models[name])))
+        times = _times(models, given, forward)
+        for name, model in models.items():
+            share = counts[name] / whole if whole else None
+            costs = (memory_of(model), _peak(model, given, forward), counts[name], share)
+            made.append(_latency(name, size, times, costs))
     return made
+
+
+def as_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network that computes in another type, to be timed beside it; real inputs are cast to that.
+
+    Raises BadInput for a model that cannot be copied.
+    """
+    return _Cast(copy_of(model).to(dtype), dtype)
+
+
+class _Cast(nn.Module):
+    """A network whose real inputs are cast to a type."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = each_tensor((args, kwargs), lambda x: x.to(self.dtype) if x.is_floating_point() else x)
+        return self.model(*args, **kwargs)
+
+
+def _times(models: Mapping[str, nn.Module], given: Any, forward: Forward | None) -> dict[str, list[float]]:
+    """Seconds of each run by the name of the network; of the same place in the lists stood side by side."""
+    for model in models.values():
+        call(model, given, forward)
+    for model in models.values():  # warmed up
+        _seconds(model, given, forward)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    began = time.perf_counter()
+    for round_ in range(_ROUNDS):
+        if round_ >= _LEAST and time.perf_counter() - began > _SECONDS * len(models):
+            break
+        for name, model in models.items():
+            times[name].append(_seconds(model, given, forward))
+    return times
+
+
+def _latency(
+    name: str, size: int, times: Mapping[str, list[float]], costs: tuple[int, int | None, int, float | None]
+) -> Latency:
+    """The row of a network. costs: memory, peak, multiplications, and their share."""
+    own, base = times[name], next(iter(times.values()))
+    low, median, high = statistics.quantiles(own, n=4)
+    slow, _, fast = statistics.quantiles([a / b for a, b in zip(base, own, strict=True)], n=4)
+    memory, peak, macs, share = costs
+    return Latency(
+        *(name, size, 1e3 * median, (1e3 * low, 1e3 * high), statistics.median(base) / median, memory),
+        *((slow, fast), None if peak is None else memory + peak, macs, share),
+    )
 
 
 def memory_of(model: nn.Module) -> int:
@@ -100,8 +156,30 @@ def memory_of(model: nn.Module) -> int:
 @torch.inference_mode()
 def _seconds(model: nn.Module, batch: Any, forward: Forward | None) -> float:
     """Seconds of the model alone: not of keeping its buffers and random numbers as they are."""
-    own = each_tensor(batch, Tensor.clone)
+    own, device = each_tensor(batch, Tensor.clone), _device_of(model)
     with unchanged(model), same_draws(batch):
+        _settle(device)
         began = time.perf_counter()
         result_of(model, own, forward)
+        _settle(device)
         return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def _peak(model: nn.Module, batch: Any, forward: Forward | None) -> int | None:
+    """Bytes that a run allocates at its peak, beside its weights and its inputs."""
+    own = each_tensor(batch, Tensor.clone)
+    with unchanged(model), same_draws(batch):
+        return most_allocated(lambda: result_of(model, own, forward), _device_of(model))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """The device of the first tensor of a network."""
+    first = next((value for value in (*model.parameters(), *model.buffers())), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for what a device is still computing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

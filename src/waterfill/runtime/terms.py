@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from waterfill.coding.exact_product import exact_product
 from waterfill.part import Chain, Codes, Columns, Entries, Levels, Product, Sum, Whole
+from waterfill.part.memory import size_of, width_of
 from waterfill.runtime import layout, operators
-from waterfill.runtime.leaves import CodesTerm, EntriesTerm, LevelsTerm, Term, check_cols, size_of, width_of
+from waterfill.runtime.leaves import CodesTerm, EntriesTerm, LevelsTerm, Term, check_cols
 
 _MOST_COLS = 1 << 18  # that integer sums of 32 bits allow for
 _FLOAT = 32  # bits of a weight as it was
@@ -46,6 +47,10 @@ class ColumnsTerm(Term):
         return self.kept, self.inner
 
     @property
+    def products(self) -> int:
+        return self.inner.products
+
+    @property
     def words(self) -> str:
         return f"{len(self.kept)} columns, {self.inner.words}"
 
@@ -74,6 +79,10 @@ class ChainTerm(Term):
     @property
     def factors(self) -> tuple[Term, Term]:
         return self.left, self.right
+
+    @property
+    def products(self) -> int:
+        return self.left.products + self.right.products
 
     @property
     def words(self) -> str:
@@ -109,6 +118,10 @@ class SumTerm(Term):
         for term in self._terms[1:]:
             made = made + term.block(first, last)
         return made
+
+    @property
+    def products(self) -> int:
+        return sum(term.products for term in self._terms)
 
     @property
     def words(self) -> str:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from waterfill.cli.arguments import (
     DEFAULT_RECIPE,
     add_common,
+    add_ignore,
     budget_of,
     default_output,
     existing,
+    recipe_said,
     share_of,
     size_of,
     writable,
@@ -36,6 +38,8 @@ EXAMPLES = """examples:
   waterfill compress model.safetensors --bits 3
   waterfill compress model.safetensors --size 3MB -o small.wf --recipe "Quantize() + Prune()"
   waterfill compress checkpoint-folder --lossless
+  waterfill compress checkpoint-folder --bits 3 --ignore lm_head --ignore "*norm*" \
+      --recipe "re:.*mlp.*: Quantize(states=64); *: Quantize()"
   waterfill compress SmolLM2-135M -o SmolLM2-135M-3bit --bits 3
   waterfill compress SmolLM2-135M -o SmolLM2-135M-3bit --bits 3 --text stories.txt --tokens 128x512
   waterfill compress model.safetensors --bits 2 --network nets:resnet20 --data loaders:some_images
@@ -54,6 +58,7 @@ _WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache", "sure", "blo
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `compress`."""
     budget = add_common(parser)
+    add_ignore(parser)
     budget.add_argument("--max-drop", metavar="D", help="how far quality may fall, such as 0.5%% (with --held-out)")
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="the .wf file to write (default: beside MODEL), or a folder for a folder"
@@ -123,9 +128,11 @@ def _say(args: argparse.Namespace, output: str, listing: Listing, report: dict[s
 
 
 def _unspent(args: argparse.Namespace, listing: Listing) -> str:
-    """A remark if the file is far smaller than its budget, else empty."""
+    """A remark if the file is far smaller than its budget, or what counts in memory; else empty."""
     from waterfill.compression.allocation.budget import unused
 
+    if args.runs:
+        return str(listing.notes.get("budget", ""))
     allowed = args.size or (args.bits or 0) * listing.weights / 8 or (listing.original or 0) / (args.ratio or math.inf)
     remark = unused(int(allowed), listing.size)
     return f"{remark}; --lossless keeps every bit" if remark else ""
@@ -135,12 +142,15 @@ def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, 
     """Compress the checkpoint as it lies on disk, one tensor in memory at a time."""
     from waterfill import Options, compress_file
     from waterfill.cli.progress import Meter
+    from waterfill.compression.allocation.budget import IN_MEMORY
 
     with Meter(args.quiet) as meter:
-        options = Options(force=args.force, threads=args.threads, progress=meter)
+        options = Options(force=args.force, threads=args.threads, progress=meter, runs=args.runs)
         recipe = args.recipe or DEFAULT_RECIPE
-        summary = compress_file(existing(args.model), output, recipe, **budget_of(args), options=options)
-    notes = {"recipe": "lossless" if args.lossless else recipe, "original": summary.original}
+        chosen = {"ignore": args.ignore} | budget_of(args)
+        summary = compress_file(existing(args.model), output, recipe, **chosen, options=options)
+    notes = {"recipe": recipe_said(args, DEFAULT_RECIPE), "original": summary.original}
+    notes |= {"budget": IN_MEMORY.format(summary.memory)} if summary.memory else {}
     return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
 
 
@@ -177,7 +187,7 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     from waterfill.cli.progress import Meter
     from waterfill.compression.allocation.budget import Budget
     from waterfill.compression.options import AUTO_BLOCKS, Options
-    from waterfill.compression.post_training import DEFAULT_SPEC, calibrated, compress_with_inputs
+    from waterfill.compression.post_training import automatic, calibrated, compress_with_inputs
     from waterfill.compression.task import resolve
     from waterfill.network.running.inputs import Inputs
 
@@ -187,14 +197,15 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     report: dict[str, Any] = {}
     with claimed(output), Meter(args.quiet) as meter:
         cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
-        blocks = args.blocks or AUTO_BLOCKS
-        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory, blocks=blocks)
+        how: dict[str, Any] = {"runs": args.runs, "blocks": args.blocks or AUTO_BLOCKS}
+        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory, **how)
         given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
-        budget = resolve(Budget(**given), args.recipe or DEFAULT_SPEC)
+        recipe = automatic(args.recipe, args.ignore, options)
+        budget = resolve(Budget(**given), recipe)
         if goal is None:
-            made = compress_with_inputs(network, Inputs(list(batches)), args.recipe, budget, options)
+            made = compress_with_inputs(network, Inputs(list(batches)), recipe, budget, options)
         else:
-            with calibrated(network, Inputs(list(batches)), args.recipe, options) as measured:
+            with calibrated(network, Inputs(list(batches)), recipe, options) as measured:
                 made, report = _to_quality(args, network, measured, goal)
     made.save(output, force=args.force)
     unreached = made.notes.get("unreached", [])

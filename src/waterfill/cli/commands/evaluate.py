@@ -10,7 +10,10 @@ from waterfill.cli.arguments import existing, size_of
 from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.folders import add_text, evaluate_on_text
 from waterfill.cli.network import network_and_batches, with_weights
+from waterfill.errors import BadInput
+from waterfill.report.listing import Listing, read_listing
 from waterfill.report.text import bytes_text, say, say_json
+from waterfill.storage import FileReader
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,9 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bytes", type=size_of, metavar="S", help="of the text that the targets stand for: bits a byte"
     )
     parser.add_argument("--layers", action="store_true", help="with --reference: the output error of every layer")
-    parser.add_argument(
-        "--speed", type=sizes_of, metavar="N,N", help="of a .wf file: time and memory at so many inputs at once"
-    )
+    parser.add_argument("--speed", type=sizes_of, metavar="N,N", help="of a .wf file: time, memory and multiplications")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -75,19 +76,41 @@ def run(args: argparse.Namespace) -> None:
             f"{args.data} holds no targets, and there is nothing to compare with: let it give (inputs, targets), "
             "or name the original with --reference"
         )
-    timed = latencies(args, network, inputs, models) if args.speed else []
+    timed, remark = latencies(args, network, inputs, models) if args.speed else ([], "")
     if args.json:
         found = {"file": args.file, "reference": args.reference} | evaluation.as_json()
-        say_json(found | ({"speed": [asdict(row) for row in timed]} if timed else {}))
+        if timed:
+            totals = _listing(args.file).as_json()
+            rates = {name: totals[name] for name in ("bytes", "original_bytes", "ratio", "bits_per_weight")}
+            found |= {"compression": rates, "speed": [asdict(row) for row in timed]}
+        say_json(found)
         return
     say(evaluation.text())
     if timed:
-        say()
-        say(f"{'network':24}  {'inputs':>6}  {'ms':>9}  {'quartiles':>19}  {'times as fast':>13}  {'weights':>9}")
+        _say_speed(_listing(args.file), timed, remark)
+
+
+def _listing(path: str) -> Listing:
+    with FileReader(path) as src:
+        return read_listing(src)
+
+
+def _say_speed(listing: Listing, timed: "list[Latency]", remark: str) -> None:
+    """Print the compression rate, and a row for each network and number of inputs."""
+    say()
+    say(f"compression: {listing.totals()}")
+    say()
+    heads = (f"{'inputs':>6}", f"{'ms':>9}", f"{'quartiles':>19}", f"{'times as fast':>13}", f"{'quartiles':>12}")
+    say("  ".join((f"{'network':24}", *heads, f"{'weights':>9}", f"{'peak':>9}", f"{'multiplications':>15}")))
     for row in timed:
-        spread = f"{row.spread[0]:.3f} - {row.spread[1]:.3f}"
-        numbers = f"{row.inputs:>6}  {row.milliseconds:>9.3f}  {spread:>19}  {row.speedup:>13.2f}"
-        say(f"{row.name:24}  {numbers}  {bytes_text(row.memory):>9}")
+        spread, faster = f"{row.spread[0]:.3f} - {row.spread[1]:.3f}", row.speedup_spread or (row.speedup, row.speedup)
+        times = f"{row.inputs:>6}  {row.milliseconds:>9.3f}  {spread:>19}  {row.speedup:>13.2f}"
+        peak = "" if row.peak is None else bytes_text(row.peak)
+        share = "" if row.macs_share is None else f"{row.macs_share:.1%}"
+        memory = f"{bytes_text(row.memory):>9}  {peak:>9}  {share:>15}"
+        say(f"{row.name:24}  {times}  {f'{faster[0]:.2f} - {faster[1]:.2f}':>12}  {memory}".rstrip())
+    if remark:
+        say(remark)
 
 
 def sizes_of(text: str) -> list[int]:
@@ -100,16 +123,27 @@ def sizes_of(text: str) -> list[int]:
 
 def latencies(
     args: argparse.Namespace, network: "nn.Module", inputs: "Iterable[Any]", models: "list[nn.Module]"
-) -> "list[Latency]":
-    """The original if it is named, the restored network, and the packed one in two forms. Raises UsageError."""
-    from waterfill.network.running.forward import copy_of
-    from waterfill.runtime import pack, speed
+) -> "tuple[list[Latency], str]":
+    """The original if it is named, else the restored network, also in bfloat16; the restored one, and the packed one in
+    two forms; and a word on what could not be timed. Raises UsageError."""
+    import torch
+
+    from waterfill.network.running.batches import first_of
+    from waterfill.network.running.forward import call, copy_of
+    from waterfill.runtime import as_type, pack, speed
 
     if not args.file.endswith(".wf"):
         raise UsageError(f"--speed times what a .wf file becomes, and {args.file} is none")
-    timed = {"original": models[1]} if args.reference else {}
+    labelled = [batch[0] if isinstance(batch, tuple) and len(batch) == 2 else batch for batch in islice(inputs, 1)]
+    first, remark = ("original" if args.reference else "restored"), ""
+    timed = {first: models[-1]}
+    narrow = as_type(models[-1], torch.bfloat16)
+    try:
+        call(narrow, first_of(labelled[0], 1))
+        timed[f"{first}, bfloat16"] = narrow
+    except BadInput as error:
+        remark = f"the {first} network does not run in bfloat16: {error}"
     timed["restored"] = models[0]
     for bits in (16, 8):
         timed[f"packed, {bits}-bit inputs"] = pack(args.file, copy_of(network), input_bits=bits)
-    labelled = [batch[0] if isinstance(batch, tuple) and len(batch) == 2 else batch for batch in islice(inputs, 1)]
-    return speed(timed, labelled, args.speed)
+    return speed(timed, labelled, args.speed), remark

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, budget_of, existing
+from waterfill.cli.arguments import DEFAULT_RECIPE, add_common, add_ignore, budget_of, existing, recipe_said
 from waterfill.report.listing import Listing, items_of
 from waterfill.report.text import bytes_text, say, say_json, seconds_text
 
@@ -23,6 +23,7 @@ train after it; codes are planned as without data."""
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `plan`."""
     add_common(parser)
+    add_ignore(parser)
     parser.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches to learn from")
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
     parser.add_argument("--labels", action="store_true", help="batches are (inputs, labels): learn to classify")
@@ -36,9 +37,9 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = args.recipe or DEFAULT_RECIPE
     with Meter(args.quiet) as meter:
-        options = Options(threads=args.threads, progress=meter)
-        plan = plan_file(existing(args.model), recipe, **budget_of(args), options=options)
-    notes = {"recipe": "lossless" if args.lossless else recipe, "original": plan.original}
+        options = Options(threads=args.threads, progress=meter, runs=args.runs)
+        plan = plan_file(existing(args.model), recipe, ignore=args.ignore, **budget_of(args), options=options)
+    notes = {"recipe": recipe_said(args, DEFAULT_RECIPE), "original": plan.original}
     pairs = zip(items_of(plan.rows), plan.rows, strict=True)
     items = tuple(replace(item, error=None, nats=row["distortion"]) for item, row in pairs)
     listing = Listing(items, {}, notes, plan.size)

@@ -14,7 +14,7 @@ from waterfill.coding import rans, rice
 from waterfill.coding.chunking import narrow
 from waterfill.coding.codes.modeled import Modeled
 from waterfill.coding.codes.plain import Constant, Histogram, Packed
-from waterfill.coding.codes.plan import Frame, Plan
+from waterfill.coding.codes.plan import Frame, Frequencies, Plan
 from waterfill.coding.codes.trellised import Trellised
 from waterfill.coding.model.density_model import spatial
 from waterfill.coding.stream import Reader, Sink
@@ -84,6 +84,12 @@ class Repeated(Plan):
     inner: Plan
     which: np.ndarray
     mode: ClassVar[int] = 4
+
+    def expect(self, rows: slice, into: Frequencies) -> None:
+        inner = self.inner.frequencies()
+        if inner is not None:
+            codes = inner.low + np.arange(len(inner.expected))
+            into.add(codes, inner.expected * (into.found.sum() / inner.found.sum()))
 
     def content(self, out: Sink) -> None:
         out.uint(len(self.inner.codes))

@@ -13,7 +13,8 @@ import numpy as np
 
 from waterfill.coding import density, rans
 from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, narrow, row_chunks, stream_overhead
-from waterfill.coding.codes.plan import Frame, Plan
+from waterfill.coding.codes.expected import Seen, add_expected
+from waterfill.coding.codes.plan import Frame, Frequencies, Plan
 from waterfill.coding.model import fitting
 from waterfill.coding.model.density_model import (
     DensityModel,
@@ -194,6 +195,21 @@ class Modeled(Plan):
         bits = fitting.total_bits(cube, kernel, model)
         lanes, overhead = stream_overhead(codes.shape, bits)
         return cls(codes, bits + fitting.side_bits(model) + overhead + 16, lanes, model, kernel)
+
+    def expect(self, rows: slice, into: Frequencies) -> None:
+        cube = self.codes.reshape(len(self.codes), -1, len(self.model.positions))
+        tables = Tables(self.model, len(cube), cube.shape[1], self.kernel)
+        planes: list[np.ndarray] = []
+        for p in range(cube.shape[2]):
+            plane = cube[rows, :, p].astype(np.int32)
+            whole, phase = tables.mean(planes)
+            planes.append(plane)
+            select, far, shift = tables.place(rows, p, phase)
+            raw = np.zeros(len(select), dtype=np.int64)
+            raw[far] = shift
+            sign = np.where(np.broadcast_to(phase, plane.shape) < 0, -1, 1).ravel()
+            seen = Seen(select, np.broadcast_to(whole, plane.shape).ravel().astype(np.int64), sign, raw)
+            add_expected(into, seen, tables.freq)
 
     def content(self, out: Sink) -> None:
         write_model(self.model, out)

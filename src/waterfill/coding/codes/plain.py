@@ -11,7 +11,7 @@ import numpy as np
 
 from waterfill.coding import density, rans, rice
 from waterfill.coding.chunking import CHUNK, LIMIT, MOST_BYTES, checksum, narrow, row_chunks, stream_overhead
-from waterfill.coding.codes.plan import Frame, Plan
+from waterfill.coding.codes.plan import Frame, Frequencies, Plan
 from waterfill.coding.stream import Reader, Sink
 
 
@@ -28,6 +28,9 @@ class Constant(Plan):
 
     def content(self, out: Sink) -> None:
         out.uint(rice.fold(int(self.codes.flat[0])) if self.codes.size else 0)
+
+    def expect(self, rows: slice, into: Frequencies) -> None:
+        into.add(np.array([into.low]), into.found)
 
     @staticmethod
     def read(src: Reader, frame: Frame) -> np.ndarray:
@@ -53,6 +56,10 @@ class Histogram(Plan):
         table = float(rice.rice_bits(side, rice.best_parameter(side)))
         lanes, overhead = stream_overhead(codes.shape, bits)
         return cls(codes, bits + table + 48 + overhead, lanes, freq[None])
+
+    def expect(self, rows: slice, into: Frequencies) -> None:
+        symbols = int(self.codes.min()) + np.arange(256)
+        into.add(symbols, self.freq[0] * (into.found.sum() / (1 << density.PRECISION)))
 
     def content(self, out: Sink) -> None:
         low, high = int(self.codes.min()), int(self.codes.max())
@@ -99,6 +106,11 @@ class Packed(Plan):
         """For codes that are not all equal."""
         width = (int(codes.max()) - int(codes.min())).bit_length()
         return cls(codes, 40.0 + 8 * -(-width * codes.size // 8), 1)
+
+    def expect(self, rows: slice, into: Frequencies) -> None:
+        low = int(self.codes.min())
+        span = 1 << (int(self.codes.max()) - low).bit_length()
+        into.add(low + np.arange(span), np.full(span, into.found.sum() / span))
 
     def content(self, out: Sink) -> None:
         low = int(self.codes.min())

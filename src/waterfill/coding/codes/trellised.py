@@ -12,8 +12,9 @@ import numpy as np
 
 from waterfill.coding import density, rans, trellis
 from waterfill.coding.chunking import LIMIT, MOST_BYTES, checksum, chunk_overhead, row_chunks
+from waterfill.coding.codes.expected import Seen, add_expected
 from waterfill.coding.codes.modeled import by_chunks
-from waterfill.coding.codes.plan import Frame, Plan
+from waterfill.coding.codes.plan import Frame, Frequencies, Plan
 from waterfill.coding.model import fitting
 from waterfill.coding.model.density_model import DensityModel, center
 from waterfill.coding.model.path_means import half_means
@@ -155,6 +156,17 @@ class Trellised(Plan):
         lanes = trellis.lanes(*cube.shape)
         bits = fitting.total_bits(cube, kernel, model, states) + fitting.side_bits(model)
         return cls(codes, bits + chunk_overhead(codes.shape, lanes) + 24, lanes, model, kernel, states)
+
+    def expect(self, rows: slice, into: Frequencies) -> None:
+        cube = self.codes.reshape(len(self.codes), -1, len(self.model.positions))
+        paths = Paths(self.model, cube.shape[:2], self.kernel, self.states, self.lanes)
+        planes = [plane.astype(np.int32) for plane in trellis.along(cube[rows], self.lanes)]
+        for p, mean in enumerate(half_means(planes, self.kernel, paths.taps)):
+            parity = planes[p].astype(np.int64) & 1
+            select = paths.place(rows, p, mean).astype(np.int64) + parity * paths.half
+            center = 4 * (mean.astype(np.int64) >> 4) + parity
+            seen = Seen(select, center, np.full(len(select), 2), np.zeros(len(select), dtype=np.int64))
+            add_expected(into, seen, paths.freq)
 
     def content(self, out: Sink) -> None:
         out.uint(self.states.bit_length() - 1)

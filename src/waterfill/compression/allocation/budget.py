@@ -66,6 +66,8 @@ class Budget:
         return None if self.size is None else int(self.size)
 
 
+IN_MEMORY = "{} bytes in memory where layers run from the compressed weights"
+"""The remark in a file whose budget counts what its weights take there."""
 USED = 0.97
 """The share of a budget that a file uses at least, where the parts allow it."""
 

@@ -7,13 +7,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from threading import Lock
 
 from waterfill.compression.allocation.budget import USED, Budget
 from waterfill.compression.allocation.to_size import search
 from waterfill.compression.allocation.to_size.exact import Exact
+from waterfill.compression.allocation.to_size.knapsack import few_sized, share_out
 from waterfill.compression.allocation.to_size.search import HIGHEST, Bracket
 from waterfill.compression.allocation.to_size.smallest import Trials, small_prices
 from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget, spend
@@ -83,8 +84,13 @@ class Fitter:
         if exact.bytes > _MUCH * size and len(exact.tensors) < len(self.weights):
             warnings.warn(f"of the {size} bytes allowed, {exact.text()}; little is left for the rest", stacklevel=2)
         ledger = spend(bracket, 8.0 * (size - self._overhead_between(bracket) - 8), self._fit, self.workers)
+        self._share_out(ledger, size)
         self.fit_within(ledger, bracket, size)
         return ledger
+
+    def _share_out(self, ledger: Ledger, size: int) -> None:
+        """Share a file of `size` bytes out among the weights that have few sizes."""
+        share_out(self.weights, Trials(self._fit, self.file_bytes, ledger), size)
 
     def file_bytes(self, ledger: Ledger) -> int:
         """Exact bytes of the file, as far as its weights are fitted."""
@@ -108,11 +114,15 @@ class Fitter:
 
         Where that does not succeed, the file may be larger.
         """
+        few = frozenset(few_sized(self.weights))
+        order, bracket = [i for i in order if i not in few], replace(bracket, fixed=few)
         for k in range(_ROUNDS):
             room = self._room(ledger, size)
             if ledger.total <= room and (ledger.total >= FILL * room or k == _ROUNDS - 1):
                 break
             self._refit(ledger, bracket, size, order if k < _ROUNDS_IN_ORDER else bracket.largest_first)
+        if self.file_bytes(ledger) > size:
+            self._share_out(ledger, size)
         self._spend_rest(ledger, size)
 
     def _room(self, ledger: Ledger, size: int) -> float:
@@ -125,7 +135,7 @@ class Fitter:
     def _spend_rest(self, ledger: Ledger, size: int) -> None:
         """Where much of a budget is left, spend it on weights that can use it."""
         if self.file_bytes(ledger) < USED * size:
-            Trials(self._fit, self.file_bytes, ledger).spend_rest(self.weights, size)
+            Trials(self._fit, self.file_bytes, ledger).spend_rest(self.weights, size, few_sized(self.weights))
 
     def _fit_tightly(self, ledger: Ledger, k: int, size: int) -> None:
         """Fit every weight at the lowest price at which the file has at most `size` bytes, else as in the smallest.
@@ -190,7 +200,8 @@ class Fitter:
         if bits < 8 * _TIGHT_BYTES * sum(w.layout.count for w in self.weights):
             self.check(size)
         guess = self._guess(bits / max(1, self.entries)) if self._last_k is None else self._last_k
-        bracket = search.bracket(self._measure, len(self.weights), bits, guess, self.workers)
+        few = frozenset(few_sized(self.weights))
+        bracket = replace(search.bracket(self._measure, len(self.weights), bits, guess, self.workers), fixed=few)
         if bracket.high.sum() > bits:
             self.check(size)
         self._last_k = bracket.k  # a weight or two may change before the next search

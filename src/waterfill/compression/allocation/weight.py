@@ -10,6 +10,7 @@ from torch import Tensor
 
 from waterfill.compression.allocation.curve import Curve, Point, water_level
 from waterfill.compression.allocation.damping import damped
+from waterfill.compression.allocation.held import held_in_all
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES, Sample, rows_and_cols, stride_of
 from waterfill.compression.allocation.without_data import entrywise, line_by_line, without_data
 from waterfill.dtypes import STORED, dtype_name, octets
@@ -114,7 +115,8 @@ class Weight:
                 0.0 if self.layout.role == RAW else importance.distortion(target - part.dense())
                 for part, (target, importance) in zip(parts, damped_pairs, strict=True)
             )
-            return Point(scale * sum(part.bits for part in parts), scale * distortion)
+            bits = max(scale * sum(part.bits for part in parts), held_in_all(parts, self.chosen_spec, self.layout))
+            return Point(bits, scale * distortion)
 
         if self.layout.role == RAW:  # the price changes nothing
             return Curve(functools.lru_cache(lambda price: measure(1.0)))

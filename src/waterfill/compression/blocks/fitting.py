@@ -32,7 +32,6 @@ from waterfill.network.blocks.chain import Chain
 from waterfill.network.blocks.hidden import HiddenStates
 from waterfill.network.layout import VECTOR, Layout
 from waterfill.network.running.forward import as_deployed, copy_of
-from waterfill.part import Spec
 from waterfill.progress import Progress
 
 _ROUNDS = 6  # of refits of the last weights, as the size of the manifest changes with the parts
@@ -58,7 +57,6 @@ class Fitting:
     found: MeasuredStore
     work: Compression[KeepingStore]
     pace: Pace
-    specs: Sequence[Spec]
     log: Log
     late: dict[int, Weight] = field(default_factory=dict)
 
@@ -263,7 +261,7 @@ class Fitting:
         if weight.choice is not None and not weight.reason:
             parts = zip(weight.matrices(price), entry.parts, strict=True)
             lost = sum(importance.distortion(target - part.dense()) for (target, importance), part in parts)
-            best = best_spec(weight, self.specs, price, lost + price * 8 * len(entry.blob))
+            best = best_spec(weight, price, lost + price * 8 * len(entry.blob))
             entry = entry if best == weight.spec else weight.with_spec(best).fit(price)
         original = self.work.weights[i]
         self.work.store.put(i, with_error(original.masked(original.load()), entry), price)

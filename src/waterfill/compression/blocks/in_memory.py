@@ -1,13 +1,14 @@
 """A network in memory, compressed block by block where its blocks are named or hold many weights."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from waterfill.assignment import Assignment
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.blocks.measured import MeasuredStore
 from waterfill.compression.blocks.run import MOST_BATCHES, Blockwise, Room
@@ -24,7 +25,6 @@ from waterfill.network.blocks.hidden import HiddenStates
 from waterfill.network.running.batches import spread
 from waterfill.network.running.forward import as_deployed
 from waterfill.network.running.inputs import Inputs
-from waterfill.part import Spec
 from waterfill.storage.work_directory import temporary_folder
 
 MANY = 1 << 26
@@ -34,7 +34,7 @@ MANY = 1 << 26
 def by_blocks(
     model: "nn.Module | Mapping[str, Tensor]",
     inputs: Inputs,
-    specs: Sequence[Spec],
+    recipe: Assignment,
     budget: Budget,
     how: tuple[Options, Mapping[str, Any]],
 ) -> CompressedModel | None:
@@ -49,7 +49,7 @@ def by_blocks(
     if named == NO_BLOCKS or (named == AUTO_BLOCKS and sum(p.numel() for p in model.parameters()) < MANY):
         return None
     try:
-        work = _prepared(model, inputs, specs, (budget, options, notes))
+        work = _prepared(model, inputs, recipe, (budget, options, notes))
     except BadInput as error:
         if named != AUTO_BLOCKS:
             raise
@@ -62,16 +62,23 @@ def by_blocks(
 
 
 def _prepared(
-    model: nn.Module, inputs: Inputs, specs: Sequence[Spec], task: tuple[Budget, Options, Mapping[str, Any]]
+    model: nn.Module, inputs: Inputs, recipe: Assignment, task: tuple[Budget, Options, Mapping[str, Any]]
 ) -> Blockwise:
     """The work on a network that was tested to be a chain of its blocks. Raises BadInput."""
     budget, options, notes = task
+    check_runs(options)
     blocks = blocks_of(model, None if options.blocks == AUTO_BLOCKS else options.blocks)
-    source = source_in_memory(model, blocks, specs[0])
-    source = replace(source, task=replace(source.task, weights=with_choice(source.task.weights, specs)))
+    source = source_in_memory(model, blocks, recipe)
+    source = replace(source, task=replace(source.task, weights=with_choice(source.task.weights)))
     chain = Chain(source.model, blocks, source.original, inputs.forward)
     with torch.no_grad(), as_deployed(source.model):
         chain.check(inputs.first)
     batches = list(spread(inputs.batches, MOST_BATCHES))
     settled = in_memory(source.task, options).options
-    return Blockwise(source, chain, batches, specs, budget, settled, dict(notes) | {"blocks": blocks.prefix})
+    return Blockwise(source, chain, batches, budget, settled, dict(notes) | {"blocks": blocks.prefix})
+
+
+def check_runs(options: Options) -> None:
+    """Raise BadInput where the network is to run in a way that block by block nothing is counted for."""
+    if options.runs is not None:
+        raise BadInput(f"the memory of a network that runs {options.runs!r} is counted for the network as a whole")

@@ -22,7 +22,6 @@ from waterfill.network.blocks.hidden import HiddenStates
 from waterfill.network.layout import RAW, VECTOR
 from waterfill.network.running.batches import spread
 from waterfill.network.running.forward import as_deployed
-from waterfill.part import Spec
 
 MOST_BATCHES = 512
 """Batches that are used at most."""
@@ -43,12 +42,11 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class Blockwise:
-    """A compression block by block. batches: all of them. specs: of which each weight takes one. notes: of the file."""
+    """A compression block by block. batches: all of them. notes: of the file."""
 
     source: Source
     chain: Chain
     batches: Sequence[Any]
-    specs: Sequence[Spec]
     budget: Budget
     options: Options
     notes: Mapping[str, Any]
@@ -106,7 +104,7 @@ class Blockwise:
                 raise BudgetError(f"a file of {self.allowed} bytes is asked for, and its table alone has {overhead}")
         pace = Pace(curves, allowed, self.budget.price)
         source, chain = self.source, self.chain
-        return Fitting(source, chain, self.batches, room.states, room.found, work, pace, self.specs, log)
+        return Fitting(source, chain, self.batches, room.states, room.found, work, pace, log)
 
     def _remarks(self, measured: Mapping[str, Measured]) -> dict[str, Any]:
         """The notes on what was measured: how many outputs, what no input reached, and warnings."""

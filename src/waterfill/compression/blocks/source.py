@@ -8,13 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from waterfill.assignment import Assignment
 from waterfill.calibration.calibrate import weights_of
 from waterfill.compression.task import Task
 from waterfill.errors import BadInput
 from waterfill.network.blocks.find import Blocks
 from waterfill.network.layout import Layout
 from waterfill.network.running.forward import copy_of
-from waterfill.part import Spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +73,9 @@ class Source:
         return Stretch.of(self.original(number), f"{self.blocks.names[number]}.")
 
 
-def source_in_memory(model: nn.Module, blocks: Blocks, spec: Spec) -> Source:
+def source_in_memory(model: nn.Module, blocks: Blocks, recipe: Assignment) -> Source:
     """Of a network in memory, which is not changed and whose weights are not copied. Raises BadInput."""
-    task = Task.of(model, spec, None)
+    task = Task.of(model, recipe, None)
     shared = copy_of(model, sharing=True).eval().requires_grad_(False)
     modules = [shared.get_submodule(name) for name in blocks.names]
     empty_blocks(shared, blocks)

@@ -13,7 +13,7 @@ from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.store import MemoryStore
 from waterfill.compression.task import Compression
-from waterfill.part import Choice, Spec, cost
+from waterfill.part import Choice, Spec, cost, terms_of
 
 MOST = 1 << 22
 """Entries of a weight; larger ones take the first spec, as fitting them several times would take too long."""
@@ -23,24 +23,30 @@ _MARGIN = 1.1  # of a cost that is known from a sample
 _ROWS = 96  # of a matrix, on which a rival of the first spec has to win
 
 
-def with_choice(weights: Sequence[Weight], specs: Sequence[Spec]) -> list[Weight]:
-    """The weights, whose spec is the first of `specs`, free to take another of them."""
-    choice = Choice(tuple(specs)) if len(specs) > 1 else None
-    return [replace(w, choice=choice) if choice and w.layout.entries <= MOST else w for w in weights]
+def with_choice(weights: Sequence[Weight]) -> list[Weight]:
+    """The weights; those whose spec is a choice have the first of its terms, free to take another of them."""
+    return [replace(w, spec=terms_of(Choice, w.spec)[0], choice=_choice(w)) for w in weights]
 
 
-def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: Budget) -> None:
+def _choice(weight: Weight) -> Choice | None:
+    """The choice that a weight has; None where its spec is none, or where it is too large to try several."""
+    terms = terms_of(Choice, weight.spec)
+    return Choice(terms) if len(terms) > 1 and weight.layout.entries <= MOST else None
+
+
+def choose_kinds(work: Compression[MemoryStore], budget: Budget) -> None:
     """Give every weight of `work`, all made by `with_choice`, the spec with the lowest cost at the budget.
 
     Raises BudgetError where the smallest file is larger.
     """
-    if len(specs) == 1:
+    if all(weight.choice is None for weight in work.weights):
         return
     price = _price(work, budget)
 
     def chosen(weight: Weight) -> Weight:
         if weight.reason or weight.choice is None:
             return weight
+        specs = weight.choice.terms
         rivals = [spec for spec in specs[1:] if _may_win(weight, spec, price)]
         totals = {spec: _cost(weight, spec, price) for spec in (specs[0], *rivals)} if rivals else {specs[0]: 0.0}
         best = min(totals, key=lambda spec: totals[spec])
@@ -49,13 +55,14 @@ def choose_kinds(work: Compression[MemoryStore], specs: Sequence[Spec], budget: 
     work.weights[:] = work.run.workers.map(lambda i: chosen(work.weights[i]), range(len(work.weights)))
 
 
-def best_spec(weight: Weight, specs: Sequence[Spec], price: float, known: float) -> Spec:
+def best_spec(weight: Weight, price: float, known: float) -> Spec:
     """The spec with the lowest cost for a weight at a price. known: D + price * bits of the first, nats.
 
     A rival has to win on some of the rows before all of them are fitted.
     """
     if weight.reason or weight.choice is None:
-        return specs[0]
+        return weight.spec
+    specs = weight.choice.terms
     pairs = list(weight.matrices(price))
     rivals = [spec for spec in specs[1:] if any(spec.may_cost_less(*pair, price, known) for pair in pairs)]
     if rivals and weight.layout.count == 1:

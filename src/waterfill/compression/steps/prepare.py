@@ -3,6 +3,7 @@
 Inputs or networks that cannot work raise here, before anything that takes long.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +27,16 @@ class Prepared:
     remarks: tuple[str, ...]
 
 
-def prepare(model: nn.Module, inputs: Inputs, steps: Steps) -> Prepared:
-    """A copy to work on. Raises BadInput: no batches, a model that cannot be copied, a batch that it cannot take."""
+def prepare(model: nn.Module, inputs: Inputs, steps: Steps, fixed: Container[str] = ()) -> Prepared:
+    """A copy to work on; the tensors that `fixed` names stay as they are.
+
+    Raises BadInput: no batches, a model that cannot be copied, a batch that it cannot take.
+    """
     first = inputs.first
     work = copy_of(model)
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in work.modules())
     if steps.fold and norms:
-        fold_in_place(work, inputs.batches, inputs.forward)
+        fold_in_place(work, inputs.batches, inputs.forward, fixed)
     once, again, otherwise = _runs(work, first, inputs)
     remarks = []
     if not nearly_equal(again, once):

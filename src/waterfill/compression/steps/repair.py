@@ -5,7 +5,7 @@ Bias correction and batch-norm re-estimation are known from data-free and post-t
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
 from waterfill.network.batch_norm import LAYERS, fed_norms
+from waterfill.network.kept import IGNORED
 from waterfill.network.layout import RAW
 from waterfill.network.running.batches import split
 from waterfill.network.running.forward import Forward, as_deployed, call, copy_of, hooked
@@ -130,15 +131,16 @@ def repair(  # noqa: PLR0913 - two networks, their inputs, and how these are to 
 
 
 def _repair(
-    work: nn.Module, fitting: list[Any], guard: Guard, kinds: Iterable[Kind]
+    work: nn.Module, fitting: list[Any], guard: Guard, kinds: Iterable[Kind], fixed: Container[str] = ()
 ) -> tuple[tuple[Step, ...], dict[str, Tensor]]:
-    """Try every kind on `work`, in place; the steps, and the changed tensors."""
+    """Try every kind on `work`, in place, but for `fixed` tensors; the steps, and the changed tensors."""
     now = guard.measure(work)
     steps: list[Step] = []
     changed: set[str] = set()
     fed = set(fed_norms(work, fitting[0], guard.forward).values())
     for kind in kinds:
-        proposed = _propose(kind, work, fitting, guard)
+        found = _propose(kind, work, fitting, guard)
+        proposed = {name: value for name, value in found.items() if name not in fixed}
         note = _note(kind, work, fed)
         strength, score = _try(work, proposed, guard, now)
         kept = strength > 0
@@ -231,7 +233,9 @@ def _repair_file(model: CompressedModel, reference: nn.Module, fitting: list[Any
     """
     base = 4.0 if guard.logits else 2.0
     work = model.install(copy_of(reference))
-    steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors])
+    fixed = {name for name, entry in model.entries.items() if entry.reason == IGNORED}
+    fixed |= {name for name, owner in model.aliases.items() if owner in fixed}
+    steps, changed = _repair(work, fitting, guard, [kind for kind in KINDS if kind.vectors], fixed)
     best, before, after = model, steps[0].before, steps[0].before
     original = reference.state_dict()
     few = 4 * sum(value.numel() for value in changed.values()) < _FEW_BYTES * model.size

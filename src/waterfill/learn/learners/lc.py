@@ -10,15 +10,14 @@ Carreira-Perpinan and Idelbayev, arXiv 1707.01209; sums of parts: 2107.04380.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
+from waterfill.assignment import Assignment, Recipe
 from waterfill.compression.allocation.budget import Budget
-from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.options import Options
 from waterfill.compression.task import Task, in_memory
 from waterfill.errors import BadInput, BadRecipe, BudgetError
@@ -29,9 +28,7 @@ from waterfill.learn.learners.ranks import shared
 from waterfill.learn.learners.schedule import DEFAULT_SCHEDULE, Schedule
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
-from waterfill.part import Spec
 from waterfill.parts import Dense
-from waterfill.recipe import as_spec
 
 _PRICE = 4.0**-12
 """Nats per bit for what is learned without being compressed: some seven bits of mantissa."""
@@ -52,7 +49,7 @@ class LC(Learner):
     Args:
         model: in training; its parameters are learned in place.
         spec: what weights are to become, a spec or its text; or, by pattern of names ("layer1.*"), one for each layer,
-            the first that matches. What no pattern matches is learned freely and stored in 16 bits or so.
+            as for `compress`. What no pattern matches is learned freely and stored in 16 bits or so.
         budget: bytes, bits per weight or a ratio: the price is moved so that it is met at the end; or the price itself,
             nats per bit. None of these where the spec says how large its parts are.
         schedule: how the penalty grows.
@@ -60,7 +57,7 @@ class LC(Learner):
 
     Raises:
         BadInput: NaN, or no parameter that a spec is meant for.
-        BadRecipe: a spec without meaning.
+        BadRecipe: a spec without meaning, a pattern that matches nothing, or one that keeps weights bit for bit.
         BudgetError: a budget below the smallest file.
 
     Example:
@@ -72,15 +69,15 @@ class LC(Learner):
     def __init__(
         self,
         model: nn.Module,
-        spec: "Spec | str | Mapping[str, Spec | str]" = "Quantize()",
+        spec: Recipe = "Quantize()",
         *,
         budget: Budget = _ANY,
         schedule: Schedule = DEFAULT_SCHEDULE,
         importance: Mapping[str, Importance] | None = None,
     ) -> None:
         self.model, self.schedule, self.budget = model, schedule, budget
-        self._specs, given = _specs(spec), importance or {}
-        task = _task(model, self._specs)
+        self._assignment, given = _assignment(spec), importance or {}
+        task = Task.of(model, self._assignment, None)
         self._learned = learned_weights(
             task.weights, model, lambda w: given.get(w.name) or Importance(kernel=w.layout.kernel)
         )
@@ -242,7 +239,7 @@ class LC(Learner):
     def _model(self) -> CompressedModel:
         """What there is by the last C step, and everything else as it is now."""
         learned = {one.name: one.entry() for one in self._learned}
-        task = _task(self.model, self._specs)
+        task = Task.of(self.model, self._assignment, None)
         entries: dict[str, Entry] = {w.name: learned.get(w.name) or w.fit(_PRICE) for w in task.weights}
         return CompressedModel(entries, dict(task.aliases), task.notes)
 
@@ -258,26 +255,16 @@ class LC(Learner):
         return in_memory(replace(task, weights=weights), Options()).run.price_for(allowed)
 
 
-def _specs(spec: "Spec | str | Mapping[str, Spec | str]") -> dict[str, Spec]:
-    """The specs by pattern of names. Raises BadRecipe."""
-    given = spec if isinstance(spec, Mapping) else {"*": spec}
-    if not given:
-        raise BadRecipe("a mapping of specs by names holds none; give at least one")
-    return {pattern: as_spec(one) for pattern, one in given.items()}
-
-
-def _task(model: nn.Module, specs: Mapping[str, Spec]) -> Task:
-    """The task of compressing a model as it is now, each weight to its own spec. Raises BadInput, BadRecipe."""
-    task = Task.of(model, next(iter(specs.values())), None)
-    weights = [_assigned(weight, specs) for weight in task.weights]
-    recipe = repr(specs["*"]) if list(specs) == ["*"] else "; ".join(f"{name}: {one!r}" for name, one in specs.items())
-    return replace(task, weights=weights, notes=task.notes | {"recipe": recipe})
-
-
-def _assigned(weight: Weight, specs: Mapping[str, Spec]) -> Weight:
-    """A weight with the spec of the first pattern that its name matches; learned freely where none does."""
-    spec = next((one for pattern, one in specs.items() if fnmatchcase(weight.name, pattern)), None)
-    return replace(weight, spec=Dense() if spec is None else spec)
+def _assignment(spec: Recipe) -> Assignment:
+    """The spec of each weight; what no pattern matches is learned freely. Raises BadRecipe."""
+    found = Assignment.of(spec, default=Dense())
+    exact = [pattern for pattern, own in found.rules if own is None]
+    if exact:
+        raise BadRecipe(
+            f"{exact[0]!r} keeps weights bit for bit, and learning changes them: freeze what is to stay "
+            "(requires_grad_(False)), or give it a spec"
+        )
+    return found
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam
 
+from waterfill.assignment import Assignment, Recipe
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.options import Options
 from waterfill.compression.post_training import DEFAULT_SPEC, Calibrated, calibrated, fold_notes
@@ -56,7 +57,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     batches: Iterable[Any],
     *,
     budget: Budget,
-    spec: "Spec | str | Mapping[str, Spec | str] | None" = None,
+    spec: "Recipe | None" = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
     training: Training = _DEFAULT,
@@ -137,7 +138,7 @@ class _Run:
     judged: Inputs
     budget: Budget
 
-    def result(self, spec: "Spec | str | Mapping[str, Spec | str] | None") -> CompressedModel:
+    def result(self, spec: "Recipe | None") -> CompressedModel:
         """The network within its budget."""
         steps = max(1, round(self.training.epochs * self.stream.steps))
         last = round(self.training.last * steps)
@@ -146,7 +147,7 @@ class _Run:
         by_lc = self.training.method == LC_STEPS
         wanted: dict[str, Spec | None] = {PLAIN: None} if spec is None else {}
         if not by_lc:
-            if isinstance(spec, Mapping):
+            if isinstance(spec, Mapping) or not Assignment.of(spec).is_for_all:
                 raise BadRecipe('a spec for each layer goes with Training(method="lc")')
             wanted[START] = as_spec(SCALAR if spec is None else spec)
         found = self._untrained(wanted)
@@ -211,7 +212,7 @@ class _Run:
         learner = StraightThrough(self._copy(), start, self._bytes(start))
         return phase.train(learner, Adam(learner.groups(), self.training.first_rate, betas=_MOMENTA))
 
-    def _by_lc(self, spec: "Spec | str | Mapping[str, Spec | str] | None", phase: Phase) -> CompressedModel:
+    def _by_lc(self, spec: "Recipe | None", phase: Phase) -> CompressedModel:
         work = self._copy()
         folded = fold_notes(self.model, work)  # before training moves what is folded
         growth = _RISE ** (1 / max(1, -(-phase.count // phase.every(LC))))

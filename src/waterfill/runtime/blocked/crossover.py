@@ -1,4 +1,4 @@
-"""From how many inputs on blocks of restored rows are faster than integer kernels: measured once in a process.
+"""From how many inputs on blocks of restored rows are faster than integer kernels: measured once on a machine.
 
 Instruction sets and libraries differ too much for a number that is good everywhere. A few milliseconds, spent at the
 first batch that could be large, say what a kernel takes for an input, what a product of floats takes, and what it costs
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from waterfill.runtime.blocked.product import Rows, product
+from waterfill.runtime.measured.machine import machine
+from waterfill.storage import measured
 
 T = TypeVar("T")
 LEAST = 8
@@ -47,7 +49,22 @@ class Kind:
 
 @cache
 def crossover(kind: Kind) -> tuple[int, torch.dtype]:
-    """How many inputs a large batch has at least, and the type in which it is multiplied: the fastest of `_types`."""
+    """How many inputs a large batch has at least, and the type in which it is multiplied: the fastest of `_types`.
+
+    Measured, unless an earlier process has kept it (`storage.measured`).
+    """
+    key, here = f"large batches of {kind}", machine()
+    known = {str(dtype): dtype for dtype in _types(kind)}
+    match measured.recall(here, key):
+        case [int(inputs), str(name)] if name in known and LEAST <= inputs <= NEVER:
+            return inputs, known[name]
+    inputs, dtype = _found(kind)
+    measured.remember(here, key, [inputs, str(dtype)])
+    return inputs, dtype
+
+
+def _found(kind: Kind) -> tuple[int, torch.dtype]:
+    """The same, by measurement."""
     least, most = (_measured(replace(kind, rows=rows)) for rows in _ROWS)
     far = (kind.rows - _ROWS[0]) / (_ROWS[1] - _ROWS[0])  # times grow as the rows do
     seconds = {name: least[name] + far * (most[name] - least[name]) for name in least}

@@ -28,6 +28,10 @@ class PackedLayer(nn.Module):
         """Its matrices."""
         raise NotImplementedError
 
+    def multiplications(self, x: Tensor, y: Tensor) -> int:
+        """How many its matrices take, by their form, of its inputs for its outputs; 0 where weights are only read."""
+        return 0
+
     def train(self, mode: bool = True) -> "PackedLayer":
         """Raises BadInput for training mode."""
         if mode:

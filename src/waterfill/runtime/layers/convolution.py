@@ -26,6 +26,7 @@ class PackedConvolution(PackedLayer):
     channels: Tensor | None
     places: Tensor | None
     in_channels: int
+    out_channels: int
     groups: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -58,6 +59,10 @@ class PackedConvolution(PackedLayer):
 
     def terms(self) -> Iterator[Term]:
         yield self.term
+
+    def multiplications(self, x: Tensor, y: Tensor) -> int:
+        places = x.numel() // max(1, self.in_channels) if self.transposed else y.numel() // max(1, self.out_channels)
+        return places * self.term.products
 
     @property
     def weight(self) -> Tensor:

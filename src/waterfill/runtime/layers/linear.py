@@ -40,6 +40,9 @@ class PackedLinear(PackedMatrix):
         self.register_parameter("bias", getattr(like, "bias", None))
         self.in_features, self.out_features = term.cols, term.rows
 
+    def multiplications(self, x: Tensor, y: Tensor) -> int:
+        return y.numel() // max(1, self.out_features) * self.term.products
+
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))

@@ -91,6 +91,10 @@ class PackedRecurrent(PackedGates):
         shared(self, like, _SHARED)
         self.mode = like.mode
 
+    def multiplications(self, x: Tensor, y: Tensor) -> int:
+        each = 0 if self.proj_size else sum(term.products for term in self.terms())  # as dense ones are counted
+        return x.numel() // max(1, self.input_size) * each
+
     def flatten_parameters(self) -> None:
         """Nothing: weights are not in one piece of memory."""
 

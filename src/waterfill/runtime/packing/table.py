@@ -23,7 +23,8 @@ def table(model: nn.Module) -> list[dict[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, PackedLayer):
             tensors = [value for term in module.terms() for value in term.buffers()]
-            form, runs, more = _words(module), "packed", sum(term.beside for term in module.terms())
+            form, more = _words(module), sum(term.beside for term in module.terms())
+            runs = next((term.runs for term in module.terms()), "packed")
         elif isinstance(module, KINDS) or is_conv1d(module):
             tensors = list(module.parameters())
             form, runs, more = "restored weights", "dense", 0

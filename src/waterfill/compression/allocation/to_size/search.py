@@ -18,11 +18,15 @@ _PLATEAU = 4  # prices in a row at which the bits do not change
 
 @dataclass(frozen=True)
 class Bracket:
-    """Two neighboring grid prices, 4^k and 4^(k+1), and every curve's bits at both ([weights], float64)."""
+    """Two neighboring grid prices, 4^k and 4^(k+1), and every curve's bits at both ([weights], float64).
+
+    fixed: weights whose sizes are too few to meet a budget by them.
+    """
 
     k: int
     low: np.ndarray
     high: np.ndarray
+    fixed: frozenset[int] = frozenset()
 
     def share(self, bits: float, since: slice = slice(None)) -> float:
         """Where between the two prices (0 to 1, or slightly beyond) the curves `since` sum to `bits`."""
@@ -43,9 +47,9 @@ class Bracket:
 
     @property
     def largest_first(self) -> list[int]:
-        """The weights by their bits."""
+        """The weights by their bits, but those that are fixed."""
         order: list[int] = np.argsort(-self.low - self.high, kind="stable").tolist()
-        return order
+        return [i for i in order if i not in self.fixed]
 
 
 def bracket(measure_one: Callable[[int, int], float], count: int, bits: float, guess: int, workers: Workers) -> Bracket:

@@ -5,7 +5,7 @@ So weights are fitted one after the other, and each time the bytes of the whole 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from waterfill.compression.allocation.to_size.search import HIGHEST, LOWEST
@@ -33,13 +33,14 @@ class Trials:
     def attempt(self, i: int, price: float, most: int) -> bool:
         """Fit weight i at a price; undone, and False, where the file then has more than `most` bytes."""
         before = self.ledger.prices[i], self.ledger.bits[i]
-        self._refit(i, price)
+        self.refit(i, price)
         if self.file_bytes(self.ledger) <= most:
             return True
-        self._refit(i, before[0])
+        self.refit(i, before[0])
         return False
 
-    def _refit(self, i: int, price: float) -> None:
+    def refit(self, i: int, price: float) -> None:
+        """Fit weight i at a price."""
         self.ledger.prices[i], self.ledger.bits[i] = price, self.fit(i, price)
 
     def shrink(self, prices: Sequence[Sequence[float]]) -> None:
@@ -61,12 +62,12 @@ class Trials:
         """Bytes of the file with every weight at a price of its own."""
         for i, price in enumerate(prices):
             if price != self.ledger.prices[i]:
-                self._refit(i, price)
+                self.refit(i, price)
         return self.file_bytes(self.ledger)
 
-    def spend_rest(self, weights: Sequence[Weight], size: int) -> None:
-        """Lower the price, for every weight as far as the file then still has at most `size` bytes."""
-        growing = [i for i, weight in enumerate(weights) if _grows(weight, self.ledger, i)]
+    def spend_rest(self, weights: Sequence[Weight], size: int, fixed: Container[int] = ()) -> None:
+        """Lower the price, for every weight that is not fixed as far as the file then has at most `size` bytes."""
+        growing = [i for i, weight in enumerate(weights) if i not in fixed and _grows(weight, self.ledger, i)]
         for _ in range(_LEVELS):
             for i in list(growing):
                 if self.file_bytes(self.ledger) >= FILL * size:

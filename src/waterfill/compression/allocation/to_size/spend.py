@@ -50,7 +50,7 @@ def spend(bracket: Bracket, budget: float, fit: Fit, workers: Workers) -> Ledger
     """
     ledger = Ledger()
     order = np.argsort(bracket.low + bracket.high, kind="stable")
-    ordered = Bracket(bracket.k, bracket.low[order], bracket.high[order])
+    ordered = Bracket(bracket.k, bracket.low[order], bracket.high[order])  # where fixed ones are sized as others
     expected = 0.0
     for group in _groups(ordered):
         ratio = float(np.clip(ledger.total / expected, 0.8, 1.25)) if expected > max(0.0, 0.05 * budget) else 1.0

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from waterfill.cli.arguments import existing
 from waterfill.cli.exit_codes import UsageError
 from waterfill.errors import BadInput
-from waterfill.report.limits import Layer, Limits, _files_text
+from waterfill.report.limits import Limits, _files_text
 from waterfill.report.text import say, say_json
 from waterfill.storage import FileReader
 
 if TYPE_CHECKING:
-    from waterfill.network.layout import Layout
+    from waterfill.report.layers import Layers
 
 EXAMPLES = """examples:
   waterfill limits model.safetensors
@@ -25,7 +25,6 @@ The bound is that of Gaussian weights with the variances of rows and columns tha
 level for the whole network. What an error costs is what compress assumes without --data, and measures with it."""
 _RATES = (6.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5)
 _MOST_RATES = 8
-_PROBES = 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +43,10 @@ def run(args: argparse.Namespace) -> None:
     if args.network and not args.data:
         raise UsageError("--network goes with --data: name some inputs of the network")
     folded = _folded([existing(path) for path in args.compare], bool(args.data))
-    layers, left_out = _with_data(args, folded) if args.data else _without(existing(args.model))
-    if not layers:
+    layers = _layers(args, folded)
+    if not layers.weights:
         raise BadInput(f"{args.model} holds no weights of two or more dimensions; there is nothing to bound")
-    limits = Limits(args.model, layers, left_out, args.bits or _RATES)
+    limits = Limits(args.model, layers.weights, layers.left_out, args.bits or _RATES)
     files = [limits.of_file(path) for path in args.compare]
     if args.json:
         say_json(limits.as_json() | {"files": [file.as_json() for file in files]})
@@ -57,45 +56,15 @@ def run(args: argparse.Namespace) -> None:
         say(f"\n{_files_text(files)}")
 
 
-def _without(model: str) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The weights of a checkpoint, and why some of them are kept bit for bit. Raises BadInput for NaN."""
-    from waterfill.compression.allocation.budget import Budget
-    from waterfill.compression.job import Job
-    from waterfill.recipe import DEFAULT_RECIPE
-
-    weights = Job.of(model, DEFAULT_RECIPE, Budget(price=1.0)).task.weights
-    layers = {w.name: Layer(w.layout, w.tensor, None, w.factor, w.lines) for w in weights if _is_matrix(w.layout)}
-    left_out = {w.name: w.kept for w in weights if w.kept and len(w.layout.shape) > 1}
-    return {name: layer for name, layer in layers.items() if name not in left_out}, left_out
-
-
-def _is_matrix(layout: "Layout") -> bool:
-    from waterfill.network.layout import KERNEL, MATRIX, STACK
-
-    return layout.role in (MATRIX, KERNEL, STACK)
-
-
-def _with_data(args: argparse.Namespace, folded: bool) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The weights that the inputs reach, with what errors in them cost, and why the others are left out."""
-    from functools import partial
-
-    from waterfill.calibration.calibrate import calibrate, weights_of
-    from waterfill.calibration.probes import AUTO
+def _layers(args: argparse.Namespace, folded: bool) -> "Layers":
+    """The weights, and what errors in them cost. Raises BadInput for NaN."""
     from waterfill.cli.network import network_and_batches, with_weights
-    from waterfill.network.batch_norm import fold_batch_norm
+    from waterfill.report.layers import assumed_layers, measured_layers
 
+    if not args.data:
+        return assumed_layers(existing(args.model))
     network, given = network_and_batches(args.network, args.data)
-    network, batches = with_weights(network, existing(args.model)), list(given)
-    if folded and batches:
-        network = fold_batch_norm(network, *batches)
-    calibration = calibrate(network, batches, importance=AUTO, probes=_PROBES)  # as files are made
-    weights, layouts = weights_of(network)
-    layers = {
-        name: Layer(layout, partial(weights.__getitem__, name), calibration[name])
-        for name, layout in layouts.items()
-        if _is_matrix(layout) and name in calibration
-    }
-    return layers, calibration.unreached
+    return measured_layers(with_weights(network, existing(args.model)), list(given), fold=folded)
 
 
 def _folded(paths: Sequence[str], data: bool) -> bool:

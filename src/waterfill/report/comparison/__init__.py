@@ -1,0 +1,1 @@
+"""Many files of one network side by side, and one weight of it after the other."""
