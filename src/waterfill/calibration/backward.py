@@ -1,26 +1,23 @@
 """Passes over the batches: a traced forward pass, and a backward pass from each random probe of the outputs."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import Measurement
 from waterfill.calibration.combine import merge
 from waterfill.calibration.moments import GradientSquares
-from waterfill.calibration.probes import Softened, signs
+from waterfill.calibration.probes import Cost, Loss
 from waterfill.calibration.recorder import MomentRecorder, Selection
 from waterfill.errors import BadInput
-from waterfill.evaluation.divergence import are_logits
 from waterfill.network.layout import VECTOR, Layout
-from waterfill.network.running.batches import any_never, count_of, each_tensor, never, samples_in, shapes, tensors_in
+from waterfill.network.running.batches import count_of, each_tensor, samples_in, shapes, tensors_in
 from waterfill.network.running.forward import Forward, as_deployed, call
 from waterfill.network.running.state import unchanged
 from waterfill.network.tracing.tracer import Tracer
@@ -28,15 +25,104 @@ from waterfill.network.tracing.views import WeightViews
 from waterfill.progress import Progress
 from waterfill.storage.remarks import FEW_SAMPLES
 
-Loss = Callable[[Tensor, Any], Tensor]
-"""(outputs, batch) -> scalar, the mean over the rows of the outputs."""
-AUTO, OUTPUTS, DIVERGENCE, FISHER = "auto", "outputs", "divergence", "fisher"
-_ENTRIES_AT_A_TIME = 1 << 18
 _LARGE, _ONE_IN = 1 << 22, 4  # gradients of so many entries are computed in one of so many batches, where that will do
-_SEQUENCE = 3  # dimensions of the outputs of a sequence: batch, places, classes
-KINDS = (AUTO, OUTPUTS, DIVERGENCE, FISHER)
-RELATIVE = (AUTO, OUTPUTS)
-"""Kinds whose D is relative to the cost of losing all outputs, so that it does not depend on the outputs' unit."""
+
+
+class Gathering:
+    """The sums for the selected weights of a module.
+
+    weights, layouts: of the module, by name. whole: whether a backward pass gives the gradient of a weight from all of
+    its uses; else that of a weight whose products are recorded is not computed. spared: by parameter, batches whose
+    gradient was left out.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        weights: Mapping[str, Tensor],
+        layouts: Mapping[str, Layout],
+        selection: Selection,
+        seed: int = 0,
+    ) -> None:
+        matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
+        self.module = module
+        self.whole = True
+        self.recorder = MomentRecorder(layouts, selection, torch.Generator("cpu").manual_seed(seed + 1))
+        self.tracer = Tracer(WeightViews(matrices, layouts), self.recorder)
+        self.spared: Counter[str] = Counter()
+        self._derived = {name: value for name, value in statistics(module).items() if name in selection.full}
+        chosen = {name: layout for name, layout in layouts.items() if name in selection.full}
+        self._squares = {name: GradientSquares(layout, selection.probes) for name, layout in chosen.items()}
+
+    @contextmanager
+    def differentiating(self) -> Iterator[dict[str, nn.Parameter]]:
+        """A block with gradients, in which only the selected parameters require them."""
+        selected = self.recorder.selection.full
+        names = {*selected, *(value.source for value in self._derived.values())}
+        with _differentiating(self.module, names) as parameters, torch.enable_grad():
+            yield parameters
+
+    def needed(self, parameters: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+        """The parameters whose gradient is to be computed in a batch, given by its number, after its traced pass.
+
+        Not where its uses show it, nor each time where it is large and only corrects for their being several.
+        """
+        return {name: value for name, value in parameters.items() if self._is_needed(name, number)}
+
+    def _is_needed(self, name: str, number: int) -> bool:
+        if name in self.tracer.others:
+            return True
+        recorded = name in self.recorder.terms
+        if not self.recorder.needs_gradient(name) or (recorded and not self.whole):
+            return False
+        large = self.recorder.layouts[name].entries >= _LARGE
+        spared = number % _ONE_IN and recorded and large
+        self.spared[name] += bool(spared)
+        return not spared
+
+    def add(self, gradients: Mapping[str, Tensor | None]) -> None:
+        """Add the gradients of parameters from one probe."""
+        for name, squares in self._squares.items():
+            derived = self._derived.get(name)
+            gradient = gradients.get(name if derived is None else derived.source)
+            if gradient is not None:
+                squares.add(gradient if derived is None else gradient * derived.factor)
+
+    def measurements(self, rows: int, unit: float, *, exact: bool = True) -> Iterator[tuple[str, Measurement]]:
+        """The importance of each selected weight at the end, or the reason why it has none.
+
+        rows: output rows. unit: of D. exact: whether the energy of a weight is that of its whole gradient.
+        """
+        for name, squares in self._squares.items():
+            squares.add_known(*self.recorder.known(name))
+            squares.spared = self.spared[name]
+            about = {"samples": str(rows), "unit": repr(unit)}
+            yield name, self._measurement(name, squares, about, exact)
+
+    def _measurement(self, name: str, gradient: GradientSquares, about: dict[str, str], exact: bool) -> Measurement:
+        recorder, tracer, rows = self.recorder, self.tracer, int(about["samples"])
+        terms = list(recorder.terms.pop(name, {}).values())
+        merged = merge(terms, recorder.layouts[name], rows, gradient if exact and gradient.count > 0 else None)
+        calls = ", ".join(sorted(tracer.others.get(name, ())))
+        if merged is not None:
+            full = recorder.selection.full[name]
+            about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
+            return Measurement(merged[0], about | {"unmet": merged[1] if rows >= FEW_SAMPLES else ""})
+        diagonal = gradient.importance(rows)
+        if diagonal is not None and recorder.layouts[name].role == VECTOR:
+            return Measurement(diagonal, about)
+        if diagonal is not None:
+            about |= {
+                "note": f"diagonal only, of its gradient: used by {calls or 'other code'}",
+                "unmet": gradient.unmet if rows >= FEW_SAMPLES else "",
+            }
+            return Measurement(diagonal, about)
+        if calls:
+            return Measurement(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
+        reached = name in tracer.reached
+        return Measurement(
+            None, about | {"reason": "the outputs do not depend on it" if reached else "no batch reaches it"}
+        )
 
 
 @contextmanager
@@ -65,9 +151,7 @@ def _differentiating(model: nn.Module, names: Container[str]) -> Iterator[dict[s
 class Passes:
     """Passes over the batches with one model.
 
-    importance: see `calibrate`. passes: how many there will be. number: of the batch in this pass. rows: output rows in
-    this pass. energy: the cost of losing all outputs, 2 D, summed over the rows. spared: by parameter, batches whose
-    gradient was left out.
+    importance: see `calibrate`. passes: how many there will be. number: of the batch in this pass.
     """
 
     model: nn.Module
@@ -79,142 +163,55 @@ class Passes:
     passes: int
     done: int = 0
     number: int = 0
-    rows: int = field(default=0)
-    energy: float = field(default=0.0)
-    spared: Counter[str] = field(default_factory=Counter)
 
     def gather(
         self, weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], selection: Selection
     ) -> Iterator[tuple[str, Measurement]]:
         """One pass over the batches: the measurement of each selected weight."""
-        matrices = {name: value for name, value in weights.items() if layouts[name].role != VECTOR}
-        recorder = MomentRecorder(layouts, selection, torch.Generator("cpu").manual_seed(self.seed + 1))
-        tracer = Tracer(WeightViews(matrices, layouts), recorder)
+        gathering = Gathering(self.model, weights, layouts, selection, self.seed)
+        cost = Cost(self.importance, selection.probes)
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        self.rows, self.energy = 0, 0.0
-        self.spared.clear()
         count = 0
-        derived = {name: value for name, value in statistics(self.model).items() if name in selection.full}
-        differentiated = {*selection.full, *(value.source for value in derived.values())}
-        gradient_squares = {
-            name: GradientSquares(layout, selection.probes)
-            for name, layout in layouts.items()
-            if name in selection.full
-        }
-        with as_deployed(self.model), _differentiating(self.model, differentiated) as parameters, torch.enable_grad():
+        with as_deployed(self.model), gathering.differentiating() as parameters:
             for batch in self.batches:
                 own, self.number = each_tensor(batch, Tensor.detach), count
                 try:
                     with unchanged(self.model):
-                        for by_name in self._probe_all(own, (tracer, recorder), parameters, generator):
-                            for name, squares in gradient_squares.items():
-                                gradient = by_name.get(derived[name].source if name in derived else name)
-                                if gradient is not None:
-                                    squares.add(gradient * derived[name].factor if name in derived else gradient)
+                        self._probe_all(own, (gathering, cost), parameters, generator)
                 except BadInput as error:
                     raise BadInput(f"batch {count} of the calibration: {error}") from error
                 count += 1
                 self._report(count)
         if count == 0:
             raise BadInput("there are no batches to calibrate with; does the loader yield any, or was it used up?")
-        for name in selection.full:
-            gradient_squares[name].add_known(*recorder.known(name))
-            gradient_squares[name].spared = self.spared[name]
-            yield name, self._measurement(name, (tracer, recorder), gradient_squares[name])
-
-    def _measurement(self, name: str, traced: tuple[Tracer, MomentRecorder], gradient: GradientSquares) -> Measurement:
-        """The importance of a weight at the end of a pass, or the reason why it has none."""
-        tracer, recorder = traced
-        about = {"samples": str(self.rows), "unit": repr(self._unit(recorder.selection.probes))}
-        terms = list(recorder.terms.pop(name, {}).values())
-        exact = gradient.count > 0 and not callable(self.importance)
-        merged = merge(terms, recorder.layouts[name], self.rows, gradient if exact else None)
-        calls = ", ".join(sorted(tracer.others.get(name, ())))
-        if merged is not None:
-            full = recorder.selection.full[name]
-            about |= {} if full else {"note": "diagonal only: its Gram matrix is larger than the memory allowed"}
-            return Measurement(merged[0], about | {"unmet": merged[1] if self.rows >= FEW_SAMPLES else ""})
-        diagonal = gradient.importance(self.rows)
-        if diagonal is not None and recorder.layouts[name].role == VECTOR:
-            return Measurement(diagonal, about)
-        if diagonal is not None:
-            about |= {
-                "note": f"diagonal only, of its gradient: used by {calls or 'other code'}",
-                "unmet": gradient.unmet if self.rows >= FEW_SAMPLES else "",
-            }
-            return Measurement(diagonal, about)
-        if calls:
-            return Measurement(None, about | {"reason": f"used by {calls}, which passes no gradient to it"})
-        reached = name in tracer.reached
-        return Measurement(
-            None, about | {"reason": "the outputs do not depend on it" if reached else "no batch reaches it"}
-        )
+        yield from gathering.measurements(cost.rows, cost.unit, exact=not callable(self.importance))
 
     def _probe_all(
         self,
         batch: Any,
-        traced: tuple[Tracer, MomentRecorder],
+        sums: tuple[Gathering, Cost],
         parameters: Mapping[str, Tensor],
         generator: torch.Generator,
-    ) -> Iterator[dict[str, Tensor | None]]:
-        """Run a batch forward and, for every probe, backward; the gradients of the parameters that are needed."""
-        (tracer, recorder), samples = traced, samples_in(batch)
+    ) -> None:
+        """Run a batch forward and, for every probe, backward."""
+        (gathering, cost), samples = sums, samples_in(batch)
+        recorder = gathering.recorder
         recorder.begin(samples)
         if any(tensor.numel() == 0 for tensor in tensors_in(batch)) and samples == 0:
             raise BadInput(f"it holds no inputs, but {shapes(batch)}; leave such batches out")
-        with tracer:
+        with gathering.tracer:
             outputs = call(self.model, batch, self.forward)
-        tracer.views.forget()
-        if not outputs.requires_grad:
-            raise BadInput(
-                "the outputs carry no gradient: the model runs without one (no_grad, inference_mode, a compiled or "
-                "scripted module), or none of its weights reaches them"
-            )
-        rows = outputs.numel() // outputs.shape[-1] if outputs.ndim > 1 else outputs.numel()
-        self.rows += rows
-        needed = {name: value for name, value in parameters.items() if self._is_needed(name, traced)}
-        draw = self._probe(outputs, batch, rows, generator)
+        gathering.tracer.views.forget()
+        check_graph(outputs)
+        draw = cost.draws(outputs, batch, generator)
+        needed = gathering.needed(parameters, self.number)
         for probe in range(recorder.selection.probes):
             last = probe == recorder.selection.probes - 1
             what, at = draw()
-            self.energy += _energy(outputs, at) if self.importance in RELATIVE else 0.0
             if what.requires_grad:
                 differentiated = [*needed.values(), recorder.anchor]
                 gradients = torch.autograd.grad(what, differentiated, at, retain_graph=not last, allow_unused=True)
-                yield dict(zip(needed, gradients[:-1], strict=True))
-
-    def _is_needed(self, name: str, traced: tuple[Tracer, MomentRecorder]) -> bool:
-        """Whether the gradient of a parameter is to be computed in this batch: not where its uses show it, nor each
-        time where it is large and only corrects for their being several."""
-        tracer, recorder = traced
-        if name in tracer.others:
-            return True
-        if not recorder.needs_gradient(name):
-            return False
-        spared = self.number % _ONE_IN and name in recorder.terms and recorder.layouts[name].entries >= _LARGE
-        self.spared[name] += bool(spared)
-        return not spared
-
-    def _probe(
-        self, outputs: Tensor, batch: Any, rows: int, generator: torch.Generator
-    ) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Draws the tensor to differentiate, and the gradient to start from."""
-        tempered_outputs = self.importance == DIVERGENCE or (self.importance == AUTO and outputs.ndim == _SEQUENCE)
-        if tempered_outputs and are_logits(outputs):
-            softened = Softened.of(outputs)
-            return lambda: (outputs, softened.probe(generator))
-        if self.importance in (AUTO, OUTPUTS, DIVERGENCE):
-            return lambda: (outputs, signs(outputs, generator))
-        if self.importance == FISHER:
-            return lambda: (outputs, _of_labels(outputs, generator))
-        assert callable(self.importance)
-        loss = self.importance
-        return lambda: _of_loss(loss, outputs, batch, rows)
-
-    def _unit(self, probes: int) -> float:
-        """The unit of D: what the D of one output row is divided by."""
-        mean = self.energy / (probes * max(1, self.rows))
-        return mean if self.importance in RELATIVE and 0 < mean < math.inf else 1.0
+                gathering.add(dict(zip(needed, gradients[:-1], strict=True)))
 
     def _report(self, count: int) -> None:
         self.done += 1
@@ -223,39 +220,10 @@ class Passes:
             self.progress(Progress("calibrating", self.done, total, self.done, total))
 
 
-def _of_labels(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """The gradient of the log likelihood of labels drawn from the softmax over the last dimension. Raises BadInput."""
-    if outputs.ndim == 0:
-        raise BadInput('"fisher" takes the outputs for logits, classes last; this model returns a single number')
-    probabilities = outputs.detach().float().softmax(-1)
-    labels = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]).cpu(), 1, generator=generator)
-    drawn = F.one_hot(labels.reshape(outputs.shape[:-1]), outputs.shape[-1]).to(probabilities)
-    return (probabilities - drawn).to(outputs)
-
-
-def _of_loss(loss_of: Loss, outputs: Tensor, batch: Any, rows: int) -> tuple[Tensor, Tensor]:
-    """A loss of the user's, and the gradient to start from. Raises BadInput."""
-    try:
-        loss = loss_of(outputs, batch)
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise BadInput(f"the loss given as importance= failed on (outputs, batch): {said}") from error
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
-        raise BadInput("the loss given as importance= did not return one finite number")
-    return loss, torch.full_like(loss, float(rows))
-
-
-def _energy(outputs: Tensor, probe: Tensor) -> float:
-    """The squared inner product of outputs and a probe, summed over the rows; for signs its expectation."""
-    width = outputs.shape[-1] if outputs.ndim else 1
-    values, factors = outputs.detach().reshape(-1, width), probe.reshape(-1, width)
-    values = values.masked_fill(never(values), 0.0) if any_never(values) else values
-    rows = max(1, _ENTRIES_AT_A_TIME // max(1, width))
-    random_signs = True
-    squares = products = 0.0
-    for some, factor in zip(values.split(rows), factors.split(rows), strict=True):
-        wide = some.double()
-        random_signs = random_signs and bool(((factor.abs() == 1) | (factor == 0)).all())
-        squares += float(wide.square().sum()) if random_signs else 0.0
-        products += float((wide * factor.double()).sum(1).square().sum())
-    return squares if random_signs else products
+def check_graph(outputs: Tensor) -> None:
+    """Raise BadInput for outputs that no gradient leads back from."""
+    if not outputs.requires_grad:
+        raise BadInput(
+            "the outputs carry no gradient: the model runs without one (no_grad, inference_mode, a compiled or "
+            "scripted module), or none of its weights reaches them"
+        )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.arithmetic import by_own_arithmetic
-from waterfill.calibration.backward import KINDS, OUTPUTS, Loss, Passes
+from waterfill.calibration.backward import Passes
 from waterfill.calibration.batch_norm import statistics
 from waterfill.calibration.cache import ImportanceCache, fingerprint
 from waterfill.calibration.moments import bytes_kept, bytes_of
+from waterfill.calibration.probes import KINDS, OUTPUTS, Loss
 from waterfill.calibration.recorder import Selection
 from waterfill.errors import BadInput
 from waterfill.importance import Importance, ImportanceMap

@@ -6,7 +6,7 @@ their rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,17 +64,26 @@ def merge(
     if gradient is not None:
         rows = rows * _correction(terms, layout, gradient, total.energy * outputs)
     rows = with_pseudo_sample(rows, outputs)
-    first, second, both = (mean * (scale / total.energy) for mean in total.grams)
+    means = [mean * (scale / total.energy) for mean in total.grams]
     kernel = layout.kernel if layout.role == KERNEL else ()
-    diagonal = (both if both.ndim == 1 else both.diagonal()).clone()
     assert total.measured is not None
+    diagonal = (means[2] if means[2].ndim == 1 else means[2].diagonal()).clone()
     warning = warning_of_unmet(total.measured, diagonal)
-    if both.ndim == 1:
-        cols = unmet(both, both)
+    if means[2].ndim == 1:
+        cols = unmet(diagonal, diagonal)
         return Importance(rows, diagonal=cols.clamp_min(FLOOR * float(cols.mean())).float(), kernel=kernel), warning
-    first, second, both = (_shrunk(_with_costs(mean, diagonal), total.positions) for mean in (first, second, both))
-    halves = (first.float(), second.float()) if total.tested else None
-    return Importance(rows, gram=both.float(), kernel=kernel, damping=UNTESTED, halves=halves), warning
+    return with_grams(Importance(rows, kernel=kernel), means, total.positions, total.tested), warning
+
+
+def with_grams(importance: Importance, means: Sequence[Tensor], positions: int, tested: bool) -> Importance:
+    """The importance with a Gram matrix, of inputs of which so many were seen.
+
+    means: A of the first half of the inputs, the second and both, [cols, cols]. tested: whether neither half is empty.
+    """
+    diagonal = means[2].diagonal().clone()
+    first, second, both = (_shrunk(_with_costs(mean, diagonal), positions) for mean in means)
+    halves = (first.float(), second.float()) if tested else None
+    return replace(importance, gram=both.float(), damping=UNTESTED, halves=halves)
 
 
 def _correction(terms: Sequence[Moments], layout: Layout, gradient: GradientSquares, energy: float) -> float:

@@ -5,15 +5,27 @@ the output Hessian H (Hutchinson's estimator): no labels are needed, and H can b
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from waterfill.evaluation.divergence import temperature
+from waterfill.errors import BadInput
+from waterfill.evaluation.divergence import are_logits, temperature
 from waterfill.network.running.batches import any_never, never
 
+Loss = Callable[[Tensor, Any], Tensor]
+"""(outputs, batch) -> scalar, the mean over the rows of the outputs."""
+AUTO, OUTPUTS, DIVERGENCE, FISHER = "auto", "outputs", "divergence", "fisher"
+KINDS = (AUTO, OUTPUTS, DIVERGENCE, FISHER)
+RELATIVE = (AUTO, OUTPUTS)
+"""Kinds whose D is relative to the cost of losing all outputs, so that it does not depend on the outputs' unit."""
+Draw = Callable[[], tuple[Tensor, Tensor]]
+"""() -> the tensor to differentiate, and the gradient to start from."""
+_SEQUENCE = 3  # dimensions of the outputs of a sequence: batch, places, classes
 _SHIFT_OF_MEAN = 0.1  # of the mean over classes
 _ENTRIES_AT_A_TIME = 1 << 18
 
@@ -83,3 +95,86 @@ def _pieces(values: Tensor) -> tuple[Tensor, ...]:
     """Views of some rows of contiguous values [..., classes] each: what is computed from them stays in the cache."""
     flat = values.reshape(-1, values.shape[-1])
     return flat.split(max(1, _ENTRIES_AT_A_TIME // max(1, flat.shape[1])))
+
+
+@dataclass
+class Cost:
+    """The cost of losing all outputs, summed over batches.
+
+    importance: see `calibrate`. probes: for each batch. rows: output rows so far. energy: 2 D of losing them.
+    """
+
+    importance: "str | Loss"
+    probes: int
+    rows: int = 0
+    energy: float = 0.0
+
+    def draws(self, outputs: Tensor, batch: Any, generator: torch.Generator) -> Draw:
+        """Count the outputs of a batch; what draws its probes."""
+        rows = outputs.numel() // outputs.shape[-1] if outputs.ndim > 1 else outputs.numel()
+        self.rows += rows
+        draw = _draws(self.importance, outputs, (batch, rows), generator)
+
+        def counted() -> tuple[Tensor, Tensor]:
+            what, at = draw()
+            self.energy += _energy(outputs, at) if self.importance in RELATIVE else 0.0
+            return what, at
+
+        return counted
+
+    @property
+    def unit(self) -> float:
+        """The unit of D: what the D of one output row is divided by."""
+        mean = self.energy / (self.probes * max(1, self.rows))
+        return mean if self.importance in RELATIVE and 0 < mean < math.inf else 1.0
+
+
+def _draws(importance: "str | Loss", outputs: Tensor, batch: tuple[Any, int], generator: torch.Generator) -> Draw:
+    tempered_outputs = importance == DIVERGENCE or (importance == AUTO and outputs.ndim == _SEQUENCE)
+    if tempered_outputs and are_logits(outputs):
+        softened = Softened.of(outputs)
+        return lambda: (outputs, softened.probe(generator))
+    if importance in (AUTO, OUTPUTS, DIVERGENCE):
+        return lambda: (outputs, signs(outputs, generator))
+    if importance == FISHER:
+        return lambda: (outputs, _of_labels(outputs, generator))
+    assert callable(importance)
+    return lambda: _of_loss(importance, outputs, *batch)
+
+
+def _of_labels(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """The gradient of the log likelihood of labels drawn from the softmax over the last dimension. Raises BadInput."""
+    if outputs.ndim == 0:
+        raise BadInput('"fisher" takes the outputs for logits, classes last; this model returns a single number')
+    probabilities = outputs.detach().float().softmax(-1)
+    labels = torch.multinomial(probabilities.reshape(-1, probabilities.shape[-1]).cpu(), 1, generator=generator)
+    drawn = F.one_hot(labels.reshape(outputs.shape[:-1]), outputs.shape[-1]).to(probabilities)
+    return (probabilities - drawn).to(outputs)
+
+
+def _of_loss(loss_of: Loss, outputs: Tensor, batch: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """A loss of the user's, and the gradient to start from. Raises BadInput."""
+    try:
+        loss = loss_of(outputs, batch)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise BadInput(f"the loss given as importance= failed on (outputs, batch): {said}") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
+        raise BadInput("the loss given as importance= did not return one finite number")
+    return loss, torch.full_like(loss, float(rows))
+
+
+def _energy(outputs: Tensor, probe: Tensor) -> float:
+    """The squared inner product of outputs and a probe, summed over the rows; for signs its expectation."""
+    width = outputs.shape[-1] if outputs.ndim else 1
+    values, factors = outputs.detach().reshape(-1, width), probe.reshape(-1, width)
+    values = values.masked_fill(never(values), 0.0) if any_never(values) else values
+    rows = max(1, _ENTRIES_AT_A_TIME // max(1, width))
+    random_signs = True
+    squares = products = 0.0
+    for some, factor in zip(values.split(rows), factors.split(rows), strict=True):
+        wide = some.double()
+        random_signs = random_signs and bool(((factor.abs() == 1) | (factor == 0)).all())
+        squares += float(wide.square().sum()) if random_signs else 0.0
+        products += float((wide * factor.double()).sum(1).square().sum())
+    return squares if random_signs else products

@@ -63,7 +63,7 @@ class MomentRecorder(Recorder):
 
     def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
         """y [..., rows] = x [..., cols] W^T: columns are inputs."""
-        term = self._term(view, PRODUCT)
+        term = self._term(view, PRODUCT) if x.numel() else None  # an expert that no token of a batch was given to
         if term is None:
             return self._watch(y, _ignore)
         with torch.no_grad():

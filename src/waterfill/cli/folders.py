@@ -40,6 +40,8 @@ def compress_to_folder(args: argparse.Namespace) -> Listing:
     for name in _NO_FOLDER:
         if getattr(args, name):
             raise UsageError(f"--{name.replace('_', '-')} is not for folders; inputs of a folder's model are a --text")
+    if args.blocks and not args.text:
+        raise UsageError("--blocks says how inputs go through a network: it goes with --text")
     if args.text and args.lossless:
         raise UsageError("--lossless keeps every bit and needs no --text")
     existing(args.model)
@@ -52,13 +54,13 @@ def compress_to_folder(args: argparse.Namespace) -> Listing:
     from waterfill import Options
     from waterfill.calibration.calibrate import MEMORY
     from waterfill.cli.progress import Meter
+    from waterfill.compression.options import AUTO_BLOCKS
     from waterfill.hf import compress_folder
 
     windows = windows_of(args.tokens, 128)
     with engine_of(args) as engine, Meter(args.quiet) as meter:
-        options = Options(
-            force=args.force, threads=args.threads, progress=meter, memory=args.memory or MEMORY, runs=args.runs
-        )
+        how: dict[str, Any] = {"memory": args.memory or MEMORY, "runs": args.runs, "blocks": args.blocks or AUTO_BLOCKS}
+        options = Options(force=args.force, threads=args.threads, progress=meter, **how)
         given = {"spec": args.recipe, "ignore": args.ignore, "engine": engine} | budget_of(args)
         made = compress_folder(args.model, args.output, **given, text=args.text, windows=windows, options=options)
     recipe = recipe_said(args, "" if args.text else DEFAULT_RECIPE)

@@ -124,7 +124,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
         written = _run(work, job.budget, journal, path)
     seconds = time.monotonic() - began
     totals = written, job.task.original, job.task.count, seconds
-    return Summary(path, _rows(work), *totals, job.checkpoint.aliases, work.memory)
+    return Summary(path, rows_of(work), *totals, job.checkpoint.aliases, work.memory)
 
 
 def _begun(job: Job, journal: Journal, options: Options) -> Compression[DirectoryStore]:
@@ -158,7 +158,7 @@ def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, pa
     return written
 
 
-def _rows(work: Compression[DirectoryStore]) -> list[dict[str, Any]]:
+def rows_of(work: Compression[Any]) -> list[dict[str, Any]]:
     """A row for each tensor, as of `CompressedModel.table`."""
     fitted = [(weight, work.store.get(i)) for i, weight in enumerate(work.weights)]
     return [table_row(w.name, w.layout, (f.words, w.reason), f.size, f.error) for w, f in fitted if f is not None]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from waterfill.calibration.backward import AUTO
 from waterfill.calibration.calibrate import MEMORY, Loss
+from waterfill.calibration.probes import AUTO
 from waterfill.errors import BadRecipe
 from waterfill.progress import Progress, Report, shown
 
@@ -15,6 +15,9 @@ _MOST_THREADS = 4
 STAGES = 64
 """Passes of the inputs through both networks while weights are fitted in order. Weights fitted in the same pass do not
 compensate for each other's errors."""
+
+AUTO_BLOCKS, NO_BLOCKS = "auto", "none"
+"""Values of `Options.blocks`: the blocks of a large network are found, or none are looked for."""
 
 
 PACKED = "packed"
@@ -46,7 +49,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Options:
-    """How the work is done, and how the network is to run; of these only `steps` and `runs` change the result.
+    """How the work is done, and how the network is to run; only `steps`, `blocks` and `runs` change the result.
 
     Args:
         progress: called with a `Progress` after each batch or tensor. None shows a bar in a terminal or a notebook,
@@ -57,6 +60,9 @@ class Options:
         work: the work directory of `compress_file`; None for one beside the target.
         force: whether an existing target of `compress_file` may be replaced.
         steps: what is done with inputs.
+        blocks: the list of modules, such as "model.layers", that a network with inputs is compressed by block by block,
+            which takes time in proportion to its depth and little memory; "auto" for its largest list, where it has
+            67 million weights or more; "none" for the network as a whole.
         runs: "packed" for weights that packed layers (`waterfill.pack`) hold in no more memory than the budget says:
             codes that all fit a few bits. Budgets then count, for each matrix, its bits in the file or in memory,
             whichever are more. None for the smallest file.
@@ -75,6 +81,7 @@ class Options:
     work: Path | None = None
     force: bool = False
     steps: Steps = Steps()
+    blocks: str = AUTO_BLOCKS
     runs: str | None = None
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from waterfill.assignment import Assignment, Recipe, kept_names
 from waterfill.calibration.calibrate import Calibration, bytes_in_all, calibrate, weights_of
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.to_size.spend import Ledger
+from waterfill.compression.blocks.in_memory import by_blocks
 from waterfill.compression.options import Options
 from waterfill.compression.steps.choice import choose_kinds, with_choice
 from waterfill.compression.steps.few_inputs import better_without
@@ -73,6 +74,10 @@ def compress_with_inputs(
     Raises BadInput, BadRecipe, BudgetError.
     """
     target = resolve(budget, recipe)
+    notes = {"recipe": recipe.text or AUTOMATIC, "folded": False}
+    made = by_blocks(model, inputs, recipe, target, (options, notes))
+    if made is not None:
+        return made
     with calibrated(model, inputs, recipe, options) as measured:
         return measured.to(target)
 

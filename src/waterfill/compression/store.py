@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -39,12 +40,29 @@ class Store(Protocol):
         """The bytes of a fitted weight."""
 
 
+class KeepingStore(Store, Protocol):
+    """A store that is given results, too."""
+
+    def put(self, i: int, entry: Entry, price: float) -> None:
+        """Keep a weight that was fitted at a price."""
+
+    def price(self, i: int) -> float:
+        """The price at which a weight that was put was fitted."""
+
+
 @dataclass(frozen=True, eq=False)
 class MemoryStore:
     """Everything in memory, the parts of each weight too."""
 
     entries: dict[int, Entry] = field(default_factory=dict)
+    prices: dict[int, float] = field(default_factory=dict)
     memory: dict[int, int] = field(default_factory=dict)
+
+    def put(self, i: int, entry: Entry, price: float) -> None:
+        self.entries[i], self.prices[i] = entry, price
+
+    def price(self, i: int) -> float:
+        return self.prices[i]
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
         self.entries[i] = weight.fit(price)
@@ -60,6 +78,36 @@ class MemoryStore:
     def _described(self, i: int) -> Fitted:
         entry = self.entries[i]
         return Fitted(entry.words, len(entry.blob), entry.error, self.memory.get(i, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class JournalStore:
+    """Results in a work directory; those of an earlier run are there too. count: of the weights."""
+
+    journal: Journal
+    count: int
+
+    @cached_property
+    def _notes(self) -> dict[int, dict[str, Any]]:
+        return self.journal.finished(self.count)
+
+    def put(self, i: int, entry: Entry, price: float) -> None:
+        note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "price": price}
+        self.journal.put(i, entry.blob, note)
+        self._notes[i] = note
+
+    def price(self, i: int) -> float:
+        return float(self._notes[i]["price"])
+
+    def fit(self, i: int, weight: Weight, price: float) -> Fitted:
+        self.put(i, weight.fit(price), price)
+        return _noted(self._notes[i])
+
+    def get(self, i: int) -> Fitted | None:
+        return _noted(self._notes[i]) if i in self._notes else None
+
+    def blob(self, i: int) -> bytes:
+        return self.journal.blob(i)
 
 
 Checksums = Callable[[Sequence[int]], Mapping[int, int]]

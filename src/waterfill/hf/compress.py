@@ -1,5 +1,6 @@
 """`compress_folder`: the folder of a transformers model as a compressed one, without inputs or with those of a text."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from waterfill.assignment import Recipe
+from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.blocks.in_memory import MANY
 from waterfill.compression.compress import compress
 from waterfill.compression.engine.engine import Engine
 from waterfill.compression.file import Summary, compress_file
-from waterfill.compression.options import Options
+from waterfill.compression.options import AUTO_BLOCKS, NO_BLOCKS, Options
+from waterfill.compression.post_training import automatic
 from waterfill.errors import BadRecipe
+from waterfill.hf.block_by_block import compressed, prepared
 from waterfill.hf.folder import WEIGHTS, check_plain, copy_beside, write_card, write_config
 from waterfill.hf.original import original_model, original_tokenizer
 from waterfill.hf.staging import Staging, staged
@@ -39,8 +44,9 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     """Compress the folder of a transformers model into a folder that transformers reads after `import waterfill.hf`.
 
     The weights become `model.wf`; config, generation config, tokenizer, card and whatever else lies there are copied.
-    Without a text one weight is in memory at a time, and the same call goes on where a killed one was. With one, the
-    whole network is, in float32, and its windows show where errors cost least: for small models, for now.
+    Without a text one weight is in memory at a time. With one, its windows show where errors cost least; then the whole
+    network is in memory, in float32, or, where it is large (`Options.blocks`), one of its blocks. The same call goes on
+    where a killed one was, except for a whole network with a text.
 
     Args:
         source: the folder, with its config and its weights as `.safetensors`, in one file or in shards with an index.
@@ -98,15 +104,25 @@ def _by_text(
     wanted: dict[str, Any],
     how: tuple[Path, Windows, Options],
 ) -> Summary:
-    """Compress the whole network with windows of a text as inputs. A ratio is one to the tensors on disk, not to those
-    in memory, which may be wider. wanted: recipes and budget."""
+    """Compress with windows of a text as inputs, a large network block by block. A ratio is one to the tensors on disk,
+    not to those in memory, which may be wider. wanted: recipes and budget."""
     (folder, checkpoint), (text, windows, options) = source, how
     original = checkpoint.original_bytes
     if wanted["ratio"] is not None and wanted["size"] is None:
         wanted = wanted | {"size": int(original / wanted["ratio"]), "ratio": None}
     tokens = windows.of(text, original_tokenizer(folder))
+    if options.blocks != NO_BLOCKS and (options.blocks != AUTO_BLOCKS or _entries(checkpoint) >= MANY):
+        budget = Budget(**{name: wanted[name] for name in ("bits", "size", "ratio", "price")})
+        recipe = automatic(wanted["spec"], wanted["ignore"], options)
+        found = prepared(source, (recipe, budget), (tokens, windows), options)
+        if found is not None:
+            return compressed(found, staging)
     model = original_model(folder)
     windows.check_fits(model)
-    made = compress(model, windows.batches(tokens), options=options, **wanted)
+    made = compress(model, windows.batches(tokens), options=replace(options, blocks=NO_BLOCKS), **wanted)
     made.save(staging.made / WEIGHTS)
     return Summary(staging.made, made.table(), made.size, original, made.weights, 0.0, dict(made.aliases))
+
+
+def _entries(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(stored.shape) for stored in checkpoint.tensors.values())

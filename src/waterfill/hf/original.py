@@ -46,7 +46,7 @@ def original_model(folder: "str | Path") -> "nn.Module":
         model: nn.Module = class_of(folder).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"transformers cannot load {folder}: {error}") from error
-    return _without_cache(model)
+    return without_cache(model)
 
 
 def original_tokenizer(folder: "str | Path") -> Any:
@@ -59,7 +59,7 @@ def original_tokenizer(folder: "str | Path") -> Any:
         raise BadInput(f"transformers finds no tokenizer in {folder}, which a text needs: {line}") from error
 
 
-def _without_cache(model: "nn.Module") -> "nn.Module":
+def without_cache(model: "nn.Module") -> "nn.Module":
     """A model that keeps nothing of what it has read for a next token: there is none."""
     config: Any = model.config
     if hasattr(config, "use_cache"):

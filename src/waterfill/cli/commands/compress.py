@@ -52,8 +52,9 @@ With --data, a few hundred inputs without labels, errors are put where they cost
 killed, the same command without inputs goes on where it was.
 
 From the folder of a transformers model to an OUT that is no .wf, OUT is a folder too, with config and tokenizer, which
-transformers reads after `import waterfill.hf`. With --text the whole model is in memory."""
-_WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache", "sure")
+transformers reads after `import waterfill.hf`. With --text a large model goes through block by block (--blocks), with
+one block in memory, and an interrupted command goes on where it was; a small one is in memory as a whole."""
+_WITH_DATA = ("network", "max_drop", "held_out", "memory", "cache", "sure", "blocks")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_text(data, "128x512")
     data.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
     data.add_argument("--memory", type=size_of, metavar="S", help="for what is measured at a time (default: 1 GiB)")
+    data.add_argument(
+        "--blocks",
+        metavar="auto|NAME|none",
+        help="the list of modules to go through one by one, such as model.layers (default: auto, for large networks)",
+    )
     data.add_argument("--cache", metavar="FOLDER", help="where measurements are kept, to go on from if interrupted")
     data.add_argument("--held-out", metavar="MODULE:FUNCTION|FILE", help="batches (inputs, targets) to measure on")
     data.add_argument(
@@ -103,6 +109,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--max-drop is measured on --held-out inputs: give both")
     if args.sure and not args.max_drop:
         raise UsageError("--sure goes with --max-drop")
+    if args.blocks and args.max_drop:
+        raise UsageError("--blocks is for one budget; --max-drop measures the network as a whole")
     began = time.monotonic()
     listing, report = _with_data(args, output) if args.data else _without(args, output)
     _say(args, output, listing, report, time.monotonic() - began)
@@ -182,8 +190,8 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     from waterfill.calibration.calibrate import MEMORY
     from waterfill.cli.progress import Meter
     from waterfill.compression.allocation.budget import Budget
-    from waterfill.compression.options import Options
-    from waterfill.compression.post_training import automatic, calibrated
+    from waterfill.compression.options import AUTO_BLOCKS, Options
+    from waterfill.compression.post_training import automatic, calibrated, compress_with_inputs
     from waterfill.compression.task import resolve
     from waterfill.network.running.inputs import Inputs
 
@@ -193,14 +201,15 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     report: dict[str, Any] = {}
     with claimed(output), Meter(args.quiet) as meter:
         cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
-        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory, runs=args.runs)
+        how: dict[str, Any] = {"runs": args.runs, "blocks": args.blocks or AUTO_BLOCKS}
+        options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory, **how)
         given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
         recipe = automatic(args.recipe, args.ignore, options)
         budget = resolve(Budget(**given), recipe)
-        with calibrated(network, Inputs(list(batches)), recipe, options) as measured:
-            if goal is None:
-                made = measured.to(budget)
-            else:
+        if goal is None:
+            made = compress_with_inputs(network, Inputs(list(batches)), recipe, budget, options)
+        else:
+            with calibrated(network, Inputs(list(batches)), recipe, options) as measured:
                 made, report = _to_quality(args, network, measured, goal)
     made.save(output, force=args.force)
     unreached = made.notes.get("unreached", [])

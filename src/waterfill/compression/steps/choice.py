@@ -7,6 +7,8 @@ another, so that it is enough to choose once.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from waterfill.compression.allocation.budget import Budget
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.store import MemoryStore
@@ -18,6 +20,7 @@ MOST = 1 << 22
 
 
 _MARGIN = 1.1  # of a cost that is known from a sample
+_ROWS = 96  # of a matrix, on which a rival of the first spec has to win
 
 
 def with_choice(weights: Sequence[Weight]) -> list[Weight]:
@@ -50,6 +53,26 @@ def choose_kinds(work: Compression[MemoryStore], budget: Budget) -> None:
         return weight if best is specs[0] else weight.with_spec(best)
 
     work.weights[:] = work.run.workers.map(lambda i: chosen(work.weights[i]), range(len(work.weights)))
+
+
+def best_spec(weight: Weight, price: float, known: float) -> Spec:
+    """The spec with the lowest cost for a weight at a price. known: D + price * bits of the first, nats.
+
+    A rival has to win on some of the rows before all of them are fitted.
+    """
+    if weight.reason or weight.choice is None:
+        return weight.spec
+    specs = weight.choice.terms
+    pairs = list(weight.matrices(price))
+    rivals = [spec for spec in specs[1:] if any(spec.may_cost_less(*pair, price, known) for pair in pairs)]
+    if rivals and weight.layout.count == 1:
+        target, importance = pairs[0]
+        rows = torch.arange(0, len(target), max(1, len(target) // _ROWS), dtype=torch.int64, device="cpu")
+        some, own = target[rows], importance.select_rows(rows)
+        first, *others = (cost(spec.fit(some, own, price), some, own, price) for spec in (specs[0], *rivals))
+        rivals = [spec for spec, other in zip(rivals, others, strict=True) if other < first]
+    totals = {specs[0]: known} | {spec: _cost(weight, spec, price) for spec in rivals}
+    return min(totals, key=lambda spec: totals[spec])
 
 
 def _price(work: Compression[MemoryStore], budget: Budget) -> float:

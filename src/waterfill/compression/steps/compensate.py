@@ -50,23 +50,30 @@ def _halves(original: Tensor, compressed: Tensor) -> Iterator[tuple[Tensor, Tens
 
 
 @dataclass
-class _Moments:
-    """Sums of x' x'^T and (x - x') x'^T over the positions of each half, [groups, cols, cols], and their count."""
+class DriftMoments:
+    """Sums of x' x'^T and (x - x') x'^T over the positions of each half, [groups, cols, cols], and their counts."""
 
     own: list[Tensor] = field(default_factory=list)
     drift: list[Tensor] = field(default_factory=list)
-    count: int = 0
+    counts: list[int] = field(default_factory=lambda: [0, 0])
+
+    @property
+    def count(self) -> int:
+        """Positions of both halves."""
+        return sum(self.counts)
 
     def add(self, halves: Iterable[tuple[Tensor, Tensor, int]]) -> None:
         """Add the products of both halves, and their counts."""
-        for half, (own, drift, count) in enumerate(halves):
-            self.count += count
-            if half == len(self.own):
-                self.own.append(own.clone())
-                self.drift.append(drift.clone())
-            else:
-                self.own[half] += own
-                self.drift[half] += drift
+        for half, products in enumerate(halves):
+            self.add_to(half, *products)
+
+    def add_to(self, half: int, own: Tensor, drift: Tensor, count: int) -> None:
+        """Add the products of some positions of a half."""
+        if not self.own:
+            self.own, self.drift = ([torch.zeros_like(value) for _ in range(2)] for value in (own, drift))
+        self.counts[half] += count
+        self.own[half] += own
+        self.drift[half] += drift
 
     def step(self, weight: Tensor) -> Tensor:
         """The step of a weight [groups, rows, cols], of cross-validated size."""
@@ -116,14 +123,14 @@ class Compensation:
 
         names: how often each weight is used.
         """
-        sums: dict[tuple[str, Place], _Moments] = {}
+        sums: dict[tuple[str, Place], DriftMoments] = {}
         settled = sum(1 for _ in takewhile(self._given.__contains__, self.order()))
         originals, compressed = self._sources
         before = originals.of(names, settled) if self._kept is None else self._kept
         for own, other in zip(before, compressed.of(names, settled), strict=True):
             after, products = by_place(other, names), _Products()
             for key, uses in by_place(own, names).items():
-                moments = sums.setdefault(key, _Moments())
+                moments = sums.setdefault(key, DriftMoments())
                 for pair in zip(uses, after.get(key, ()), strict=False):
                     moments.add(products.of(*pair))
         self._given.update(names)
@@ -174,7 +181,7 @@ class Compensation:
         return kept or None
 
 
-def _step(matrix: Tensor, place: Place, moments: _Moments) -> None:
+def _step(matrix: Tensor, place: Place, moments: DriftMoments) -> None:
     """Move the rows of a place in the matrix [rows, cols]."""
     start, stop, groups = place
     step = moments.step(matrix[start:stop].reshape(groups, -1, matrix.shape[1]))

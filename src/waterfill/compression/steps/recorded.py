@@ -22,7 +22,7 @@ Place = tuple[int, int, int]
 """First and last row (exclusive) of a weight, and the number of groups of these rows."""
 
 
-class _AllRecorded(Exception):
+class AllRecorded(Exception):
     """All selected inputs are recorded; the rest of the network need not run."""
 
 
@@ -47,7 +47,7 @@ class Recorded:
         return windows(self.x, self.geometry, self.positions, generator)
 
 
-class _InputRecorder(Recorder):
+class InputRecorder(Recorder):
     """Records the inputs of weights that multiply them, and the order of the weights.
 
     names: of the weights whose inputs are recorded. calls: of these weights, after which the rest of the network need
@@ -99,7 +99,7 @@ class _InputRecorder(Recorder):
     def _selects(self, view: WeightView) -> bool:
         """Count a use; whether its inputs are to be recorded."""
         if self._left == 0:
-            raise _AllRecorded
+            raise AllRecorded
         self.order[view.name] = self.order.get(view.name, 0) + 1
         if view.name not in self._names:
             return False
@@ -131,23 +131,23 @@ class InputSource:
     def uses(self) -> tuple[dict[str, int], list[Ran]]:
         """The weights that the first batch uses, in the order of their first use, with how often each is used; and the
         blocks of the network, with how many weights were used by their ends."""
-        recorder = _InputRecorder(self.layouts, {}, None)
+        recorder = InputRecorder(self.layouts, {}, None)
         with watched(self.model, lambda: len(recorder.order)) as ran:
             self._run(0, recorder)
         return recorder.order, ran
 
     def all(self, i: int) -> list[Recorded]:
         """The inputs of all weights for batch i."""
-        return self._run(i, _InputRecorder(self.layouts, self.layouts, None))
+        return self._run(i, InputRecorder(self.layouts, self.layouts, None))
 
     def of(self, i: int, names: Mapping[str, int]) -> list[Recorded]:
         """The inputs of some weights for batch i. names: how often each is used; what follows them does not run."""
-        return self._run(i, _InputRecorder(self.layouts, names, sum(names.values())))
+        return self._run(i, InputRecorder(self.layouts, names, sum(names.values())))
 
-    def _run(self, i: int, recorder: _InputRecorder) -> list[Recorded]:
+    def _run(self, i: int, recorder: InputRecorder) -> list[Recorded]:
         weights = {name: v for name, v in self.model.state_dict(keep_vars=True).items() if name in self.layouts}
         views = WeightViews(weights, self.layouts)
-        with as_deployed(self.model), Tracer(views, recorder), suppress(_AllRecorded):
+        with as_deployed(self.model), Tracer(views, recorder), suppress(AllRecorded):
             call(self.model, self.batches[i], self.forward)
         return recorder.recorded
 

@@ -58,7 +58,7 @@ def refit_in_order(
     work.weights[:] = originals  # the targets were as large as the network
     for i in order:
         original_values = work.weights[i].masked(model.state_dict()[work.weights[i].name].detach().cpu())
-        work.store.entries[i] = _with_error(original_values, work.store.entries[i])
+        work.store.entries[i] = with_error(original_values, work.store.entries[i])
 
 
 def _reporter(work: Compression[MemoryStore], order: Sequence[int]) -> Callable[[int], None]:
@@ -131,7 +131,7 @@ class _BudgetController:
         return float(price * 4.0**reach)
 
 
-def _with_error(original: Tensor, entry: Entry) -> Entry:
+def with_error(original: Tensor, entry: Entry) -> Entry:
     """The entry with its error measured from the original tensor."""
     error = (entry.tensor().double() - original.double()).norm()
     norm = original.double().norm()

@@ -91,14 +91,17 @@ def _advice(batch: Any, model: nn.Module, message: str) -> str:
     return "" if tensor is not None else "; a batch is a tensor, a tuple of arguments or a dict of them by keyword"
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     """A deep copy of the model; what runs left in it as part of a graph, such as a weight from a hook, too.
 
-    Attributes that cannot be copied, such as a lock or an open file, are shared with the copy. Raises BadInput where
-    one of them is, or holds, what is to be compressed.
+    sharing: whether its parameters are others in the same memory, which nobody may write to. Attributes that cannot be
+    copied, such as a lock or an open file, are shared with the copy. Raises BadInput where one of them is, or holds,
+    what is to be compressed.
     """
     owned = [value for module in model.modules() for value in vars(module).values()]
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in _graphs(owned)}
+    plain = (parameter for parameter in model.parameters() if sharing and type(parameter) is nn.Parameter)
+    memo |= {id(value): nn.Parameter(value.detach(), value.requires_grad) for value in plain}
     with torch.inference_mode(False):
         try:
             return _in_one_piece(copy.deepcopy(model, dict(memo)))
