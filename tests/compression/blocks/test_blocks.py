@@ -12,9 +12,14 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import Options
+from waterfill.assignment import Assignment
 from waterfill.compression.blocks import in_memory
+from waterfill.compression.blocks.source import source_in_memory
 from waterfill.compression.options import Steps
 from waterfill.errors import BadInput, BudgetError
+from waterfill.network.blocks.chain import Chain
+from waterfill.network.blocks.find import blocks_of
+from waterfill.network.running.forward import as_deployed
 
 ONE_BY_ONE = Options(blocks="layers", threads=1)
 QUICK = "Quantize()"
@@ -90,6 +95,22 @@ def test_the_network_is_left_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_hooks_of_blocks_run_once():
+    # they ran with the block and with what stands in its place: another network was measured
+    model = stack(Block, Block)
+    model.layers[0].register_forward_pre_hook(lambda _, given: (3 * given[0], *given[1:]))
+    model.layers[1].register_forward_hook(lambda _, given, result: 0.2 * result)
+    source = source_in_memory(model, blocks_of(model), Assignment.of(None))
+    chain = Chain(source.model, source.blocks, source.original)
+    batch = tokens(2)[0]
+    with torch.no_grad(), as_deployed(source.model):
+        chain.check(batch)
+        state, calls = chain.begin(batch)
+        for i, how in enumerate(calls):
+            state = chain.run(source.original(i), how, state)
+        assert torch.allclose(chain.end(batch, state), model(batch), rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

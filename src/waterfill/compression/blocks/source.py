@@ -83,11 +83,15 @@ def source_in_memory(model: nn.Module, blocks: Blocks, recipe: Assignment) -> So
 
 
 def empty_blocks(model: nn.Module, blocks: Blocks) -> None:
-    """Put blocks without tensors in the place of a model's own: they keep whatever else the model reads of them."""
+    """Put blocks without tensors in the place of a model's own: they keep whatever else the model reads of them, but
+    for their hooks, which run with the block itself."""
     for name in blocks.names:
         block, (prefix, _, key) = model.get_submodule(name), name.rpartition(".")
         held = (*block.parameters(), *block.buffers())
-        model.get_submodule(prefix)._modules[key] = copy.deepcopy(block, {id(tensor): None for tensor in held})
+        empty = copy.deepcopy(block, {id(tensor): None for tensor in held})
+        for hooks in (empty._forward_pre_hooks, empty._forward_hooks):
+            hooks.clear()
+        model.get_submodule(prefix)._modules[key] = empty
 
 
 def installed(module: nn.Module, name: str, value: Tensor) -> None:
