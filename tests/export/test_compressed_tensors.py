@@ -10,7 +10,7 @@ pytest.importorskip("compressed_tensors", reason='needs compressed-tensors: pip 
 import torch
 import transformers
 from safetensors.torch import load_file
-from tests.support.hf_models import inputs_of, language_model
+from tests.support.hf_models import build, inputs_of, language_model
 
 import waterfill.hf
 from waterfill.errors import BadInput, CannotExport
@@ -87,3 +87,19 @@ def test_the_dense_folder_is_an_ordinary_model(folder, tmp_path):
     assert "Compressed with waterfill" not in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(BadInput, match="lies in"):
         export(small, small / "inside", "safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries that load
+@pytest.mark.parametrize("family", ["GPT2", "BERT", "Mixtral"])
+def test_only_what_linear_layers_alone_hold_is_packed(tmp_path, family):
+    # layers that are no linear ones, routers, and outputs tied to embeddings were packed, and read as random weights
+    model = build(family)
+    model.save_pretrained(tmp_path / "net")
+    waterfill.hf.compress_folder(tmp_path / "net", tmp_path / "small", "Quantize(bits=4, group=32)")
+    done = export(tmp_path / "small", tmp_path / "out", "compressed-tensors")
+    loaded = type(model).from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = waterfill.hf.load(tmp_path / "small").eval()(**inputs_of(family))
+        assert torch.allclose(loaded(**inputs_of(family)).logits, wanted.logits, rtol=0, atol=1e-5)
+    assert any("codes" in row.form for row in done.rows) == (family != "GPT2")
+    assert ("no linear layer of its own" in {row.why for row in done.rows}) == (family != "BERT")

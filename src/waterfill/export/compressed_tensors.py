@@ -5,7 +5,7 @@ X.weight_scale [out, groups] and X.weight_shape (int64 [2]); everything else sta
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from waterfill.part import Codes, Part, Whole
 NAME = "compressed-tensors"
 _MOST_BITS = 8
 _TABLES = ("embed", "wte", "wpe", "shared", "lm_head", "embed_out")
+_EXPERTS = ".experts."  # linear layers on disk, and in a model a tensor of all of them
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that runtimes put together, and which therefore need the same bits."""
 
@@ -80,7 +81,10 @@ def write(source: Source, target: "str | Path", network: Network | None, how: Ho
         raise BadInput(
             f"{NAME} is a format of transformers models: give the folder that `waterfill compress FOLDER -o OUT` made"
         )
-    parts, losses = _linear(source, how)
+    from waterfill.hf.blocks import linear_weights
+
+    linear = linear_weights(source.folder)
+    parts, losses = _linear(source, how, linear)
     schemes = _schemes(parts)
     helds: list[Held] = []
     rows: list[Row] = []
@@ -97,18 +101,23 @@ def write(source: Source, target: "str | Path", network: Network | None, how: Ho
         helds += made
     with new_folder(target, how.force, source.folder) as folder:
         size = write_shards(folder, helds, how.shard)
-        write_beside(folder, source, _config(source, schemes), dtype)
+        write_beside(folder, source, _config(source, schemes, linear), dtype)
     return Exported(Path(os.fspath(target)), NAME, size, rows)
 
 
-def _linear(source: Source, how: How) -> tuple[dict[str, Codes], dict[str, float]]:
-    """The codes of linear layers by name, and what rounding them once more lost. Raises CannotExport."""
+def _linear(source: Source, how: How, linear: Mapping[str, bool]) -> tuple[dict[str, Codes], dict[str, float]]:
+    """The codes of linear layers by name, and what rounding them once more lost. Raises CannotExport.
+
+    linear: as `linear_weights` gives them: beside experts, what reads these folders packs only such as are not shared.
+    """
     found: dict[str, Codes] = {}
     losses: dict[str, float] = {}
     reasons: dict[str, str] = {}
     for name, own in source.owners.items():
         layout = source.layouts[own]
         if layout.role != MATRIX or layout.dtype.is_complex or _is_table(name) or not name.endswith(".weight"):
+            continue
+        if not linear.get(name, _EXPERTS in name):
             continue
         part = source.entry(own).parts[0]
         reason = can(part)
@@ -135,7 +144,7 @@ def _schemes(parts: dict[str, Codes]) -> dict[str, Scheme]:
     return made
 
 
-def _config(source: Source, schemes: dict[str, Scheme]) -> dict[str, Any]:
+def _config(source: Source, schemes: dict[str, Scheme], linear: Iterable[str]) -> dict[str, Any]:
     modules: dict[Scheme, list[str]] = {}
     for name, scheme in schemes.items():
         modules.setdefault(scheme, []).append(name.removesuffix(".weight"))
@@ -145,8 +154,8 @@ def _config(source: Source, schemes: dict[str, Scheme]) -> dict[str, Any]:
         for number, (scheme, names) in enumerate(modules.items())
     }
     matrices = [name for name, own in source.owners.items() if source.layouts[own].role == MATRIX]
-    ignored = [name.removesuffix(".weight") for name in matrices if name not in schemes and "embed" not in name]
-    ignored += [] if "lm_head" in ignored else ["lm_head"]  # tied ones are in no file
+    left = [name for name in (*matrices, *linear) if name not in schemes and "embed" not in name]  # tied: in no file
+    ignored = list(dict.fromkeys([*(name.removesuffix(".weight") for name in left), "lm_head"]))
     config = {"quant_method": NAME, "format": "pack-quantized", "quantization_status": "compressed"}
     return config | {"config_groups": groups, "ignore": ignored, "kv_cache_scheme": None}
 
@@ -190,4 +199,6 @@ def _is_table(name: str) -> bool:
 
 def _why(name: str, source: Source) -> str:
     is_matrix = source.layouts[source.owners[name]].role == MATRIX
-    return "an embedding or an output layer" if is_matrix and _is_table(name) else ""
+    if not is_matrix:
+        return ""
+    return "an embedding or an output layer" if _is_table(name) else "no linear layer of its own"

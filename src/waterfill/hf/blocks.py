@@ -31,6 +31,17 @@ def structure_of(folder: Path) -> nn.Module:
     return without_cache(model).requires_grad_(False)
 
 
+def linear_weights(folder: Path) -> dict[str, bool]:
+    """The names of the weights of plain linear layers of the model of a folder, and whether one layer alone has it.
+
+    Raises BadInput.
+    """
+    model = structure_of(folder)
+    shared = {name for group in _tied(model) for name in group}
+    plain = [f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear]
+    return {name: name not in shared for name in plain}
+
+
 @contextmanager
 def _without_parameters() -> Iterator[None]:
     """A block of code in which modules put their parameters on the meta device."""
