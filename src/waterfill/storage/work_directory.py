@@ -87,9 +87,14 @@ class Journal:
 
         Any process may do so, also several at a time: the same weight at the same price has the same blob.
         """
-        name = f"{i}-{struct.pack('>d', price).hex()}.staged"
+        name = self.staged(i, price)
         self._write(name, blob)
         return name
+
+    @staticmethod
+    def staged(i: int, price: float) -> str:
+        """The name of the file of a staged blob."""
+        return f"{i}-{struct.pack('>d', price).hex()}.staged"
 
     def adopt(self, i: int, note: Mapping[str, Any], staged: str) -> None:
         """Keep a staged blob in place of an earlier one. note: with the "crc" of the blob.

@@ -245,3 +245,39 @@ def test_a_blob_that_another_hand_changed_is_not_written(source, tmp_path, monke
     with pytest.raises(CorruptFile, match="m.wf.work: blob 0 is not what was written there"):
         waterfill.compress_file(source, tmp_path / "m.wf", price=1e-4, engine=Serial())
     assert not (tmp_path / "m.wf").exists()
+
+
+@pytest.mark.parametrize("said", ["{", "[]", "null", None, '[{"kept": ""}]', '[{"staged": "../m.safetensors"}]'])
+def test_an_engine_that_answers_something_else_is_refused(source, tmp_path, one_by_one, said):
+    engine = Told()
+    engine.answers = lambda pieces: [(i, said) for i in range(len(pieces))]
+    with pytest.raises(EngineError, match=r"the engine Told gives .* for a piece of 1 weights, the first of them '.*'"):
+        waterfill.compress_file(source, tmp_path / "a.wf", bits=3, engine=engine)
+    assert source.exists() and not (tmp_path / "a.wf").exists()
+
+
+def test_a_blob_is_taken_from_its_own_place_alone(source, tmp_path, one_by_one):
+    # any file that the answer named was moved into the work directory
+    def elsewhere(piece):
+        said = json.loads(answer(piece))
+        return json.dumps([one | ({"staged": "../m.safetensors"} if "staged" in one else {}) for one in said])
+
+    with pytest.raises(EngineError, match="unchanged"):
+        waterfill.compress_file(source, tmp_path / "a.wf", spec="Quantize()", price=1e-3, engine=Told(elsewhere))
+    assert source.exists()
+
+
+def test_pieces_are_answered_by_their_own_numbers_and_once(source, tmp_path, one_by_one):
+    class Twice(Told):
+        def answers(self, pieces):
+            found = list(super().answers(pieces))
+            return found + found
+
+    class Beyond(Told):
+        def answers(self, pieces):
+            return [(i + 99, text) for i, text in super().answers(pieces)]
+
+    waterfill.compress_file(source, tmp_path / "a.wf", bits=3, engine=Twice())
+    assert (tmp_path / "a.wf").read_bytes() == plain(source, bits=3)
+    with pytest.raises(EngineError, match="the engine Beyond answers piece 1"):
+        waterfill.compress_file(source, tmp_path / "b.wf", bits=3, engine=Beyond())

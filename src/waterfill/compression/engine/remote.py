@@ -4,7 +4,6 @@ The decisions (prices, which weight is fitted again) are made here, by the same 
 same numbers. So the file has the same bytes.
 """
 
-import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from waterfill.compression.allocation.curve import Point
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES
 from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.engine.answers import read_answers
 from waterfill.compression.engine.engine import Engine, Lost
 from waterfill.compression.engine.failures import raise_answered
 from waterfill.compression.engine.piece import CHECK, FIT, INSPECT, MEASURE, Item, Piece
@@ -37,6 +37,10 @@ class Remote:
 
     engine: Engine
     items: list[Item]
+
+    @property
+    def _called(self) -> str:
+        return f"the engine {type(self.engine).__name__}"
 
     @classmethod
     def of(cls, engine: Engine, tensors: Sequence[tuple[Stored, Stored | None, Spec | None]]) -> "Remote":
@@ -81,11 +85,15 @@ class Remote:
         lost: list[tuple[Item, str]] = []
         if groups:
             pieces = [Piece(do, group, work).text() for group in groups]
+            left = dict(enumerate(groups))
             for place, text in self.engine.answers(pieces):
+                group = left.pop(place, ())
+                if not group and place not in range(len(groups)):
+                    raise EngineError(f"{self._called} answers piece {place!r}, and there are {len(groups)} of them")
                 if isinstance(text, Lost):
-                    lost += [(item, text.why) for item in groups[place]]
+                    lost += [(item, text.why) for item in group]
                     continue
-                for item, answer in zip(groups[place], json.loads(text), strict=True):
+                for item, answer in zip(group, read_answers(do, group, text, self._called), strict=True):
                     if "error" in answer:
                         raise_answered(answer["error"], item.where)
                     yield item.i, answer
