@@ -94,3 +94,15 @@ def test_a_rate_is_fixed_where_every_recipe_fixes_its_own() -> None:
     assert Assignment.of({"a": "Quantize(bits=2)", "*": "Quantize(bits=4)"}, ("b",)).fixed_rate
     assert not Assignment.of({"a": "Quantize(bits=2)"}).fixed_rate
     assert not Assignment.of({"a": "Quantize(bits=2)", "*": "Quantize()"}).fixed_rate
+
+
+@pytest.mark.parametrize("recipe", ["a: Quantize(); a : Prune()", "a : Quantize(); a: Prune()", {"a ": "Quantize()"}])
+def test_blanks_around_a_pattern_hide_nothing(recipe: object) -> None:
+    with pytest.raises(BadRecipe, match=r"stands there twice|without blanks"):
+        Assignment.of(recipe)
+
+
+def test_what_is_no_list_is_not_ignored() -> None:
+    for ignore in (None, "lm_head", 3):
+        with pytest.raises(BadRecipe, match="is no list"):
+            Assignment.of(None, ignore)

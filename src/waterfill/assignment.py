@@ -49,8 +49,8 @@ class Assignment:
         """
         if isinstance(recipe, Assignment):
             return recipe
-        if isinstance(ignore, str):
-            raise BadRecipe(f"ignore={ignore!r} is a text; give a list of patterns: ignore=[{ignore!r}]")
+        if isinstance(ignore, str) or not isinstance(ignore, Iterable):
+            raise BadRecipe(f"ignore={ignore!r} is no list of patterns; give a list: ignore=['lm_head']")
         given = _by_pattern(recipe)
         kept = tuple((pattern, None) for pattern in ignore)
         rules = kept + tuple((p, None if spec == LOSSLESS else as_spec(spec)) for p, spec in given.items())
@@ -127,19 +127,21 @@ def _by_pattern(recipe: "Recipe | None") -> Mapping[str, Spec | str]:
         return {_EVERY: recipe}
     found: dict[str, Spec | str] = {}
     for piece in filter(None, map(str.strip, recipe.split(_BETWEEN))):
-        pattern, colon, spec = piece.rpartition(_AFTER_PATTERN)
-        if not colon:
+        pattern, _, spec = map(str.strip, piece.rpartition(_AFTER_PATTERN))
+        if not pattern:
             raise BadRecipe(f"recipe {recipe!r}: {piece!r} names no pattern; write PATTERN: RECIPE; PATTERN: RECIPE")
         if pattern in found:
             raise BadRecipe(f"recipe {recipe!r}: the pattern {pattern!r} stands there twice; the first would count")
-        found[pattern.strip()] = spec.strip()
+        found[pattern] = spec
     return found
 
 
 def _check(pattern: str) -> None:
     """Raise BadRecipe for a pattern without meaning."""
-    if not isinstance(pattern, str) or not pattern.strip():
-        raise BadRecipe(f"{pattern!r} is no pattern of names; give text such as 'lm_head' or 're:.*mlp.*'")
+    if not isinstance(pattern, str) or not pattern.strip() or pattern != pattern.strip():
+        raise BadRecipe(
+            f"{pattern!r} is no pattern of names; give text such as 'lm_head' or 're:.*mlp.*', without blanks around it"
+        )
     if _BETWEEN in pattern or _AFTER_PATTERN in pattern:
         raise BadRecipe(f"pattern {pattern!r} holds {_BETWEEN!r} or {_AFTER_PATTERN!r}, which end one in a recipe")
     if pattern.startswith(_EXPRESSION):

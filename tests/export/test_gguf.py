@@ -135,6 +135,9 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(folder, tmp_path):
     (small / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(CannotExport, match="models like Llama .*'gpt2'"):
         export(small, tmp_path / "b.gguf", "gguf", how=How(requantize=4))
+    (small / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    with pytest.raises(CannotExport, match="SiLU, .* 'gelu'"):  # it was written, and ran with another function
+        export(small, tmp_path / "b.gguf", "gguf", how=How(requantize=4))
     (small / "config.json").write_text(json.dumps(config))
     tokenizer = json.loads((small / "tokenizer.json").read_text())
     tokenizer["model"]["type"] = "Unigram"

@@ -97,6 +97,13 @@ def test_the_network_is_left_as_it_was():
     assert all("forward" not in vars(module) for module in model.modules())
 
 
+def test_a_network_of_inference_mode_gives_the_same_file():
+    plain = waterfill.compress(stack(Block, Block), tokens(2), spec=QUICK, price=1e-5, options=ONE_BY_ONE)
+    with torch.inference_mode():
+        made = waterfill.compress(stack(Block, Block), tokens(2), spec=QUICK, price=1e-5, options=ONE_BY_ONE)
+    assert {n: e.blob for n, e in made.entries.items()} == {n: e.blob for n, e in plain.entries.items()}
+
+
 def test_hooks_of_blocks_run_once():
     # they ran with the block and with what stands in its place: another network was measured
     model = stack(Block, Block)

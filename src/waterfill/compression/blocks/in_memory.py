@@ -31,6 +31,7 @@ MANY = 1 << 26
 """Weights of a network from which on its blocks, if it has any, are compressed one by one."""
 
 
+@torch.inference_mode(False)
 def by_blocks(
     model: "nn.Module | Mapping[str, Tensor]",
     inputs: Inputs,

@@ -26,6 +26,7 @@ _IN_LAYER = {
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 _KINDS = ("llama", "mistral")
 _PLAIN = (None, "default")
+_ACTIVATIONS = ("silu", "swish")
 
 
 class Sizes:
@@ -39,6 +40,8 @@ class Sizes:
         scaled = rope.get("rope_type", rope.get("type"))
         if scaled not in _PLAIN:
             raise CannotExport(f"the positions of the model are scaled ({scaled!r}), which is not written here")
+        if config.get("hidden_act", "silu") not in _ACTIVATIONS:
+            raise CannotExport(f"llama.cpp's Llama has SiLU, and this model {config['hidden_act']!r}")
         self.config = config
         self.hidden = int(config["hidden_size"])
         self.heads = int(config["num_attention_heads"])

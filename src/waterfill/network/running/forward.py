@@ -100,7 +100,8 @@ def copy_of(model: nn.Module, *, sharing: bool = False) -> nn.Module:
     """
     owned = [value for module in model.modules() for value in vars(module).values()]
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in _graphs(owned)}
-    plain = (parameter for parameter in model.parameters() if sharing and type(parameter) is nn.Parameter)
+    every = model.parameters() if sharing else ()  # those made in torch.inference_mode never have gradients
+    plain = (parameter for parameter in every if type(parameter) is nn.Parameter and not parameter.is_inference())
     memo |= {id(value): nn.Parameter(value.detach(), value.requires_grad) for value in plain}
     with torch.inference_mode(False):
         try:
