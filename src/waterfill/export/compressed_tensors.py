@@ -81,7 +81,7 @@ def write(source: Source, target: "str | Path", network: Network | None, how: Ho
         raise BadInput(
             f"{NAME} is a format of transformers models: give the folder that `waterfill compress FOLDER -o OUT` made"
         )
-    from waterfill.hf.blocks import linear_weights
+    from waterfill.hf.original import linear_weights
 
     linear = linear_weights(source.folder)
     parts, losses = _linear(source, how, linear)

@@ -23,8 +23,9 @@ from waterfill.compression.steps.choice import with_choice
 from waterfill.compression.store import JournalStore
 from waterfill.compression.task import Compression, Task, in_memory, remarked, resolve
 from waterfill.errors import BadInput, BudgetError
-from waterfill.hf.blocks import source_on_disk, structure_of
+from waterfill.hf.blocks import source_on_disk
 from waterfill.hf.folder import WEIGHTS
+from waterfill.hf.original import structure_of
 from waterfill.hf.staging import Staging
 from waterfill.hf.text import Windows
 from waterfill.network.blocks.chain import Chain

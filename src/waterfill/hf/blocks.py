@@ -1,9 +1,7 @@
 """The model of a folder with no more than one of its blocks in memory: its structure, and weights read by name."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,51 +10,11 @@ from torch import Tensor, nn
 from waterfill.compression.blocks.source import Source, empty_blocks
 from waterfill.compression.task import Task
 from waterfill.errors import BadInput
-from waterfill.hf.original import class_of, transformers, without_cache
+from waterfill.hf.original import tied_names
 from waterfill.network.blocks.find import Blocks, blocks_of
 from waterfill.network.checkpoint import Checkpoint
 
 _SHOWN = 3
-
-
-def structure_of(folder: Path) -> nn.Module:
-    """The model of a folder without memory for its parameters; buffers are computed as ever. Raises BadInput."""
-    library, kind = transformers(), class_of(folder)
-    try:
-        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
-        with _without_parameters():
-            model: nn.Module = kind(config)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise BadInput(f"transformers cannot build the model of {folder}: {error}") from error
-    return without_cache(model).requires_grad_(False)
-
-
-def linear_weights(folder: Path) -> dict[str, bool]:
-    """The names of the weights of plain linear layers of the model of a folder, and whether one layer alone has it.
-
-    Raises BadInput.
-    """
-    model = structure_of(folder)
-    shared = {name for group in _tied(model) for name in group}
-    plain = [f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear]
-    return {name: name not in shared for name in plain}
-
-
-@contextmanager
-def _without_parameters() -> Iterator[None]:
-    """A block of code in which modules put their parameters on the meta device."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None and not parameter.is_meta:
-            module._parameters[name] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def source_on_disk(model: nn.Module, checkpoint: Checkpoint, task: Task, prefix: str | None) -> Source:
@@ -65,7 +23,7 @@ def source_on_disk(model: nn.Module, checkpoint: Checkpoint, task: Task, prefix:
     Raises BadInput where a parameter is not on disk by its name, and for blocks that cannot be found.
     """
     blocks = blocks_of(model, prefix)
-    tied = _tied(model)
+    tied = tied_names(model)
     load = _loader(checkpoint, tied)
     missing = [name for name, value in model.state_dict().items() if value.is_meta and not load(name, False)]
     if missing:
@@ -125,14 +83,6 @@ def _real(value: Tensor) -> Tensor:
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
     prefix, _, key = name.rpartition(".")
     module.get_submodule(prefix)._parameters[key] = nn.Parameter(value, requires_grad=False)
-
-
-def _tied(model: nn.Module) -> list[list[str]]:
-    """The names of parameters that are one and the same."""
-    groups: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _tie(model: nn.Module, group: list[str], known: str) -> None:

@@ -1,15 +1,15 @@
 """The model and the tokenizer of a folder by the classes of transformers that its config names."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from waterfill.errors import BadInput
 from waterfill.hf.folder import read_config
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def transformers() -> Any:
@@ -65,3 +65,51 @@ def without_cache(model: "nn.Module") -> "nn.Module":
     if hasattr(config, "use_cache"):
         config.use_cache = False
     return model.eval()
+
+
+def structure_of(folder: Path) -> nn.Module:
+    """The model of a folder without memory for its parameters; buffers are computed as ever. Raises BadInput."""
+    library, kind = transformers(), class_of(folder)
+    try:
+        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with _without_parameters():
+            model: nn.Module = kind(config)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise BadInput(f"transformers cannot build the model of {folder}: {error}") from error
+    return without_cache(model).requires_grad_(False)
+
+
+def linear_weights(folder: Path) -> dict[str, bool]:
+    """The names of the weights of plain linear layers of the model of a folder, and whether one layer alone has it.
+
+    Raises BadInput.
+    """
+    model = structure_of(folder)
+    shared = {name for group in tied_names(model) for name in group}
+    plain = [f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear]
+    return {name: name not in shared for name in plain}
+
+
+@contextmanager
+def _without_parameters() -> Iterator[None]:
+    """A block of code in which modules put their parameters on the meta device."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and not parameter.is_meta:
+            module._parameters[name] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def tied_names(model: nn.Module) -> list[list[str]]:
+    """The names of parameters that are one and the same."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
