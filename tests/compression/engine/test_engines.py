@@ -245,3 +245,9 @@ def test_a_blob_that_another_hand_changed_is_not_written(source, tmp_path, monke
     with pytest.raises(CorruptFile, match="m.wf.work: blob 0 is not what was written there"):
         waterfill.compress_file(source, tmp_path / "m.wf", price=1e-4, engine=Serial())
     assert not (tmp_path / "m.wf").exists()
+
+
+def test_what_is_no_engine_is_refused_before_the_work(source, tmp_path):
+    with pytest.raises(EngineError, match=r"engine='dask' is no engine; give waterfill.Dask"):
+        waterfill.compress_file(source, tmp_path / "m.wf", bits=4, engine="dask")
+    assert list(tmp_path.iterdir()) == [source]
