@@ -198,17 +198,27 @@ def grouped(items: Iterable[Item]) -> list[Item]:
     return [_merged(group) for group in groups.values()]
 
 
+def any_numbers(name: str) -> str:
+    """The name with a star for each number."""
+    return _NUMBER.sub("*", name)
+
+
+def common_name(names: Sequence[str]) -> str:
+    """The name of all of these, which differ in numbers only: a star for each number that differs."""
+    numbers = zip(*map(_NUMBER.findall, names), strict=True)
+    shown = iter([same[0] if len(set(same)) == 1 else "*" for same in numbers])
+    return _NUMBER.sub(lambda _: next(shown), names[0])
+
+
 def likeness(item: Item) -> tuple[Any, ...]:
     """Equal for tensors that share a row."""
-    return _NUMBER.sub("*", item.name), item.shape, item.dtype, item.reason, item.warning
+    return any_numbers(item.name), item.shape, item.dtype, item.reason, item.warning
 
 
 def _merged(group: list[Item]) -> Item:
     if len(group) == 1:
         return group[0]
-    numbers = zip(*(_NUMBER.findall(item.name) for item in group), strict=True)
-    shown = iter([same[0] if len(set(same)) == 1 else "*" for same in numbers])
-    pattern = _NUMBER.sub(lambda _: next(shown), group[0].name)
+    pattern = common_name([item.name for item in group])
     errors = [item.error for item in group if item.error is not None]
     nats = [item.nats for item in group if item.nats is not None]
     parts = " / ".join(dict.fromkeys(item.part for item in group))
