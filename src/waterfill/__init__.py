@@ -85,15 +85,8 @@ _HOME = {
     "prune_channels": "channels.prune",
 }
 """Where each public name is defined, below `waterfill`."""
-_MODULES = (
-    "channels",
-    "errors",
-    "export",
-    "learn",
-    "report",
-    "runtime",
-    "theory",
-)  # not hf, whose import does something
+_MODULES = ("channels", "errors", "export", "learn", "report", "runtime", "theory")
+"""Public modules; `waterfill.hf` is not among them, as importing it registers with transformers."""
 
 
 def __getattr__(name: str) -> Any:
