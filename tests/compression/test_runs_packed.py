@@ -72,13 +72,12 @@ def test_every_layer_runs_packed_in_no_more_memory_than_the_budget_says(tmp_path
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_about_as_much_is_lost_as_by_plain_rounding_to_as_many_bytes(bits: int) -> None:
-    """Rounding may use the one code more on either side of zero, which counts where there are few."""
+def test_no_more_is_lost_than_by_plain_rounding_to_as_many_bytes(bits: int) -> None:
     plain, allowed = plainly_rounded(trained(), bits)
     made = waterfill.compress(trained(), size=allowed, options=PACKED)
     held_of(made, allowed)
     for name in ("up.weight", "head.weight"):  # of kernels smooth errors count, and not all squared ones alike
-        assert (made.entries[name].error or 1) <= 1.1 * (plain.entries[name].error or 0)
+        assert (made.entries[name].error or 1) <= 1.01 * (plain.entries[name].error or 0)
 
 
 def plainly_rounded(net: nn.Module, bits: int) -> tuple[waterfill.CompressedModel, int]:

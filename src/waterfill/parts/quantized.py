@@ -67,7 +67,9 @@ class QuantizedPart(Part):
 
     def product(self) -> Product:
         rows, columns = self.scales
-        return Codes(self.codes, rows, columns=None if bool((columns == 1).all()) else columns)
+        turned = _more_above(self.codes)
+        codes, rows = torch.where(turned, -self.codes, self.codes), torch.where(turned, -rows, rows)
+        return Codes(codes, rows, columns=None if bool((columns == 1).all()) else columns)
 
     def frequencies(self) -> Frequencies | None:
         return self.plan.frequencies()
@@ -181,6 +183,15 @@ class Quantize(Spec):
         candidate = best_candidate(target, importance, price, Choices(self.states, device))
         grid = refitted(target, importance, price, candidate)
         return QuantizedPart(shape, torch.from_numpy(candidate.codes), grid, candidate.kernel, candidate.states)
+
+
+def _more_above(codes: Tensor) -> Tensor:
+    """Rows whose greatest code is further from zero than the least, [rows, 1]: turned around, they may fit one bit
+    less, as two's complement has one more code below zero than above."""
+    if not codes.numel():
+        return torch.zeros(len(codes), 1, dtype=torch.bool, device="cpu")
+    least, most = torch.aminmax(codes, dim=1, keepdim=True)
+    return most.int() > -least.int()
 
 
 def _kernel(shape: tuple[int, int], importance: Importance) -> tuple[int, ...]:

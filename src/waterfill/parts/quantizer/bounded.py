@@ -4,7 +4,8 @@ With so many levels that a row may have, the best step follows the row's own spr
 clip, coarser ones round. Rows, and columns where that pays, take the scale, in eighths of an octave, with the least
 squared error under the weights that errors have with feedback (`feedback`). Then the columns are quantized one after
 the other, each code the nearest of those that are allowed (GPTQ, arXiv 2210.17323, with the clipping in the loop), and
-scales are searched once more on the targets that the columns were really given.
+scales are searched once more on the targets that the columns were really given. There is one more code below zero than
+above: rows of few levels may have it above instead, and run with a negative scale.
 """
 
 import math
@@ -26,6 +27,7 @@ _STRIDE, _OCTAVES = 2, {2: 32, 3: 28, 4: 24, 5: 20, 6: 16, 8: 10}  # of the sear
 _ENTRIES_TRIED, _ROWS_TRIED = 1 << 15, 64  # from which the width is found
 _CLIPPED = 2.0  # the distortion of clipped codes of Gaussian sources, over 4^-bits of their energy
 _TINY = 2.0**-20  # of the largest entry: rows below are nothing
+_MIRRORED = 4  # bits up to which rows may have the odd code above zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +49,11 @@ def bounded(target: Tensor, importance: Importance, bits: int, columns: bool) ->
     col = torch.from_numpy(np.array(step_weights((rows, cols), importance)[1])).float()
     lower = None if importance.lower is None else torch.from_numpy(importance.lower).float()
     search = _Search(bits, importance.positions)
-    grid = search.rows(target, col, search.plain(target))
-    codes, given = _fed_back(target, grid, lower, bits)
+    grid, least = search.rows(target, col, search.plain(target))
+    codes, given = _fed_back(target, grid, lower, (least, least + search.levels))
     for _ in range(int(columns) + int(lower is not None)):
-        grid = search.rows(given, col, search.channels(given, grid) if columns else grid)
-        codes, given = _fed_back(target, grid, lower, bits)
+        grid, least = search.rows(given, col, search.channels(given, grid, least) if columns else grid)
+        codes, given = _fed_back(target, grid, lower, (least, least + search.levels))
     return Bounded(narrow(codes.to(torch.int8).numpy()), grid, bits)
 
 
@@ -62,35 +64,49 @@ class _Search:
     bits: int
     positions: int
 
+    @property
+    def levels(self) -> int:
+        """From the least code of a row to the greatest."""
+        return (1 << self.bits) - 1
+
     def plain(self, target: Tensor) -> Grid:
         """The same scales for all rows, that of the largest entry."""
         largest = max(float(v.abs()) for v in target.aminmax())
         step = float(np.float32(max(largest, 1e-30) / widths.limits(self.bits)[1]))
         return Grid(step, np.zeros(len(target), np.int64))
 
-    def rows(self, target: Tensor, col: Tensor, grid: Grid) -> Grid:
-        """The grid with the best scales of rows."""
+    def rows(self, target: Tensor, col: Tensor, grid: Grid) -> tuple[Grid, Tensor]:
+        """The grid with the best scales of rows, and the least code of each row, [rows, 1]."""
         scales = torch.from_numpy(grid.col_scales(target.shape[1]))
         weights = col * scales.square()
-        found = [
-            self._best(target[rows] / scales, weights, grid.step) for rows in row_chunks(len(target), target.shape[1])
-        ]
-        return replace(grid, rows=np.clip(torch.cat(found).numpy(), -FARTHEST, FARTHEST))
+        low, high = widths.limits(self.bits)
+        found = []
+        for rows in row_chunks(len(target), target.shape[1]):
+            x = target[rows] / scales
+            best, error = self._best(x, weights, grid.step, torch.tensor(float(low), device="cpu"))
+            least = torch.full_like(error, low)
+            if self.bits <= _MIRRORED:
+                other, its_error = self._best(x, weights, grid.step, torch.tensor(float(-high), device="cpu"))
+                best = torch.where(its_error < error, other, best)
+                least = torch.where(its_error < error, float(-high), least)
+            found.append((best, least))
+        exponents, least = (torch.cat(part) for part in zip(*found, strict=True))
+        return replace(grid, rows=np.clip(exponents.numpy(), -FARTHEST, FARTHEST)), least[:, None]
 
-    def channels(self, target: Tensor, grid: Grid) -> Grid:
-        """The grid with the best scales of channels, on top of those of rows."""
+    def channels(self, target: Tensor, grid: Grid, least: Tensor) -> Grid:
+        """The grid with the best scales of channels, on top of those of rows. least: of each row, [rows, 1]."""
         rows = torch.from_numpy(grid.row_scales(len(target)))
         cube = (target / rows[:, None]).reshape(len(target), -1, self.positions)
         by_channel = cube.permute(1, 0, 2).reshape(cube.shape[1], -1)
         weights = rows.square().repeat_interleave(self.positions)
-        found = self._best(by_channel, weights, 1.0).numpy()
+        found = self._best(by_channel, weights, 1.0, least[:, 0].repeat_interleave(self.positions))[0].numpy()
         return replace(grid, channels=np.clip(found - int(np.rint(np.median(found))), -FARTHEST, FARTHEST))
 
-    def _best(self, x: Tensor, weights: Tensor, step: float) -> Tensor:
+    def _best(self, x: Tensor, weights: Tensor, step: float, low: Tensor) -> tuple[Tensor, Tensor]:
         """For every row of x [n, m], the exponent e of least squared error by weights [m], its step being
-        step * 2^(e / 8): [n] (int64)."""
-        low, high = widths.limits(self.bits)
-        reach = torch.maximum(x.amax(1) / high, x.amin(1) / low)
+        step * 2^(e / 8): [n] (int64), and that error, [n]. low: the least code of each column, [m], or of all."""
+        high = low + self.levels
+        reach = torch.maximum(x / high, x / low).amax(1)
         floor = float(reach.max()) * _TINY
         top = torch.ceil(8 * torch.log2(reach.clamp_min(max(floor, 1e-37)) / step))
         best, least = top, torch.full_like(top, float("inf"))
@@ -105,16 +121,18 @@ class _Search:
             tried(top - down)
         for near in (best - 1, best + 1):
             tried(near)
-        return best.to(torch.int64)
+        return best.to(torch.int64), least
 
 
-def _fed_back(target: Tensor, grid: Grid, lower: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes [rows, cols] and the targets that they were chosen for, both float32."""
-    low, high = widths.limits(bits)
+def _fed_back(target: Tensor, grid: Grid, lower: Tensor | None, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Codes [rows, cols] and the targets that they were chosen for, both float32. limits: the least and the greatest
+    code of each row, [rows, 1]."""
+    low, high = limits
     steps = torch.from_numpy(grid.row_scales(len(target)))[:, None] * torch.from_numpy(grid.col_scales(target.shape[1]))
     if lower is None:
         return (target / steps).round_().clamp_(low, high), target
     visits = len(lower)
+    low, high = (v.expand(-1, target.shape[1]).reshape(-1, visits)[:, 0] for v in limits)
     x, size = target.reshape(-1, visits).T.contiguous(), steps.reshape(-1, visits).T.contiguous()
     ratio = lower / lower.diagonal()[:, None]
     codes, errors, given = (torch.empty_like(x) for _ in range(3))
