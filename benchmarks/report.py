@@ -61,13 +61,13 @@ def region(results: Path, name: str, table: str) -> str:
     files = [(path, json.loads(path.read_text("utf-8"))) for path in files_of(results, name)]
     if not files:
         return "Not measured yet."
-    path, result = next((pair for pair in files if table in pair[1].get("tables", {})), files[0])
+    path, result = next((pair for pair in files if pair[1].get("tables", {}).get(table, {}).get("rows")), files[0])
     if table == "machine":
         partial = f" Partial run: {_facts(result.get('options', {}))}." if ".partial" in path.name else ""
         return f"Measured on: {_facts(result['machine'])}.{partial}"
     if name == "lossless":
         return lossless_table(result).markdown()
-    if table not in result["tables"]:
+    if not result["tables"].get(table, {}).get("rows"):
         return "Not measured yet."
     return Table(**result["tables"][table]).markdown()
 

@@ -75,6 +75,7 @@ def test_tied_names_take_one_recipe() -> None:
     [
         ("Quantize()", ("lm_haed",), "'lm_haed' matches no tensor; of the 5 names some are 'embed"),
         ({"layer.*": "Quantize()"}, (), "'layer.*' matches no tensor.*'layers.1"),
+        ("Quantize()", ("layers",), r"holds other modules alone; write 'layers\.\*' for all in it"),
         ({}, (), "at least one"),
         ({"*": "Quantise()"}, (), "did you mean Quantize"),
         ({"re:(": "Quantize()"}, (), "no regular expression"),

@@ -85,10 +85,14 @@ _HOME = {
     "prune_channels": "channels.prune",
 }
 """Where each public name is defined, below `waterfill`."""
+_MODULES = ("channels", "errors", "export", "learn", "report", "runtime", "theory")
+"""Public modules; `waterfill.hf` is not among them, as importing it registers with transformers."""
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded from where it is defined (PEP 562)."""
+    """A public name, loaded from where it is defined, or a public module (PEP 562)."""
+    if name in _MODULES:
+        return import_module(f"waterfill.{name}")
     if name == "__version__":
         return metadata.version("waterfill")
     if name not in _HOME:
@@ -97,4 +101,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*_HOME, "__version__"]
+    return [*_HOME, *_MODULES, "__version__"]

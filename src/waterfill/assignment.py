@@ -161,6 +161,8 @@ def _matches(pattern: str, name: str) -> bool:
 
 def _unmatched(pattern: str, names: Sequence[str]) -> str:
     """The error for a pattern that matches nothing."""
+    if any(name.startswith(f"{pattern}.") for name in names):
+        return f"the pattern {pattern!r} is a module that holds other modules alone; write '{pattern}.*' for all in it"
     core = pattern.removeprefix(_EXPRESSION).strip("^.*$?")
     near = difflib.get_close_matches(core, names, n=_NAMED, cutoff=0.3) or names[:_NAMED]
     said = ", ".join(map(repr, near)) or "none"

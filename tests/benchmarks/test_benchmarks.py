@@ -160,6 +160,9 @@ def test_a_table_is_the_same_after_json_and_in_a_document(tmp_path: Path) -> Non
     assert "| b | - | NO |" in text
     assert report.render(text, tmp_path) == text
     assert "Not measured yet." in report.render(marked.replace("toy", "other"), tmp_path)
+    empty = {"tables": {"one": vars(made) | {"rows": []}}}
+    (tmp_path / "toy.partial.json").write_text(json.dumps(empty), "utf-8")
+    assert "Not measured yet." in report.render(marked, tmp_path)
 
 
 def test_the_document_shows_the_results() -> None:

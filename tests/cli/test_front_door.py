@@ -41,6 +41,14 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = waterfill.nothing
 
 
+def test_public_modules_are_there_as_the_documents_write_them():
+    program = "import sys, waterfill; assert 'torch' not in sys.modules; print(waterfill.report.describe.__name__)"
+    program += (
+        "; print(waterfill.channels.shrink, waterfill.learn.run, waterfill.runtime.speed, waterfill.export.export)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
 def test_a_file_can_be_loaded_by_a_program_that_names_no_part(compressed):
     program = f"import waterfill; assert len(waterfill.load({str(compressed)!r}).state_dict()) == 5"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -121,6 +121,11 @@ def test_a_long_model_has_a_row_for_every_pattern_of_names():
     assert len(overview(many, everything=True).split("\n")) == 2 + len(many)
 
 
+def test_a_number_that_all_share_stays_in_the_name_of_their_row():
+    many = [Item(f"layer{i}.{j}.weight", (8 * i, 8), "float32", "quantized", 20) for i in (1, 2) for j in range(30)]
+    assert [line.split()[0] for line in overview(many).split("\n")[2:4]] == ["layer1.*.weight", "layer2.*.weight"]
+
+
 def test_patterns_beyond_what_fits_are_summed_up():
     many = [Item("x" * i + "weight", (4, 4), "float32", "dense", i) for i in range(60)]
     assert f"and {60 - SHORT} tensors more, {sum(range(60 - SHORT))} B" in overview(many)

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.support.exported import small, viewer
 
+import waterfill
 from waterfill.cli import main
 
 NETS = "from tests.support.exported import viewer\nbuild = lambda: viewer()[0]\ninputs = lambda: [viewer()[1]]\n"
@@ -43,3 +45,20 @@ def test_a_network_and_its_inputs(file, tmp_path, capsys):
     assert {row["name"] for row in said["tensors"]} >= {"conv1.weight", "conv2.weight", "head.weight", "head.bias"}
     assert main([*words, "--data", "exported_nets:inputs", "--force"]) == 0
     assert "differ from those in PyTorch" in capsys.readouterr().out
+
+
+def test_tensors_alike_share_a_row_of_a_long_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tensors = {f"block1.{j}.weight": torch.randn(4, 4) for j in range(60)}
+    waterfill.compress(tensors, lossless=True).save("net.wf")
+    assert main(["export", "net.wf", "--to", "safetensors", "-o", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split() == [
+        "block1.*.weight",
+        "60",
+        "3.84",
+        "kB",
+        "dense,",
+        "float32",
+    ]
+    assert main(["export", "net.wf", "--to", "safetensors", "-o", "out", "--force", "--all"]) == 0
+    assert "block1.7.weight" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.job import Job
 from waterfill.compression.options import Steps
 from waterfill.errors import BadInput, PlanMismatch
-from waterfill.hf import Windows, blocks
+from waterfill.hf import Windows, blocks, original
 from waterfill.hf.original import original_model, original_tokenizer
 from waterfill.network.checkpoint import open_checkpoint
 
@@ -62,7 +62,7 @@ def test_a_folder_gives_the_weights_that_its_model_in_memory_gives(places, tmp_p
 
 
 def test_one_block_is_in_memory_at_a_time(places):
-    model = blocks.structure_of(places / "original")
+    model = original.structure_of(places / "original")
     assert all(parameter.is_meta for parameter in model.parameters())
     task = Job.of(places / "original", "Quantize()", waterfill.Budget(bits=3)).task
     source = blocks.source_on_disk(model, open_checkpoint(places / "original"), task, None)

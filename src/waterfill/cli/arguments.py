@@ -27,8 +27,8 @@ def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
     parser.add_argument(
         "--recipe",
         metavar="TEXT",
-        help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE}); by pattern of '
-        'names: "re:.*mlp.*: Quantize(states=64); *: Quantize()", the first that matches',
+        help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE}, with inputs '
+        'automatic); by pattern of names: "re:.*mlp.*: Quantize(states=64); *: Quantize()", the first that matches',
     )
     parser.add_argument(
         "--runs",

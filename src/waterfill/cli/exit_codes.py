@@ -80,8 +80,9 @@ def message_of(error: BaseException) -> str:
     if code is Exit.OUT_OF_MEMORY:
         return "out of memory; use fewer threads (--threads 1), or a machine with more memory"
     if isinstance(error, OSError):
-        missing = "there is no file; check the path" if isinstance(error, FileNotFoundError) else None
-        return f"{missing or error.strerror or error}{_at(error)}"
+        if isinstance(error, FileNotFoundError) and error.filename:
+            return f"there is no {error.filename}; check the path"
+        return f"{error.strerror or error}{_at(error)}"
     if code is Exit.UNEXPECTED:
         text = str(error) or "no message"
         return f"unexpected {type(error).__name__}: {text}\nrun it again with --debug for the traceback"

@@ -17,7 +17,7 @@ from waterfill.compression.job import Job
 from waterfill.compression.options import Options
 from waterfill.compression.store import DirectoryStore
 from waterfill.compression.task import Compression, in_memory, recipe_of, remarked
-from waterfill.errors import BadInput, BudgetError
+from waterfill.errors import BadInput, BudgetError, EngineError
 from waterfill.model.compressed import table_row
 from waterfill.recipe import DEFAULT_RECIPE
 from waterfill.storage import FileWriter
@@ -116,6 +116,8 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     began = time.monotonic()
     path = Path(target)
     check_target(target, options.force)
+    if engine is not None and not hasattr(engine, "answers"):
+        raise EngineError(f"engine={engine!r} is no engine; give waterfill.Dask(ADDRESS), or an object with `answers`")
     job = Job.of(source, recipe_of(spec, ignore, lossless, options), Budget(bits, size, ratio, price), engine)
     folder = options.work or path.with_name(path.name + ".work")
     with claimed(path), Journal.claim(folder), options.shown() as settled:

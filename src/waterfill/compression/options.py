@@ -86,7 +86,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.runs not in (None, PACKED):
-            raise BadRecipe(f"runs={self.runs!r}: a network that is compressed for a way to run is to run {PACKED!r}")
+            raise BadRecipe(f"runs={self.runs!r} is no way to run that budgets know; give {PACKED!r}, or None")
 
     @property
     def report(self) -> Report | None:

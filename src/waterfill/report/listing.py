@@ -17,6 +17,7 @@ SHORT = 40
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # a norm's statistics count as no weights
 _MOST_BYTES = 1 << 60
 _NOTHING = 1e-30  # nats
+_NUMBER = re.compile(r"\d+")
 _COLUMNS = (
     Column("tensor", text=True, least=32),
     Column("times"),
@@ -187,21 +188,37 @@ def overview(items: Sequence[Item], everything: bool = False) -> str:
 
 
 def grouped(items: Iterable[Item]) -> list[Item]:
-    """One row for all tensors whose names differ in numbers only and that have the same shape and dtype."""
+    """One row for all tensors whose names differ in numbers only and that have the same shape and dtype.
+
+    Its name has a star for each number that differs.
+    """
     groups: dict[tuple[Any, ...], list[Item]] = {}
     for item in items:
         groups.setdefault(likeness(item), []).append(item)
-    return [_merged(pattern, group) for (pattern, *_), group in groups.items()]
+    return [_merged(group) for group in groups.values()]
+
+
+def any_numbers(name: str) -> str:
+    """The name with a star for each number."""
+    return _NUMBER.sub("*", name)
+
+
+def common_name(names: Sequence[str]) -> str:
+    """The name of all of these, which differ in numbers only: a star for each number that differs."""
+    numbers = zip(*map(_NUMBER.findall, names), strict=True)
+    shown = iter([same[0] if len(set(same)) == 1 else "*" for same in numbers])
+    return _NUMBER.sub(lambda _: next(shown), names[0])
 
 
 def likeness(item: Item) -> tuple[Any, ...]:
-    """Equal for tensors that share a row; the pattern of their names comes first."""
-    return re.sub(r"\d+", "*", item.name), item.shape, item.dtype, item.reason, item.warning
+    """Equal for tensors that share a row."""
+    return any_numbers(item.name), item.shape, item.dtype, item.reason, item.warning
 
 
-def _merged(pattern: str, group: list[Item]) -> Item:
+def _merged(group: list[Item]) -> Item:
     if len(group) == 1:
         return group[0]
+    pattern = common_name([item.name for item in group])
     errors = [item.error for item in group if item.error is not None]
     nats = [item.nats for item in group if item.nats is not None]
     parts = " / ".join(dict.fromkeys(item.part for item in group))

@@ -281,3 +281,9 @@ def test_pieces_are_answered_by_their_own_numbers_and_once(source, tmp_path, one
     assert (tmp_path / "a.wf").read_bytes() == plain(source, bits=3)
     with pytest.raises(EngineError, match="the engine Beyond answers piece 1"):
         waterfill.compress_file(source, tmp_path / "b.wf", bits=3, engine=Beyond())
+
+
+def test_what_is_no_engine_is_refused_before_the_work(source, tmp_path):
+    with pytest.raises(EngineError, match=r"engine='dask' is no engine; give waterfill.Dask"):
+        waterfill.compress_file(source, tmp_path / "m.wf", bits=4, engine="dask")
+    assert list(tmp_path.iterdir()) == [source]

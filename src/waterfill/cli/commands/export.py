@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from waterfill.cli.arguments import existing
 from waterfill.cli.exit_codes import UsageError
-from waterfill.report.text import bytes_text, say, say_json
+from waterfill.report.listing import any_numbers, common_name
+from waterfill.report.text import Column, bytes_text, say, say_json, screen, table
 
 if TYPE_CHECKING:
-    from waterfill.export import Exported, Network
+    from waterfill.export import Exported, Network, Row
 
 EXAMPLES = """examples:
   waterfill export net.wf --to onnx --network nets:build --data nets:inputs -o net.onnx
@@ -22,7 +23,15 @@ Integers leave as they are; docs/exports.md says which recipe goes where. What a
 or rounded once more with --requantize, and the loss of that is printed."""
 _FORMATS = ("safetensors", "onnx", "openvino", "compressed-tensors", "gguf")
 _NEED_NETWORK = ("onnx", "openvino")
-_MOST = 40  # rows that are shown
+_MOST = 40  # rows up to which every tensor has its own
+_COLUMNS = (
+    Column("tensor", text=True, least=32),
+    Column("times"),
+    Column("bytes"),
+    Column("loss"),
+    Column("form", text=True),
+    Column("why", text=True),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -72,17 +81,14 @@ def _network(args: argparse.Namespace) -> "Network | None":
 
 
 def _say(made: "Exported", everything: bool) -> None:
-    shown = (
-        made.rows if everything or len(made.rows) <= _MOST else sorted(made.rows, key=lambda row: -row.bytes)[:_MOST]
-    )
-    width = max((len(row.name) for row in shown), default=0)
-    for row in shown:
-        notes = [row.why] if row.why else []
-        notes += [f"rounded again: loses {row.loss:.2%}"] if row.loss else []
-        why = f" ({'; '.join(notes)})" if notes else ""
-        say(f"{row.name:{width}}  {bytes_text(row.bytes):>9}  {row.form}{why}")
-    if len(shown) < len(made.rows):
-        say(f"... and {len(made.rows) - len(shown)} smaller tensors; --all shows them")
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in made.rows:
+        name = row.name if everything or len(made.rows) <= _MOST else any_numbers(row.name)
+        groups.setdefault((name, row.form, row.why), []).append(row)
+    rows = [_cells(group) for group in groups.values()]
+    say(table(_COLUMNS, rows, screen()))
+    if len(rows) < len(made.rows):
+        say("tensors whose names differ in numbers only share a row (loss: the largest); --all shows each")
     say()
     said = f"{made.path}: {bytes_text(made.size)}, {made.format}"
     if made.loss:
@@ -90,3 +96,11 @@ def _say(made: "Exported", everything: bool) -> None:
     say(said)
     if made.difference is not None:
         say(f"its outputs differ from those in PyTorch by {made.difference:.2g}, relative to them")
+
+
+def _cells(group: "list[Row]") -> tuple[str, ...]:
+    """The row of tensors that are held alike."""
+    times, loss = len(group), max(row.loss for row in group)
+    size = bytes_text(sum(row.bytes for row in group))
+    counted = (f"{times}" if times > 1 else "", size, f"{loss:.2%}" if loss else "")
+    return common_name([row.name for row in group]), *counted, group[0].form, group[0].why

@@ -83,10 +83,12 @@ class _Search:
         found = []
         for rows in row_chunks(len(target), target.shape[1]):
             x = target[rows] / scales
-            best, error = self._best(x, weights, grid.step, torch.tensor(float(low), device="cpu"))
+            best, error = self._best(x, weights, grid.step, torch.tensor(low, dtype=torch.float32, device="cpu"))
             least = torch.full_like(error, low)
             if self.bits <= _MIRRORED:
-                other, its_error = self._best(x, weights, grid.step, torch.tensor(float(-high), device="cpu"))
+                other, its_error = self._best(
+                    x, weights, grid.step, torch.tensor(-high, dtype=torch.float32, device="cpu")
+                )
                 best = torch.where(its_error < error, other, best)
                 least = torch.where(its_error < error, float(-high), least)
             found.append((best, least))

@@ -58,7 +58,7 @@ class Fastest:
         several = len(times) > 1
         words = [
             ", ".join(f"{1e6 * each[form]:.0f} µs {form}" for form in self.forms)
-            + (f" at {count} inputs" if several else "")
+            + (f" at {count} input{'s' * (count > 1)}" if several else "")
             for count, each in zip(self.batches, times, strict=True)
         ]
         return best, f"{best} is fastest: {'; '.join(words)}" if len(self.forms) > 1 else ""
