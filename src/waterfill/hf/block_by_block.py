@@ -74,7 +74,8 @@ def prepared(
     settled = in_memory(full, options).options
     work = Blockwise(found, chain, batches, job.budget, settled, {"blocks": found.blocks.prefix})
     text = zlib.crc32(tokens.numpy().data)
-    about = {"text": text, "windows": repr(windows), "steps": repr(options.steps), "blocks": found.blocks.prefix}
+    about = {"text": text, "windows": repr(windows), "blocks": found.blocks.prefix}
+    about |= {"steps": repr(options.steps), "memory": options.memory}  # both decide what is measured
     return work, job.fingerprint() | about
 
 
