@@ -102,7 +102,7 @@ def test_without_data_sensitivity_is_assumed_and_says_so(run, here) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("report", "none.wf"), 2, "no file"),
+        (("report", "none.wf"), 2, "there is no none.wf"),
         (("report", "net.wf", *DATA), 2, "--against"),
         (("report", "net.wf", "--network", "reported_nets:net"), 2, "goes with --data"),
         (("report", "net.wf", "--compared", "net.safetensors"), 4, "no JSON of `waterfill compare`"),
@@ -112,7 +112,7 @@ def test_without_data_sensitivity_is_assumed_and_says_so(run, here) -> None:
         (("compare", "net.safetensors", "--network", "reported_nets:net"), 2, "goes with --data"),
         (("compare", "net.safetensors", "--bits", "0"), 2, "positive rates"),
         (("compare", "net.safetensors", "--recipes", "Nothing()"), 2, "Nothing"),
-        (("compare", "none.safetensors"), 2, "no file"),
+        (("compare", "none.safetensors"), 2, "there is no none.safetensors"),
         (("sensitivity", "net.safetensors", "--predicted"), 2, "goes with --data"),
         (("sensitivity", "net.safetensors", "--bits", "2,9"), 2, "from 2 to 8"),
         (("sensitivity", "net.safetensors", "--bits", "x"), 2, "--bits"),
