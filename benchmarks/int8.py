@@ -11,9 +11,9 @@ shortest of several runs, taken in turns. ONNX Runtime and onnx must be installe
 
 import argparse
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from lib.calibration_data import SPARED, calibration_batches, model_of
 from lib.common import Table, claim, claims_table, data_folder, data_module, finish
 from lib.networks import imagenet_scale, networks
+from lib.turns import in_turns
 from torch import Tensor, nn
 
 import waterfill
@@ -143,7 +144,7 @@ def opponents(dense: nn.Module, batches: list[Tensor]) -> Iterator[tuple[str, Ru
 def measured(forms: dict[str, Run], images: Tensor, labels: Tensor, batches: list[Tensor]) -> Iterator[list[Any]]:
     """A row of each form."""
     wanted = outputs(forms[FLOATS], images)
-    times = {size: in_turns(forms, batches[0][:size]) for size in SIZES}
+    times = {size: in_turns(given(forms, batches[0][:size]), ROUNDS, SECONDS) for size in SIZES}
     for name, run in forms.items():
         found = outputs(run, images)
         accuracy = 100 * float((found.argmax(1) == labels).float().mean())
@@ -156,6 +157,11 @@ def measured(forms: dict[str, Run], images: Tensor, labels: Tensor, batches: lis
         yield row
 
 
+def given(forms: dict[str, Run], x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Each takes inputs in the order in memory that it reads."""
+    return {name: partial(run, x if isinstance(run, nn.Module) else x.contiguous()) for name, run in forms.items()}
+
+
 def held(model: nn.Module) -> int:
     """Bytes of the tensors of a network, and of weights in the order of kernels."""
     return memory_of(model) + sum(module.beside for module in model.modules() if isinstance(module, Term))
@@ -163,21 +169,6 @@ def held(model: nn.Module) -> int:
 
 def outputs(run: Run, images: Tensor) -> Tensor:
     return torch.cat([run(piece) for piece in images.split(50)])
-
-
-def in_turns(actions: dict[str, Run], x: Tensor) -> dict[str, float]:
-    """Seconds of the shortest run of each; each takes inputs in the order in memory that it reads."""
-    given = {name: x if isinstance(action, nn.Module) else x.contiguous() for name, action in actions.items()}
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    until = time.perf_counter() + SECONDS
-    for done in range(ROUNDS):
-        if done >= 3 and time.perf_counter() > until:
-            break
-        for name, action in actions.items():
-            began = time.process_time()
-            action(given[name])
-            times[name].append(time.process_time() - began)
-    return {name: min(seen) for name, seen in times.items()}
 
 
 def claims(rows: list[list[Any]]) -> list[list[Any]]:

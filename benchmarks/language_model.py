@@ -33,9 +33,9 @@ from waterfill.network.tensors import tensors_of
 
 TEXT, SEQUENCES, LENGTH = "wikitext2_valid.txt", 32, 256
 CHARACTERS = 200_000  # of the text; more than the sequences take
-OURS, PLAIN, GPTQ, ROUNDING = "waterfill", "waterfill without inputs", "GPTQ g128", "RTN g128"
+FLOATS, OURS, PLAIN, GPTQ, ROUNDING = "float32", "waterfill", "waterfill without inputs", "GPTQ g128", "RTN g128"
 IN_TURN = "waterfill by blocks"
-METHODS = (OURS, IN_TURN, PLAIN, GPTQ, ROUNDING)
+METHODS = (FLOATS, OURS, IN_TURN, PLAIN, GPTQ, ROUNDING)
 BLOCKS = 30
 COLUMNS = {"method": "", "blocks": "d", "bits": ".3g", "bytes": ",d", "perplexity": ".2f", "divergence": ".4f"}
 COLUMNS |= {"CPU seconds": ".0f", "peak, GB": ".2f"}
@@ -131,6 +131,11 @@ def plain(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
     return made.size, made.state_dict()
 
 
+def as_it_is(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
+    state = {name: tensor.clone() for name, tensor in tensors_of(model)[0].items()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values()), state
+
+
 def by_gptq(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
     return within(model, grams(model, batches), bits)
 
@@ -163,7 +168,7 @@ def grams(model: nn.Module, batches: list[Tensor]) -> dict[str, waterfill.Import
 
 
 MAKE: dict[str, Callable[[nn.Module, list[Tensor], float], Made]]
-MAKE = {OURS: ours, IN_TURN: in_turn, PLAIN: plain, GPTQ: by_gptq, ROUNDING: by_rounding}
+MAKE = {FLOATS: as_it_is, OURS: ours, IN_TURN: in_turn, PLAIN: plain, GPTQ: by_gptq, ROUNDING: by_rounding}
 
 
 def whole(rows: list[list[Any]]) -> bool:

@@ -9,8 +9,8 @@ those of the processor, from which other programs take little away.
 """
 
 import argparse
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from lib.calibration_data import calibration_batches, model_of
 from lib.common import Table, claim, claims_table, data_folder, finish
 from lib.networks import networks
+from lib.turns import clock, in_turns
 from torch import Tensor, nn
 
 import waterfill
@@ -102,7 +103,9 @@ def compared(name: str, dense: nn.Module, packed: nn.Module, batch: Tensor) -> l
     error = float((first(packed(batch)) - wanted).norm() / wanted.norm())
     rows = []
     for size in SIZES:
-        seconds = in_turns({"dense": dense, "packed": packed}, batch[:size])
+        seconds = in_turns(
+            {"dense": partial(dense, batch[:size]), "packed": partial(packed, batch[:size])}, ROUNDS, SECONDS
+        )
         own, other = 1e3 * seconds["dense"], 1e3 * seconds["packed"]
         sizes = [memory_of(model) / 1e6 for model in (dense, packed)]
         rows.append([name, size, own, other, other / own, *sizes, error])
@@ -151,7 +154,7 @@ def batches(shape: str, sizes: str) -> list[list[Any]]:
             x = torch.randn(batch, width).to(dtype)
             weight = coded.matrix().to(dtype)
             actions: dict[str, Callable[[Tensor], Tensor]] = {"dense": lambda x, w=weight: F.linear(x, w), **terms}
-            seconds = in_turns(actions, x)
+            seconds = in_turns({name: partial(action, x) for name, action in actions.items()}, ROUNDS, SECONDS)
             for name, action in actions.items():
                 exact = (looked_up if "values" in name else coded).matrix()
                 wanted = x.float() @ exact.T
@@ -161,25 +164,6 @@ def batches(shape: str, sizes: str) -> list[list[Any]]:
                 rows.append([*row, seconds[name] / seconds["dense"], error])
                 print(*rows[-1], flush=True)
     return rows
-
-
-def clock() -> float:
-    """Seconds: of the processor where one thread works, else of the wall."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def in_turns(actions: dict[str, Callable[[Tensor], Tensor]], x: Tensor) -> dict[str, float]:
-    """Seconds of the shortest run of each."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    until = time.perf_counter() + SECONDS
-    for done in range(ROUNDS):
-        if done >= 3 and time.perf_counter() > until:
-            break
-        for name, action in actions.items():
-            began = clock()
-            action(x)
-            times[name].append(clock() - began)
-    return {name: min(seen) for name, seen in times.items()}
 
 
 def crossovers() -> Table:

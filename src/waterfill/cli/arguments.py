@@ -15,6 +15,9 @@ from waterfill.storage.paths import check_target
 DEFAULT_RECIPE = "Quantize()"
 
 
+METRICS = ("accuracy", "top5", "agreement", "perplexity", "nats", "divergence")
+
+
 def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """The arguments that `compress` and `plan` share; returns the group of the budgets."""
     parser.add_argument("model", metavar="MODEL", help="a .safetensors file, or the folder or index of a sharded one")
@@ -53,6 +56,12 @@ def add_ignore(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="keep bit for bit what is named so, a tensor or a module: lm_head, *.gate, re:.*norm.*; may be repeated",
     )
+
+
+def add_metric(target: "argparse.ArgumentParser | argparse._ArgumentGroup", default: str, counts: str) -> None:
+    """The option that says what quality is."""
+    needs = "which needs no targets" if default == "divergence" else "agreement and divergence need no targets"
+    target.add_argument("--metric", choices=METRICS, default=default, help=f"{counts} (default: {default}; {needs})")
 
 
 def recipe_said(args: argparse.Namespace, default: str = "") -> str:

@@ -33,7 +33,7 @@ class Format(Protocol):
     @staticmethod
     def write(source: Source, target: "str | Path", network: Network | None, how: How) -> Exported:
         """Write the whole network."""
-        raise NotImplementedError
+        ...
 
 
 def format_named(name: str) -> Format:

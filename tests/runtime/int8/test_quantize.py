@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import waterfill
 from waterfill import runtime
 from waterfill.errors import BadInput
-from waterfill.runtime.int8 import clock, kernel
+from waterfill.runtime.int8 import kernel, quantize
 from waterfill.runtime.layers.base import PackedLayer
 
 NEEDS_KERNELS = pytest.mark.skipif(bool(kernel.missing()), reason=f"here they are not: {kernel.missing()}")
@@ -83,16 +83,16 @@ def test_without_kernels_convolutions_stay_and_say_why(monkeypatch: pytest.Monke
 @NEEDS_KERNELS
 @torch.no_grad()
 def test_the_slower_form_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def by_size(actions: dict[str, Callable[[], object]]) -> dict[str, float]:
+    def by_size(actions: dict[str, Callable[[], object]], *_: object) -> dict[str, float]:
         """Convolutions are faster with 8-bit inputs, and so is the network; linear layers are not."""
         made = actions["on"]()
         return {"on": 2.0 if isinstance(made, Tensor) and made.dim() == 2 else 1.0, "off": 1.5}
 
-    monkeypatch.setattr(clock, "seconds", by_size)
+    monkeypatch.setattr(quantize, "shortest", by_size)
     net = runtime.quantize_activations(packed(), BATCHES, limit=1.0, batch=4)
     assert {name for name in NAMES if "8-bit inputs" in forms(net)[name]} == {"first", "grouped", "line"}
     assert whys(net)["hidden"].startswith("slower") and whys(net)["first"].startswith("faster")
-    monkeypatch.setattr(clock, "seconds", lambda actions: {"on": 1.0, "off": 1.0})
+    monkeypatch.setattr(quantize, "shortest", lambda *_: {"on": 1.0, "off": 1.0})
     same = runtime.quantize_activations(packed(), BATCHES, limit=1.0, batch=4)
     assert torch.equal(same(BATCHES[0]), packed()(BATCHES[0])) and runtime.table(same)[-1]["loss"] == 0
 

@@ -10,6 +10,7 @@ from waterfill.cli.arguments import (
     DEFAULT_RECIPE,
     add_common,
     add_ignore,
+    add_metric,
     budget_of,
     default_output,
     existing,
@@ -79,12 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--cache", metavar="FOLDER", help="where measurements are kept, to go on from if interrupted")
     data.add_argument("--held-out", metavar="MODULE:FUNCTION|FILE", help="batches (inputs, targets) to measure on")
-    data.add_argument(
-        "--metric",
-        choices=("accuracy", "top5", "agreement", "perplexity", "nats", "divergence"),
-        default="accuracy",
-        help="what --max-drop counts (default: accuracy; agreement and divergence need no targets)",
-    )
+    add_metric(data, "accuracy", "what --max-drop counts")
     data.add_argument(
         "--sure", type=share_of, metavar="P", help="how sure the drop has to be, such as 95%% (default: as measured)"
     )

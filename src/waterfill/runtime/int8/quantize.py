@@ -1,6 +1,6 @@
 """Rounds the inputs of layers to 8 bits where that is faster, and where the network says nearly the same."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +13,13 @@ from waterfill.errors import BadInput
 from waterfill.network.running.batches import check_batches, each_tensor, first_of, samples_in, split
 from waterfill.network.running.forward import Forward, as_deployed, result_of
 from waterfill.network.running.state import same_draws, unchanged
-from waterfill.runtime.int8 import clock
 from waterfill.runtime.int8.loss import LOSS, Judge, Loss
 from waterfill.runtime.int8.observe import Seen, observe, watched
 from waterfill.runtime.int8.sites import Site, candidates, site_of
 from waterfill.runtime.int8.term import Int8Term
 from waterfill.runtime.layers.convolution import PackedConvolution
 from waterfill.runtime.leaves import Term
+from waterfill.runtime.measured.timing import WHOLE_NETWORK, shortest
 from waterfill.runtime.packing.settle import settle
 from waterfill.runtime.packing.table import WHY
 
@@ -175,7 +175,7 @@ class _Rounding:
         x = torch.stack([one.zero_()] * (self.batch or 1)) if len(own.shape) > 1 else one.zero_()
         if len(own.shape) == 4 and own.strides[1] == 1:
             x = x.contiguous(memory_format=torch.channels_last)
-        times = clock.seconds({"off": lambda: site.run(x, False), "on": lambda: site.run(x, True)})
+        times = _seconds({"off": lambda: site.run(x, False), "on": lambda: site.run(x, True)})
         site.rest()
         faster = times["on"] < times["off"]
         start = _FASTER if faster else "slower with 8-bit inputs"
@@ -218,7 +218,7 @@ class _Rounding:
             result_of(self.model, each_tensor(given, torch.Tensor.clone), self.forward)
 
         with as_deployed(self.model), unchanged(self.model), same_draws(given):
-            times = clock.seconds({"off": lambda: run(False), "on": lambda: run(True)})
+            times = _seconds({"off": lambda: run(False), "on": lambda: run(True)})
         faster = times["on"] < times["off"]
         self._put(sites, faster)
         if not faster:
@@ -262,3 +262,9 @@ def _check(model: Any, batches: Any, limit: Any, batch: Any) -> None:
         raise BadInput("the network rounds the inputs of its layers already; pack the file anew to do it another way")
     if batch is not None and not (type(batch) is int and batch >= 1):
         raise BadInput(f"batch={batch!r} is no number of inputs; give 1 or more, or None")
+
+
+@torch.inference_mode()
+def _seconds(actions: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Of the shortest run of each on the processor, where these kernels are."""
+    return shortest(actions, torch.device("cpu"), WHOLE_NETWORK)

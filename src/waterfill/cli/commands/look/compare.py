@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from waterfill.cli.arguments import existing, writable
+from waterfill.cli.arguments import add_metric, existing, writable
 from waterfill.cli.exit_codes import UsageError
 from waterfill.report.text import say, say_json
 
@@ -28,12 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
     parser.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches of inputs, or a .npz or .npy of inputs")
     parser.add_argument("--held-out", metavar="MODULE:FUNCTION|FILE", help="inputs to measure quality on")
-    parser.add_argument(
-        "--metric",
-        choices=("accuracy", "top5", "agreement", "perplexity", "nats", "divergence"),
-        default="accuracy",
-        help="the quality (default: accuracy; agreement and divergence need no targets)",
-    )
+    add_metric(parser, "accuracy", "the quality")
     parser.add_argument("-o", "--output", metavar="OUT.json", help="where the rows are kept, to go on from")
     parser.add_argument("--plot", metavar="OUT.svg", help="a plot of all rows")
     parser.add_argument("--force", action="store_true", help="overwrite the plot")

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from waterfill.cli.arguments import existing, writable
+from waterfill.cli.arguments import add_metric, existing, writable
 from waterfill.cli.exit_codes import UsageError
 from waterfill.report.text import say, say_json
 
@@ -24,12 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=_bits, default=_BITS, metavar="B,B,...", help="2 to 8 (default: 2,3,4,8)")
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help="what builds the network, its weights apart")
     parser.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="batches, or a .npz or .npy of inputs")
-    parser.add_argument(
-        "--metric",
-        choices=("divergence", "accuracy", "top5", "agreement", "perplexity", "nats"),
-        default="divergence",
-        help="what is lost (default: divergence, which needs no targets)",
-    )
+    add_metric(parser, "divergence", "what is lost")
     parser.add_argument("--predicted", action="store_true", help="with --data: from the importance, in one pass")
     parser.add_argument("-o", "--output", metavar="OUT.json", help="where the rows are kept, to go on from")
     parser.add_argument("--all", action="store_true", help="a row for every tensor, however many there are")
