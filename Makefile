@@ -59,7 +59,8 @@ $(OLDEST_READY): pyproject.toml
 	$(OLDEST)/bin/pip install --quiet torch==$(OLDEST_TORCH) 'numpy==1.26.*' 'safetensors==0.4.*'
 	$(OLDEST)/bin/pip install --quiet scikit-build-core hypothesis pytest pytest-xdist scikit-learn
 	$(OLDEST)/bin/pip install --quiet --no-build-isolation --no-deps --editable . \
-		--config-settings=wheel.cmake=false --config-settings=editable.mode=inplace
+		--config-settings=wheel.cmake=false --config-settings=wheel.py-api=py3 \
+		--config-settings=editable.mode=inplace
 	touch $@
 
 test-oldest: native $(OLDEST_READY)
