@@ -117,26 +117,18 @@ class CodesTerm(Term):
         self.size = size
         self.group = codes.group if codes.scales.shape[1] > 1 else max(self.cols, 1)
         self.bits, self.corrected = width or width_of(codes)
-        low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
-        kept = codes.codes.clamp(low, high) if self.corrected else codes.codes
         zeros = codes.zeros
         self._keep(
-            data=torch.from_numpy(layout.packed(kept.numpy(), self.bits)),
+            data=torch.from_numpy(layout.packed(codes.codes.numpy(), self.bits)),
             scales=codes.scales.float().contiguous(),
             zeros=None if zeros is None else (zeros + (1 << self.bits - 1)).to(torch.int16).contiguous(),
             columns=None if codes.columns is None else codes.columns.float().contiguous(),
             form=torch.tensor([self.bits, self.group, self.cols], dtype=torch.int64, device="cpu"),
         )
         if self.corrected:
-            extra = codes.codes.to(torch.int32) - kept.to(torch.int32)
-            places = extra.nonzero()
-            counts = torch.bincount(places[:, 0], minlength=self.rows)
-            begin = torch.zeros(1, dtype=torch.int64, device="cpu")
-            self._keep(
-                starts=torch.cat([begin, counts.cumsum(0)]).to(torch.int32),
-                where=places[:, 1].to(torch.int32),
-                values=extra[places[:, 0], places[:, 1]],
-            )
+            missing = layout.clipped(codes.codes.numpy(), self.bits, self.corrected)
+            starts, where, values = (torch.from_numpy(each) for each in missing)
+            self._keep(starts=starts, where=where, values=values)
 
     def check(self) -> None:
         if self.form.is_meta:
