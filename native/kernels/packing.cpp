@@ -17,9 +17,9 @@ using namespace waterfill;
 namespace {
 
 // The codes of a block into their fields, a line of bytes at a time.
-FOR_THIS_MACHINE
-void pack_block(const uint8_t* __restrict codes, int bits, uint8_t* __restrict block) {
-    const int lower = lower_bits(bits), upper = upper_bits(bits), cols = block_cols(bits);
+template <int bits>
+ALWAYS_INLINE void pack_block(const uint8_t* __restrict codes, uint8_t* __restrict block) {
+    constexpr int lower = lower_bits(bits), upper = upper_bits(bits), cols = block_cols(bits);
     std::memset(block, 0, block_bytes(bits));
     for (int line = 0; line < cols / 32; ++line) {
         const Place place = lower_place(bits, 32 * line);
@@ -30,6 +30,27 @@ void pack_block(const uint8_t* __restrict codes, int bits, uint8_t* __restrict b
         const Place place = upper_place(bits, 16 * line);
         for (int j = 0; j < 16; ++j)
             block[place.byte + j] |= static_cast<uint8_t>(codes[16 * line + j] >> lower << place.shift);
+    }
+}
+
+// `cols` stored codes, padded with zeros to whole blocks, into the bytes of a row.
+template <int bits>
+FOR_THIS_MACHINE void pack_row(const uint8_t* __restrict codes, int64_t cols, uint8_t* __restrict packed) {
+    for (int64_t begin = 0; begin < cols; begin += block_cols(bits), packed += block_bytes(bits))
+        pack_block<bits>(codes + begin, packed);
+}
+
+using PackRow = void (*)(const uint8_t*, int64_t, uint8_t*);
+
+PackRow pack_row_of(int bits) {
+    switch (bits) {
+        case 2: return [](const uint8_t* c, int64_t n, uint8_t* p) { pack_row<2>(c, n, p); };
+        case 3: return [](const uint8_t* c, int64_t n, uint8_t* p) { pack_row<3>(c, n, p); };
+        case 4: return [](const uint8_t* c, int64_t n, uint8_t* p) { pack_row<4>(c, n, p); };
+        case 5: return [](const uint8_t* c, int64_t n, uint8_t* p) { pack_row<5>(c, n, p); };
+        case 6: return [](const uint8_t* c, int64_t n, uint8_t* p) { pack_row<6>(c, n, p); };
+        case 8: return [](const uint8_t* c, int64_t n, uint8_t* p) { pack_row<8>(c, n, p); };
+        default: throw std::invalid_argument("no codes of so many bits");
     }
 }
 
@@ -55,23 +76,41 @@ void check_packed(size_t rows, int64_t cols, int bits, size_t packed_rows, int64
 // Codes as they are stored, those beyond the width clipped.
 template <class Code>
 FOR_THIS_MACHINE void stored(const Code* __restrict codes, int64_t count, int bits, uint8_t* __restrict out) {
-    const int half = 1 << (bits - 1);
+    const Code least = static_cast<Code>(-(1 << (bits - 1))), most = static_cast<Code>(-least - 1);
+    const uint8_t half = static_cast<uint8_t>(1 << (bits - 1));
     for (int64_t i = 0; i < count; ++i) {
-        const int code = codes[i] < -half ? -half : codes[i] > half - 1 ? half - 1 : codes[i];
-        out[i] = static_cast<uint8_t>(code + half);
+        const Code above = codes[i] > least ? codes[i] : least, code = above < most ? above : most;
+        out[i] = static_cast<uint8_t>(static_cast<uint8_t>(code) + half);
     }
+}
+
+// Whether one of kBlock codes is beyond the width.
+template <class Code>
+FOR_THIS_MACHINE bool any_beyond(const Code* __restrict codes, int bits) {
+    const Code most = static_cast<Code>((1 << (bits - 1)) - 1);
+    Code found = 0;
+    for (int i = 0; i < kBlock; ++i) {
+        const Code folded = static_cast<Code>(codes[i] ^ (codes[i] < 0 ? -1 : 0));
+        found |= static_cast<Code>(folded > most);
+    }
+    return found != 0;
 }
 
 // How many codes are beyond each of the widths 2, 3, 4, 5, 6 and 8, added to `counts`.
 template <class Code>
 FOR_THIS_MACHINE void count_beyond(const Code* __restrict codes, int64_t count, int64_t* __restrict counts) {
-    int32_t found[6] = {};
-    for (int64_t i = 0; i < count; ++i) {
-        const Code code = codes[i], folded = static_cast<Code>(code < 0 ? ~code : code);
-        found[0] += folded > 1, found[1] += folded > 3, found[2] += folded > 7;
-        found[3] += folded > 15, found[4] += folded > 31, found[5] += folded > 127;
+    for (int64_t begin = 0; begin < count; begin += 127) {  // of which a code as small as a byte holds the count
+        const int64_t end = begin + 127 < count ? begin + 127 : count;
+        Code found[6] = {};
+        for (int64_t i = begin; i < end; ++i) {
+            const Code folded = static_cast<Code>(codes[i] ^ (codes[i] < 0 ? -1 : 0));
+            found[0] = static_cast<Code>(found[0] + (folded > 1)), found[1] = static_cast<Code>(found[1] + (folded > 3));
+            found[2] = static_cast<Code>(found[2] + (folded > 7)), found[3] = static_cast<Code>(found[3] + (folded > 15));
+            found[4] = static_cast<Code>(found[4] + (folded > 31));
+            found[5] = static_cast<Code>(found[5] + (folded > 127));
+        }
+        for (int w = 0; w < 6; ++w) counts[w] += found[w];
     }
-    for (int w = 0; w < 6; ++w) counts[w] += found[w];
 }
 
 template <class Number>
@@ -85,12 +124,12 @@ template <class Code>
 void pack_codes(Matrix<const Code> codes, int bits, Matrix<uint8_t> packed) {
     const int64_t cols = codes.shape(1), bytes = packed.shape(1);
     check_packed(codes.shape(0), cols, bits, packed.shape(0), bytes);
+    const PackRow pack_row = pack_row_of(bits);
     nb::gil_scoped_release unlocked;
     std::vector<uint8_t> row((cols + kBlock - 1) / kBlock * kBlock, 0);
     for (size_t r = 0; r < codes.shape(0); ++r) {
         stored(codes.data() + r * cols, cols, bits, row.data());
-        for (int64_t begin = 0; begin < cols; begin += block_cols(bits))
-            pack_block(row.data() + begin, bits, packed.data() + r * bytes + begin / block_cols(bits) * block_bytes(bits));
+        pack_row(row.data(), cols, packed.data() + r * bytes);
     }
 }
 
@@ -119,6 +158,10 @@ void clipped_codes(Matrix<const Code> codes, int bits, Row starts, Row where, Ro
     for (int64_t r = 0; r < rows; ++r) {
         const Code* row = codes.data() + r * cols;
         for (int64_t c = 0; c < cols; ++c) {
+            if (c % kBlock == 0 && c + kBlock <= cols && !any_beyond(row + c, bits)) {
+                c += kBlock - 1;
+                continue;
+            }
             if (row[c] >= -half && row[c] < half) continue;
             if (found == most) throw std::invalid_argument("more codes are beyond the width than were counted");
             where.data()[found] = static_cast<int32_t>(c);

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput
 from waterfill.part import Codes, Levels
 from waterfill.part.memory import width_of
-from waterfill.runtime import layout, operators, reference
+from waterfill.runtime import layout, operators, reference, short
 from waterfill.runtime.blocked import rows as blocks
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class Term(nn.Module):
     @property
     def of_columns(self) -> "tuple[Tensor, Term] | None":
         """The only columns that are not zero, and the matrix of these."""
+        return None
+
+    def record(self) -> "short.Record | None":
+        """The matrix for one call of the compiled core; None where that does not multiply it."""
         return None
 
     @property
@@ -117,6 +121,7 @@ class CodesTerm(Term):
         self.size = size
         self.group = codes.group if codes.scales.shape[1] > 1 else max(self.cols, 1)
         self.bits, self.corrected = width or width_of(codes)
+        self._row_bytes = layout.row_bytes(self.cols, self.bits)
         zeros = codes.zeros
         self._keep(
             data=torch.from_numpy(layout.packed(codes.codes.numpy(), self.bits)),
@@ -148,7 +153,30 @@ class CodesTerm(Term):
         return operators.Matrix(self.data, self.scales, self.zeros, self.columns, *given)
 
     def forward(self, x: Tensor) -> Tensor:
+        if short.usual(x, self.cols, self.large):
+            record = self.record()
+            if record is not None:
+                return short.product(x, self.rows, record)
         return operators.codes_product(x, self._matrix, self.size, self.large)
+
+    def record(self) -> "short.Record | None":
+        own = self._buffers  # where attributes of modules lie: to find them by name takes ten times as long
+        data, scales, zeros, columns = own["data"], own["scales"], own["zeros"], own["columns"]
+        assert data is not None and scales is not None
+        if not data.is_cpu or data.shape[1] != self._row_bytes:
+            return None
+        places = [
+            data.data_ptr(),
+            scales.data_ptr(),
+            0 if zeros is None else zeros.data_ptr(),
+            0 if columns is None else columns.data_ptr(),
+            *(self._corrections() if self.corrected else (0, 0, 0)),
+        ]
+        return places, [self.rows, self.cols, scales.shape[1], self.group, self.bits, self.size]
+
+    def _corrections(self) -> list[int]:
+        """Addresses of what corrects codes."""
+        return [v.data_ptr() for v in (self.starts, self.where, self.values)]
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         if rows is None:
@@ -233,6 +261,12 @@ class EntriesTerm(Term):
     def check(self) -> None:
         if not self.starts.is_meta:
             _check_entries(self.starts, operators.columns_of(self.where), self.values, self.cols)
+
+    def record(self) -> "short.Record | None":
+        if not self.values.is_cpu:
+            return None
+        places = [v.data_ptr() for v in (self.starts, self.where, self.values)]
+        return places, [self.rows, self.cols, int(self.where.dtype == torch.int16)]
 
     def forward(self, x: Tensor) -> Tensor:
         check_cols(x, self.cols)
