@@ -16,6 +16,7 @@ from waterfill.runtime.blocked import rows as blocks
 if TYPE_CHECKING:
     from waterfill.runtime.layers.geometry import Geometry
 
+_CODES = ("data", "scales", "zeros", "columns", "starts", "where", "values")
 _NARROW = 1 << 16  # columns that 16 bits tell apart
 
 
@@ -121,7 +122,6 @@ class CodesTerm(Term):
         self.size = size
         self.group = codes.group if codes.scales.shape[1] > 1 else max(self.cols, 1)
         self.bits, self.corrected = width or width_of(codes)
-        self._row_bytes = layout.row_bytes(self.cols, self.bits)
         zeros = codes.zeros
         self._keep(
             data=torch.from_numpy(layout.packed(codes.codes.numpy(), self.bits)),
@@ -161,22 +161,10 @@ class CodesTerm(Term):
 
     def record(self) -> "short.Record | None":
         own = self._buffers  # where attributes of modules lie: to find them by name takes ten times as long
-        data, scales, zeros, columns = own["data"], own["scales"], own["zeros"], own["columns"]
-        assert data is not None and scales is not None
-        if not data.is_cpu or data.shape[1] != self._row_bytes:
-            return None
-        places = [
-            data.data_ptr(),
-            scales.data_ptr(),
-            0 if zeros is None else zeros.data_ptr(),
-            0 if columns is None else columns.data_ptr(),
-            *(self._corrections() if self.corrected else (0, 0, 0)),
-        ]
-        return places, [self.rows, self.cols, scales.shape[1], self.group, self.bits, self.size]
-
-    def _corrections(self) -> list[int]:
-        """Addresses of what corrects codes."""
-        return [v.data_ptr() for v in (self.starts, self.where, self.values)]
+        arrays = [own[name] for name in (_CODES if self.corrected else _CODES[:4])]
+        scales = arrays[1]
+        groups = 1 if scales is None else scales.shape[1]
+        return short.codes(arrays, [self.rows, self.cols, groups, self.group, self.bits, self.size])
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         if rows is None:

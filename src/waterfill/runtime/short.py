@@ -1,8 +1,8 @@
 """The short way to the kernels: one or a few plain inputs, at which nothing looks on.
 
 A product of a small matrix takes 10 microseconds, and so does the way to it through checks, views and PyTorch's
-dispatcher. Here what is usual is asked for in a few comparisons, and one call of the compiled core does the rest. Outputs
-are those of the long way, to the bit.
+dispatcher. Here what is usual is asked for in a few comparisons, and one call of the compiled core does the rest.
+Outputs are those of the long way, to the bit.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from waterfill.coding import native
+from waterfill.coding.codes.widths import row_bytes
 from waterfill.runtime.blocked.crossover import LEAST
 from waterfill.runtime.matrix import runs_here
 
@@ -32,6 +33,19 @@ def usual(x: Tensor, cols: int, large: int) -> bool:
         and x.is_contiguous()
         and native.core is not None
     )
+
+
+def codes(arrays: Sequence[Tensor | None], sizes: list[int]) -> Record | None:
+    """The record of a matrix of small codes; None where its rows are not of the bytes that they must have.
+
+    arrays: data, scales, zero points or None, scales of columns or None, and the three of corrections, if any. sizes:
+    rows, cols, groups, columns of a group, bits, and bytes of an input.
+    """
+    data = arrays[0]
+    if data is None or not data.is_cpu or data.shape[1] != row_bytes(sizes[1], sizes[4]):
+        return None
+    places = [0 if each is None else each.data_ptr() for each in arrays]
+    return (places if len(places) > 4 else [*places, 0, 0, 0]), sizes
 
 
 def product(x: Tensor, rows: int, record: Record) -> Tensor:

@@ -107,7 +107,7 @@ class SumTerm(Term):
         return [term for term in self.terms if isinstance(term, Term)]
 
     def forward(self, x: Tensor) -> Tensor:
-        if short.usual(x, self.cols, 0) and x.numel() == self.cols:
+        if short.usual(x, self.cols, self.large) and x.numel() == self.cols:
             records = [term.record() for term in self._terms]
             if None not in records:
                 return short.total(x, self.rows, records)  # type: ignore[arg-type]  # none is None
