@@ -25,7 +25,8 @@ constexpr int64_t kAlone = 1 << 14;  // products of so many entries and fewer ar
 
 // One item: y [rows] from x [cols].
 template <class Index>
-FOR_THIS_MACHINE void one(const SparseRows& of, int64_t begin, int64_t end, const float* __restrict x, float* __restrict y) {
+FOR_THIS_MACHINE void one(const SparseRows& of, int64_t begin, int64_t end, const float* __restrict x,
+                          float* __restrict y) {
     const Index* where = static_cast<const Index*>(of.where);
     for (int64_t r = begin; r < end; ++r) {
         float sums[kChains] = {};

@@ -104,8 +104,10 @@ FOR_THIS_MACHINE void count_beyond(const Code* __restrict codes, int64_t count, 
         Code found[6] = {};
         for (int64_t i = begin; i < end; ++i) {
             const Code folded = static_cast<Code>(codes[i] ^ (codes[i] < 0 ? -1 : 0));
-            found[0] = static_cast<Code>(found[0] + (folded > 1)), found[1] = static_cast<Code>(found[1] + (folded > 3));
-            found[2] = static_cast<Code>(found[2] + (folded > 7)), found[3] = static_cast<Code>(found[3] + (folded > 15));
+            found[0] = static_cast<Code>(found[0] + (folded > 1));
+            found[1] = static_cast<Code>(found[1] + (folded > 3));
+            found[2] = static_cast<Code>(found[2] + (folded > 7));
+            found[3] = static_cast<Code>(found[3] + (folded > 15));
             found[4] = static_cast<Code>(found[4] + (folded > 31));
             found[5] = static_cast<Code>(found[5] + (folded > 127));
         }

@@ -85,14 +85,6 @@ void integers(const float* __restrict scaled, float factor, int64_t cols, int16_
         }
 }
 
-// What the corrections of a row add to its sum.
-int64_t corrected(const CodeMatrix& matrix, int64_t row, const int16_t* whole) {
-    int64_t sum = 0;
-    for (int32_t k = matrix.starts[row]; k < matrix.starts[row + 1]; ++k)
-        sum += static_cast<int64_t>(matrix.values[k]) * whole[matrix.where[k]];
-    return sum;
-}
-
 // Outputs of one tile.
 void tile_product(const Tile& tile, const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item,
                   float* y) {
@@ -123,7 +115,10 @@ void tile_product(const Tile& tile, const CodeMatrix& matrix, const Inputs& inpu
 void CodesProduct::prepare(const CodeMatrix& matrix, const float* x, const float* columns, int64_t batch, int bytes,
                            const std::string& isa) {
     if (matrix.cols > kMostCols) throw std::invalid_argument("codes_product: too many columns");
-    product_set(isa).tiles(matrix.bits, bytes, tiles_);
+    const ProductSet& set = product_set(isa);
+    set.tiles(matrix.bits, bytes, tiles_);
+    const bool plain = batch == 1 && matrix.groups == 1 && matrix.zeros == nullptr && matrix.cols <= kNarrow;
+    four_rows_ = plain && set.four_rows ? set.four_rows(matrix.bits, bytes) : nullptr;
     matrix_ = matrix;
     const int64_t padded = (matrix.cols + kBlock - 1) / kBlock * kBlock;
     whole_.resize(batch * padded);
@@ -154,6 +149,7 @@ void CodesProduct::prepare(const CodeMatrix& matrix, const float* x, const float
 void CodesProduct::rows(int64_t begin, int64_t end, float* y) const {
     const CodeMatrix& matrix = matrix_;
     const Inputs& inputs = inputs_;
+    if (four_rows_) begin = four_rows_(matrix, inputs, begin, end, y);
     for (int64_t row = begin, height; row < end; row += height) {
         height = end - row >= 4 && inputs.batch == 1 ? 4 : end - row >= 2 && inputs.batch > 1 ? 2 : 1;
         for (int64_t item = 0, width; item < inputs.batch; item += width) {

@@ -41,6 +41,7 @@ private:
     CodeMatrix matrix_{};
     Inputs inputs_{};
     Tile tiles_[4] = {};
+    FourRows four_rows_ = nullptr;
     std::vector<int16_t> whole_;
     std::vector<int8_t> high_, low_;
     std::vector<int64_t> sums_;

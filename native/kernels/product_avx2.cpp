@@ -68,13 +68,17 @@ void tiles(int bits, int bytes, Tile (&found)[4]) {
     }
 }
 
+FourRows rows_of(int bits, int bytes) {
+    return bits == 8 ? nullptr : bytes == 2 ? four_rows_of<2>(bits) : four_rows_of<1>(bits);
+}
+
 }  // namespace
 
-const ProductSet kProductAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, tiles};
+const ProductSet kProductAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, rows_of, tiles};
 
 }  // namespace waterfill
 #else
 namespace waterfill {
-const ProductSet kProductAvx2 = {"avx2", [] { return false; }, nullptr};
+const ProductSet kProductAvx2 = {"avx2", [] { return false; }, nullptr, nullptr};
 }
 #endif

@@ -21,9 +21,9 @@ using namespace waterfill;
 
 namespace {
 
-// Addresses and sizes of a matrix: of codes, 7 addresses as in `code_matrix` and rows, cols, groups, group, bits, bytes of
-// an input; of a product of two, those of the left one, then those of the right one; of sparse entries, starts, where
-// and values, and rows, cols, whether columns are narrow.
+// Addresses and sizes of a matrix: of codes, 7 addresses as in `code_matrix` and rows, cols, groups, group, bits, bytes
+// of an input; of a product of two, those of the left one, then those of the right one; of sparse entries, starts,
+// where and values, and rows, cols, whether columns are narrow.
 using Record = std::pair<std::vector<uintptr_t>, std::vector<int64_t>>;
 
 constexpr int64_t kAlone = 1 << 20;  // sums of so many entries and fewer are not shared out

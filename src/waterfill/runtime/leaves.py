@@ -251,10 +251,12 @@ class EntriesTerm(Term):
             _check_entries(self.starts, operators.columns_of(self.where), self.values, self.cols)
 
     def record(self) -> "short.Record | None":
-        if not self.values.is_cpu:
+        own = self._buffers
+        starts, where, values = own["starts"], own["where"], own["values"]
+        if starts is None or where is None or values is None or not values.is_cpu:
             return None
-        places = [v.data_ptr() for v in (self.starts, self.where, self.values)]
-        return places, [self.rows, self.cols, int(self.where.dtype == torch.int16)]
+        places = [starts.data_ptr(), where.data_ptr(), values.data_ptr()]
+        return places, [self.rows, self.cols, int(where.dtype is torch.int16)]
 
     def forward(self, x: Tensor) -> Tensor:
         check_cols(x, self.cols)

@@ -68,9 +68,11 @@ class ChainTerm(Term):
         return made
 
     def record(self) -> "short.Record | None":
-        left, right = self.left.record(), self.right.record()
-        whole = isinstance(self.left, CodesTerm) and isinstance(self.right, CodesTerm)
-        return None if not whole or left is None or right is None else (left[0] + right[0], left[1] + right[1])
+        left, right = self._modules["left"], self._modules["right"]  # found at once, unlike attributes
+        if type(left) is not CodesTerm or type(right) is not CodesTerm:
+            return None
+        first, second = left.record(), right.record()
+        return None if first is None or second is None else (first[0] + second[0], first[1] + second[1])
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         left, right = self.left.restored(rows), self.right.restored()
@@ -108,9 +110,11 @@ class SumTerm(Term):
 
     def forward(self, x: Tensor) -> Tensor:
         if short.usual(x, self.cols, self.large) and x.numel() == self.cols:
-            records = [term.record() for term in self._terms]
+            terms = self._modules["terms"]
+            assert terms is not None
+            records = [term.record() for term in terms._modules.values()]  # type: ignore[union-attr, operator]
             if None not in records:
-                return short.total(x, self.rows, records)  # type: ignore[arg-type]  # none is None
+                return short.total(x, self.rows, records)
         made: Tensor = self.terms[0](x)
         for term in self._terms[1:]:
             made = made + term(x)
