@@ -7,7 +7,7 @@ with more. "compiled" is a static cache and a forward pass under `torch.compile`
 xllamacpp are, reads the same network as Q4_0, which `waterfill export` writes. "tokens as restored" is whether the
 packed network says, token by token, what the same file says when its weights are dense.
 
-    python benchmarks/end_to_end.py [--threads 1,2] [--tokens 48] [--skip compiled] [--work FOLDER]
+    python benchmarks/end_to_end.py [--threads 1] [--tokens 48] [--skip compiled] [--work FOLDER]
 """
 
 import argparse
@@ -94,7 +94,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", default="1,2", help="numbers of threads")
+    parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
     parser.add_argument("--tokens", type=int, default=48, help="to generate")
     parser.add_argument("--skip", default="", help="any of small,compiled,large: what is not measured")
     parser.add_argument("--work", type=Path, help="keeps the files that are made, for a later run")
