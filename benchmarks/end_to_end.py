@@ -3,9 +3,9 @@
 SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is compressed without inputs to 4 and 3 bits of the whole file and
 generates greedily, one sequence, by transformers, which must be installed; so does a decoder of random weights with
 codes of 4 bits. Networks take turns, and the shortest run counts: of processor seconds with one thread, of the wall's
-with more. llama.cpp, where the packages gguf and xllamacpp are, reads the same network as Q4_0, which `waterfill export`
-writes. "tokens as restored" is whether the
-packed network says, token by token, what the same file says when its weights are dense.
+with more. llama.cpp, where the packages gguf and xllamacpp are, reads the same network as Q4_0, which `waterfill
+export` writes. "tokens as restored" is whether the packed network says, token by token, what the same file says when
+its weights are dense.
 
     python benchmarks/end_to_end.py [--threads 1] [--tokens 48] [--skip large] [--work FOLDER]
 """
