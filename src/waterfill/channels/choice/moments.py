@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def watch(  # noqa: PLR0913 - what is run, on what, and what is seen of it
         if calls[name] == layer.calls:  # longer inputs may need more, and two networks are to be compared
             return
         assert isinstance(layer.kind, LinearKind)
-        generator = torch.Generator("cpu").manual_seed((number * 1009 + layer.number) * 1009 + calls[name])
+        generator = torch.Generator("cpu").manual_seed((number * 1009 + crc32(name.encode())) * 1009 + calls[name])
         with own_arithmetic():
             columns = layer.kind.columns(layer.module, x.detach(), generator, chosen_for(name)).float()
             most = max(_LEAST, _EACH * (chosen_for(name) or len(columns)) // batches)

@@ -77,14 +77,15 @@ def fitted_layers(network: Network) -> list[str]:
 
 
 def refit(smaller: Network, targets: Targets, origin: Mapping[Node, Tensor], damping: float) -> None:
-    """Fit every layer from the first that lost inputs on, in place.
+    """Fit every layer from the first that lost inputs, or follows a block that went, on, in place.
 
     origin: by node, the numbers in the original of the channels that are left, where some are not.
     damping: how much the weights hold on to what they are, relative to the mean variance of a column.
     """
     names = fitted_layers(targets.original)
-    start = next((i for i, name in enumerate(names) if (name, IN) in origin), len(names))
-    for some in _passes(names[start:]):
+    lost = (i for i, name in enumerate(names) if (name, IN) in origin or name not in smaller.layers)
+    start = next(lost, len(names))
+    for some in _passes([name for name in names[start:] if name in smaller.layers]):
         sums = {name: _Sums.of(smaller.layers[name]) for name in some}
         for number, batch in enumerate(smaller.inputs.batches):
             wanted = targets.of(some, batch, number)

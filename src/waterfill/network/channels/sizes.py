@@ -165,10 +165,10 @@ def add_bias(layer: nn.Module, kind: Kind) -> None:
 
 
 def put_in_place(model: nn.Module, name: str, other: nn.Module) -> nn.Module:
-    """Put another module wherever a model holds one; the one that stood there. """
+    """Put another module wherever a model holds one; the one that stood there."""
     parent, _, key = name.rpartition(".")
     holder = dict(model.named_modules()).get(parent)
-    module = None if holder is None else holder._modules.get(key)
+    module: nn.Module | None = None if holder is None else holder._modules.get(key)
     if module is None:  # inside of one that is gone
         return other
     other.train(module.training)
