@@ -7,7 +7,7 @@ from tests.support.small_networks import lively
 from torch import nn
 
 import waterfill
-from waterfill.channels import Pruning
+from waterfill.channels import Pruning, work
 from waterfill.channels.graph.blocks import blocks_of
 from waterfill.channels.graph.groups import families_of
 from waterfill.channels.graph.network import Network
@@ -43,6 +43,29 @@ class Stack(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x) * (1.0 if i != 1 else block.first.in_features / 16)
         return self.head(x)
+
+
+class Added(nn.Module):
+    """A block of linear layers: x [batch, time, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return x + self.second(torch.relu(self.first(x)))
+
+
+class Plain(nn.Module):
+    """Four such blocks: numbers [batch, 6, 4] to [batch, 6, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 16), nn.Linear(16, 5)
+        self.blocks = nn.Sequential(*(Added() for _ in range(4)))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.embed(x)))
 
 
 def output(model, inputs):
@@ -111,3 +134,28 @@ def test_channels_can_be_counted_without_blocks_that_went():
     assert "stage.1" in pruned.blocks
     with pytest.raises(waterfill.errors.BudgetError, match="cannot be met"):
         waterfill.prune_channels(model, inputs.split(16), keep=0.01, how=BLOCKS)
+
+
+def with_features_twice():
+    """Blocks that read the first half of the stream and add to the second; the first two see the same features."""
+    torch.manual_seed(0)
+    model = Plain().eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.first.weight[:, 8:] = 0.0
+            block.second.weight[:8], block.second.bias[:8] = 0.0, 0.0
+        model.blocks[0].second.weight.mul_(0.3)
+        model.blocks[1].first.load_state_dict(model.blocks[0].first.state_dict())
+    return model
+
+
+def test_what_a_block_added_is_made_up_for_by_the_next(monkeypatch):
+    """The one that goes added what the next can add as well; without the stream in its targets that is lost."""
+    model, inputs = with_features_twice(), torch.randn(96, 6, 4)
+    errors, how = [], Pruning(rounds=1, blocks=True, multiple=16, damping=1e-6)
+    for streams in (work.streams_of, lambda network, blocks: {}):
+        monkeypatch.setattr(work, "streams_of", streams)
+        pruned = waterfill.prune_channels(model, inputs.split(32), macs=0.8, how=how)
+        assert pruned.blocks == ("blocks.0",)
+        errors.append(float((output(pruned.model, inputs) - output(model, inputs)).square().mean()))
+    assert errors[0] < 0.01 * errors[1]

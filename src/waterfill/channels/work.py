@@ -17,6 +17,7 @@ from waterfill.channels.graph.cut import Choice, cut_choice, failing
 from waterfill.channels.graph.groups import Family, families_of
 from waterfill.channels.graph.network import IN, OUT, Layer, Network, Node, size_of
 from waterfill.channels.graph.removable import removable
+from waterfill.channels.graph.streams import streams_of
 from waterfill.channels.options import Pruning
 from waterfill.channels.result import Pruned, rows_of
 from waterfill.errors import BudgetError
@@ -122,9 +123,10 @@ class Work:
         importance = dict(measured)
         weights = output_weights(original, importance)
         wanted = unit == TIME if how.blocks is None else how.blocks
-        blocks = blocks_of(original, families) if wanted else []
-        units = _timed(original, how, blocks) if unit == TIME else Units(unit)
-        return cls(original, families, importance, weights, how, Targets(original), units, blocks)
+        every = blocks_of(original, families)
+        targets, blocks = Targets(original, streams_of(original, every)), every if wanted else []
+        units = time_units(original, how, blocks) if unit == TIME else Units(unit)
+        return cls(original, families, importance, weights, how, targets, units, blocks)
 
     def start(self) -> State:
         """The network before anything went."""
@@ -210,7 +212,7 @@ def macs_of(network: Network) -> int:
     return sum(layer.macs(layer.kind.sizes(layer.module)) for layer in network.layers.values())
 
 
-def _timed(network: Network, how: Pruning, blocks: Sequence[Block]) -> Units:
+def time_units(network: Network, how: Pruning, blocks: Sequence[Block]) -> Units:
     """Milliseconds as the unit: of layers by their channels, of blocks beside their layers, and of all else.
 
     Norms that are to be folded take none.

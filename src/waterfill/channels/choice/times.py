@@ -19,8 +19,9 @@ from waterfill.network.channels.kind import as_ordered, keep
 from waterfill.network.running.batches import each_tensor, first_of
 from waterfill.network.running.forward import copy_of
 
-_STEP, _LEVELS = 8, 4
-"""Numbers of channels that are timed are multiples of the first, at most so many on a side."""
+_STEP, _LEVELS, _FEW = 8, 4, 4
+"""Numbers of channels that are timed are multiples of the first, at most so many on a side; but of the last or more, at
+least two."""
 _LEAST, _MOST, _SECONDS = 3, 25, 0.02
 """Runs of one layer, and for how long more than the least."""
 _FALL = 1e-3
@@ -127,9 +128,10 @@ def _rising(ins: list[int], outs: list[int], each: list[list[float]]) -> list[li
 
 
 def levels(size: int) -> list[int]:
-    """The numbers of channels that are timed: up to the whole, by eights or further apart."""
+    """The numbers of channels that are timed: up to the whole, by eights or further apart; of a few, also the half."""
     apart = max(_STEP, -(-size // (_LEVELS * _STEP)) * _STEP)
-    return [count for count in range(apart, size, apart)] + [size]
+    few = list(range(apart, size, apart)) or [size // 2] * (size >= _FEW)
+    return [*few, size]
 
 
 def _at(layer: Layer, args: Call, sizes: tuple[int, int]) -> float:
