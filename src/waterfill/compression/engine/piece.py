@@ -29,7 +29,7 @@ class Item:
     """A weight, and what to do with it.
 
     i: its index. where: its place. spec: its recipe; None to keep every bit. mask: the place of its mask. kept, factor,
-    lines: as of a `Weight`. at: k or price.
+    lines, format: as of a `Weight`. at: k or price.
     """
 
     i: int
@@ -39,12 +39,14 @@ class Item:
     kept: str = ""
     factor: float = 1.0
     lines: str = ""
+    format: str = ""
     at: float = 0.0
 
     def as_json(self) -> list[Any]:
         """A JSON array."""
         mask = self.mask and self.mask.as_json()
-        return [self.i, self.where.as_json(), self.spec, mask, self.kept, self.factor, self.lines, self.at]
+        rest = [self.kept, self.factor, self.lines, self.format, self.at]
+        return [self.i, self.where.as_json(), self.spec, mask, *rest]
 
     @classmethod
     def from_json(cls, values: list[Any]) -> "Item":
@@ -56,7 +58,7 @@ class Item:
         """The weight on the machine where this runs."""
         mask = None if self.mask is None else self.mask.stored()
         weight = weight_of(self.where.stored(), None if self.spec is None else parse(self.spec), self.kept, mask)
-        return replace(weight, factor=self.factor, lines=self.lines)
+        return replace(weight, factor=self.factor, lines=self.lines, format=self.format)
 
 
 @dataclass(frozen=True)

@@ -164,4 +164,11 @@ class RemoteWork:
 
     def _item(self, i: int, at: float) -> Item:
         weight = self.weights[i]
-        return replace(self.remote.items[i], kept=weight.kept, factor=weight.factor, lines=weight.lines, at=at)
+        return replace(
+            self.remote.items[i],
+            kept=weight.kept,
+            factor=weight.factor,
+            lines=weight.lines,
+            format=weight.format,
+            at=at,
+        )

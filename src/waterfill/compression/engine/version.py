@@ -1,4 +1,4 @@
-"""Which waterfill this is: its version, and a digest of its own code, by which machines that fit alike know each other."""
+"""Which waterfill this is: its version and a digest of its code, by which machines that fit alike know each other."""
 
 import hashlib
 from functools import cache
