@@ -57,9 +57,9 @@ class Job:
 def plan() -> list[Job]:
     """All trainings, the shortest first."""
     lc = Job(LENET, "lc", BIT, epochs=80, rate=0.05, labels=True)
-    through = Job(LENET, "straight-through", ratio=100.0, epochs=80)
-    resnet = Job(RESNET, "straight-through", ratio=24.0, epochs=5)
-    text = [Job(name, "straight-through", ratio=16.0, epochs=epochs, rate=2e-3) for name, epochs in TEXT.items()]
+    through = Job(LENET, "straight-through", ratio=100.0, epochs=40, rate=3e-2)
+    resnet = Job(RESNET, "straight-through", ratio=24.0, epochs=5, rate=4e-3)
+    text = [Job(name, "straight-through", ratio=16.0, epochs=epochs, rate=4e-3) for name, epochs in TEXT.items()]
     trained = [
         *(replace(lc, recipe=recipe) for recipe in (BIT, SPARSE, SUM)),
         *text,

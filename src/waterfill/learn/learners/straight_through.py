@@ -25,7 +25,7 @@ from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
 from waterfill.parts import composed
 
-_ZERO = 0.05  # of a step: nearer to zero, bits do not pull
+_ZERO = 0.05  # of a step: nearer to zero, bits pull in proportion, not at full strength
 _LEAST, _MOST = 2.0**-8, 2.0**8  # of the pull, in multiples of `pull`
 _SLOW, _QUICK = 0.02, 0.01  # too large by this share, a file lets bits pull twice as hard from now on; 4 times, for now
 _NEW = 0.5  # of what bits cost is measured anew in a C step: where codes begin is not to jump
@@ -117,9 +117,10 @@ class StraightThrough(Learner):
     def _slope(self, matrix: Matrix, by_restored: Tensor) -> Tensor:
         """The gradient by the positions of codes: that of the loss, and the pull of the bits."""
         slope = matrix.restored(by_restored)
-        bits = matrix.slope * matrix.position.sign() * (matrix.position.abs() > _ZERO)
-        pull = self._pull * self._strength * self._boost * slope.abs().mean() / matrix.slope.mean()
-        return slope + pull * bits
+        mean = torch.linalg.vector_norm(slope, 1) / slope.numel()
+        pull = self._pull * self._strength * self._boost * mean / matrix.slope.mean()
+        bits = (matrix.position / _ZERO).clamp_(-1, 1).mul_(matrix.slope)
+        return slope.add_(bits.mul_(pull))
 
     @torch.no_grad()
     def after_step(self) -> None:
