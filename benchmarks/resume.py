@@ -103,7 +103,11 @@ def start(work: Path, folder: Path, method: str, output: str) -> "list[subproces
     words = ["-m", "waterfill", "learn", str(folder / "mnist_lenet300.safetensors"), "--network", "nets:network"]
     words += ["--data", "nets:digits", "--labels", "--epochs", "1", "--method", method, "--quiet", "-o", output]
     words += RATIOS[method].split()
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(work), "WORLD_SIZE": str(RANKS)}
+    shared = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(work), *sys.path[1:]]),
+        "WORLD_SIZE": str(RANKS),
+    }
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         subprocess.Popen(
