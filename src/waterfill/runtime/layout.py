@@ -38,7 +38,7 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
         out = np.empty((len(codes), row_bytes(codes.shape[1], bits)), np.uint8)
         native.core.pack_codes(_small(codes), bits, out)
         return out
-    stored = (np.clip(codes, *limits(bits)).astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
+    stored = (np.clip(codes.astype(np.int32), *limits(bits)) + (1 << bits - 1)).astype(np.uint8)
     rows, cols = codes.shape
     lower, upper, _ = fields_of(bits)
     blocks = np.pad(stored, ((0, 0), (0, -cols % block_cols(bits)))).reshape(rows, -1, block_cols(bits))
@@ -54,16 +54,17 @@ def clipped(codes: np.ndarray, bits: int, count: int) -> tuple[np.ndarray, np.nd
         starts, where, values = (np.empty(n, np.int32) for n in (len(codes) + 1, count, count))
         native.core.clipped_codes(np.ascontiguousarray(codes), bits, starts, where, values)
         return starts, where, values
-    missing = codes.astype(np.int32) - np.clip(codes, *limits(bits))
+    whole = codes.astype(np.int32)
+    missing = whole - np.clip(whole, *limits(bits))
     rows, where = missing.nonzero()
     starts = np.concatenate([[0], np.bincount(rows, minlength=len(codes)).cumsum()])
-    return starts.astype(np.int32), where.astype(np.int32), missing[rows, where].astype(np.int32)
+    return starts.astype(np.int32), where.astype(np.int32), missing[rows, where]
 
 
 def _small(codes: np.ndarray) -> np.ndarray:
     """The same codes, or wider ones clipped, as the compiled core takes them."""
     if codes.dtype not in (np.int8, np.int16):
-        codes = np.clip(codes, *limits(8)).astype(np.int8)
+        codes = np.clip(codes.astype(np.int32), *limits(8)).astype(np.int8)
     return np.ascontiguousarray(codes)
 
 
