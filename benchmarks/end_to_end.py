@@ -1,13 +1,12 @@
 """Language models that run compressed: tokens a second, memory and text, beside float32, bfloat16 and llama.cpp.
 
 SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is compressed without inputs to 4 and 3 bits of the whole file and
-generates greedily, one sequence, by transformers, which must be installed; so does a decoder of random weights with
-codes of 4 bits. Networks take turns, and the shortest run counts: of processor seconds with one thread, of the wall's
-with more. llama.cpp, where the packages gguf and xllamacpp are, reads the same network as Q4_0, which `waterfill
-export` writes. "tokens as restored" is whether the packed network says, token by token, what the same file says when
-its weights are dense.
+generates greedily, one sequence, by transformers, which must be installed. Networks take turns, and the shortest run
+counts: of processor seconds with one thread, of the wall's with more. llama.cpp, where the packages gguf and xllamacpp
+are, reads the same network as Q4_0, which `waterfill export` writes. "tokens as restored" is whether the packed network
+says, token by token, what the same file says when its weights are dense.
 
-    python benchmarks/end_to_end.py [--threads 1] [--tokens 48] [--skip large] [--work FOLDER]
+    python benchmarks/end_to_end.py [--threads 1] [--tokens 48] [--work FOLDER]
 """
 
 import argparse
@@ -38,7 +37,7 @@ WARM, LONG = 1, 25
 SECONDS = 200.0
 Run = Callable[[int], object]
 """Generates so many tokens."""
-SMALL, LARGE = "SmolLM2-135M", "332 M, random"
+SMALL = "SmolLM2-135M"
 Q4, LLAMA = "Q4_0", "llama.cpp"
 COLUMNS = {"network": "", "weights": "", "run by": "", "threads": "d", "tokens/s": ".1f", "times float32": ".2f"}
 COLUMNS |= {"times bfloat16": ".2f", "weights, MB": ".0f", "tokens as restored": "", "seconds to load": ".1f"}
@@ -95,7 +94,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
     parser.add_argument("--tokens", type=int, default=48, help="to generate and compare")
-    parser.add_argument("--skip", default="", help="small or large: what is not measured")
     parser.add_argument("--work", type=Path, help="keeps the files that are made, for a later run")
     options = parser.parse_args()
     folder = Path(os.environ.get("WATERFILL_SMOLLM2", ""))
@@ -111,10 +109,7 @@ def main() -> None:
         work = options.work or Path(place)
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, work, [int(text) for text in options.threads.split(",")], options.tokens)
-        if "small" not in options.skip:
-            small(bench)
-        if "large" not in options.skip:
-            large(bench)
+        small(bench)
     tables = bench.tables()
     own = {key: value for key, value in vars(options).items() if key != "work"}
     some = any(own[key] != parser.get_default(key) for key in own)
@@ -149,27 +144,6 @@ def small(bench: Bench) -> None:
         bench.timed(SMALL, "transformers", runs | (more if threads == 1 else {}), facts, threads)
 
 
-def large(bench: Bench) -> None:
-    """A decoder of random weights, whose codes all have 4 bits."""
-    nets, facts = dense(g.decoder)
-    file = bench.place / "random, 4 bits.wf"
-    if not file.is_file():
-        waterfill.compress(nets["float32"], spec="Quantize(bits=4)").save(file)
-    for size in (16, 8):
-        name = f"4 bits packed, {size}-bit inputs"
-        nets[name], seconds = bench.packed(LARGE, file, g.decoder(), size)
-        facts[name] = [memory_of(nets[name]) / 1e6, None, seconds]
-    inputs = torch.arange(1, 9, dtype=torch.int64)[None]
-    for threads in bench.threads:
-        bench.timed(
-            LARGE,
-            "transformers",
-            {name: partial(g.generated, net, inputs) for name, net in nets.items()},
-            facts,
-            threads,
-        )
-
-
 def dense(build: Callable[[torch.dtype], nn.Module]) -> tuple[dict[str, nn.Module], dict[str, list[Any]]]:
     """A network in float32 and bfloat16, and what is known of each: megabytes, tokens, seconds to load."""
     nets = {name: build(dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
@@ -180,13 +154,11 @@ def claims(rows: Rows, loading: Rows) -> Rows:
     """The bars with one thread: speed over float32 and bfloat16, memory, text, loading."""
     at = {(row[0], row[1], row[2]): row for row in rows if row[3] == 1}
     made = []
-    bars = [(SMALL, "transformers", 4.0, 2.0), (LARGE, "transformers", 5.0, 2.5)]
-    for network, run_by, whole, half in bars:
-        for bits in BITS:
-            row = at.get((network, f"{bits:g} bits packed, 8-bit inputs", run_by))
-            if row:
-                what = f"{network}, {bits:g} bits, 8-bit inputs, {run_by}: times as fast as"
-                made += [claim(f"{what} float32", row[5], whole, ".2f"), claim(f"{what} bfloat16", row[6], half, ".2f")]
+    for bits in BITS:
+        row = at.get((SMALL, f"{bits:g} bits packed, 8-bit inputs", "transformers"))
+        if row:
+            what = f"{bits:g} bits, 8-bit inputs: times as fast as"
+            made += [claim(f"{what} float32", row[5], 4.0, ".2f"), claim(f"{what} bfloat16", row[6], 2.0, ".2f")]
     for bits in BITS:
         row, base = (
             at.get((SMALL, name, "transformers")) for name in (f"{bits:g} bits packed, 16-bit inputs", "float32")

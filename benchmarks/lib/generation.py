@@ -18,12 +18,12 @@ def network(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
-def decoder(dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A decoder like Llama of 332 million random weights: ten layers of width 1536."""
+def decoder(layers: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A decoder like Llama of random weights and width 1536: 28 million weights a layer, and 49 million for tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": 32_000, "hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 10}
+    sizes = {"vocab_size": 32_000, "hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": layers}
     heads = {"num_attention_heads": 24, "num_key_value_heads": 24, "tie_word_embeddings": True}
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(dtype).eval()
 
