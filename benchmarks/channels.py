@@ -34,14 +34,14 @@ from waterfill.network.channels.macs import multiplications
 from waterfill.network.running.inputs import Inputs
 
 RESNET, SQUEEZE = "ResNet-56", "SqueezeNet 1.1"
-SHARES = {RESNET: {64: 0.6, 1: 0.6}, SQUEEZE: {1: 0.75}}
+SHARES = {RESNET: {1: (0.8, 0.6), 64: (0.6,)}, SQUEEZE: {1: (0.85, 0.75)}}
 """Of the time that layers take at so many inputs at once."""
 BLOCKS = {1: True, 64: False}
 """Whether whole blocks may go: where calls take the time."""
 INPUTS = {RESNET: 128, SQUEEZE: 64}
 ROUNDS = {RESNET: 2, SQUEEZE: 1}
-TRAINED = {RESNET: (64,), SQUEEZE: (1,)}
-"""Networks for so many inputs at once that are trained too."""
+TRAINED = {RESNET: {1: (0.8,), 64: (0.6,)}, SQUEEZE: {1: (0.85,)}}
+"""Of these the networks that are trained too."""
 EPOCHS = {RESNET: 0.15, SQUEEZE: 6.0}
 """Of the 50,000 training images, without labels; of the 63 images for calibration."""
 RATE = {RESNET: 2e-3, SQUEEZE: 1e-4}
@@ -73,8 +73,8 @@ def plan(epochs: float | None = None) -> list[Job]:
     jobs = []
     for name, each in SHARES.items():
         jobs.append(Job(name))
-        for batch, share in each.items():
-            trained = [EPOCHS[name] if epochs is None else epochs] * (batch in TRAINED[name])
+        for batch, share in ((batch, share) for batch, shares in each.items() for share in shares):
+            trained = [EPOCHS[name] if epochs is None else epochs] * (share in TRAINED[name].get(batch, ()))
             jobs += [Job(name, batch, share, some) for some in (0.0, *trained)]
     return jobs
 
