@@ -35,7 +35,7 @@ COUNTED = {LENET: 256, RESNET: 256, LSTM: 256, LLAMA: 256, DEEP: 256}
 """Inputs that compressing without training is calibrated with."""
 
 
-TEXT = {LSTM: 8, LLAMA: 3}
+TEXT = {LSTM: 8, LLAMA: 2}
 """Networks of text, and the passes through it."""
 
 

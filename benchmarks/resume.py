@@ -1,8 +1,8 @@
 """Training that is killed again and again, on two processes: it ends with the same bytes, and leaves nothing.
 
 `waterfill learn` trains LeNet-300-100 in compressed form, on a part of the digits, with the environment that torchrun
-gives its processes (whose own outlive it when it is killed): once undisturbed, then with kills of all processes at random
-moments until it ends; the files are compared byte by byte.
+gives its processes (whose own outlive it when it is killed): once undisturbed, then with kills of all processes at
+random moments until it ends; the files are compared byte by byte.
 
     python benchmarks/resume.py [--kills 20] [--method straight-through,lc]
 """
