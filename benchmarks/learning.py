@@ -64,7 +64,7 @@ def plan() -> list[Job]:
         *(replace(lc, recipe=recipe) for recipe in (BIT, SPARSE, SUM)),
         *text,
         *(replace(through, ratio=ratio) for ratio in (100.0, 130.0)),
-        replace(through, rate=1e-2, labels=False),
+        replace(through, epochs=80, rate=2e-3, labels=False),
         *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, 13.84)),
         replace(resnet, labels=True),
     ]
