@@ -1,10 +1,11 @@
 """What llama.cpp makes of a language model in each of its formats: bytes and quality, beside ours in one measure.
 
 SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is quantized by `llama-quantize` with an importance matrix of 32
-sequences of 256 tokens, the first of the text that ours is calibrated with. The weights are restored in PyTorch, and measured there on the windows of
-`language_model.py`: so what differs is the weights alone. llama.cpp itself also rounds what goes into a product, which
-costs a little more. Formats in blocks of 256 do not fit a network of width 576; they are measured a second time with
-four rows as one, which llama.cpp cannot run. Rows are written as they come; `--resume` goes on.
+sequences of 256 tokens, the first of the text that ours is calibrated with. The weights are restored in PyTorch, and
+measured there on the windows of `language_model.py`: so what differs is the weights alone. llama.cpp itself also rounds
+what goes into a product, which costs a little more. Formats in blocks of 256 do not fit a network of width 576; they
+are measured a second time with four rows as one, which llama.cpp cannot run. Rows are written as they come; `--resume`
+goes on.
 
     python benchmarks/llama_cpp.py --tools FOLDER [--resume] [--all] [--formats Q4_K_M,...] [--work FOLDER]
 """

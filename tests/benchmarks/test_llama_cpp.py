@@ -9,7 +9,6 @@ import pytest
 import torch
 from tests.support.scripts import script
 
-
 MEASURES = ("bytes", "perplexity", "divergence")
 
 
