@@ -135,6 +135,17 @@ def test_llama_cpp_runs_the_file(folder, tmp_path):
     assert len(found) == 10 and all(abs(float(ours[at]) - value) < 0.05 for at, value in found.items())
 
 
+@pytest.mark.parametrize(("window", "context"), [(24, 24), (10**6, None), (None, None)])
+def test_attention_that_slides_a_window_has_no_more_context(folder, tmp_path, window, context):
+    small = folder("Quantize(bits=8, group=32)")
+    config = json.loads((small / "config.json").read_text()) | {"model_type": "mistral", "sliding_window": window}
+    (small / "config.json").write_text(json.dumps(config))
+    export(small, tmp_path / "a.gguf", "gguf")
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["llama.context_length"].contents() == (context or config["max_position_embeddings"])
+    assert ("llama.attention.sliding_window" in fields) == (window is not None)
+
+
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(folder, tmp_path):
     small = folder("Quantize()")
     with pytest.raises(CannotExport, match="scales of columns|no block has"):
