@@ -57,14 +57,14 @@ CASES = (
     Case("IQ3_XXS", TOGETHER, "IQ3_S"),
     Case("IQ2_S", TOGETHER, "IQ3_S"),
     Case("Q4_K_M", TOGETHER),
-    Case("Q2_K"),
-    Case("Q2_K", TOGETHER),
     Case("Q4_0"),
+    Case("Q2_K", TOGETHER),
+    Case("IQ4_XS", TOGETHER, "IQ4_XS"),
+    Case("Q8_0"),
 )
 MORE = (
     Case("IQ3_XXS", TOGETHER),
-    Case("IQ4_XS", TOGETHER, "IQ4_XS"),
-    Case("Q8_0"),
+    Case("Q2_K"),
     Case("IQ3_S", TOGETHER, "IQ3_S"),
     Case("IQ2_XXS", TOGETHER, "IQ3_S"),
     Case("IQ2_S", AS_IT_IS, "IQ4_NL"),
