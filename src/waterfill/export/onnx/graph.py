@@ -63,9 +63,14 @@ class Graph:
         name = self.name(base)
         made = self.onnx.helper.make_node(kind, list(inputs), [name], domain=domain, **attributes)
         self.nodes.append(made)
-        if domain and all(each.domain != domain for each in self.model.opset_import):
-            self.model.opset_import.append(self.onnx.helper.make_opsetid(domain, 1))
+        if domain:
+            self.imports(domain)
         return name
+
+    def imports(self, domain: str) -> None:
+        """Say that nodes are of a domain."""
+        if all(each.domain != domain for each in self.model.opset_import):
+            self.model.opset_import.append(self.onnx.helper.make_opsetid(domain, 1))
 
     def give(self, made: str, name: str) -> None:
         """Name the output of the newest node as an older one was, which it stands for from now on."""
