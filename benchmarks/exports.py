@@ -2,8 +2,8 @@
 
 A case names the runtime, its quantizer, and the recipe that goes there, or a share of the other file's bytes as the
 budget in that format. Quality is measured in the runtime itself, on data that nothing was calibrated with; latency by
-turns, one input at a time, on one thread. ONNX Runtime's static quantizer gets 64 inputs, from which the ranges of 8-bit
-inputs here come too; weights were compressed without any. Packages that are missing are skipped by name. llama.cpp's
+turns, one input at a time, on one thread. ONNX Runtime's static quantizer gets 64 inputs, from which the ranges of
+8-bit inputs here come too; weights were compressed without any. Packages that are missing are skipped. llama.cpp's
 Q4_0 is the one of its Python package, which rounds as it does.
 
     python benchmarks/exports.py [--quick] [--only NAME] [--keep FILE]

@@ -148,12 +148,14 @@ def _replaced(graph: Graph, one: _Convolution, range: Range) -> list[Row]:
         folded = [name for name in one.norm.input[1:] if name in graph.initializers]
     shape = one.entry.layout.shape
     over = scales.reshape(-1, *[1] * (len(shape) - 1))
-    (weight, bits), scales = held_codes(graph, codes.reshape(shape), over, one.name), steps_of(scales)
-    inputs = [node.input[0], _restored(graph, weight, scales, one.name)]
+    weight, zero, bits = held_codes(graph, codes.reshape(shape), over, one.name)
+    scales = steps_of(scales)
+    inputs = [node.input[0], _restored(graph, weight, scales, zero, one.name)]
     if bias is not None:
         steps = (scales.astype(np.float64) * range.step).astype(np.float32)
         whole = np.clip(np.rint(bias / steps), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-        inputs.append(_restored(graph, graph.constant(whole, f"{one.name}.bias"), steps, f"{one.name}.bias"))
+        held = graph.constant(whole, f"{one.name}.bias")
+        inputs.append(_restored(graph, held, steps, np.int32(0), f"{one.name}.bias"))
     node.input[:] = inputs
     if one.norm is not None:
         graph.nodes = [each for each in graph.nodes if each is not one.norm]
@@ -167,17 +169,18 @@ def codes_of(product: Codes) -> tuple[np.ndarray, np.ndarray]:
     return product.codes.numpy(), product.scales[:, 0].double().numpy()
 
 
-def held_codes(graph: Graph, codes: np.ndarray, scales: np.ndarray, base: str) -> tuple[str, int]:
-    """The name of codes (int8), held in as many bits as they need, and these.
+def held_codes(graph: Graph, codes: np.ndarray, scales: np.ndarray, base: str) -> tuple[str, np.generic, int]:
+    """The name of codes, held in as many bits as they need, their zero, and these bits.
 
-    scales: that spread over the codes. Where one is negative, codes change their signs, as operators take none below
-    zero: after they were held, as there is one more code below zero than above.
+    Codes of 8 bits are unsigned: processors that add products in pairs of 16 bits add those of signed ones beyond 64
+    wrongly. scales: that spread over the codes. Where one is negative, codes change their signs, as operators take none
+    below zero: after they were held, as there is one more code below zero than above.
     """
     low, turned = int(codes.min()), np.where(scales < 0, -1, 1).astype(np.int8)
     bits = max(1, (int(codes.max()) - low).bit_length())
     if bits == 8:
-        whole = np.clip(codes.astype(np.int64) * turned, -128, 127)
-        return graph.constant(whole.astype(np.int8), f"{base}.codes"), bits
+        whole = np.clip(codes.astype(np.int64) * turned, -128, 127) + 128
+        return graph.constant(whole.astype(np.uint8), f"{base}.codes"), np.uint8(128), bits
     flat = taken_apart(graph, (codes.astype(np.int64) - low).reshape(-1).astype(np.uint8), bits, base)
     made = graph.node("Cast", [flat], f"{base}.narrow", to=graph.onnx.TensorProto.INT8)
     made = graph.node("Add", [made, graph.constant(np.array(low, np.int8), f"{base}.low")], f"{base}.signed")
@@ -185,7 +188,7 @@ def held_codes(graph: Graph, codes: np.ndarray, scales: np.ndarray, base: str) -
     made = graph.node("Reshape", [made, shape], f"{base}.codes")
     if (turned < 0).any():
         made = graph.node("Mul", [made, graph.constant(turned, f"{base}.signs")], f"{base}.turned")
-    return made, bits
+    return made, np.int8(0), bits
 
 
 def steps_of(scales: np.ndarray) -> np.ndarray:
@@ -193,9 +196,11 @@ def steps_of(scales: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(scales), 1e-30).astype(np.float32)
 
 
-def _restored(graph: Graph, codes: str, scales: np.ndarray, base: str) -> str:
-    """Codes times a scale for each row."""
-    return graph.node("DequantizeLinear", [codes, graph.constant(scales, f"{base}.scales")], f"{base}.values", axis=0)
+def _restored(graph: Graph, codes: str, scales: np.ndarray, zero: np.generic, base: str) -> str:
+    """Codes minus their zero, times a scale for each row."""
+    inputs = [codes, graph.constant(scales, f"{base}.scales")]
+    inputs += [graph.constant(np.full(scales.shape, zero), f"{base}.zeros")] if zero else []
+    return graph.node("DequantizeLinear", inputs, f"{base}.values", axis=0)
 
 
 def _affine(graph: Graph, norm: Any) -> tuple[np.ndarray, np.ndarray]:

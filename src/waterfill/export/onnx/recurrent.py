@@ -44,8 +44,8 @@ def _replaced(graph: Graph, node: Any, entries: Mapping[str, Entry], found: Mapp
         before = graph.bytes
         codes = np.stack([codes.T for codes, _ in pairs])
         scales = np.stack([scale for _, scale in pairs])
-        made, bits = held_codes(graph, codes, scales[:, None], names[0])
-        zeros = graph.constant(np.zeros(scales.shape, np.int8), f"{names[0]}.zeros")
+        made, zero, bits = held_codes(graph, codes, scales[:, None], names[0])
+        zeros = graph.constant(np.full(scales.shape, zero), f"{names[0]}.zeros")
         inputs += [made, graph.constant(steps_of(scales), f"{names[0]}.scales"), zeros]
         size = (graph.bytes - before) // len(names)
         rows += [Row(name, f"{bits}-bit codes, 8-bit products", size) for name in names]
