@@ -54,7 +54,7 @@ class Case:
     activations: int | None = None
 
 
-_RECURRENT = "lstm: Quantize(bits=7); *: Quantize(bits=8, group=32)"
+_RECURRENT = "lstm: Quantize(bits=7); *: Quantize(bits=8)"
 """Products of 8-bit inputs with codes of 7 bits are exact on every processor; of 8 bits, not where these are added in
 pairs of 16 bits."""
 CASES = (

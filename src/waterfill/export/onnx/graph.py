@@ -13,9 +13,11 @@ _SMALL = 32  # bytes of constants that are held once
 
 
 class Graph:
-    """A model's graph and what is added to it. users: the nodes that take each value."""
+    """A model's graph and what is added to it. users: the nodes that take each value. rounds: whether products round their
+    inputs to 8 bits."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, rounds: bool = False) -> None:
+        self.rounds = rounds
         self.onnx = extra("onnx", "an export to ONNX")
         self.model = model
         self.nodes: list[Any] = list(model.graph.node)

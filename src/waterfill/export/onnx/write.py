@@ -61,7 +61,7 @@ def write(source: Source, target: "str | Path", network: Network | None, how: Ho
 def _rewritten(proto: Any, entries: dict[str, Entry], network: Network | None, how: How) -> tuple[list[Row], Graph]:
     """The graph with its weights in small forms, and the rows of these."""
     dense = proto.SerializeToString() if how.activations else b""
-    graph = Graph(proto)
+    graph = Graph(proto, rounds=how.activations is not None)
     if not how.activations or network is None:
         return rewrite(graph, entries), graph
     whole = type(proto).FromString(dense)
