@@ -13,8 +13,8 @@ _SMALL = 32  # bytes of constants that are held once
 
 
 class Graph:
-    """A model's graph and what is added to it. users: the nodes that take each value. rounds: whether products round their
-    inputs to 8 bits."""
+    """A model's graph and what is added to it. users: the nodes that take each value. rounds: whether products are of
+    8-bit inputs."""
 
     def __init__(self, model: Any, rounds: bool = False) -> None:
         self.rounds = rounds
