@@ -22,8 +22,7 @@ class Stale:
             version, do, work, items = json.loads(piece)
             if do == "measure":
                 items[0][2] = "Quantize(bits=2)"
-                piece = json.dumps([version, do, work, items])
-            yield i, answer(piece)
+            yield i, answer(json.dumps([version, do, work, items]))
 
 
 def test_the_answer_to_another_recipe_is_refused(tmp_path):
