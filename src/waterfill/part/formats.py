@@ -106,7 +106,7 @@ FORMATS: Mapping[str, FileFormat] = MappingProxyType(
             kernels=(Form(2), Form(4), Form(8)),
             few=1 << 10,
             whole=True,
-            each=2400,
+            each=3300,
         ),
         "gguf": FileFormat(
             matrices=(Form(2, 256), Form(4, 32), Form(4, 32, False), Form(5, 32), Form(8, 32)),
