@@ -3,11 +3,11 @@
 SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is compressed without inputs to 4 and 3 bits of the whole file and
 generates greedily, one sequence, by transformers, which must be installed; so does a decoder of random weights with
 codes of 4 bits. Networks take turns, and the shortest run counts: of processor seconds with one thread, of the wall's
-with more. "compiled" is a static cache and a forward pass under `torch.compile`. llama.cpp, where the packages gguf and
-xllamacpp are, reads the same network as Q4_0, which `waterfill export` writes. "tokens as restored" is whether the
-packed network says, token by token, what the same file says when its weights are dense.
+with more. llama.cpp, where the packages gguf and xllamacpp are, reads the same network as Q4_0, which `waterfill
+export` writes. "tokens as restored" is whether the packed network says, token by token, what the same file says when
+its weights are dense.
 
-    python benchmarks/end_to_end.py [--threads 1,2] [--tokens 48] [--skip compiled] [--work FOLDER]
+    python benchmarks/end_to_end.py [--threads 1] [--tokens 48] [--skip large] [--work FOLDER]
 """
 
 import argparse
@@ -33,14 +33,13 @@ from waterfill.runtime.speed import memory_of
 
 BITS = (4.0, 3.0)
 ROUNDS = 5
-WARM = 1
+WARM, LONG = 1, 25
 """Tokens of a short run, whose time is taken from that of a long one: what is left is one token after another."""
 SECONDS = 200.0
 Run = Callable[[int], object]
 """Generates so many tokens."""
 SMALL, LARGE = "SmolLM2-135M", "332 M, random"
 Q4, LLAMA = "Q4_0", "llama.cpp"
-COMPILED = ("float32", "bfloat16", "4 bits packed, 8-bit inputs")
 COLUMNS = {"network": "", "weights": "", "run by": "", "threads": "d", "tokens/s": ".1f", "times float32": ".2f"}
 COLUMNS |= {"times bfloat16": ".2f", "weights, MB": ".0f", "tokens as restored": "", "seconds to load": ".1f"}
 LOADING = {"network": "", "weights, M": ".1f", "seconds of a processor": ".2f", "M weights/s": ".0f"}
@@ -79,11 +78,11 @@ class Bench:
     def timed(self, network: str, run_by: str, runs: Mapping[str, Run], facts: Mapping[str, Any], threads: int) -> None:
         """Rows of several networks that generate in turns."""
         torch.set_num_threads(threads)
-        counts = {"long": self.tokens, "short": WARM}
+        counts = {"long": LONG, "short": WARM}
         actions = {f"{name}/{key}": partial(run, count) for name, run in runs.items() for key, count in counts.items()}
         times = in_turns(actions, ROUNDS, SECONDS)
         torch.set_num_threads(1)
-        each = {name: (times[f"{name}/long"] - times[f"{name}/short"]) / (self.tokens - WARM) for name in runs}
+        each = {name: (times[f"{name}/long"] - times[f"{name}/short"]) / (LONG - WARM) for name in runs}
         for name, seconds in each.items():
             ratios = [each[base] / seconds for base in ("float32", "bfloat16")]
             self.rows.append(
@@ -94,9 +93,9 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", default="1,2", help="numbers of threads")
-    parser.add_argument("--tokens", type=int, default=48, help="to generate")
-    parser.add_argument("--skip", default="", help="any of small,compiled,large: what is not measured")
+    parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
+    parser.add_argument("--tokens", type=int, default=48, help="to generate and compare")
+    parser.add_argument("--skip", default="", help="small or large: what is not measured")
     parser.add_argument("--work", type=Path, help="keeps the files that are made, for a later run")
     options = parser.parse_args()
     folder = Path(os.environ.get("WATERFILL_SMOLLM2", ""))
@@ -113,7 +112,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, work, [int(text) for text in options.threads.split(",")], options.tokens)
         if "small" not in options.skip:
-            small(bench, "compiled" not in options.skip)
+            small(bench)
         if "large" not in options.skip:
             large(bench)
     tables = bench.tables()
@@ -122,7 +121,7 @@ def main() -> None:
     finish("end_to_end", tables, own, partial=some, shown=tables)
 
 
-def small(bench: Bench, compiled: bool) -> None:
+def small(bench: Bench) -> None:
     """SmolLM2-135M."""
     nets, facts = dense(lambda dtype: g.network(bench.folder, dtype))
     inputs = g.prompt(bench.folder)
@@ -148,12 +147,6 @@ def small(bench: Bench, compiled: bool) -> None:
         more[Q4], facts[Q4] = theirs[0], [theirs[1] / 1e6, None, None]
     for threads in bench.threads:
         bench.timed(SMALL, "transformers", runs | (more if threads == 1 else {}), facts, threads)
-    if compiled:
-        loops = {name: g.Loop(nets[name], inputs, bench.tokens) for name in COMPILED}
-        for name, loop in loops.items():
-            print(name, "compiled in", loop.seconds_to_compile, flush=True)
-        plain = {name: [facts[name][0], None, None] for name in COMPILED}
-        bench.timed(SMALL, "compiled", loops, plain, 1)
 
 
 def large(bench: Bench) -> None:
@@ -187,7 +180,7 @@ def claims(rows: Rows, loading: Rows) -> Rows:
     """The bars with one thread: speed over float32 and bfloat16, memory, text, loading."""
     at = {(row[0], row[1], row[2]): row for row in rows if row[3] == 1}
     made = []
-    bars = [(SMALL, "transformers", 4.0, 2.0), (SMALL, "compiled", 4.0, 2.0), (LARGE, "transformers", 5.0, 2.5)]
+    bars = [(SMALL, "transformers", 4.0, 2.0), (LARGE, "transformers", 5.0, 2.5)]
     for network, run_by, whole, half in bars:
         for bits in BITS:
             row = at.get((network, f"{bits:g} bits packed, 8-bit inputs", run_by))

@@ -41,7 +41,7 @@ GROUP = 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", default="1,2", help="numbers of threads")
+    parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="rows x columns")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="inputs at a time")
     options = parser.parse_args()

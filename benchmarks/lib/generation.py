@@ -45,17 +45,17 @@ def generated(model: Any, inputs: Tensor, count: int) -> list[int]:
 
 
 class Loop:
-    """Greedy generation with a static cache, token by token, by a compiled forward pass."""
+    """Greedy generation with a static cache, token by token, by a forward pass that is compiled or not."""
 
-    def __init__(self, model: Any, inputs: Tensor, most: int) -> None:
+    def __init__(self, model: Any, inputs: Tensor, most: int, *, compiled: bool = True) -> None:
         from transformers import StaticCache
 
         self.model, self.inputs = model, inputs
-        self.cache = StaticCache(config=model.config, max_cache_len=inputs.shape[1] + most)
-        self.step: Callable[..., Any] = torch.compile(model.forward)
+        self.cache = StaticCache(config=model.config, max_cache_len=most)
+        self.step: Callable[..., Any] = torch.compile(model.forward) if compiled else model.forward
         began = time.process_time()
         self(2)
-        self.seconds_to_compile = time.process_time() - began
+        self.seconds_to_compile = time.process_time() - began if compiled else None
 
     @torch.inference_mode()
     def __call__(self, count: int) -> list[int]:

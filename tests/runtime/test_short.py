@@ -99,6 +99,25 @@ def test_a_product_shared_by_threads_is_the_same(cols: int) -> None:
 
 
 @compiled
+@pytest.mark.parametrize("bits", layout.WIDTHS)
+@pytest.mark.parametrize("cols", [1 << 15, (1 << 15) + 64])
+def test_the_largest_sums_of_four_rows_are_exact(bits: int, cols: int) -> None:
+    """At the width up to which sums of rows stay within 32 bits, and beyond it."""
+    extremes = np.array([(1 << bits - 1) - 1, -(1 << bits - 1)] * 3)
+    own = np.broadcast_to(extremes[:, None], (6, cols))
+    arrays = reference.Arrays(layout.packed(own, bits), np.ones((6, 1), np.float32), None, None, None, cols, cols, bits)
+    places = [0 if v is None else v.ctypes.data for v in (arrays.data, arrays.scales, *[None] * 5)]
+    for x in (np.ones((1, cols), np.float32), -np.ones((1, cols), np.float32)):
+        for size in (1, 2):
+            wanted = reference.product(x, arrays, size)
+            for isa in SETS:
+                y = np.full((1, 6), np.nan, np.float32)
+                given = [x.ctypes.data, y.ctypes.data, *places]
+                native.core.codes_product(given, [1, 6, cols, 1, cols], bits, size, 1, isa)
+                assert np.array_equal(y, wanted)
+
+
+@compiled
 def test_the_matrix_is_the_one_that_the_layer_holds_now() -> None:
     """State that is loaded, copied, shared or assigned lies elsewhere in memory."""
     rng = np.random.default_rng(1)

@@ -54,13 +54,14 @@ def product(x: Tensor, rows: int, record: Record) -> Tensor:
     out = torch.empty((*shape[:-1], rows), dtype=torch.float32, device="cpu")
     places, (_, cols, groups, group, bits, size) = record
     sizes = [x.numel() // cols, rows, cols, groups, group]
-    threads = torch.get_num_threads()
-    native.core.codes_product([x.data_ptr(), out.data_ptr(), *places], sizes, bits, size, threads)  # type: ignore[union-attr]  # `usual` has asked
+    assert native.core is not None  # `usual` has asked
+    native.core.codes_product([x.data_ptr(), out.data_ptr(), *places], sizes, bits, size, torch.get_num_threads())
     return out
 
 
 def total(x: Tensor, rows: int, records: Sequence[Record]) -> Tensor:
     """One input [..., cols] times a sum of matrices: [..., rows]."""
     out = torch.empty((*x.shape[:-1], rows), dtype=torch.float32, device="cpu")
-    native.core.sum_product([x.data_ptr(), out.data_ptr()], records, torch.get_num_threads())  # type: ignore[union-attr]
+    assert native.core is not None
+    native.core.sum_product([x.data_ptr(), out.data_ptr()], records, torch.get_num_threads())
     return out
