@@ -206,3 +206,28 @@ def test_experts_in_a_loop_have_matrices_each():
     made = waterfill.compress(stack(Experts, Experts), tokens(2), spec=QUICK, price=1e-8, options=ONE_BY_ONE)
     rows = {row["name"]: row for row in made.table() if "experts" in row["name"]}
     assert len(rows) == 6 and all(row["error"] < 0.9 for row in rows.values())
+
+
+class Stacked(Block):
+    """A block whose experts are matrices of one tensor; hardly a token is given to the second, none to the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(3, 32, 32) / 6)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = super().forward(x, mask)
+        flat = x.reshape(-1, x.shape[-1])
+        chosen, out = (flat[:, 0] > 3 * flat[:, 1:].std()).long(), torch.zeros_like(flat)
+        for i in range(3):
+            if bool((chosen == i).any()):
+                out[chosen == i] = nn.functional.linear(flat[chosen == i], self.experts[i])
+        return x + out.reshape(x.shape)
+
+
+def test_of_stacked_experts_the_one_with_most_tokens_is_kept_best():
+    model = stack(Stacked, Stacked)
+    made = waterfill.compress(model, tokens(8), spec=QUICK, price=1e-6, options=ONE_BY_ONE)
+    for name in ("layers.0.experts", "layers.1.experts"):
+        gaps = (made.state_dict()[name] - model.state_dict()[name]).flatten(1).norm(dim=1)
+        assert gaps[0] < 0.7 * gaps[1] and gaps[0] < 0.7 * gaps[2]
