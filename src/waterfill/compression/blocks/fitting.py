@@ -69,9 +69,7 @@ class Fitting:
             self.log.replay(self.pace)
             calls = self._begin(made)
             for i in range(max(0, self.log.done), len(self.source.blocks)):
-                gc.collect()  # weights hold themselves and their Gram matrices, and it counts objects, not bytes
                 self._block(i, [own[i] for own in calls])
-            gc.collect()
             self._end(made)
 
     def settle(self, size: int) -> bool:
@@ -126,11 +124,12 @@ class Fitting:
         return [name for name in names if name not in stretch.layouts or stretch.layouts[name].role == VECTOR]
 
     def _block(self, number: int, calls: Sequence[BlockCall]) -> None:
+        self.late = {}
+        gc.collect()  # weights hold themselves and their Gram matrices, and it counts objects, not bytes
         stretch = self.source.stretch(number)
         made = working_copy(stretch.module)
         streams = Streams(self.chain, self.states, number, calls)
         inputs = OriginalInputs(stretch, streams, self.work.options.memory)
-        self.late = {}
         first = self._rest(number, stretch)
         self._fit_all(str(number), stretch, first, {})
         self._install(made, stretch, first)
