@@ -203,7 +203,7 @@ def claims(rows: dict[str, list[list[Any]]]) -> list[list[Any]]:
         text = "SmolLM2-135M with inputs, 3 bits: minutes of one core"
         made.append(claim(text, at[OURS][6] / 60, 9, ".1f", at_most=True))
         made.append(claim("SmolLM2-135M with inputs, 3 bits: peak of memory, GB", at[OURS][7], 4, ".2f", at_most=True))
-    for row in rows["rates"]:
+    for row in rows["rates"] or rows["methods"]:
         if row[:2] != [IN_TURN, BLOCKS]:
             continue
         text = f"SmolLM2-135M block by block, {row[2]:g} bits:"

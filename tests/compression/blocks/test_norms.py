@@ -41,3 +41,25 @@ def test_without_a_difference_nothing_changes() -> None:
     states = [random(j) for j in range(2)]
     found = corrected(ending(model, states), ending(model, states), 2)
     assert torch.equal(found["norm.weight"], model.norm.weight)
+
+
+class OneMoreNorm(nn.Module):
+    """Multiplies by one more than its weight, as the norms of Gemma do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-0.5, 0.5, WIDTH), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, (WIDTH,)) * (1 + self.weight)
+
+
+@torch.no_grad()
+def test_norms_that_multiply_by_one_more_than_their_weight_are_scaled_as_such() -> None:
+    model = stack(Block, Block)
+    model.norm = OneMoreNorm()
+    states = [random(j) for j in range(4)]
+    noisy = [torch.cat([random(10 + j)[..., :4], state[..., 4:]], -1) for j, state in enumerate(states)]
+    found = corrected(ending(model, states), ending(model, noisy), 4)
+    factors = (1 + found["norm.weight"]) / (1 + model.norm.weight)
+    assert float(factors[:4].abs().max()) < 0.4 and float((factors[4:] - 1).abs().max()) < 0.1

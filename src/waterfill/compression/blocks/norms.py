@@ -4,6 +4,7 @@ Within blocks each matrix is fitted to what it really gets. What the last norm g
 before, as one that is also the embedding, nothing else corrects.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from waterfill.network.running.forward import hooked
 
 _PRIOR = 1e-2  # of a channel's energy, that counts for no change
 _HALVES = ((0, 1), (1, 0))
+_OFFSETS = 0.0, 1.0  # of the weight of a norm, to what it multiplies by
+_CLOSE = 1e-2  # of the outputs: a norm may compute in a narrow type
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,33 +69,55 @@ def corrected(original: Ending, compressed: Ending, batches: int) -> dict[str, T
     The norms of both networks have the original's tensors.
     """
     names = [name for name, module in original.model.named_modules() if is_norm(module)]
-    names = list(_outputs(original, names, 0)) if names else []
-    sums = {name: _Channels() for name in names}
-    for j in range(batches if names else 0):
-        before, after = (_outputs(ending, names, j, stop=True) for ending in (original, compressed))
+    first = _runs(original, names, 0) if names else {}
+    sums = {name: _Channels() for name in first}
+    for j in range(batches if first else 0):
+        before, after = (_runs(ending, list(first), j, stop=True) for ending in (original, compressed))
         for name in before.keys() & after.keys():
-            if before[name].shape == after[name].shape:
-                sums[name].add(j % 2, before[name], after[name])
+            if before[name][1].shape == after[name][1].shape:
+                sums[name].add(j % 2, before[name][1], after[name][1])
     found: dict[str, Tensor] = {}
     for name, channels in sums.items():
         factors = channels.factors()
-        for key, value in original.model.get_submodule(name).named_parameters(recurse=False):
-            if factors is not None and value.shape == factors.shape:
-                found[f"{name}.{key}"] = (value.detach().cpu().double() * factors).to(value.dtype)
+        if factors is not None:
+            values = _scaled(original.model.get_submodule(name), *first[name], factors)
+            found |= {f"{name}.{key}": value for key, value in values.items()}
     return found
 
 
-def _outputs(ending: Ending, names: Sequence[str], batch: int, *, stop: bool = False) -> dict[str, Tensor]:
-    """The outputs of those of some norms that run after the last block. stop: whether the rest need not run."""
-    seen: dict[str, Tensor] = {}
+def _runs(
+    ending: Ending, names: Sequence[str], batch: int, *, stop: bool = False
+) -> dict[str, tuple[tuple[Any, ...], Tensor]]:
+    """The arguments and outputs of those of some norms that run after the last block. stop: whether the rest need not
+    run."""
+    seen: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
     reached: list[bool] = []
 
-    def see(name: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    def see(name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if reached and isinstance(output, Tensor) and output.ndim > 1:
-            seen[name] = output.clone()
+            seen[name] = inputs, output.clone()
         if stop and len(seen) == len(names):
             raise _AllRan
 
     with hooked({name: ending.model.get_submodule(name) for name in names}, see), suppress(_AllRan):
         ending.run(batch, lambda: reached.append(True))
     return seen
+
+
+def _scaled(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, factors: Tensor) -> dict[str, Tensor]:
+    """The tensors with which a norm gives its outputs times these factors; none where neither way gives them.
+
+    Some norms multiply by their weight, some by one more than it.
+    """
+    factors = factors.to(output.device)
+    wanted = output.double() * factors
+    for offset in _OFFSETS:
+        made = copy.deepcopy(module)
+        own = {key: value for key, value in made.named_parameters(recurse=False) if value.shape == factors.shape}
+        for key, value in own.items():
+            shift = offset if key == "weight" else 0.0
+            value.data = ((value.detach().double() + shift) * factors - shift).to(value.dtype)
+        gap = made(*inputs).double() - wanted
+        if float(gap.norm()) <= _CLOSE * float(wanted.norm()):
+            return {key: value.detach().cpu() for key, value in own.items()}
+    return {}
