@@ -1,16 +1,17 @@
-"""Channels really removed: accuracy against multiplications and measured speed, before training and after.
+"""Channels and blocks really removed for a speed that is measured: accuracy before training without labels and after.
 
-Each network goes from share to share of its multiplications, in channels by eights. The smaller networks are ordinary
-modules in plain PyTorch, timed beside the whole one on one thread. Inputs are without labels.
+What goes is chosen by the milliseconds that it saves, in times of layers at one input at once, or at 64; channels go by
+eights. The smaller networks are ordinary modules in plain PyTorch, their norms folded, channels last in memory, timed
+beside the whole one as it is, and beside the whole one treated alike, in turns on one thread.
 
-    python benchmarks/channels.py [--resume] [--networks ResNet-56]
+    python benchmarks/channels.py [--resume] [--networks ResNet-56] [--keep FOLDER]
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +20,80 @@ import torch
 from lib.calibration_data import SPARED, calibration_batches, model_of
 from lib.common import Table, claim, claims_table, data_folder, data_module, finish, measured_before
 from lib.networks import imagenet_scale, networks
-from lib.training_data import training_batches
-from torch import nn
+from lib.training_data import Shuffled, moved, training_batches
+from lib.turns import in_turns
+from torch import Tensor, nn
 
 import waterfill
-from waterfill.channels.choice.plan import MACS
+from waterfill.channels import fold_norms
+from waterfill.channels.choice.plan import TIME
 from waterfill.channels.options import Pruning
-from waterfill.channels.work import State, Work
+from waterfill.channels.work import Work, time_units
 from waterfill.learn import Distillation, distill
+from waterfill.network.channels.macs import multiplications
 from waterfill.network.running.inputs import Inputs
-from waterfill.runtime import speed
 
 RESNET, SQUEEZE = "ResNet-56", "SqueezeNet 1.1"
-SHARES = {RESNET: (0.8, 0.65, 0.5, 0.35), SQUEEZE: (0.8, 0.65, 0.5, 0.4)}
-INPUTS = {RESNET: 256, SQUEEZE: 64}
-TRAINED = {RESNET: (0.5, 0.35)}
-"""Shares that are trained too."""
-EPOCHS, RATE = 0.4, 2e-3
-"""Of the 50,000 training images, without labels."""
+SHARES = {RESNET: {64: (0.6,), 1: (0.6,)}, SQUEEZE: {64: (0.75,), 1: (0.75,)}}
+"""Of the time that layers take at so many inputs at once."""
+BLOCKS = {1: True, 64: False}
+"""Whether whole blocks may go: where calls take the time."""
+INPUTS = {RESNET: 128, SQUEEZE: 64}
+ROUNDS = 2
+TRAINED = {RESNET: (64,), SQUEEZE: (64,)}
+"""Networks for so many inputs at once that are trained too."""
+EPOCHS = {RESNET: 0.5, SQUEEZE: 8.0}
+"""Of the 50,000 training images, without labels; of the 63 images for calibration."""
+RATE = {RESNET: 2e-3, SQUEEZE: 1e-4}
 IMAGES = 5000
 """Of CIFAR-10 that accuracies are measured on; of ImageNet, all that are not for calibration."""
 BATCHES = (1, 64)
 """Inputs at once that are timed."""
 LOST = {RESNET: (2.0, 0.5), SQUEEZE: (1.5, 2.0)}
 """How many times as fast, at the loss of how many points."""
+_TURNS, _SECONDS = 25, 10.0
+_PAD = 16  # pixels that images of ImageNet are shifted by, at most
 
 
 @dataclass(frozen=True)
 class Job:
-    """A network with a share of its multiplications left. epochs: of training without labels after."""
+    """A network made for so many inputs at once, with a share of its time left; `batch` 0: the whole one.
+
+    epochs: of training without labels after.
+    """
 
     network: str
-    share: float
+    batch: int = 0
+    share: float = 1.0
     epochs: float = 0.0
 
 
-def plan(epochs: float = EPOCHS) -> list[Job]:
-    """All rows: those without training first. epochs: of training."""
-    jobs = [Job(name, share) for name, shares in SHARES.items() for share in (1.0, *shares)]
-    return jobs + [Job(name, share, epochs) for name, shares in TRAINED.items() for share in shares]
+def plan(epochs: float | None = None) -> list[Job]:
+    """All rows: those without training first. epochs: of training, where others than planned."""
+    jobs = [Job(name) for name in SHARES]
+    jobs += [Job(n, batch, share) for n, each in SHARES.items() for batch, some in each.items() for share in some]
+    trained = [(name, batch, min(SHARES[name][batch])) for name, some in TRAINED.items() for batch in some]
+    return jobs + [Job(*of, EPOCHS[of[0]] if epochs is None else epochs) for of in trained]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--resume", action="store_true", help="keep what the partial results hold")
+    parser.add_argument("--resume", action="store_true", help="keep what the results hold")
     parser.add_argument("--networks", default=",".join(SHARES), help="names, separated by commas")
-    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of training, for rows beside the planned ones")
+    parser.add_argument("--epochs", type=float, help="of training, for rows beside the planned ones")
     parser.add_argument("--device", default="cpu", help="where networks are trained, such as cuda")
+    parser.add_argument("--keep", type=Path, help="a folder where smaller networks are kept, and found again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = earlier() if options.resume else {}
     for name in options.networks.split(","):
-        if all(job in known for job in plan(options.epochs) if job.network == name):
-            continue
-        for job, row in measured(name, options.epochs, options.device):
+        jobs = [job for job in plan(options.epochs) if job.network == name and job not in known]
+        for job, row in Measuring(name, options.keep, options.device).rows(jobs) if jobs else ():
             known[job] = row
             print(job, *row, flush=True)
             complete = all(one in known for one in plan())
-            finish("channels", tables(known), vars(options), partial=not complete, shown=())
+            told = {key: value for key, value in vars(options).items() if key != "keep"}
+            finish("channels", tables(known), told, partial=not complete, shown=())
     print(tables(known)["runs"].text())
 
 
@@ -86,46 +103,93 @@ def earlier() -> dict[Job, list[Any]]:
     return {Job(*row[:count]): row[count:] for row in measured_before("channels", "runs")}
 
 
-def measured(name: str, epochs: float, device: str) -> Iterator[tuple[Job, list[Any]]]:
-    """Every row of a network, one share from the one before."""
-    folder = data_folder()
-    model = model_of(name, folder, networks()[name].state(folder))
-    accuracy = accuracy_on(name, folder)
-    batches = calibration_batches(name, folder, INPUTS[name])
-    yield Job(name, 1.0), row_of(name, (model, model), accuracy(model), 1.0, 0.0)
-    began = time.process_time()
-    work = Work.begin(model, Inputs(batches), Pruning(rounds=1, multiple=8), MACS)
-    left: State | None = None
-    pruned = {}
-    for share in SHARES[name]:
-        left = work.reduced(share, left)
-        pruned[share] = work.result(left)
-        seconds = time.process_time() - began
-        smaller = pruned[share].model
-        yield Job(name, share), row_of(name, (model, smaller), accuracy(smaller), pruned[share].macs_share, seconds)
-    for share in TRAINED.get(name, ()):
-        began = time.process_time()
-        teacher, student = model.to(device), pruned[share].model.to(device)
-        how, inputs = Distillation(epochs=epochs, rate=RATE), training_batches(name, folder)
-        distill(student, teacher, inputs, forward=lambda model, batch: model(batch[0].to(device)), how=how)
-        smaller, model = student.cpu(), model.cpu()
-        seconds = time.process_time() - began
-        yield (
-            Job(name, share, epochs),
-            row_of(name, (model, smaller), accuracy(smaller), pruned[share].macs_share, seconds),
-        )
+class Measuring:
+    """The rows of a network. keep: a folder of smaller networks. device: where networks are trained."""
+
+    def __init__(self, name: str, keep: Path | None, device: str) -> None:
+        self.name, self.folder, self.keep, self.device = name, data_folder(), keep, device
+        self.model = ordered(model_of(name, self.folder, networks()[name].state(self.folder)))
+        self.accuracy = accuracy_on(name, self.folder)
+        self._work: Work | None = None
+
+    def rows(self, jobs: list[Job]) -> Iterator[tuple[Job, list[Any]]]:
+        """Every row, one after the other."""
+        for job in jobs:
+            began = time.process_time()
+            smaller = self.smaller(job) if job.batch else self.model
+            if job.epochs:
+                self.train(smaller, job.epochs)
+            yield job, self.row(smaller, time.process_time() - began if job.batch else 0.0)
+
+    def smaller(self, job: Job) -> nn.Module:
+        """The network of a job before training, pruned here or kept from an earlier run."""
+        path = None if self.keep is None else self.keep / f"{job.network} {job.batch} {job.share:g}.wf"
+        if path is not None and path.is_file():
+            new = model_of(self.name, self.folder, networks()[self.name].state(self.folder))
+            return ordered(waterfill.load(path).install(new))
+        how = Pruning(rounds=ROUNDS, multiple=8, batch=job.batch, fold=True)
+        if self._work is None:
+            calibrating = [ordered(x) for x in batches_of(self.name, self.folder)]
+            self._work = Work.begin(self.model, Inputs(calibrating), replace(how, blocks=True), TIME)
+        blocks = self._work.blocks if BLOCKS[job.batch] else []
+        units = time_units(self._work.original, how, blocks)
+        work = replace(self._work, units=units, blocks=blocks, how=replace(how, fold=False))
+        made = work.pruned(job.share).model
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            waterfill.compress(made, lossless=True).save(path, force=True)
+        return ordered(made)
+
+    def train(self, student: nn.Module, epochs: float) -> None:
+        """Let a smaller network learn to say what the whole one says, in place."""
+        teacher = deployed(self.model, self.name).to(self.device)
+        how, inputs = Distillation(epochs=epochs, rate=RATE[self.name]), training_inputs(self.name, self.folder)
+        forward = lambda model, batch: model(ordered(batch[0].to(self.device)))  # noqa: E731 - as short as its name
+        distill(student.to(self.device), teacher, inputs, forward=forward, how=how)
+        student.cpu()
+
+    def row(self, smaller: nn.Module, seconds: float) -> list[Any]:
+        """What is left of calls and multiplications, weights, bytes of the file, accuracy, and times."""
+        quick, one = deployed(smaller, self.name), picture(self.name, 1)
+        share = multiplications(smaller, one) / multiplications(self.model, one)
+        with tempfile.TemporaryDirectory() as place:
+            size = waterfill.compress(quick, lossless=True).save(Path(place) / "m.wf")
+        layers = sum(isinstance(module, nn.Conv2d) for module in quick.modules())
+        weights = sum(p.numel() for p in quick.parameters())
+        return [layers, 100 * share, weights, size, self.accuracy(quick), *times(self.model, quick, self.name), seconds]
 
 
-def row_of(name: str, both: tuple[nn.Module, nn.Module], found: float, share: float, seconds: float) -> list[Any]:
-    """Multiplications left, weights, bytes of the file, accuracy, and speed at each number of inputs with quartiles.
+def ordered(value: Any) -> Any:
+    """A module or images with channels last in memory."""
+    return value.to(memory_format=torch.channels_last)
 
-    both: the whole network and the smaller one.
-    """
-    model, smaller = both
-    weights = sum(p.numel() for p in smaller.parameters())
-    with tempfile.TemporaryDirectory() as place:
-        size = waterfill.compress(smaller, lossless=True).save(Path(place) / "m.wf")
-    return [100 * share, weights, size, found, *times(model, smaller, name), seconds]
+
+def deployed(model: nn.Module, name: str) -> nn.Module:
+    """A network as it is timed: its norms folded, channels last."""
+    return ordered(fold_norms(model, picture(name, 2)))
+
+
+def picture(name: str, count: int) -> Tensor:
+    """Images of noise, in the size of a network."""
+    side = 32 if name == RESNET else 224
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def batches_of(name: str, folder: Path) -> list[Tensor]:
+    """Inputs to calibrate with; where there are few, each is there twice, once mirrored and shifted."""
+    images = torch.cat(calibration_batches(name, folder, INPUTS[name]))
+    if name != RESNET:
+        torch.manual_seed(0)
+        images = torch.cat([images, moved(images, _PAD)])
+    return list(images.split(max(BATCHES)))
+
+
+def training_inputs(name: str, folder: Path) -> Any:
+    """Batches of (images, labels that nobody looks at), mirrored and shifted anew in each pass."""
+    if name == RESNET:
+        return training_batches(name, folder)
+    images = torch.cat(calibration_batches(name, folder, INPUTS[name]))
+    return Shuffled(images, torch.zeros(len(images), dtype=torch.int64), lambda x: moved(x, _PAD), 16)
 
 
 def accuracy_on(name: str, folder: Path) -> Callable[[nn.Module], float]:
@@ -142,32 +206,41 @@ def accuracy_on(name: str, folder: Path) -> Callable[[nn.Module], float]:
 
     @torch.inference_mode()
     def accuracy(model: nn.Module) -> float:
-        right = [model(scale(piece.float())).argmax(1) for piece in x.split(50)]
+        right = [model(ordered(scale(piece.float()))).argmax(1) for piece in x.split(50)]
         return 100 * float((torch.cat(right) == targets).double().mean())
 
     return accuracy
 
 
 def times(model: nn.Module, smaller: nn.Module, name: str) -> list[Any]:
-    """For each number of inputs at once: milliseconds, how many times as fast, and the quartiles of that."""
-    side = 32 if name == RESNET else 224
-    inputs = torch.randn(max(BATCHES), 3, side, side, generator=torch.Generator().manual_seed(0))
+    """For each number of inputs at once: milliseconds, how many times as fast as the whole network as it is, and as the
+    whole one with norms folded and channels last."""
+    plain = model_of(name, data_folder(), model.state_dict())
+    models = {"whole": plain, "alike": deployed(model, name), "smaller": smaller}
     found: list[Any] = []
     for count in BATCHES:
-        whole, few = speed({"whole": model, "smaller": smaller}, [inputs], (count,))
-        low, high = (whole.milliseconds / value for value in reversed(few.spread))
-        found += [few.milliseconds, few.speedup, f"{low:.2f} - {high:.2f}"]
+        x = picture(name, count)
+        actions = {key: (lambda net=net, x=x: net(x)) for key, net in models.items()}
+        with torch.inference_mode():
+            for action in actions.values():
+                action()
+            took = in_turns(actions, _TURNS, _SECONDS)
+        found += [1e3 * took["smaller"], took["whole"] / took["smaller"], took["alike"] / took["smaller"]]
     return found
 
 
 def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
     """The runs and the claims."""
-    columns = {"network": "", "share": ".2f", "epochs": ".2g", "multiplications, %": ".1f", "weights": ",d"}
-    columns |= {"lossless file, bytes": ",d", "accuracy, %": ".2f"}
+    columns = {"network": "", "for, at once": "d", "share of time": ".2f", "epochs": ".2g", "convolutions": "d"}
+    columns |= {"multiplications, %": ".1f", "weights": ",d", "lossless file, bytes": ",d", "accuracy, %": ".2f"}
     for count in BATCHES:
-        columns |= {f"ms, {count} at once": ".2f", f"times as fast, {count}": ".2f", f"quartiles, {count}": ""}
+        columns |= {
+            f"ms, {count} at once": ".2f",
+            f"times as fast, {count}": ".2f",
+            f"than whole alike, {count}": ".2f",
+        }
     columns |= {"seconds": ".0f"}
-    order = sorted(known, key=lambda job: (job.network, job.epochs, -job.share))
+    order = sorted(known, key=lambda job: (job.network, job.batch, -job.share, job.epochs))
     rows = [[*asdict(job).values(), *known[job]] for job in order]
     return {"runs": Table("Channels removed", columns, rows), "claims": claims_table(claims(known))}
 
@@ -176,15 +249,14 @@ def claims(known: dict[Job, list[Any]]) -> list[list[Any]]:
     """The bars: the speed reached at both numbers of inputs by a network that lost no more than so many points."""
     made = []
     for name, (wanted, lost) in LOST.items():
-        whole = known.get(Job(name, 1.0))
+        whole = known.get(Job(name))
         if whole is None:
             continue
-        smaller = [row for job, row in known.items() if job.network == name and job.share < 1]
-        rows = [row for row in smaller if row[3] >= whole[3] - lost]
+        rows = [row for job, row in known.items() if job.network == name and row[4] >= whole[4] - lost]
         for number, count in enumerate(BATCHES):
-            fastest = max((row[5 + 3 * number] for row in rows), default=1.0)
             what = f"{name}, at most {lost:g} points lost: times as fast, {count} at once"
-            made.append(claim(what, fastest, wanted, ".2f"))
+            for column, than in ((6, ""), (7, ", than the whole one folded and channels last too")):
+                made.append(claim(what + than, max(row[column + 3 * number] for row in rows), wanted, ".2f"))
     return made
 
 

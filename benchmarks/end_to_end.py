@@ -1,125 +1,212 @@
-"""A language model that runs compressed: tokens a second, memory and text, beside float32 and bfloat16.
+"""Language models that run compressed: tokens a second, memory and text, beside float32, bfloat16 and llama.cpp.
 
 SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is compressed without inputs to 4 and 3 bits of the whole file and
-generates greedily, one sequence, by transformers, which must be installed. "tokens as restored" is whether the packed
-network says, token by token, what the same file says when its weights are dense.
+generates greedily, one sequence, by transformers, which must be installed; so does a decoder of random weights with
+codes of 4 bits. Networks take turns, and the shortest run counts: of processor seconds with one thread, of the wall's
+with more. "compiled" is a static cache and a forward pass under `torch.compile`. llama.cpp, where the packages gguf and
+xllamacpp are, reads the same network as Q4_0, which `waterfill export` writes. "tokens as restored" is whether the
+packed network says, token by token, what the same file says when its weights are dense.
 
-    python benchmarks/end_to_end.py [--threads 1,2] [--tokens 48]
+    python benchmarks/end_to_end.py [--threads 1,2] [--tokens 48] [--skip compiled] [--work FOLDER]
 """
 
 import argparse
 import gc
 import os
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lib import generation as g
 from lib.common import Table, claim, claims_table, finish
-from torch import Tensor, nn
+from lib.turns import in_turns
+from torch import nn
 
 import waterfill
 from waterfill.runtime.speed import memory_of
 
 BITS = (4.0, 3.0)
-RUNS = 3
-PROMPT = "The history of the printing press begins"
+ROUNDS = 5
+WARM = 1
+"""Tokens of a short run, whose time is taken from that of a long one: what is left is one token after another."""
+SECONDS = 200.0
+Run = Callable[[int], object]
+"""Generates so many tokens."""
+SMALL, LARGE = "SmolLM2-135M", "332 M, random"
+Q4, LLAMA = "Q4_0", "llama.cpp"
+COMPILED = ("float32", "bfloat16", "4 bits packed, 8-bit inputs")
+COLUMNS = {"network": "", "weights": "", "run by": "", "threads": "d", "tokens/s": ".1f", "times float32": ".2f"}
+COLUMNS |= {"times bfloat16": ".2f", "weights, MB": ".0f", "tokens as restored": "", "seconds to load": ".1f"}
+LOADING = {"network": "", "weights, M": ".1f", "seconds of a processor": ".2f", "M weights/s": ".0f"}
+TIES = {"weights": "", "first other token": "d", "dense prefers its own by": ".3f", "logits differ by at most": ".3f"}
+Rows = list[list[Any]]
+
+
+@dataclass
+class Bench:
+    """What was found so far. whole: whether every number of threads and every way to run is measured."""
+
+    folder: Path
+    place: Path
+    threads: list[int]
+    tokens: int
+    rows: Rows = field(default_factory=list)
+    loading: Rows = field(default_factory=list)
+    ties: Rows = field(default_factory=list)
+
+    def tables(self) -> dict[str, Table]:
+        tables = {"generation": Table("Generation of one sequence", COLUMNS, self.rows)}
+        tables["loading"] = Table("From a file to packed layers, processor seconds", LOADING, self.loading)
+        tables["ties"] = Table("Where packed and restored weights say another token", TIES, self.ties)
+        return tables | {"claims": claims_table(claims(self.rows, self.loading))}
+
+    def packed(self, network: str, file: Path, model: nn.Module, size: int) -> tuple[nn.Module, float]:
+        """A network packed from a file, and the processor seconds that it took."""
+        count = sum(value.numel() for value in model.parameters())
+        began = time.process_time()
+        made = waterfill.pack(file, model, input_bits=size)
+        seconds = time.process_time() - began
+        self.loading.append([f"{network}, {file.stem}, {size}-bit inputs", count / 1e6, seconds, count / 1e6 / seconds])
+        print(*self.loading[-1], flush=True)
+        return made, seconds
+
+    def timed(self, network: str, run_by: str, runs: Mapping[str, Run], facts: Mapping[str, Any], threads: int) -> None:
+        """Rows of several networks that generate in turns."""
+        torch.set_num_threads(threads)
+        counts = {"long": self.tokens, "short": WARM}
+        actions = {f"{name}/{key}": partial(run, count) for name, run in runs.items() for key, count in counts.items()}
+        times = in_turns(actions, ROUNDS, SECONDS)
+        torch.set_num_threads(1)
+        each = {name: (times[f"{name}/long"] - times[f"{name}/short"]) / (self.tokens - WARM) for name in runs}
+        for name, seconds in each.items():
+            ratios = [each[base] / seconds for base in ("float32", "bfloat16")]
+            self.rows.append(
+                [network, name, LLAMA if name == Q4 else run_by, threads, 1 / seconds, *ratios, *facts[name]]
+            )
+            print(*self.rows[-1], flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", default="1,2", help="numbers of threads")
     parser.add_argument("--tokens", type=int, default=48, help="to generate")
+    parser.add_argument("--skip", default="", help="any of small,compiled,large: what is not measured")
+    parser.add_argument("--work", type=Path, help="keeps the files that are made, for a later run")
     options = parser.parse_args()
     folder = Path(os.environ.get("WATERFILL_SMOLLM2", ""))
     if not (folder / "config.json").is_file():
         print("skipped: needs the folder of SmolLM2-135M: set WATERFILL_SMOLLM2")
         sys.exit(0)
-    threads = [int(text) for text in options.threads.split(",")]
-    rows = []
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        for name, model, restored, seconds in variants(folder, Path(place), options.tokens):
-            for count in threads:
-                torch.set_num_threads(count)
-                rows.append([name, count, *measured(model, prompt(folder), options.tokens, restored), seconds])
-                print(*rows[-1], flush=True)
-            del model
-            gc.collect()
-    base = {row[1]: row[2] for row in rows if row[0] == "float32"}
-    half = {row[1]: row[2] for row in rows if row[0] == "bfloat16"}
-    rows = [[*row[:3], row[2] / base[row[1]], row[2] / half[row[1]], *row[3:]] for row in rows]
-    columns = {"weights": "", "threads": "d", "tokens/s": ".1f", "times float32": ".2f", "times bfloat16": ".2f"}
-    columns |= {"weights, MB": ".0f", "tokens as restored": "", "seconds to load": ".1f"}
-    tables = {"generation": Table("SmolLM2-135M generates, one sequence", columns, rows)}
-    tables["claims"] = claims_table(claims(rows))
-    partial = any(getattr(options, key) != parser.get_default(key) for key in vars(options))
-    finish("end_to_end", tables, vars(options), partial=partial, shown=tables)
+        work = options.work or Path(place)
+        work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(folder, work, [int(text) for text in options.threads.split(",")], options.tokens)
+        if "small" not in options.skip:
+            small(bench, "compiled" not in options.skip)
+        if "large" not in options.skip:
+            large(bench)
+    tables = bench.tables()
+    own = {key: value for key, value in vars(options).items() if key != "work"}
+    some = any(own[key] != parser.get_default(key) for key in own)
+    finish("end_to_end", tables, own, partial=some, shown=tables)
 
 
-def variants(folder: Path, place: Path, count: int) -> Any:
-    """Name, network, the tokens to be expected if any, and the seconds that it took to load it."""
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        began = time.perf_counter()
-        model = network(folder, dtype)
-        yield name, model, None, time.perf_counter() - began
+def small(bench: Bench, compiled: bool) -> None:
+    """SmolLM2-135M."""
+    nets, facts = dense(lambda dtype: g.network(bench.folder, dtype))
+    inputs = g.prompt(bench.folder)
     for bits in BITS:
-        file = place / f"{bits:g}.wf"
-        waterfill.compress_file(folder / "model.safetensors", file, bits=bits)
-        restored = generated(waterfill.load(file).install(network(folder, torch.float32)), prompt(folder), count)
+        file = bench.place / f"{bits:g} bits.wf"
+        if not file.is_file():
+            waterfill.compress_file(bench.folder / "model.safetensors", file, bits=bits)
+        restored = waterfill.load(file).install(g.network(bench.folder))
+        wanted = g.generated(restored, inputs, bench.tokens)
         for size in (16, 8):
-            empty = network(folder, torch.float32)
-            began = time.perf_counter()
-            model = waterfill.pack(file, empty, input_bits=size)
-            yield f"{bits:g} bits packed, {size}-bit inputs", model, restored, time.perf_counter() - began
+            name = f"{bits:g} bits packed, {size}-bit inputs"
+            nets[name], seconds = bench.packed(SMALL, file, g.network(bench.folder), size)
+            found = g.generated(nets[name], inputs, bench.tokens)
+            facts[name] = [memory_of(nets[name]) / 1e6, found == wanted, seconds]
+            other = g.other_way(nets[name], restored, inputs, [found, wanted])
+            bench.ties += [[name, *other]] if other else []
+    del restored
+    gc.collect()
+    runs: dict[str, Run] = {name: partial(g.generated, net, inputs) for name, net in nets.items()}
+    theirs = g.llama_cpp(bench.folder, bench.place)
+    more: dict[str, Run] = {}
+    if theirs:
+        more[Q4], facts[Q4] = theirs[0], [theirs[1] / 1e6, None, None]
+    for threads in bench.threads:
+        bench.timed(SMALL, "transformers", runs | (more if threads == 1 else {}), facts, threads)
+    if compiled:
+        loops = {name: g.Loop(nets[name], inputs, bench.tokens) for name in COMPILED}
+        for name, loop in loops.items():
+            print(name, "compiled in", loop.seconds_to_compile, flush=True)
+        plain = {name: [facts[name][0], None, None] for name in COMPILED}
+        bench.timed(SMALL, "compiled", loops, plain, 1)
 
 
-def network(folder: Path, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-
-
-def prompt(folder: Path) -> Tensor:
-    """Tokens [1, time]."""
-    from transformers import AutoTokenizer
-
-    tokens: Tensor = AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt").input_ids
-    return tokens
-
-
-def generated(model: nn.Module, inputs: Tensor, count: int) -> list[int]:
-    """The tokens of a greedy generation."""
-    with torch.inference_mode():
-        made = model.generate(inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False)
-    return made[0, inputs.shape[1] :].tolist()
-
-
-def measured(model: nn.Module, inputs: Tensor, count: int, restored: list[int] | None) -> list[Any]:
-    """Tokens a second, megabytes of weights, and whether the tokens are those to be expected."""
-    times = []
-    for _ in range(RUNS):
-        began = time.perf_counter()
-        tokens = generated(model, inputs, count)
-        times.append(time.perf_counter() - began)
-    same = None if restored is None else tokens == restored[: len(tokens)]
-    return [count / statistics.median(times), memory_of(model) / 1e6, same]
+def large(bench: Bench) -> None:
+    """A decoder of random weights, whose codes all have 4 bits."""
+    nets, facts = dense(g.decoder)
+    file = bench.place / "random, 4 bits.wf"
+    if not file.is_file():
+        waterfill.compress(nets["float32"], spec="Quantize(bits=4)").save(file)
+    for size in (16, 8):
+        name = f"4 bits packed, {size}-bit inputs"
+        nets[name], seconds = bench.packed(LARGE, file, g.decoder(), size)
+        facts[name] = [memory_of(nets[name]) / 1e6, None, seconds]
+    inputs = torch.arange(1, 9, dtype=torch.int64)[None]
+    for threads in bench.threads:
+        bench.timed(
+            LARGE,
+            "transformers",
+            {name: partial(g.generated, net, inputs) for name, net in nets.items()},
+            facts,
+            threads,
+        )
 
 
-def claims(rows: list[list[Any]]) -> list[list[Any]]:
-    """The bars with one thread: speed over float32 and bfloat16, memory, text."""
-    at = {row[0]: row for row in rows if row[1] == min(row[1] for row in rows)}
+def dense(build: Callable[[torch.dtype], nn.Module]) -> tuple[dict[str, nn.Module], dict[str, list[Any]]]:
+    """A network in float32 and bfloat16, and what is known of each: megabytes, tokens, seconds to load."""
+    nets = {name: build(dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    return nets, {name: [memory_of(net) / 1e6, None, None] for name, net in nets.items()}
+
+
+def claims(rows: Rows, loading: Rows) -> Rows:
+    """The bars with one thread: speed over float32 and bfloat16, memory, text, loading."""
+    at = {(row[0], row[1], row[2]): row for row in rows if row[3] == 1}
     made = []
+    bars = [(SMALL, "transformers", 4.0, 2.0), (SMALL, "compiled", 4.0, 2.0), (LARGE, "transformers", 5.0, 2.5)]
+    for network, run_by, whole, half in bars:
+        for bits in BITS:
+            row = at.get((network, f"{bits:g} bits packed, 8-bit inputs", run_by))
+            if row:
+                what = f"{network}, {bits:g} bits, 8-bit inputs, {run_by}: times as fast as"
+                made += [claim(f"{what} float32", row[5], whole, ".2f"), claim(f"{what} bfloat16", row[6], half, ".2f")]
     for bits in BITS:
-        exact, quick = (at.get(f"{bits:g} bits packed, {size}-bit inputs") for size in (16, 8))
-        if exact and quick:
-            made.append(claim(f"{bits:g} bits, 8-bit inputs: times as fast as float32", quick[3], 4.0, ".2f"))
-            made.append(claim(f"{bits:g} bits, 8-bit inputs: times as fast as bfloat16", quick[4], 2.0, ".2f"))
-            share = exact[5] / at["float32"][5]
-            made.append(claim(f"{bits:g} bits: weights in memory, of float32", share, 0.2, ".3f", at_most=True))
-            made.append(claim(f"{bits:g} bits, 16-bit inputs: tokens are those of dense weights", exact[6], 1, "d"))
+        row, base = (
+            at.get((SMALL, name, "transformers")) for name in (f"{bits:g} bits packed, 16-bit inputs", "float32")
+        )
+        if row and base:
+            made.append(
+                claim(f"{bits:g} bits: weights in memory, of float32", row[7] / base[7], 0.2, ".3f", at_most=True)
+            )
+            made.append(claim(f"{bits:g} bits, 16-bit inputs: tokens are those of dense weights", row[8], 1, "d"))
+    if loading:
+        made.append(
+            claim("millions of weights a second from a file to packed layers", max(r[3] for r in loading), 150, ".0f")
+        )
     return made
 
 

@@ -1,23 +1,24 @@
 """Products with packed weights beside those people use: float32, bfloat16, dynamic int8, ONNX Runtime's 4, 2, 8 bits.
 
 Every product goes through several copies of its weights in turn, together larger than the caches, so that weights come
-from memory as they do in a large network. Times are medians; ratios are of one run.
+from memory as they do in a large network. Products take turns, and the shortest run counts: of processor seconds with
+one thread, of the wall's with more.
 
     python benchmarks/kernels.py [--threads 1] [--shapes 4096x4096] [--batches 1,32]
 """
 
 import argparse
 import copy
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lib.common import Table, claim, claims_table, finish
+from lib.turns import in_turns
 from torch import Tensor
 
 from waterfill.coding import native
@@ -31,8 +32,8 @@ SHAPES = ("4096x4096", "1024x4096")
 BATCHES = (1, 32, 128)
 MEMORY = 64 << 20
 """Bytes of weights that a product with one input goes through; with more, weights are read from the caches anyway."""
-ROUNDS, SECONDS = 15, 0.4
-"""Rounds of which the median counts: so many, or at least three and so many seconds."""
+ROUNDS, SECONDS = 15, 40.0
+"""Rounds of which the shortest run counts: so many, or at least three and so many seconds."""
 WIDTHS = (2, 3, 4, 5, 6, 8)
 RANK, KEPT, SPARSE = 32, 0.01, 0.1
 GROUP = 128
@@ -65,7 +66,8 @@ def measured(height: int, width: int, batch: int, threads: int) -> list[list[Any
     torch.manual_seed(0)
     x = torch.randn(batch, width)
     weight = torch.randn(height, width) / width**0.5
-    found = []
+    facts: dict[str, tuple[float, float, int]] = {}
+    actions = {}
     for name, size, build in candidates(weight, x):
         made = build()
         if made is None:
@@ -73,8 +75,12 @@ def measured(height: int, width: int, batch: int, threads: int) -> list[list[Any
         copies = max(1, min(24, round(MEMORY / size))) if batch == 1 else 1
         action, exact = made
         error = float((action(x).float() - x @ exact.T).norm() / (x @ exact.T).norm())
-        found.append((name, size, median([action, *(build_again(build, made) for _ in range(copies - 1))], x), error))
-        print(threads, f"{height} x {width}", batch, *found[-1], flush=True)
+        facts[name] = (size, error, copies)
+        actions[name] = partial(through, [action, *(build_again(build, made) for _ in range(copies - 1))], x)
+    times = in_turns(actions, ROUNDS, SECONDS)
+    found = [(name, size, times[name] / copies, error) for name, (size, error, copies) in facts.items()]
+    for row in found:
+        print(threads, f"{height} x {width}", batch, *row, flush=True)
     base = found[0][2]
     return [
         [
@@ -193,17 +199,11 @@ def onnx(weight: Tensor, bits: int) -> Built:
     return run, (codes * scales[..., None]).reshape(rows, cols)
 
 
-def median(actions: list[Callable[[Tensor], Tensor]], x: Tensor) -> float:
-    """Seconds of a product, the median of several rounds through all copies."""
-    times = []
-    with torch.inference_mode():
-        until = time.perf_counter() + SECONDS
-        while len(times) < ROUNDS and (len(times) < 4 or time.perf_counter() < until):
-            begin = time.perf_counter()
-            for action in actions:
-                action(x)
-            times.append((time.perf_counter() - begin) / len(actions))
-    return statistics.median(times[1:])
+@torch.inference_mode()
+def through(actions: list[Callable[[Tensor], Tensor]], x: Tensor) -> None:
+    """A product from each place in memory."""
+    for action in actions:
+        action(x)
 
 
 def claims(rows: list[list[Any]]) -> list[list[Any]]:

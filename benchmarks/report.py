@@ -2,7 +2,8 @@
 
 A mark `<!-- results: NAME TABLE -->` is followed by that table of `results/NAME.json`, or of the partial results where
 it is not in there, up to `<!-- end -->`; TABLE `machine` is what it was measured on.
-The mark `<!-- claims -->` is followed by the claims of all benchmarks.
+The mark `<!-- claims -->` is followed by the claims of all benchmarks. Tables of `llama_cpp` that hold our files too
+are made of the results of two benchmarks (`lib/equal_perplexity.py`).
 
     python benchmarks/report.py [--check]
 """
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lib import equal_perplexity
 from lib.common import CHECKOUT, RESULTS, Table
 
 PAGES = CHECKOUT / "docs" / "results"
@@ -47,6 +49,8 @@ def claims(results: Path) -> Table:
         for path in reversed(files_of(results, name)):
             table = json.loads(path.read_text("utf-8")).get("tables", {}).get("claims", {"rows": []})
             known |= {row[0]: [link, *row] for row in table["rows"]}
+        if name == "llama_cpp":
+            known = {row[0]: [link, *row] for row in equal_perplexity.claims(results).rows}
         rows += known.values()
     return Table("All claims", {"benchmark": "", "claim": "", "found": "", "wanted": "", "met": ""}, rows)
 
@@ -67,6 +71,9 @@ def region(results: Path, name: str, table: str) -> str:
         return f"Measured on: {_facts(result['machine'])}.{partial}"
     if name == "lossless":
         return lossless_table(result).markdown()
+    if name == "llama_cpp" and table in equal_perplexity.TABLES:
+        made = equal_perplexity.TABLES[table](results)
+        return made.markdown() if made.rows else "Not measured yet."
     if not result["tables"].get(table, {}).get("rows"):
         return "Not measured yet."
     return Table(**result["tables"][table]).markdown()

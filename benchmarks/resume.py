@@ -1,7 +1,8 @@
 """Training that is killed again and again, on two processes: it ends with the same bytes, and leaves nothing.
 
-`waterfill learn` trains LeNet-300-100 in compressed form under torchrun, once undisturbed, then with kills of all
-processes at random moments until it ends; the files are compared byte by byte.
+`waterfill learn` trains LeNet-300-100 in compressed form, on a part of the digits, with the environment that torchrun
+gives its processes (whose own outlive it when it is killed): once undisturbed, then with kills of all processes at random
+moments until it ends; the files are compared byte by byte.
 
     python benchmarks/resume.py [--kills 20] [--method straight-through,lc]
 """
@@ -9,7 +10,7 @@ processes at random moments until it ends; the files are compared byte by byte.
 import argparse
 import os
 import random
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import sys
 sys.path.insert(0, {benchmarks!r})
 from pathlib import Path
 
+import torch
 from lib.common import data_module
 from lib.training_data import training_batches
 
@@ -34,10 +36,12 @@ def network():
 
 
 def digits():
-    return training_batches("LeNet-300-100", FOLDER)
+    torch.manual_seed(0)  # every run is to see the same digits
+    whole = training_batches("LeNet-300-100", FOLDER)
+    return [batch for _, batch in zip(range({batches}), whole)]
 """
 RATIOS = {"straight-through": "--ratio 40", "lc": "--recipe Codebook(levels=2)+Prune(keep=0.01) --ratio 20"}
-KILLS, SEED = 20, 0
+KILLS, SEED, BATCHES, RANKS = 20, 0, 200, 2
 
 
 def main() -> None:
@@ -67,7 +71,7 @@ def row(method: str, kills: int, folder: Path) -> list[object]:
     """method, kills, when they came, whether the bytes are the same, and how many files are left."""
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        source = SOURCE.format(benchmarks=str(CHECKOUT / "benchmarks"), folder=str(folder))
+        source = SOURCE.format(benchmarks=str(CHECKOUT / "benchmarks"), folder=str(folder), batches=BATCHES)
         (work / "nets.py").write_text(source)
         began = time.monotonic()
         ended(start(work, folder, method, "whole.wf"))
@@ -76,14 +80,11 @@ def row(method: str, kills: int, folder: Path) -> list[object]:
         while done < kills:
             running = start(work, folder, method, "killed.wf")
             wait = took * chance.uniform(0.3, 0.9)
-            try:
-                running.wait(wait)
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
-                running.wait()
+            if killed_after(running, wait):
                 done += 1
                 when.append(round(100 * wait / took))
             else:  # it ended before: the next one begins anew
+                ended(running)
                 assert same(work), "another file"
                 (work / "killed.wf").unlink()
         if not (work / "killed.wf").exists():
@@ -97,25 +98,52 @@ def same(work: Path) -> bool:
     return (work / "killed.wf").read_bytes() == (work / "whole.wf").read_bytes()
 
 
-def start(work: Path, folder: Path, method: str, output: str) -> "subprocess.Popen[bytes]":
-    """The training, in a session of its own."""
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "waterfill", "learn"]
-    words += [str(folder / "mnist_lenet300.safetensors"), "--network", "nets:network", "--data", "nets:digits"]
-    words += ["--labels", "--epochs", "1", "--method", method, "--quiet", "-o", output]
-    for word in RATIOS[method].split():
-        words.append(word)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(work)}
-    return subprocess.Popen(
-        [sys.executable, *words], cwd=work, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start(work: Path, folder: Path, method: str, output: str) -> "list[subprocess.Popen[bytes]]":
+    """The training, in two processes."""
+    words = ["-m", "waterfill", "learn", str(folder / "mnist_lenet300.safetensors"), "--network", "nets:network"]
+    words += ["--data", "nets:digits", "--labels", "--epochs", "1", "--method", method, "--quiet", "-o", output]
+    words += RATIOS[method].split()
+    shared = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(work), *sys.path[1:]]),
+        "WORLD_SIZE": str(RANKS),
+    }
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=work, env=shared | {"RANK": str(rank)}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(RANKS)
+    ]  # fmt: skip
 
 
-def ended(running: "subprocess.Popen[bytes]") -> None:
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def killed_after(running: "list[subprocess.Popen[bytes]]", seconds: float) -> bool:
+    """Whether a training was still at work after so many seconds, and was killed."""
+    until = time.monotonic() + seconds
+    while any(one.poll() is None for one in running):
+        if time.monotonic() >= until:
+            for one in running:
+                one.kill()
+            for one in running:
+                one.communicate()
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def ended(running: "list[subprocess.Popen[bytes]]") -> None:
     """Wait for the end. Raises RuntimeError with the last words of a training that failed."""
-    _, said = running.communicate()
-    if running.returncode:
-        raise RuntimeError(said.decode(errors="replace")[-2000:])
+    said = [one.communicate()[1] for one in running]
+    if any(one.returncode for one in running):
+        raise RuntimeError("\n".join(words.decode(errors="replace")[-2000:] for words in said))
 
 
 if __name__ == "__main__":

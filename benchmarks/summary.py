@@ -1,7 +1,7 @@
 """Writes what README.md and docs/decisions.md show of the results: tables between marks, and the picture.
 
 The mark `<!-- summary -->` of README.md is followed by a line for every network; marks of `report.py` work in both
-documents. The pictures are docs/resnet20.svg and docs/results/combinations.svg. Run it after the other benchmarks; a
+documents. The pictures are docs/resnet20.svg and those of docs/results. Run it after the other benchmarks; a
 test compares documents and results.
 
     python benchmarks/summary.py
@@ -14,6 +14,7 @@ from typing import Any
 
 import combinations
 import report
+from lib import equal_perplexity
 from lib.common import CHECKOUT, RESULTS, Table
 from lib.picture import Chart, Line, draw
 
@@ -47,6 +48,8 @@ def pictures(results: Path) -> dict[Path, str]:
     if files:
         rows = json.loads(files[0].read_text("utf-8"))["tables"]["runs"]["rows"]
         drawn[combinations.PICTURE] = combinations.picture(rows)
+    if equal_perplexity.theirs(results):
+        drawn[report.PAGES / "llama_cpp.svg"] = equal_perplexity.picture(results)
     return drawn
 
 

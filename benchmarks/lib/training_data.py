@@ -23,16 +23,16 @@ _STORIES, _WINDOWS = 4000, 4000  # at most
 class Shuffled:
     """Batches of (inputs, labels) in an order of torch's random numbers, each changed by them."""
 
-    def __init__(self, x: Tensor, y: Tensor, change: Callable[[Tensor], Tensor]) -> None:
-        self._x, self._y, self._change = x, y, change
+    def __init__(self, x: Tensor, y: Tensor, change: Callable[[Tensor], Tensor], size: int = BATCH) -> None:
+        self._x, self._y, self._change, self._size = x, y, change, size
 
     def __len__(self) -> int:
-        return len(self._x) // BATCH
+        return len(self._x) // self._size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self._x))
         for number in range(len(self)):
-            some = order[number * BATCH : (number + 1) * BATCH]
+            some = order[number * self._size : (number + 1) * self._size]
             yield self._change(self._x[some].float()), self._y[some]
 
 
@@ -41,7 +41,7 @@ def training_batches(network: str, folder: Path) -> "Shuffled | list[tuple[Tenso
     if network.startswith("ResNet"):
         scale, files = imagenet_scale(folder), [f"cifar10_train_{i}.npz" for i in range(1, 6)]
         return Shuffled(
-            *_images(folder, files), lambda x: scale(_moved(x)).contiguous(memory_format=torch.channels_last)
+            *_images(folder, files), lambda x: scale(moved(x)).contiguous(memory_format=torch.channels_last)
         )
     if network == "LeNet-300-100":
         return Shuffled(*_images(folder, ["mnist_train.npz"]), mnist_scale(folder))
@@ -57,12 +57,12 @@ def _images(folder: Path, files: list[str]) -> tuple[Tensor, Tensor]:
     return (x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x), y
 
 
-def _moved(x: Tensor) -> Tensor:
-    """Images [n, c, h, w] mirrored or not, and shifted by up to 4 pixels each way."""
+def moved(x: Tensor, most: int = _PAD) -> Tensor:
+    """Images [n, c, h, w] mirrored or not, and shifted by up to so many pixels each way."""
     count, _, height, width = x.shape
     x = torch.where(torch.rand(count)[:, None, None, None] < 0.5, x.flip(3), x)
-    rows = torch.arange(height) + torch.randint(0, 2 * _PAD + 1, (count, 1))
-    cols = torch.arange(width) + torch.randint(0, 2 * _PAD + 1, (count, 1))
-    padded = F.pad(x, (_PAD, _PAD, _PAD, _PAD))
+    rows = torch.arange(height) + torch.randint(0, 2 * most + 1, (count, 1))
+    cols = torch.arange(width) + torch.randint(0, 2 * most + 1, (count, 1))
+    padded = F.pad(x, (most, most, most, most))
     return padded[torch.arange(count)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None],
                   rows[:, None, :, None], cols[:, None, None, :]]  # fmt: skip

@@ -8,6 +8,7 @@
 namespace waterfill {
 
 constexpr int kBlock = 128;        // inputs are padded to whole multiples of so many columns
+constexpr int64_t kNarrow = 1 << 15;    // columns of which 255 * 128 each stay within 32 bits
 constexpr int64_t kMostCols = 1 << 18;  // of so many columns every sum of products stays within 32 bits
 
 // A code is a lower field of 2, 4 or 8 bits and an upper one of the others; in a block the lower fields come first.
@@ -52,6 +53,14 @@ struct CodeMatrix {
     int64_t row_bytes() const { return blocks() * block_bytes(bits); }
 };
 
+// What the corrections of a row add to its sum.
+inline int64_t corrected(const CodeMatrix& matrix, int64_t row, const int16_t* whole) {
+    int64_t sum = 0;
+    for (int32_t k = matrix.starts[row]; k < matrix.starts[row + 1]; ++k)
+        sum += static_cast<int64_t>(matrix.values[k]) * whole[matrix.where[k]];
+    return sum;
+}
+
 // Inputs as integers, x = scale * (256 high + low), batch by batch, padded with zeros to whole kBlock columns.
 struct Inputs {
     const int8_t* high;      // [batch, padded]
@@ -73,9 +82,14 @@ struct Tile {
     Dot dot;
 };
 
+// Outputs of rows `begin` up to before `end`, four at a time, of a matrix of one group and no zero points, of at most
+// kNarrow columns, times one input. Returns the first row that is left.
+using FourRows = int64_t (*)(const CodeMatrix& matrix, const Inputs& inputs, int64_t begin, int64_t end, float* y);
+
 struct ProductSet {
     const char* name;
     bool (*available)();
+    FourRows (*four_rows)(int bits, int bytes);  // null where there is none
     // The loops for a width and for 1 or 2 bytes of input: whole tiles first, then single rows and items.
     void (*tiles)(int bits, int bytes, Tile (&found)[4]);
 };

@@ -8,11 +8,13 @@
 #include <stdexcept>
 #include <vector>
 
-#include "pool.h"
+#include "entries.h"
 #include "for_this_machine.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using waterfill::SparseRows;
 
 namespace {
 
@@ -21,16 +23,10 @@ constexpr int kItems = 8;  // at once: their sums fill registers
 constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kAlone = 1 << 14;  // products of so many entries and fewer are not shared out
 
-struct Rows {
-    const int64_t* starts;  // [rows + 1]
-    const void* where;      // [entries], uint16 or int32
-    const float* values;    // [entries]
-    int64_t rows, cols;
-};
-
 // One item: y [rows] from x [cols].
 template <class Index>
-FOR_THIS_MACHINE void one(const Rows& of, int64_t begin, int64_t end, const float* __restrict x, float* __restrict y) {
+FOR_THIS_MACHINE void one(const SparseRows& of, int64_t begin, int64_t end, const float* __restrict x,
+                          float* __restrict y) {
     const Index* where = static_cast<const Index*>(of.where);
     for (int64_t r = begin; r < end; ++r) {
         float sums[kChains] = {};
@@ -44,7 +40,7 @@ FOR_THIS_MACHINE void one(const Rows& of, int64_t begin, int64_t end, const floa
 
 // kItems items: x [cols, kItems], y [rows, kItems].
 template <class Index>
-FOR_THIS_MACHINE void several(const Rows& of, int64_t begin, int64_t end, const float* __restrict x,
+FOR_THIS_MACHINE void several(const SparseRows& of, int64_t begin, int64_t end, const float* __restrict x,
                               float* __restrict y) {
     const Index* where = static_cast<const Index*>(of.where);
     for (int64_t r = begin; r < end; ++r) {
@@ -59,7 +55,7 @@ FOR_THIS_MACHINE void several(const Rows& of, int64_t begin, int64_t end, const 
 }
 
 template <class Index>
-void product(const Rows& of, const float* x, float* y, int64_t batch, int threads) {
+void product(const SparseRows& of, const float* x, float* y, int64_t batch, int threads) {
     const int64_t chunks = (of.rows + kRowsAtOnce - 1) / kRowsAtOnce;
     if (of.starts[of.rows] * batch <= kAlone) threads = 1;
     const auto end_of = [&](int64_t chunk) { return std::min(of.rows, (chunk + 1) * kRowsAtOnce); };
@@ -84,11 +80,15 @@ void product(const Rows& of, const float* x, float* y, int64_t batch, int thread
 
 }  // namespace
 
+void waterfill::entries_rows(const SparseRows& of, int64_t begin, int64_t end, const float* x, float* y) {
+    of.narrow ? one<uint16_t>(of, begin, end, x, y) : one<int32_t>(of, begin, end, x, y);
+}
+
 // y [batch, rows] = x [batch, cols] times a sparse matrix. places: addresses of x, y, starts (int64), where (uint16 if
 // `narrow`, else int32) and values, which the caller has checked. sizes: batch, rows, cols.
 void entries_product(std::vector<uintptr_t> places, std::vector<int64_t> sizes, bool narrow, int threads) {
-    const Rows of{reinterpret_cast<const int64_t*>(places.at(2)), reinterpret_cast<const void*>(places.at(3)),
-                  reinterpret_cast<const float*>(places.at(4)), sizes.at(1), sizes.at(2)};
+    const SparseRows of{reinterpret_cast<const int64_t*>(places.at(2)), reinterpret_cast<const void*>(places.at(3)),
+                        reinterpret_cast<const float*>(places.at(4)), sizes.at(1), sizes.at(2), narrow};
     const float* x = reinterpret_cast<const float*>(places.at(0));
     float* y = reinterpret_cast<float*>(places.at(1));
     nb::gil_scoped_release unlocked;

@@ -42,16 +42,17 @@ TARGET void dot_whole(const CodeMatrix& matrix, const Inputs& inputs, int64_t ro
         __m256i sums[R][B];
         for (int r = 0; r < R; ++r)
             for (int b = 0; b < B; ++b) sums[r][b] = _mm256_setzero_si256();
-        for (int64_t at = 32 * begin; at < 32 * end; at += 16)
+        for (int64_t at = 32 * begin; at < 32 * end; at += 16) {
+            if (B == 1 && at % 32 == 0) fetch<8, R>(matrix.codes + row * row_bytes, row_bytes, at / 32);
             for (int r = 0; r < R; ++r) {
                 const uint8_t* codes = matrix.codes + (row + r) * row_bytes + at;
-                if (B == 1) _mm_prefetch(reinterpret_cast<const char*>(codes + R * row_bytes), _MM_HINT_T0);
                 const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
                 for (int b = 0; b < B; ++b) {
                     const __m256i given = load(inputs.whole + (item + b) * inputs.padded + at);
                     sums[r][b] = _mm256_add_epi32(sums[r][b], _mm256_madd_epi16(wide, given));
                 }
             }
+        }
         for (int r = 0; r < R; ++r)
             for (int b = 0; b < B; ++b) totals[r * B + b] += sum_of(sums[r][b]);
     }
@@ -67,13 +68,17 @@ void tiles(int bits, int bytes, Tile (&found)[4]) {
     }
 }
 
+FourRows rows_of(int bits, int bytes) {
+    return bits == 8 ? nullptr : bytes == 2 ? four_rows_of<2>(bits) : four_rows_of<1>(bits);
+}
+
 }  // namespace
 
-const ProductSet kProductAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, tiles};
+const ProductSet kProductAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, rows_of, tiles};
 
 }  // namespace waterfill
 #else
 namespace waterfill {
-const ProductSet kProductAvx2 = {"avx2", [] { return false; }, nullptr};
+const ProductSet kProductAvx2 = {"avx2", [] { return false; }, nullptr, nullptr};
 }
 #endif

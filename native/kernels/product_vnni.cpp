@@ -31,6 +31,8 @@ void tiles(int bits, int bytes, Tile (&found)[4]) {
     bytes == 2 ? tiles_of<2>(bits, found) : tiles_of<1>(bits, found);
 }
 
+FourRows rows_of(int bits, int bytes) { return bytes == 2 ? four_rows_of<2>(bits) : four_rows_of<1>(bits); }
+
 bool available() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -38,11 +40,11 @@ bool available() {
 
 }  // namespace
 
-const ProductSet kProductVnni = {"vnni", available, tiles};
+const ProductSet kProductVnni = {"vnni", available, rows_of, tiles};
 
 }  // namespace waterfill
 #else
 namespace waterfill {
-const ProductSet kProductVnni = {"vnni", [] { return false; }, nullptr};
+const ProductSet kProductVnni = {"vnni", [] { return false; }, nullptr, nullptr};
 }
 #endif

@@ -21,6 +21,12 @@ TARGET inline int64_t sum_of(__m256i lanes) {  // of 8 integers of 32 bits
     return _mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1);
 }
 
+// Of four registers at once; their sums fit into 32 bits.
+TARGET inline __m128i sums_of(__m256i a, __m256i b, __m256i c, __m256i d) {
+    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    return _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+}
+
 // Sixteen-bit lanes moved to the right, or to the left where `count` is negative.
 template <int Count>
 TARGET inline __m256i moved(__m256i lanes) {
@@ -53,25 +59,38 @@ TARGET inline void unpack(const uint8_t* block, __m256i (&codes)[4]) {
     if (block_cols(Bits) == 128) codes[3] = unpacked<Bits, block_cols(Bits) == 128 ? 3 : 0>(block);
 }
 
-// A tile of R rows and B items: the codes of a row are unpacked once for all items, inputs are read once for all rows.
+constexpr int64_t kAhead = 4096;             // bytes at least by which codes are fetched before they are needed
+
+// Fetches as many bytes as R rows have in a block: of the tile that comes next, from its beginning to its end. Memory
+// is faster in this order than in that of the rows side by side.
+template <int Bits, int R>
+TARGET inline void fetch(const uint8_t* tile, int64_t row_bytes, int64_t block) {
+    constexpr int kBytes = R * block_bytes(Bits);
+    const int64_t ahead = R * row_bytes > kAhead ? R * row_bytes : kAhead;
+    const char* from = reinterpret_cast<const char*>(tile) + ahead + block * kBytes;
+#pragma GCC unroll 8
+    for (int at = 0; at < kBytes; at += 64) _mm_prefetch(from + at, _MM_HINT_T0);
+}
+
+// Adds up products of R rows and B items: the codes of a row are unpacked once for all items, inputs are read once for
+// all rows.
 template <int Bits, int Bytes, int R, int B>
-TARGET void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item, int64_t first, int64_t last,
-                int64_t* totals) {
+TARGET inline void add_up(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item, int64_t first,
+                          int64_t last, __m256i (&whole)[R][B][Bytes]) {
     constexpr int kCols = block_cols(Bits), kBytes = block_bytes(Bits), kRegisters = kCols / 32;
     const int64_t row_bytes = matrix.row_bytes();
     const uint8_t* codes = matrix.codes + row * row_bytes;
     const int8_t* high = inputs.high + item * inputs.padded;
     const int8_t* low = inputs.low + (Bytes == 2 ? item * inputs.padded : 0);
-    __m256i whole[R][B][Bytes];
     for (int i = 0; i < R * B * Bytes; ++i) (&whole[0][0][0])[i] = _mm256_setzero_si256();
     for (int64_t begin = first; begin < last; begin += Sums<Bits>::kHeld) {
         const int64_t end = last - begin < Sums<Bits>::kHeld ? last : begin + Sums<Bits>::kHeld;
         Sums<Bits> sums[R][B][Bytes];
-        for (int64_t block = begin; block < end; ++block)
+        for (int64_t block = begin; block < end; ++block) {
+            if (B == 1) fetch<Bits, R>(codes, row_bytes, block);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
                 const uint8_t* from = codes + r * row_bytes + block * kBytes;
-                if (B == 1) _mm_prefetch(reinterpret_cast<const char*>(from + R * row_bytes), _MM_HINT_T0);
                 __m256i own[4];
                 unpack<Bits>(from, own);
 #pragma GCC unroll 4
@@ -83,6 +102,7 @@ TARGET void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int
                         if (Bytes == 2) sums[r][b][Bytes - 1].add(own[k], load(low + at));
                     }
             }
+        }
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -91,10 +111,45 @@ TARGET void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int
                 for (int i = 0; i < Bytes; ++i)
                     whole[r][b][i] = _mm256_add_epi32(whole[r][b][i], sums[r][b][i].whole());
     }
+}
+
+template <int Bits, int Bytes, int R, int B>
+TARGET void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item, int64_t first, int64_t last,
+                int64_t* totals) {
+    __m256i whole[R][B][Bytes];
+    add_up<Bits, Bytes, R, B>(matrix, inputs, row, item, first, last, whole);
     for (int r = 0; r < R; ++r)
         for (int b = 0; b < B; ++b)
             totals[r * B + b] += Bytes == 2 ? 256 * sum_of(whole[r][b][0]) + sum_of(whole[r][b][Bytes - 1])
                                             : sum_of(whole[r][b][0]);
+}
+
+// Four rows at a time of a matrix of one group, times one input: what comes after the sums takes as long as these where
+// rows are short. Integers below 2^53 are exact in float64, so that outputs are those of `tile_product`.
+template <int Bits, int Bytes>
+TARGET int64_t four_rows(const CodeMatrix& matrix, const Inputs& inputs, int64_t begin, int64_t end, float* y) {
+    const __m256d shift = _mm256_set1_pd(static_cast<double>(inputs.sums[0]) * (1 << (Bits - 1)));
+    const __m256d scale = _mm256_set1_pd(inputs.scales[0]), none = _mm256_setzero_pd();
+    int64_t row = begin;
+    for (; row + 4 <= end; row += 4) {
+        __m256i whole[4][1][Bytes];
+        add_up<Bits, Bytes, 4, 1>(matrix, inputs, row, 0, 0, matrix.blocks(), whole);
+        const auto all = [&](int i) TARGET {
+            return sums_of(whole[0][0][i], whole[1][0][i], whole[2][0][i], whole[3][0][i]);
+        };
+        __m256d totals = _mm256_cvtepi32_pd(all(0));
+        if (Bytes == 2)
+            totals = _mm256_add_pd(_mm256_mul_pd(totals, _mm256_set1_pd(256)), _mm256_cvtepi32_pd(all(Bytes - 1)));
+        totals = _mm256_sub_pd(totals, shift);
+        if (matrix.starts && matrix.starts[row] < matrix.starts[row + 4]) {
+            alignas(32) double more[4];
+            for (int r = 0; r < 4; ++r) more[r] = static_cast<double>(corrected(matrix, row + r, inputs.whole));
+            totals = _mm256_add_pd(totals, _mm256_load_pd(more));
+        }
+        const __m256d scaled = _mm256_mul_pd(_mm256_cvtps_pd(_mm_loadu_ps(matrix.scales + row)), totals);
+        _mm_storeu_ps(y + row, _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_add_pd(none, scaled), scale)));
+    }
+    return row;
 }
 
 template <int Bits, int Bytes>
@@ -103,6 +158,18 @@ void tiles_of(Tile (&found)[4]) {
     found[1] = {4, 1, dot<Bits, Bytes, 4, 1>};
     found[2] = {1, 2, dot<Bits, Bytes, 1, 2>};
     found[3] = {1, 1, dot<Bits, Bytes, 1, 1>};
+}
+
+template <int Bytes>
+FourRows four_rows_of(int bits) {
+    switch (bits) {
+        case 2: return four_rows<2, Bytes>;
+        case 3: return four_rows<3, Bytes>;
+        case 4: return four_rows<4, Bytes>;
+        case 5: return four_rows<5, Bytes>;
+        case 6: return four_rows<6, Bytes>;
+        default: return four_rows<8, Bytes>;
+    }
 }
 
 template <int Bytes>

@@ -86,6 +86,20 @@ def logits(model):
         return model(**inputs_of("Llama")).logits
 
 
+def test_queries_kept_bit_for_bit_are_in_the_order_of_llama_cpp(folder, tmp_path):
+    original = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "net")
+    waterfill.hf.compress_folder(tmp_path / "net", tmp_path / "exact", lossless=True)
+    export(tmp_path / "exact", tmp_path / "a.gguf", "gguf", how=How(dtype="float32"))
+    written = {t.name: torch.tensor(t.data) for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    weights = original.model.layers[1].self_attn
+    for name, weight in (("q", weights.q_proj.weight), ("k", weights.k_proj.weight)):
+        heads = written[f"blk.1.attn_{name}.weight"].unflatten(0, (-1, original.config.head_dim))
+        half = weight.detach().unflatten(0, (-1, 2, original.config.head_dim // 2))
+        assert torch.equal(heads[:, 0::2], half[:, 0])
+        assert torch.equal(heads[:, 1::2], half[:, 1])
+    assert torch.equal(written["blk.1.attn_v.weight"], weights.v_proj.weight.detach())
+
+
 @pytest.mark.filterwarnings("ignore")  # of the libraries that load
 @pytest.mark.parametrize("recipe", ["Quantize(bits=4, group=32)", "Quantize(bits=8, group=32)"])
 def test_transformers_reads_the_same_model_and_tokenizer(folder, tmp_path, recipe):
@@ -119,6 +133,17 @@ def test_llama_cpp_runs_the_file(folder, tmp_path):
     with torch.no_grad():
         ours = waterfill.hf.load(small).eval()(input_ids=torch.tensor([numbers])).logits[0, -1].log_softmax(-1)
     assert len(found) == 10 and all(abs(float(ours[at]) - value) < 0.05 for at, value in found.items())
+
+
+@pytest.mark.parametrize(("window", "context"), [(24, 24), (10**6, None), (None, None)])
+def test_attention_that_slides_a_window_has_no_more_context(folder, tmp_path, window, context):
+    small = folder("Quantize(bits=8, group=32)")
+    config = json.loads((small / "config.json").read_text()) | {"model_type": "mistral", "sliding_window": window}
+    (small / "config.json").write_text(json.dumps(config))
+    export(small, tmp_path / "a.gguf", "gguf")
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["llama.context_length"].contents() == (context or config["max_position_embeddings"])
+    assert ("llama.attention.sliding_window" in fields) == (window is not None)
 
 
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(folder, tmp_path):

@@ -72,6 +72,21 @@ def test_a_snapshot_goes_on_as_if_nothing_had_been(original, made) -> None:
     again = StraightThrough(copy.deepcopy(original), made)
     again.load({name: value.clone() for name, value in learner.state().items()})
     assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), again.model.parameters(), strict=True))
+    found, expected = again.result().entries, learner.result().entries
+    assert all(found[name].blob == entry.blob for name, entry in expected.items())
+
+
+def test_codes_that_go_to_and_fro_are_written_as_on_average(original, made) -> None:
+    learner = StraightThrough(copy.deepcopy(original), made, made.size + 100)
+    positions, was = learner.parameters()[0], made.state_dict()["0.weight"]
+    for step in range(201):
+        with torch.no_grad():
+            positions += (-1) ** step * (4.0 if step else 2.0)
+        learner.after_step()
+    assert not torch.equal(learner.model[0].weight, was)
+    codes = learner.result().state_dict()["0.weight"]
+    assert float((codes != was).float().mean()) < 0.02
+    assert torch.equal(learner.model[0].weight, codes)
 
 
 def test_what_has_no_free_codes_is_refused(original, made) -> None:

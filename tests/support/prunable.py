@@ -176,3 +176,19 @@ def pictures(count: int = 48) -> Tensor:
 def texts(count: int = 24) -> Tensor:
     """Tokens [count, 6] below 20."""
     return torch.randint(0, 20, (count, 6), generator=torch.Generator().manual_seed(1))
+
+
+class Deep(nn.Module):
+    """Four residual blocks alike behind a convolution, and one that changes the shape: images [batch, 3, 8, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.stage = nn.Sequential(*(Block(8, 8, 1) for _ in range(4)))
+        self.last = Block(8, 12, 2)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage(torch.relu(self.norm(self.stem(x))))
+        return self.head(self.last(x).mean((2, 3)))

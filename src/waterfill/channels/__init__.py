@@ -3,6 +3,7 @@
 from waterfill.channels.options import Pruning
 from waterfill.channels.prune import prune_channels
 from waterfill.channels.result import Pruned
+from waterfill.network.channels.gone import fold_norms
 from waterfill.network.channels.sizes import shrink
 
-__all__ = ["Pruned", "Pruning", "prune_channels", "shrink"]
+__all__ = ["Pruned", "Pruning", "fold_norms", "prune_channels", "shrink"]

@@ -18,6 +18,10 @@ class Pruning:
         refit: whether the weights that stay are fitted to make up for what went.
         damping: how much the fit holds on to the weights as they are, relative to the variance of their inputs.
         batch: how many inputs at once a speedup is measured with.
+        blocks: whether whole blocks may go, such as those of a residual network, with all their calls. None: where a
+            speedup is wanted, as it is calls that take time where few inputs come at once.
+        fold: whether batch norms go into the layers before them at last, and in what is timed, as `fold_norms` does it.
+            Networks that are to be trained after are better folded after that.
         progress: called with a `Progress` after each round. None shows a bar in a terminal or a notebook, False none,
             True one everywhere.
 
@@ -30,6 +34,8 @@ class Pruning:
     refit: bool = True
     damping: float = 1e-3
     batch: int = 1
+    blocks: bool | None = None
+    fold: bool = False
     progress: Report | bool | None = None
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ class Pruned:
         macs: multiplications of all layers for one input, before and after.
         rows: of the table.
         latency: measured, of the original and the smaller network; empty where no speedup was asked for.
+        blocks: names of the modules that went whole; `nn.Identity` stands in their places.
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class Pruned:
     macs: tuple[int, int]
     rows: Sequence[Mapping[str, Any]]
     latency: Sequence[Latency] = field(default=())
+    blocks: tuple[str, ...] = ()
 
     @property
     def macs_share(self) -> float:
@@ -50,6 +52,8 @@ class Pruned:
         width = max((len(row["name"]) for row in self.rows), default=4)
         lines = [f"{'channels of':{width}}  {'groups':>6}  {'left':>6}  why not fewer"]
         lines += [f"{row['name']:{width}}  {row['groups']:>6}  {row['left']:>6}  {row['reason']}" for row in self.rows]
+        if self.blocks:
+            lines.append(f"blocks that went whole: {', '.join(self.blocks)}")
         before, after = self.macs
         lines.append(f"multiplications for one input: {before:,} before, {after:,} after ({self.macs_share:.1%})")
         for row in self.latency:

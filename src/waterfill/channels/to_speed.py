@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+from torch import nn
+
 from waterfill.channels.choice.plan import Plan
 from waterfill.channels.graph.cut import cut_choice
 from waterfill.channels.result import Pruned
 from waterfill.channels.work import Work
 from waterfill.errors import BudgetError
+from waterfill.network.channels.gone import take_out
 from waterfill.runtime.speed import Latency, speed
 
 _VECTOR = 8
@@ -17,10 +20,10 @@ _STEP = 0.9
 
 
 def pruned_to_speed(work: Work, wanted: float) -> Pruned:
-    """The network with as many multiplications as may stay for it to be `wanted` times as fast, as timed.
+    """The network with as much time as it may take to be `wanted` times as fast, by the times of its layers, as timed.
 
-    The share is found by halving, with the real smaller module, before anything is fitted; the times of the fitted one
-    stand in the result. Raises BudgetError where even the smallest is not so fast.
+    The share of the time is found by halving, with the real smaller module, before anything is fitted; the times of the
+    fitted one stand in the result. Raises BudgetError where even the smallest is not so fast.
     """
     work, plan, least = _possible(work, wanted)
     low, high = least, 1.0
@@ -33,7 +36,7 @@ def pruned_to_speed(work: Work, wanted: float) -> Pruned:
     share = low
     for correction in range(_CORRECTIONS + 1):
         pruned = work.pruned(max(share, least))
-        latency = _latency(work, pruned)
+        latency = _latency(work, pruned.model, "pruned")
         if latency[-1].speedup >= wanted or correction == _CORRECTIONS or share <= least:
             break
         share *= _STEP
@@ -48,7 +51,7 @@ def _possible(work: Work, wanted: float) -> tuple[Work, Plan, float]:
     for multiple in (_VECTOR, 1) if work.how.multiple is None else (work.how.multiple,):
         work = replace(work, how=replace(work.how, multiple=multiple))
         plan = work.plan(work.start())
-        least = work.least(plan) / work.whole
+        least = plan.least / work.whole
         plan.until(lambda plan: False)  # the order in which all would go
         reached = _timed(work, plan, least)
         if reached.speedup >= wanted:
@@ -61,15 +64,17 @@ def _possible(work: Work, wanted: float) -> tuple[Work, Plan, float]:
 
 
 def _timed(work: Work, plan: Plan, share: float) -> Latency:
-    """The speed of the network without the first channels of a plan, up to a share of multiplications."""
+    """The speed of the network without what goes first by a plan, up to a share of the time."""
     state = work.start()
-    cut_choice(state.network, plan.first(share))
-    models = {"original": work.original.model, "smaller": state.network.model}
-    inputs = work.original.inputs
-    return speed(models, inputs.batches, (work.how.batch,), forward=inputs.forward)[-1]
+    gone, blocks = plan.first(share, work.whole)
+    gone = {family: n for family, n in gone.items() if not any(block.holds(family) for block in blocks)}
+    cut_choice(state.network, gone)
+    for block in blocks:
+        take_out(state.network.model, block.name)
+    return _latency(work, work.as_returned(state.network.model), "smaller")[-1]
 
 
-def _latency(work: Work, pruned: Pruned) -> list[Latency]:
+def _latency(work: Work, model: nn.Module, name: str) -> list[Latency]:
     inputs = work.original.inputs
-    models = {"original": work.original.model, "pruned": pruned.model}
+    models = {"original": work.original.model, name: model}
     return speed(models, inputs.batches, (work.how.batch,), forward=inputs.forward)

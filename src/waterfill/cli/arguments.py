@@ -33,10 +33,17 @@ def add_common(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
         help=f'what to look for, such as "Quantize() + Prune() | LowRank()" (default: {DEFAULT_RECIPE}, with inputs '
         'automatic); by pattern of names: "re:.*mlp.*: Quantize(states=64); *: Quantize()", the first that matches',
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
         "--runs",
         choices=("packed",),
         help="how the network is to run: of packed weights the budget counts what they take in memory too",
+    )
+    how.add_argument(
+        "--format",
+        dest="runs",
+        choices=("onnx", "openvino", "gguf", "compressed-tensors"),
+        help="the format to export to afterwards: each weight has bits that it holds, and the budget is of its file",
     )
     parser.add_argument(
         "--threads", type=_threads, metavar="N", help="tensors at a time (default: one a core, up to 4)"
@@ -67,12 +74,12 @@ def add_metric(target: "argparse.ArgumentParser | argparse._ArgumentGroup", defa
 def recipe_said(args: argparse.Namespace, default: str = "") -> str:
     """The recipe of a file in words. default: for what is neither ignored nor in a recipe; empty for the automatic."""
     from waterfill.assignment import LOSSLESS, Assignment
-    from waterfill.parts import packed
+    from waterfill.parts import to_run
 
     if args.lossless:
         return LOSSLESS
     recipe = Assignment.of(args.recipe or default or None, args.ignore)
-    return (recipe.mapped(packed) if args.runs else recipe).text or "automatic"
+    return (recipe.mapped(lambda spec: to_run(spec, args.runs)) if args.runs else recipe).text or "automatic"
 
 
 def budget_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
     lossless: bool = False,
     forward: Forward | None = None,
     importance: Mapping[str, Importance] | None = None,
+    format: str | None = None,
     options: Options = Options(),
 ) -> CompressedModel:
     """Compress a network to a budget. A few hundred unlabelled inputs help a lot; none are needed.
@@ -55,6 +56,8 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         lossless: keep every tensor bit for bit; excludes budgets and inputs.
         forward: (model, batch) -> outputs, where a batch is not simply the arguments.
         importance: by tensor name, the cost of errors, as `calibrate` returns it; instead of inputs.
+        format: "onnx", "openvino", "gguf" or "compressed-tensors": the budget is that of the file which
+            `waterfill.export` makes, and each weight has bits that it holds (docs/exports.md).
         options: progress, threads, memory, and which steps are taken.
 
     Returns:
@@ -73,7 +76,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         >>> recipes = {"re:.*mlp.*": "Quantize(states=64)", "*": "Quantize()"}
         >>> small = waterfill.compress(model, spec=recipes, ignore=["lm_head"], bits=3)
     """
-    budget = Budget(bits, size, ratio, price)
+    budget, options = Budget(bits, size, ratio, price), options.written_as(format)
     if isinstance(batches, Spec | str):
         raise BadRecipe(f"{batches!r} stands where inputs belong; a recipe is given by keyword: spec={batches!r}")
     if batches is None:
@@ -84,7 +87,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
             work = in_memory(Task.of(model, recipe, importance), settled)
             resolved = resolve(budget, recipe)
             work.meet(resolved)
-            return with_remark(model_of(work), work.task.allowed(resolved), work.memory)
+            return with_remark(model_of(work), work.task.allowed(resolved), work.counted(work.memory))
     if lossless or importance is not None:
         given = "lossless=True needs no inputs" if lossless else "importance= takes the place of inputs"
         raise BadRecipe(f"{given}: leave the batches out")

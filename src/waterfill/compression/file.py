@@ -40,7 +40,8 @@ class Summary:
         weights: how many there are.
         seconds: wall time.
         aliases: tied names, each with the name that holds the parts.
-        memory: bytes of the weights in packed layers, where the budget counted these (`Options.runs`); else 0.
+        memory: bytes of the weights in packed layers, or in another format, where the budget counted these
+            (`Options.runs`); else 0.
     """
 
     path: Path
@@ -75,6 +76,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
     ratio: float | None = None,
     price: float | None = None,
     lossless: bool = False,
+    format: str | None = None,
     options: Options = Options(),
     engine: Engine | None = None,
 ) -> Summary:
@@ -92,6 +94,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
         ratio: bytes of the original tensors over bytes of the file.
         price: the water level itself, nats per bit.
         lossless: keep every tensor bit for bit; excludes budgets.
+        format: the budget is that of a file to be exported, as of `compress`.
         options: progress, threads, work directory, and whether the target may be replaced.
         engine: where the weights are worked on, such as `waterfill.Dask("tcp://scheduler:8786")`, to the same bytes;
             None for threads of this process.
@@ -114,7 +117,7 @@ def compress_file(  # noqa: PLR0913 - budgets exclude one another, and each dese
         >>> print(summary.size, summary.bits)
     """
     began = time.monotonic()
-    path = Path(target)
+    path, options = Path(target), options.written_as(format)
     check_target(target, options.force)
     if engine is not None and not hasattr(engine, "answers"):
         raise EngineError(f"engine={engine!r} is no engine; give waterfill.Dask(ADDRESS), or an object with `answers`")
@@ -151,7 +154,7 @@ def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, pa
     def file_bytes(notes: dict[str, Any]) -> int:
         return work.with_notes(notes).file_bytes(lengths)
 
-    notes = remarked(task.notes, task.allowed(budget), file_bytes, work.memory)
+    notes = remarked(task.notes, task.allowed(budget), file_bytes, work.counted(work.memory))
     with FileWriter(path, force=work.options.force) as out:
         for i, weight in enumerate(task.weights):
             out.add(weight.name, work.store.blob(i))

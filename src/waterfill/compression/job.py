@@ -8,6 +8,7 @@ from typing import Any
 
 from waterfill.assignment import LOSSLESS, Assignment, Recipe
 from waterfill.compression.allocation.budget import Budget
+from waterfill.compression.allocation.held import as_held, format_in
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.engine.engine import Engine
@@ -88,7 +89,7 @@ def _tensors(checkpoint: Checkpoint, assignment: Assignment | None) -> list[_Ten
     tensors = checkpoint.tensors
     if assignment is None:
         return [_Tensor(stored, None, None) for stored in tensors.values()]
-    specs = assignment.by_name(tensors, checkpoint.aliases)
+    specs = as_held(assignment.by_name(tensors, checkpoint.aliases))
     hidden, masks = hidden_in({name: stored.load for name, stored in tensors.items()}), masks_of(tensors)
     return [_Tensor(s, specs[n], tensors[masks[n]] if n in hidden else None) for n, s in tensors.items()]
 
@@ -96,12 +97,13 @@ def _tensors(checkpoint: Checkpoint, assignment: Assignment | None) -> list[_Ten
 def _weights(tensors: list[_Tensor], assignment: Assignment | None, remote: Remote | None) -> list[Weight]:
     """A `Weight` for every tensor. Raises BadInput."""
     found = {} if remote is None else remote.inspect()
+    format = format_in({one.stored.name: one.spec for one in tensors})
     weights = []
     for i, (stored, spec, mask) in enumerate((one.stored, one.spec, one.mask) for one in tensors):
         if i in found:
             kept, reason = found[i]
         else:
             kept, reason = "" if assignment is None else kept_or_not(stored.name, stored.load(), spec), None
-        weights.append(replace(weight_of(stored, spec, kept, mask), known_reason=reason))
+        weights.append(replace(weight_of(stored, spec, kept, mask), known_reason=reason, format=format))
         weights[-1].check()
     return weights if assignment is None else informed(weights)

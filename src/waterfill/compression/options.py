@@ -9,6 +9,8 @@ from pathlib import Path
 from waterfill.calibration.calibrate import MEMORY, Loss
 from waterfill.calibration.probes import AUTO
 from waterfill.errors import BadRecipe
+from waterfill.part.formats import FORMATS
+from waterfill.parts import PACKED
 from waterfill.progress import Progress, Report, shown
 
 _MOST_THREADS = 4
@@ -18,10 +20,6 @@ compensate for each other's errors."""
 
 AUTO_BLOCKS, NO_BLOCKS = "auto", "none"
 """Values of `Options.blocks`: the blocks of a large network are found, or none are looked for."""
-
-
-PACKED = "packed"
-"""The way to run from compressed weights."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,9 @@ class Options:
             67 million weights or more; "none" for the network as a whole.
         runs: "packed" for weights that packed layers (`waterfill.pack`) hold in no more memory than the budget says:
             codes that all fit a few bits. Budgets then count, for each matrix, its bits in the file or in memory,
-            whichever are more. None for the smallest file.
+            whichever are more. Or a format of exports, "onnx", "openvino", "gguf" or "compressed-tensors": every matrix
+            has codes that it runs, and budgets count the bytes of the file there. None for the smallest file.
+        beside: bytes of that file which are no weights: the graph (`waterfill.export.beside`), a tokenizer.
 
     Raises:
         BadRecipe: another `runs`.
@@ -83,10 +83,22 @@ class Options:
     steps: Steps = Steps()
     blocks: str = AUTO_BLOCKS
     runs: str | None = None
+    beside: int = 0
 
     def __post_init__(self) -> None:
-        if self.runs not in (None, PACKED):
-            raise BadRecipe(f"runs={self.runs!r} is no way to run that budgets know; give {PACKED!r}, or None")
+        if self.runs not in (None, PACKED, *FORMATS):
+            known = ", ".join(map(repr, (PACKED, *FORMATS)))
+            raise BadRecipe(f"runs={self.runs!r} is no way to run that budgets know; give one of {known}, or None")
+
+    def written_as(self, format: str | None) -> "Options":
+        """The options for a network that is exported to a format, None for none. Raises BadRecipe."""
+        if format is None:
+            return self
+        if self.runs not in (None, format):
+            raise BadRecipe(f"runs={self.runs!r} and format={format!r} are two budgets; give one of them")
+        if format not in FORMATS:
+            raise BadRecipe(f"format={format!r} is none that budgets know; give one of {', '.join(FORMATS)}, or None")
+        return replace(self, runs=format)
 
     @property
     def report(self) -> Report | None:

@@ -27,7 +27,7 @@ from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.steps.repair import repair
 from waterfill.compression.steps.sequential import refit_in_order
 from waterfill.compression.store import MemoryStore
-from waterfill.compression.task import Compression, Task, in_memory, model_of, resolve, to_run, with_remark
+from waterfill.compression.task import Compression, Task, in_memory, model_of, resolve, running, with_remark
 from waterfill.errors import BadInput
 from waterfill.evaluation.outputs import ReferenceOutputs
 from waterfill.importance import ImportanceMap
@@ -57,7 +57,7 @@ def automatic(
 
     Raises BadRecipe.
     """
-    return to_run(Assignment.of(recipe, ignore, DEFAULT_RECIPE if options.runs else DEFAULT_SPEC), options)
+    return running(Assignment.of(recipe, ignore, DEFAULT_RECIPE if options.runs else DEFAULT_SPEC), options)
 
 
 @torch.inference_mode(False)
@@ -167,7 +167,7 @@ class Calibrated:
             made = _repaired(made, self.model, self.inputs, size)
         if size is not None and 1 < self.calibration.samples < FEW_SAMPLES:
             made = self._guarded(made, budget)
-        return with_remark(made, size, compression.task.memory_of(made))
+        return with_remark(made, size, compression.counted(compression.task.memory_of(made)))
 
     def _fitted(self, budget: Budget, importance: ImportanceMap | None) -> tuple[Compression[MemoryStore], Ledger]:
         """Every weight fitted by itself, with this importance, or an assumed one."""

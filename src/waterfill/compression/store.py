@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from waterfill.compression.allocation.held import held
 from waterfill.compression.allocation.weight import Weight
 from waterfill.dtypes import octets
 from waterfill.errors import CorruptFile, PlanMismatch
@@ -66,7 +65,7 @@ class MemoryStore:
 
     def fit(self, i: int, weight: Weight, price: float) -> Fitted:
         self.entries[i] = weight.fit(price)
-        self.memory[i] = held(self.entries[i].parts, weight.chosen_spec)
+        self.memory[i] = weight.held(self.entries[i].parts)
         return self._described(i)
 
     def get(self, i: int) -> Fitted | None:
@@ -172,7 +171,7 @@ def note_of(weight: Weight, price: float) -> tuple[dict[str, Any], bytes]:
     """Fit a weight at a price: what a work directory notes of it, and its blob."""
     values = checksum(weight.load())
     entry = weight.fit(price)
-    memory = held(entry.parts, weight.chosen_spec)
+    memory = weight.held(entry.parts)
     note = {"words": entry.words, "error": entry.error, "bytes": len(entry.blob), "memory": memory}
     return note | {"price": price, "input": values}, entry.blob
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.assignment import LOSSLESS, Assignment, Recipe
-from waterfill.compression.allocation.budget import IN_MEMORY, Budget, unused
+from waterfill.compression.allocation.budget import Budget, counted, unused
 from waterfill.compression.allocation.fitter import FIXED_RATE_PRICE, Fitter
-from waterfill.compression.allocation.held import held
+from waterfill.compression.allocation.held import as_held, format_in
 from waterfill.compression.allocation.to_size.spend import Ledger
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.costs.assumptions import informed
 from waterfill.compression.costs.few import toward_assumed
 from waterfill.compression.costs.unreached import at_common_price
-from waterfill.compression.options import PACKED, Options
+from waterfill.compression.options import Options
 from waterfill.compression.store import MemoryStore, Store
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance, ImportanceMap
@@ -29,7 +29,7 @@ from waterfill.network.layout import RAW, Layout, can_be_rounded, layout_of
 from waterfill.network.pruned import hidden_in
 from waterfill.network.tensors import constants_of, foreign_names, tensors_of
 from waterfill.part import Spec
-from waterfill.parts import Dense, packed
+from waterfill.parts import Dense, to_run
 from waterfill.storage import size_of
 from waterfill.storage.manifest import Manifest
 
@@ -49,12 +49,13 @@ def recipe_of(
     if lossless and (ignore or options.runs):
         given = "ignore=" if ignore else f"runs={options.runs!r}"
         raise BadRecipe(f"lossless=True keeps every tensor bit for bit: leave {given} out")
-    return LOSSLESS if lossless else to_run(Assignment.of(recipe, ignore), options)
+    return LOSSLESS if lossless else running(Assignment.of(recipe, ignore), options)
 
 
-def to_run(recipe: Assignment, options: Options) -> Assignment:
-    """The recipes, such that the network can run as the options say."""
-    return recipe.mapped(packed) if options.runs == PACKED else recipe
+def running(recipe: Assignment, options: Options) -> Assignment:
+    """The recipes, such that the network can run as the options say. Raises BadRecipe."""
+    how = options.runs
+    return recipe if how is None else recipe.mapped(lambda spec: to_run(spec, how))
 
 
 def kept_or_not(name: str, value: Tensor, spec: Spec | None, **known: bool) -> str:
@@ -91,7 +92,8 @@ def plan_weights(
         weight = Weight(name, layout, spec or EXACT, load[name], _reader(importance, name), streamed)
         weight.check()
         weights.append(replace(weight, importance=None, kept=kept) if kept else replace(weight, mask=masks.get(name)))
-    weights = informed(weights)
+    format = format_in(specs)
+    weights = [replace(weight, format=format) for weight in informed(weights)]
     return (
         at_common_price(toward_assumed(weights, importance.samples))
         if isinstance(importance, ImportanceMap)
@@ -147,7 +149,7 @@ class Task:
             weights, text = lossless_weights(tensors), LOSSLESS
         else:
             assignment = Assignment.of(recipe)
-            specs, text = assignment.by_name(tensors, aliases), assignment.text
+            specs, text = as_held(assignment.by_name(tensors, aliases)), assignment.text
             constants = constants_of(module) if module is not None else ()
             weights = plan_weights(tensors, specs, roles, importance, constants)
             kept = {weight.name for weight in weights if weight.kept}
@@ -171,7 +173,7 @@ class Task:
 
     def memory_of(self, model: CompressedModel) -> int:
         """Bytes in memory of the weights of the compressed model, of those of which a budget counts them."""
-        return sum(held(model.entries[w.name].parts, w.chosen_spec) for w in self.weights if w.name in model.entries)
+        return sum(w.held(model.entries[w.name].parts) for w in self.weights if w.name in model.entries)
 
     def allowed(self, budget: Budget) -> int | None:
         """Bytes that the file may have; None where a price decides."""
@@ -205,8 +207,12 @@ class Compression(Generic[_Kept]):
 
     @property
     def memory(self) -> int:
-        """Bytes in memory of the weights so far, of those of which a budget counts them."""
+        """Bytes in memory, or in another format, of the weights so far, of those of which a budget counts them."""
         return sum(one.memory for i in range(len(self.weights)) if (one := self.store.get(i)) is not None)
+
+    def counted(self, memory: int) -> str:
+        """The remark of a file whose budget counts these bytes of the weights."""
+        return counted(memory + (self.options.beside if memory else 0), self.options.runs)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the file."""
@@ -226,7 +232,7 @@ class Compression(Generic[_Kept]):
         return Fitter(self.weights, self.fit, self._overhead, self.options.report, self.options.workers)
 
     def _overhead(self, lengths: Sequence[int]) -> int:
-        return self.file_bytes(lengths) - sum(lengths)
+        return self.file_bytes(lengths) - sum(lengths) + self.options.beside
 
     def meet(self, budget: Budget) -> Ledger:
         """Fit every weight to the budget. Raises BudgetError."""
@@ -246,21 +252,21 @@ def model_of(work: Compression[MemoryStore]) -> CompressedModel:
     return CompressedModel({entry.name: entry for entry in entries}, dict(work.task.aliases), work.task.notes)
 
 
-def with_remark(model: CompressedModel, size: int | None, memory: int = 0) -> CompressedModel:
+def with_remark(model: CompressedModel, size: int | None, elsewhere: str = "") -> CompressedModel:
     """The model, with a remark in its notes as `remarked` makes it."""
-    return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size, memory))
+    return replace(model, notes=remarked(model.notes, size, lambda notes: replace(model, notes=notes).size, elsewhere))
 
 
 def remarked(
-    notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int], memory: int = 0
+    notes: dict[str, Any], size: int | None, file_bytes: Callable[[dict[str, Any]], int], elsewhere: str = ""
 ) -> dict[str, Any]:
     """Notes, with a remark where a file leaves much of the `size` bytes unused, if there is room for it.
 
-    file_bytes: (notes) -> bytes of the file with these. memory: bytes of the weights where these count; the remark then
-    says them.
+    file_bytes: (notes) -> bytes of the file with these. elsewhere: the remark where other bytes count than those of the
+    file.
     """
-    remark = IN_MEMORY.format(memory) if memory else None
-    if size is not None and not memory:
+    remark: str | None = elsewhere
+    if size is not None and not elsewhere:
         remark = unused(size, file_bytes(notes))
     more = notes | ({"budget": remark} if remark else {})
     return more if size is None or file_bytes(more) <= size else notes

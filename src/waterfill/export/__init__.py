@@ -9,8 +9,9 @@
 Integers leave as they are: nothing is rounded again unless it is asked for. `front.export` is the way in.
 """
 
+from waterfill.export.beside import beside
 from waterfill.export.front import FORMATS, export
 from waterfill.export.how import How, Network
 from waterfill.export.result import Exported, Row
 
-__all__ = ["FORMATS", "Exported", "How", "Network", "Row", "export"]
+__all__ = ["FORMATS", "Exported", "How", "Network", "Row", "beside", "export"]

@@ -18,11 +18,15 @@ from waterfill.compression.post_training import automatic
 from waterfill.errors import BadRecipe
 from waterfill.hf.block_by_block import compressed, prepared
 from waterfill.hf.folder import WEIGHTS, check_plain, copy_beside, write_card, write_config
-from waterfill.hf.original import original_model, original_tokenizer
+from waterfill.hf.original import linear_weights, original_model, original_tokenizer
 from waterfill.hf.staging import Staging, staged
 from waterfill.hf.text import Windows
 from waterfill.network.checkpoint import Checkpoint, open_checkpoint
 from waterfill.recipe import DEFAULT_RECIPE
+
+_WITH_TOKENIZER, _OF_LINEAR_LAYERS = "gguf", "compressed-tensors"
+"""Formats with the tokenizer in the file, and with codes for plain linear layers alone."""
+_EXPERTS = ".experts."  # linear layers on disk
 
 
 def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each deserves its own word
@@ -38,6 +42,7 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
     lossless: bool = False,
     text: "str | Path | None" = None,
     windows: Windows = Windows(),
+    format: str | None = None,
     options: Options = Options(),
     engine: Engine | None = None,
 ) -> Summary:
@@ -61,6 +66,8 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
         lossless: keep every tensor bit for bit.
         text: a file of plain text like what the model will read, to calibrate with; needs the extra `waterfill[hf]`.
         windows: how many windows of the text, of how many tokens.
+        format: "gguf" or "compressed-tensors", to which the folder is exported later: budgets are of that file, and
+            each weight has bits that it holds, as of `compress`.
         options: as of `compress_file`; `force` replaces a compressed folder, and nothing else.
         engine: as of `compress_file`; not with a text.
 
@@ -79,9 +86,10 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
         raise BadRecipe("lossless=True keeps every bit and needs no text: leave it out")
     if engine is not None and text is not None:
         raise BadRecipe("an engine works on weights without inputs: leave the text or the engine out")
-    began, folder = time.monotonic(), Path(source)
+    began, folder, options = time.monotonic(), Path(source), options.written_as(format)
     config = check_plain(folder)
     checkpoint = open_checkpoint(folder)
+    options, ignore = _to_format(folder, options, ignore, checkpoint)
     budget: dict[str, Any] = {"bits": bits, "size": size, "ratio": ratio, "price": price}
     with staged(target, options.force, folder) as staging:
         if text is None:
@@ -96,6 +104,21 @@ def compress_folder(  # noqa: PLR0913 - budgets exclude one another, and each de
         write_config(config, checkpoint, staging.made)
         write_card(staging.made, Path(target).name)
     return replace(made, path=Path(target), seconds=time.monotonic() - began)
+
+
+def _to_format(
+    folder: Path, options: Options, ignore: Sequence[str], checkpoint: Checkpoint
+) -> tuple[Options, Sequence[str]]:
+    """The options and what is ignored, with what a format has beside the weights, and what it holds dense."""
+    if options.runs == _WITH_TOKENIZER and not options.beside:
+        words = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+        return replace(options, beside=sum(path.stat().st_size for path in words if path.exists())), ignore
+    if options.runs == _OF_LINEAR_LAYERS:
+        linear = linear_weights(folder)
+        matrices = [name for name, stored in checkpoint.tensors.items() if len(stored.shape) > 1]
+        other = [name for name in matrices if not linear.get(name, _EXPERTS in name)]
+        return options, [*ignore, *other]
+    return options, ignore
 
 
 def _by_text(

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from waterfill.coding import native
 from waterfill.coding.codes import widths
 from waterfill.part.product import Chain, Codes, Columns, Entries, Levels, Product, Sum
 
@@ -84,7 +85,11 @@ def _of_codes(codes: Codes) -> int:
 
 def _beyond(codes: Tensor) -> dict[int, int]:
     """How many codes are beyond each width."""
-    own, least, most = codes.numpy(), *(int(v) for v in torch.aminmax(codes))
+    own = codes.numpy()
+    if native.core is not None and codes.dtype in (torch.int8, torch.int16):
+        found = native.core.codes_beyond(np.ascontiguousarray(own))
+        return dict(zip(widths.WIDTHS, found, strict=True))
+    least, most = (int(v) for v in torch.aminmax(codes))
     counts = {}
     for bits in widths.WIDTHS:
         low, high = widths.limits(bits)

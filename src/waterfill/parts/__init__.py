@@ -2,17 +2,20 @@
 
 from waterfill.parts.codebook import Codebook
 from waterfill.parts.dense import Dense
+from waterfill.parts.in_format import InFormat, for_kernels, format_of
 from waterfill.parts.lattice import Composition, Lattice, composed
 from waterfill.parts.lowrank import LowRank
-from waterfill.parts.memory import counts_memory, packed
+from waterfill.parts.memory import PACKED, counts_memory, to_run
 from waterfill.parts.quantized import Quantize
 from waterfill.parts.sampled import Sampled
 from waterfill.parts.sparse import Prune
 
 __all__ = [
+    "PACKED",
     "Codebook",
     "Composition",
     "Dense",
+    "InFormat",
     "Lattice",
     "LowRank",
     "Prune",
@@ -20,5 +23,7 @@ __all__ = [
     "Sampled",
     "composed",
     "counts_memory",
-    "packed",
+    "for_kernels",
+    "format_of",
+    "to_run",
 ]

@@ -5,7 +5,7 @@ group, then fitted to the codes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -18,6 +18,7 @@ from waterfill.coding.codes.plan import Frequencies
 from waterfill.coding.stream import Reader, Sink
 from waterfill.importance import Importance
 from waterfill.part import Codes, Part, Product
+from waterfill.parts.quantizer.bounded import fed_back
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 _REFITS = 2  # more change little
@@ -95,13 +96,18 @@ class FixedRate:
     group: int
     symmetric: bool
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest code."""
+        return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+
     def ranges(self, blocks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Scales and zero points [rows, groups], float32, for one clipping range after another.
 
         Without zero points there is one more negative code than positive ones: a scale may be negative, so that the
         largest entry of a group, whatever its sign, is that code.
         """
-        low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+        low, high = self.limits
         if self.symmetric:
             largest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))[..., 0]
             for clip in _CLIPS:
@@ -115,7 +121,7 @@ class FixedRate:
 
     def codes(self, blocks: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """The nearest codes [rows, groups, group], float32."""
-        low, high = -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+        low, high = self.limits
         return (blocks / _safe(scale)[..., None] + zero[..., None]).round().clamp(low, high)
 
 
@@ -157,7 +163,10 @@ class _Best:
 
 
 def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> GroupedPart:
-    """Fixed-rate codes for target [rows, cols], each group with the range and the scale of least distortion."""
+    """Fixed-rate codes for target [rows, cols], each group with the range and the scale of least distortion.
+
+    With a Gram matrix errors are fed back to the columns that follow (GPTQ, arXiv 2210.17323), where that is better.
+    """
     rows, cols = target.shape
     group = max(1, min(rate.group, cols))
     groups = -(-cols // group)
@@ -172,4 +181,21 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
         best.refit()
     flat = best.codes.reshape(rows, groups * group)[:, :cols].to(torch.int8).contiguous()
     zeros = None if rate.symmetric else best.zero.to(torch.int16)
-    return GroupedPart((rows, cols), flat, best.scale.half(), zeros, group)
+    plain = GroupedPart((rows, cols), flat, best.scale.half(), zeros, group)
+    if importance.gram is None or not target.numel():
+        return plain
+    other = _fed_back(target, importance, rate, plain)
+    lost = [importance.expected(target - part.dense()) for part in (plain, other)]
+    return other if lost[1] < lost[0] else plain
+
+
+def _fed_back(target: Tensor, importance: Importance, rate: FixedRate, plain: GroupedPart) -> GroupedPart:
+    """The part of the same scales and zero points whose codes compensate for the errors of those before them."""
+    of = torch.arange(target.shape[1], dtype=torch.int64, device="cpu") // plain.group
+    low, high = rate.limits
+    zeros = torch.zeros(len(target), 1, dtype=torch.float32, device="cpu")
+    zeros = zeros if plain.zeros is None else plain.zeros.float()[:, of]
+    lower = torch.from_numpy(importance.lower).float()
+    steps = _safe(plain.scales.float()[:, of])
+    codes, _ = fed_back(target, steps, lower, (low - zeros, high - zeros))
+    return replace(plain, codes=(codes + zeros).to(torch.int8))

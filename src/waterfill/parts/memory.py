@@ -1,10 +1,19 @@
-"""Recipes for networks that run packed: what of a spec has codes, with those that a packed layer holds."""
+"""Recipes for networks that run packed, or in another tool: what of a spec has codes, with those that it holds."""
 
 from dataclasses import fields, replace
 from typing import Any
 
 from waterfill.part import Spec
+from waterfill.parts.in_format import InFormat, in_format
 from waterfill.parts.quantized import Quantize
+
+PACKED = "packed"
+"""The way to run from compressed weights in PyTorch."""
+
+
+def to_run(spec: Spec, how: str) -> Spec:
+    """The spec for networks that run "packed", or from the file of a format. Raises BadRecipe."""
+    return packed(spec) if how == PACKED else in_format(spec, how)
 
 
 def packed(spec: Spec) -> Spec:
@@ -17,9 +26,12 @@ def packed(spec: Spec) -> Spec:
 
 
 def counts_memory(spec: Spec) -> bool:
-    """Whether a budget counts the bits in memory of what the spec makes, where they are more than those in the file."""
+    """Whether a budget counts the bits in memory, or in another format, of what the spec makes, where they are more
+    than those in the file."""
     if isinstance(spec, Quantize):
         return spec.packed
+    if isinstance(spec, InFormat):
+        return True
     return any(counts_memory(one) for value in _given(spec).values() for one in _specs(value))
 
 

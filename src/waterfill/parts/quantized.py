@@ -67,8 +67,8 @@ class QuantizedPart(Part):
 
     def product(self) -> Product:
         rows, columns = self.scales
-        turned = _more_above(self.codes)
-        codes, rows = torch.where(turned, -self.codes, self.codes), torch.where(turned, -rows, rows)
+        signs = torch.where(_more_above(self.codes), -1, 1)
+        codes, rows = self.codes * signs.to(self.codes.dtype), rows * signs
         return Codes(codes, rows, columns=None if bool((columns == 1).all()) else columns)
 
     def frequencies(self) -> Frequencies | None:
@@ -190,8 +190,9 @@ def _more_above(codes: Tensor) -> Tensor:
     less, as two's complement has one more code below zero than above."""
     if not codes.numel():
         return torch.zeros(len(codes), 1, dtype=torch.bool, device="cpu")
-    least, most = torch.aminmax(codes, dim=1, keepdim=True)
-    return most.int() > -least.int()
+    own = codes.numpy()  # which is several times as fast along rows
+    least, most = own.min(1, keepdims=True).astype(np.int32), own.max(1, keepdims=True).astype(np.int32)
+    return torch.from_numpy(most > -least)
 
 
 def _kernel(shape: tuple[int, int], importance: Importance) -> tuple[int, ...]:

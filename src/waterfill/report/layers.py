@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from waterfill.calibration.calibrate import Calibration, calibrate, weights_of
 from waterfill.compression.allocation.budget import Budget
-from waterfill.compression.allocation.weight import Weight, assumed
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.allocation.without_data import assumed
 from waterfill.compression.job import Job
 from waterfill.compression.options import Steps
 from waterfill.compression.task import Task

@@ -20,9 +20,9 @@ upper fields: of code j in byte j % 16 from bit upper (j // 16) on. Codes beyond
 import numpy as np
 
 from waterfill.coding import native
-from waterfill.coding.codes.widths import WIDTHS, block_bytes, block_cols, row_bytes
+from waterfill.coding.codes.widths import WIDTHS, block_bytes, block_cols, limits, row_bytes
 
-__all__ = ["WIDTHS", "block_bytes", "block_cols", "fields_of", "packed", "row_bytes", "unpacked"]
+__all__ = ["WIDTHS", "block_bytes", "block_cols", "clipped", "fields_of", "packed", "row_bytes", "unpacked"]
 
 _LOWER = {2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}
 
@@ -33,12 +33,12 @@ def fields_of(bits: int) -> tuple[int, int, int]:
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [rows, cols], from -2^(bits - 1) to 2^(bits - 1) - 1, as bytes [rows, row bytes] (uint8)."""
-    stored = codes.astype(np.int8).view(np.uint8) + np.uint8(1 << bits - 1)  # which wraps around as it should
+    """Codes [rows, cols] as bytes [rows, row bytes] (uint8); those beyond the width are clipped, see `clipped`."""
     if native.core is not None:
         out = np.empty((len(codes), row_bytes(codes.shape[1], bits)), np.uint8)
-        native.core.pack_codes(np.ascontiguousarray(stored), bits, out)
+        native.core.pack_codes(_small(codes), bits, out)
         return out
+    stored = (np.clip(codes, *limits(bits)).astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
     rows, cols = codes.shape
     lower, upper, _ = fields_of(bits)
     blocks = np.pad(stored, ((0, 0), (0, -cols % block_cols(bits)))).reshape(rows, -1, block_cols(bits))
@@ -46,6 +46,25 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     if upper:
         made.append(_fields(blocks >> lower, 16, upper))
     return np.concatenate(made, axis=2).reshape(rows, -1)
+
+
+def clipped(codes: np.ndarray, bits: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is missing where `packed` clips `count` codes: starts [rows + 1], columns and values [count], all int32."""
+    if native.core is not None and codes.dtype in (np.int8, np.int16):
+        starts, where, values = (np.empty(n, np.int32) for n in (len(codes) + 1, count, count))
+        native.core.clipped_codes(np.ascontiguousarray(codes), bits, starts, where, values)
+        return starts, where, values
+    missing = codes.astype(np.int32) - np.clip(codes, *limits(bits))
+    rows, where = missing.nonzero()
+    starts = np.concatenate([[0], np.bincount(rows, minlength=len(codes)).cumsum()])
+    return starts.astype(np.int32), where.astype(np.int32), missing[rows, where].astype(np.int32)
+
+
+def _small(codes: np.ndarray) -> np.ndarray:
+    """The same codes, or wider ones clipped, as the compiled core takes them."""
+    if codes.dtype not in (np.int8, np.int16):
+        codes = np.clip(codes, *limits(8)).astype(np.int8)
+    return np.ascontiguousarray(codes)
 
 
 def unpacked(data: np.ndarray, cols: int, bits: int) -> np.ndarray:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput
 from waterfill.part import Codes, Levels
 from waterfill.part.memory import width_of
-from waterfill.runtime import layout, operators, reference
+from waterfill.runtime import layout, operators, reference, short
 from waterfill.runtime.blocked import rows as blocks
 
 if TYPE_CHECKING:
     from waterfill.runtime.layers.geometry import Geometry
 
+_CODES = ("data", "scales", "zeros", "columns", "starts", "where", "values")
 _NARROW = 1 << 16  # columns that 16 bits tell apart
 
 
@@ -45,6 +46,10 @@ class Term(nn.Module):
     @property
     def of_columns(self) -> "tuple[Tensor, Term] | None":
         """The only columns that are not zero, and the matrix of these."""
+        return None
+
+    def record(self) -> "short.Record | None":
+        """The matrix for one call of the compiled core; None where that does not multiply it."""
         return None
 
     @property
@@ -117,26 +122,18 @@ class CodesTerm(Term):
         self.size = size
         self.group = codes.group if codes.scales.shape[1] > 1 else max(self.cols, 1)
         self.bits, self.corrected = width or width_of(codes)
-        low, high = -(1 << self.bits - 1), (1 << self.bits - 1) - 1
-        kept = codes.codes.clamp(low, high) if self.corrected else codes.codes
         zeros = codes.zeros
         self._keep(
-            data=torch.from_numpy(layout.packed(kept.numpy(), self.bits)),
+            data=torch.from_numpy(layout.packed(codes.codes.numpy(), self.bits)),
             scales=codes.scales.float().contiguous(),
             zeros=None if zeros is None else (zeros + (1 << self.bits - 1)).to(torch.int16).contiguous(),
             columns=None if codes.columns is None else codes.columns.float().contiguous(),
             form=torch.tensor([self.bits, self.group, self.cols], dtype=torch.int64, device="cpu"),
         )
         if self.corrected:
-            extra = codes.codes.to(torch.int32) - kept.to(torch.int32)
-            places = extra.nonzero()
-            counts = torch.bincount(places[:, 0], minlength=self.rows)
-            begin = torch.zeros(1, dtype=torch.int64, device="cpu")
-            self._keep(
-                starts=torch.cat([begin, counts.cumsum(0)]).to(torch.int32),
-                where=places[:, 1].to(torch.int32),
-                values=extra[places[:, 0], places[:, 1]],
-            )
+            missing = layout.clipped(codes.codes.numpy(), self.bits, self.corrected)
+            starts, where, values = (torch.from_numpy(each) for each in missing)
+            self._keep(starts=starts, where=where, values=values)
 
     def check(self) -> None:
         if self.form.is_meta:
@@ -156,7 +153,18 @@ class CodesTerm(Term):
         return operators.Matrix(self.data, self.scales, self.zeros, self.columns, *given)
 
     def forward(self, x: Tensor) -> Tensor:
+        if short.usual(x, self.cols, self.large):
+            record = self.record()
+            if record is not None:
+                return short.product(x, self.rows, record)
         return operators.codes_product(x, self._matrix, self.size, self.large)
+
+    def record(self) -> "short.Record | None":
+        own = self._buffers  # where attributes of modules lie: to find them by name takes ten times as long
+        arrays = [own[name] for name in (_CODES if self.corrected else _CODES[:4])]
+        scales = arrays[1]
+        groups = 1 if scales is None else scales.shape[1]
+        return short.codes(arrays, [self.rows, self.cols, groups, self.group, self.bits, self.size])
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         if rows is None:
@@ -241,6 +249,14 @@ class EntriesTerm(Term):
     def check(self) -> None:
         if not self.starts.is_meta:
             _check_entries(self.starts, operators.columns_of(self.where), self.values, self.cols)
+
+    def record(self) -> "short.Record | None":
+        own = self._buffers
+        starts, where, values = own["starts"], own["where"], own["values"]
+        if starts is None or where is None or values is None or not values.is_cpu:
+            return None
+        places = [starts.data_ptr(), where.data_ptr(), values.data_ptr()]
+        return places, [self.rows, self.cols, int(where.dtype is torch.int16)]
 
     def forward(self, x: Tensor) -> Tensor:
         check_cols(x, self.cols)

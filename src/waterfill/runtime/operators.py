@@ -12,7 +12,7 @@ from torch import Tensor
 
 from waterfill.coding import native
 from waterfill.errors import BadInput
-from waterfill.runtime import layout, reference
+from waterfill.runtime import layout, reference, short
 from waterfill.runtime.batching import over_batches
 from waterfill.runtime.blocked import crossover, product
 from waterfill.runtime.matrix import Matrix, check_rows, columns_of, entries, of_rows, runs_here
@@ -69,7 +69,13 @@ def entries_product(x: Tensor, starts: Tensor, where: Tensor, values: Tensor) ->
 
 def _product(x: Tensor, *given: Any) -> Tensor:
     """Of codes, on a CPU."""
-    return _multiplied(x, Matrix(*given[:-2]), *given[-2:])
+    *arrays, corrections, bits, group, cols, size, large = given
+    if short.usual(x, cols, large):
+        rows, groups = arrays[0].shape[0], arrays[1].shape[1]
+        record = short.codes([*arrays, *corrections], [rows, cols, groups, group, bits, size])
+        if record is not None:
+            return short.product(x, rows, record)
+    return _multiplied(x, Matrix(*given[:-2]), size, large)
 
 
 def _multiplied(x: Tensor, matrix: Matrix, size: int, large: int) -> Tensor:

@@ -147,8 +147,7 @@ class _Packing:
             gone = _names(layers, made) | {own for own, stack in self.stacks.items() if not isinstance(stack, str)}
             kept = {name: own for name, own in owners.items() if name not in gone}
             tensors |= {own: entry(own).tensor() for own in kept.values() if own not in tensors}
-        for _, layer in layers:  # nothing is changed before everything is read
-            self._put(layer, made[id(layer)])
+        self._put(made)  # nothing is changed before everything is read
         for own, stack in self.stacks.items():
             put_stack(*stacks[own], stack)
         settle(self.model, self.large)
@@ -194,17 +193,20 @@ class _Packing:
         setattr(made, WHY, why)
         return made
 
-    def _put(self, layer: nn.Module, made: "PackedLayer | str") -> None:
-        """Set a packed layer in the place of another, wherever that is, or note why it stays."""
-        if isinstance(made, str):
-            setattr(layer, WHY, made)
-        elif layer is self.model:
-            self.model = made
-        else:
-            for module in list(self.model.modules()):
-                for name, child in list(module._modules.items()):
-                    if child is layer:
-                        setattr(module, name, made)
+    def _put(self, made: "Mapping[int, PackedLayer | str]") -> None:
+        """Set packed layers in the places of others, wherever these are, or note why they stay."""
+        for module in list(self.model.modules()):
+            for name, child in list(module._modules.items()):
+                new = made.get(id(child))
+                if isinstance(new, PackedLayer):
+                    setattr(module, name, new)
+                elif new is not None and child is not None:
+                    setattr(child, WHY, new)
+        new = made.get(id(self.model))
+        if isinstance(new, PackedLayer):
+            self.model = new
+        elif new is not None:
+            setattr(self.model, WHY, new)
 
 
 def _packed_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from waterfill.coding.exact_product import exact_product
 from waterfill.part import Chain, Codes, Columns, Entries, Levels, Product, Sum, Whole
 from waterfill.part.memory import size_of, width_of
-from waterfill.runtime import layout, operators
+from waterfill.runtime import layout, operators, short
 from waterfill.runtime.leaves import CodesTerm, EntriesTerm, LevelsTerm, Term, check_cols
 
 _MOST_COLS = 1 << 18  # that integer sums of 32 bits allow for
@@ -67,6 +67,13 @@ class ChainTerm(Term):
         made: Tensor = self.left(self.right(x))
         return made
 
+    def record(self) -> "short.Record | None":
+        left, right = self._modules["left"], self._modules["right"]  # found at once, unlike attributes
+        if type(left) is not CodesTerm or type(right) is not CodesTerm:
+            return None
+        first, second = left.record(), right.record()
+        return None if first is None or second is None else (first[0] + second[0], first[1] + second[1])
+
     def restored(self, rows: Tensor | None = None) -> Tensor:
         left, right = self.left.restored(rows), self.right.restored()
         if not operators.runs_here(left):
@@ -102,6 +109,12 @@ class SumTerm(Term):
         return [term for term in self.terms if isinstance(term, Term)]
 
     def forward(self, x: Tensor) -> Tensor:
+        if short.usual(x, self.cols, self.large) and x.numel() == self.cols:
+            terms = self._modules["terms"]
+            assert terms is not None
+            records = [term.record() for term in terms._modules.values()]  # type: ignore[union-attr, operator]
+            if None not in records:
+                return short.total(x, self.rows, records)
         made: Tensor = self.terms[0](x)
         for term in self._terms[1:]:
             made = made + term(x)

@@ -17,6 +17,7 @@ import waterfill
 from waterfill import Options
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.engine.engine import Lost, Serial, answer
+from waterfill.compression.engine.version import fingerprint
 from waterfill.errors import BadInput, CorruptFile, EngineError, PlanMismatch
 from waterfill.storage.work_directory import Journal
 
@@ -175,17 +176,23 @@ def test_an_error_names_its_weight_and_its_machine(source, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (lambda piece: [piece[0] + ".post1", *piece[1:]], "waterfill is .*, and .*post1 where the job was begun"),
+        (lambda piece: [[piece[0][0] + ".post1", ""], *piece[1:]], "waterfill is .*, and .*post1 where the job was"),
+        (lambda piece: [[piece[0][0], "0" * 16], *piece[1:]], "waterfill .* has other code there than where the job"),
         (lambda piece: moved(piece, "/nowhere/m.safetensors"), "/nowhere/m.safetensors is not to be seen there"),
         (lambda piece: [*piece[:2], ["/nowhere/m.wf.work", 0], piece[3]], "the work directory /nowhere/m.wf.work of"),
     ],
 )
 def test_a_machine_that_differs_is_refused(source, tmp_path, wrong, told):
     def change(piece: str) -> str | None:
-        return answer(json.dumps(wrong(json.loads(piece)))) if asked_of(piece) == "fit" else None
+        return as_to(piece, answer(json.dumps(wrong(json.loads(piece))))) if asked_of(piece) == "fit" else None
 
     with pytest.raises(EngineError, match=f"{socket.gethostname()}: {told}"):
         waterfill.compress_file(source, tmp_path / "m.wf", price=1e-4, engine=Told(change))
+
+
+def as_to(piece: str, said: str) -> str:
+    """An answer under the fingerprint of another piece."""
+    return json.dumps(json.loads(said) | {"piece": fingerprint(piece)})
 
 
 def moved(piece: list, path: str) -> list:
@@ -247,7 +254,7 @@ def test_a_blob_that_another_hand_changed_is_not_written(source, tmp_path, monke
     assert not (tmp_path / "m.wf").exists()
 
 
-@pytest.mark.parametrize("said", ["{", "[]", "null", None, '[{"kept": ""}]', '[{"staged": "../m.safetensors"}]'])
+@pytest.mark.parametrize("said", ["{", "[]", "null", None, '[{"kept": ""}]', '{"piece": 1}'])
 def test_an_engine_that_answers_something_else_is_refused(source, tmp_path, one_by_one, said):
     engine = Told()
     engine.answers = lambda pieces: [(i, said) for i in range(len(pieces))]
@@ -260,7 +267,8 @@ def test_a_blob_is_taken_from_its_own_place_alone(source, tmp_path, one_by_one):
     # any file that the answer named was moved into the work directory
     def elsewhere(piece):
         said = json.loads(answer(piece))
-        return json.dumps([one | ({"staged": "../m.safetensors"} if "staged" in one else {}) for one in said])
+        weights = [one | ({"staged": "../m.safetensors"} if "staged" in one else {}) for one in said["weights"]]
+        return json.dumps(said | {"weights": weights})
 
     with pytest.raises(EngineError, match="unchanged"):
         waterfill.compress_file(source, tmp_path / "a.wf", spec="Quantize()", price=1e-3, engine=Told(elsewhere))
@@ -287,3 +295,21 @@ def test_what_is_no_engine_is_refused_before_the_work(source, tmp_path):
     with pytest.raises(EngineError, match=r"engine='dask' is no engine; give waterfill.Dask"):
         waterfill.compress_file(source, tmp_path / "m.wf", bits=4, engine="dask")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_the_answer_to_another_recipe_is_refused(source, tmp_path, one_by_one):
+    def stale(piece: str) -> str | None:
+        if asked_of(piece) != "measure":
+            return None
+        version, do, work, items = json.loads(piece)
+        items[0][2] = "Quantize(bits=2)"
+        return answer(json.dumps([version, do, work, items]))
+
+    with pytest.raises(EngineError, match="the engine Told gives the answer to another piece of work for that of '.*'"):
+        waterfill.compress_file(source, tmp_path / "m.wf", bits=3, engine=Told(stale))
+
+
+@pytest.mark.parametrize("text", ["garbage", "", "[]", "{}", "null", '["0.1.0", "fit", null, []]', None])
+def test_a_text_that_is_no_piece_is_an_error_of_ours(text):
+    with pytest.raises(EngineError, match="is no piece of work"):
+        answer(text)

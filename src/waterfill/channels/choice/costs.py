@@ -5,7 +5,7 @@ are set to zero and all others refitted (Hassibi and Stork 1993; in blocks, arXi
 the columns, so that what is constant in a channel costs nothing: it goes into the bias.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -82,8 +82,9 @@ def readers_of(
     families: list[Family],
     measured: tuple[Mapping[str, Importance], Mapping[str, Tensor]],
     origin: Mapping[Node, Tensor],
+    others: Iterable[str] = (),
 ) -> dict[Key, Reader]:
-    """A reader for every weight that reads channels of some family.
+    """A reader for every weight that reads channels of some family, and for those of other layers.
 
     measured: the importance of the weights of the original, by name, for those whose inputs are not seen; and by
     layer, its output weights, scaled as `output_weights` does. origin: by node, the channels of the original that are
@@ -91,6 +92,7 @@ def readers_of(
     """
     importance, rows = measured
     reading = {name: network.layers[name] for family in families for name, side in family.nodes if side == IN}
+    reading |= {name: network.layers[name] for name in others}
     plain = {n: la for n, la in reading.items() if isinstance(la.kind, LinearKind) and not la.kind.bound(la.module)}
     readers: dict[Key, Reader] = {}
     for name, moments in input_moments(network, list(plain.values()), WIDEST).items():

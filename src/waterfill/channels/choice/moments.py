@@ -4,10 +4,12 @@ Columns are float32 and their sums are taken around the mean of the first ones: 
 varies around it, nothing of the covariance would be left otherwise.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -17,13 +19,14 @@ from waterfill.channels.graph.network import Layer, Network, hooks, run
 from waterfill.errors import BadInput
 from waterfill.network.channels.layers import LinearKind
 from waterfill.network.running.batches import count_of
+from waterfill.network.tracing.im2col import vectors
 
 _LEAST, _EACH = 1024, 32
 """Samples of columns: at least so many of a call, and for each column so many of all batches."""
 _BATCHES = 8  # where their number is not known
 _TRIES, _TINY = 8, 1e-30
-See = Callable[[str, int, Tensor], None]
-"""(name of a layer, how often it was called before, columns [cols, count])."""
+See = Callable[[str, int, Tensor, "Tensor | None"], None]
+"""(name of a layer, how often it was called before, columns [cols, count], what stands beside [channels, count])."""
 
 
 class _Stop(Exception):
@@ -100,7 +103,7 @@ def input_moments(network: Network, layers: Sequence[Layer], most: int) -> dict[
     """Moments of the columns of some layers over all batches; most: columns whose covariance is whole."""
     found: dict[str, Moments] = {}
 
-    def see(name: str, _: int, columns: Tensor) -> None:
+    def see(name: str, _: int, columns: Tensor, stream: Tensor | None) -> None:
         if not bool(columns.sum().isfinite()):
             raise BadInput(f"the inputs at {name!r} are NaN or infinite; look at the batches and the layers before it")
         found.setdefault(name, Moments.of(len(columns), most)).add(columns)
@@ -110,6 +113,50 @@ def input_moments(network: Network, layers: Sequence[Layer], most: int) -> dict[
     return found
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses columns of a call of a layer, the same for two networks of the same inputs.
+
+    number: of the batch. batches: how many there are. width: columns that the number of samples is chosen for; 0: those
+    of the layer.
+    """
+
+    layer: Layer
+    number: int
+    call: int
+    batches: int
+    width: int = 0
+
+    def columns(self, x: Tensor) -> Tensor:
+        """What the layer multiplies with, of its input, [cols, count]."""
+        assert isinstance(self.layer.kind, LinearKind)
+        generator = self._generator()
+        return self._some(self.layer.kind.columns(self.layer.module, x, generator, self.width).float(), generator)
+
+    def beside(self, x: Tensor) -> Tensor:
+        """Of a tensor with the places of the layer's outputs, the channels at the places of the columns, [channels,
+        count]."""
+        assert isinstance(self.layer.kind, LinearKind)
+        rows, generator = x.movedim(self.layer.kind.output_dim(self.layer.module, x), -1), self._generator()
+        return self._some(vectors(rows, generator, self._width)[0], generator)
+
+    @property
+    def _width(self) -> int:
+        assert isinstance(self.layer.kind, LinearKind)
+        return self.width or int(self.layer.kind.matrix(self.layer.module).shape[1])
+
+    def _generator(self) -> torch.Generator:
+        seed = (self.number * 1009 + crc32(self.layer.name.encode())) * 1009 + self.call
+        return torch.Generator("cpu").manual_seed(seed)
+
+    def _some(self, columns: Tensor, generator: torch.Generator) -> Tensor:
+        most = max(_LEAST, _EACH * self._width // self.batches)
+        if columns.shape[1] <= most:
+            return columns
+        order = torch.randperm(columns.shape[1], generator=generator, dtype=torch.int64, device="cpu")
+        return columns[:, order[:most].to(columns.device)]
+
+
 def watch(  # noqa: PLR0913 - what is run, on what, and what is seen of it
     network: Network,
     layers: Iterable[Layer],
@@ -117,34 +164,33 @@ def watch(  # noqa: PLR0913 - what is run, on what, and what is seen of it
     number: int,
     see: See,
     chosen_for: Callable[[str], int] = lambda name: 0,
+    beside: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Run a batch until all calls of some layers were seen.
 
     number: of the batch, which the samples of columns depend on. chosen_for: by layer, as of `LinearKind.columns`.
+    beside: by layer, a module whose input is seen too, at the places of the columns.
     """
     watched = {layer.name: layer for layer in layers}
     batches = count_of(network.inputs.batches) or _BATCHES
     left = sum(layer.calls for layer in watched.values())
     calls = dict.fromkeys(watched, 0)
+    streams = {beside[name]: torch.empty(0, dtype=torch.float32, device="cpu") for name in watched if name in beside}
 
     def before(name: str, x: Tensor) -> None:
         nonlocal left
-        layer = watched[name]
-        if calls[name] == layer.calls:  # longer inputs may need more, and two networks are to be compared
+        if name in streams:
+            streams[name] = x.detach().clone()
+        if name not in watched or calls[name] == watched[name].calls:  # longer inputs may need more calls
             return
-        assert isinstance(layer.kind, LinearKind)
-        generator = torch.Generator("cpu").manual_seed((number * 1009 + layer.number) * 1009 + calls[name])
         with own_arithmetic():
-            columns = layer.kind.columns(layer.module, x.detach(), generator, chosen_for(name)).float()
-            most = max(_LEAST, _EACH * (chosen_for(name) or len(columns)) // batches)
-            if columns.shape[1] > most:
-                order = torch.randperm(columns.shape[1], generator=generator, dtype=torch.int64, device="cpu")
-                columns = columns[:, order[:most].to(columns.device)]
-            see(name, calls[name], columns)
+            sampler = Sampler(watched[name], number, calls[name], batches, chosen_for(name))
+            stream = sampler.beside(streams[beside[name]]) if name in beside else None
+            see(name, calls[name], sampler.columns(x.detach()), stream)
         calls[name] += 1
         left -= 1
         if left == 0:
             raise _Stop
 
-    with suppress(_Stop), hooks(network.model, watched, before):
+    with suppress(_Stop), hooks(network.model, dict.fromkeys([*streams, *watched]), before):
         run(network.model, batch, network.inputs.forward)

@@ -1,10 +1,12 @@
 """What is left makes up for what went: layer by layer, in the order of the run, the weights are fitted anew.
 
 Each layer is to give what it gave in the original network, from the inputs that it gets now: least squares, with the
-constant part in its bias, or in the batch norm that follows. What a step before got wrong, the next one corrects.
+constant part in its bias, or in the batch norm that follows. What a step before got wrong, the next one corrects; the
+last layer of a block's branch is to give what its input lacks too (arXiv 1707.06168, section 3.3).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from waterfill.channels.choice.moments import Moments, damped_factor, watch
 from waterfill.channels.graph.network import IN, OUT, Layer, Network, Node
+from waterfill.channels.graph.streams import Stream
 from waterfill.network.channels.layers import LinearKind
 from waterfill.network.channels.sizes import add_bias
 
@@ -22,10 +25,13 @@ _STORED = 1 << 29
 
 
 class Targets:
-    """What the layers of the original give at sampled places, kept as far as memory allows."""
+    """What the layers of the original give at sampled places, kept as far as memory allows.
 
-    def __init__(self, original: Network) -> None:
-        self.original = original
+    streams: by layer, what its outputs are added to; of such a layer the targets are what it gives and the stream.
+    """
+
+    def __init__(self, original: Network, streams: Mapping[str, Stream] = MappingProxyType({})) -> None:
+        self.original, self.streams = original, streams
         self._stored: dict[int, dict[str, list[Tensor]]] = {}
         self._bytes = 0
 
@@ -41,6 +47,10 @@ class Targets:
             self._stored[number] = stored | found
         return {name: (found | stored)[name] for name in names}
 
+    def beside(self, smaller: Network) -> dict[str, str]:
+        """By layer, the module whose input is what it adds to, of those that a smaller network still has."""
+        return {name: stream.module for name, stream in self.streams.items() if name in smaller.layers}
+
     def width(self, name: str) -> int:
         """Columns of a layer of the original."""
         return int(matrix_of(self.original.layers[name]).shape[1])
@@ -49,13 +59,15 @@ class Targets:
         layers = [self.original.layers[name] for name in names]
         found: dict[str, list[Tensor]] = {name: [] for name in names}
 
-        def see(name: str, _: int, columns: Tensor) -> None:
+        def see(name: str, _: int, columns: Tensor, stream: Tensor | None) -> None:
             layer = self.original.layers[name]
             outputs = matrix_of(layer).float() @ columns
             bias = bias_of(layer)
-            found[name].append(outputs if bias is None else outputs + bias.float()[:, None])
+            outputs = outputs if bias is None else outputs + bias.float()[:, None]
+            added = 0.0 if stream is None else self.streams[name].per_output(self.original, stream)
+            found[name].append(outputs + added)
 
-        watch(self.original, layers, batch, number, see)
+        watch(self.original, layers, batch, number, see, beside=self.beside(self.original))
         return found
 
 
@@ -77,22 +89,28 @@ def fitted_layers(network: Network) -> list[str]:
 
 
 def refit(smaller: Network, targets: Targets, origin: Mapping[Node, Tensor], damping: float) -> None:
-    """Fit every layer from the first that lost inputs on, in place.
+    """Fit every layer from the first that lost inputs, or follows a block that went, on, in place.
 
     origin: by node, the numbers in the original of the channels that are left, where some are not.
     damping: how much the weights hold on to what they are, relative to the mean variance of a column.
     """
     names = fitted_layers(targets.original)
-    start = next((i for i, name in enumerate(names) if (name, IN) in origin), len(names))
-    for some in _passes(names[start:]):
+    lost = (i for i, name in enumerate(names) if (name, IN) in origin or name not in smaller.layers)
+    start = next(lost, len(names))
+    for some in _passes([name for name in names[start:] if name in smaller.layers]):
         sums = {name: _Sums.of(smaller.layers[name]) for name in some}
         for number, batch in enumerate(smaller.inputs.batches):
             wanted = targets.of(some, batch, number)
 
-            def see(name: str, call: int, columns: Tensor, wanted: Any = wanted, sums: Any = sums) -> None:
-                sums[name].add(columns, wanted[name][call][_rows(targets.original.layers[name], origin)])
+            def see(  # noqa: PLR0913 - a function of a loop holds what changes in it
+                name: str, call: int, columns: Tensor, stream: Tensor | None, wanted: Any = wanted, sums: Any = sums
+            ) -> None:
+                target = wanted[name][call][_rows(targets.original.layers[name], origin)]
+                given = 0.0 if stream is None else targets.streams[name].per_output(smaller, stream)
+                sums[name].add(columns, target - given)
 
-            watch(smaller, [smaller.layers[name] for name in some], batch, number, see, targets.width)
+            layers = [smaller.layers[name] for name in some]
+            watch(smaller, layers, batch, number, see, targets.width, targets.beside(smaller))
         for name in some:
             sums[name].solve(smaller, targets.original, origin, damping)
 

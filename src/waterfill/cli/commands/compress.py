@@ -3,6 +3,7 @@
 import argparse
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,7 @@ def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, 
     """Compress the checkpoint as it lies on disk, one tensor in memory at a time."""
     from waterfill import Options, compress_file
     from waterfill.cli.progress import Meter
-    from waterfill.compression.allocation.budget import IN_MEMORY
+    from waterfill.compression.allocation.budget import counted
 
     model, recipe = existing(args.model), args.recipe or DEFAULT_RECIPE
     chosen = {"ignore": args.ignore} | budget_of(args)
@@ -150,8 +151,17 @@ def _without(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str, 
         options = Options(force=args.force, threads=args.threads, progress=meter, runs=args.runs)
         summary = compress_file(model, output, recipe, **chosen, options=options, engine=engine)
     notes = {"recipe": recipe_said(args, DEFAULT_RECIPE), "original": summary.original}
-    notes |= {"budget": IN_MEMORY.format(summary.memory)} if summary.memory else {}
+    notes |= {"budget": counted(summary.memory, args.runs)} if summary.memory else {}
     return Listing(items_of(summary.rows), summary.aliases, notes, summary.size), {}
+
+
+def _beside(args: argparse.Namespace, network: "nn.Module", batches: "Iterable[Any]") -> int:
+    """Bytes of the file of --format that are no weights."""
+    if args.runs in (None, "packed"):
+        return 0
+    from waterfill.export import beside
+
+    return beside(network, batches, args.runs)
 
 
 def _goal(args: argparse.Namespace) -> "tuple[Drop, Search] | None":
@@ -198,6 +208,7 @@ def _with_data(args: argparse.Namespace, output: str) -> tuple[Listing, dict[str
     with claimed(output), Meter(args.quiet) as meter:
         cache, memory = Path(args.cache) if args.cache else None, args.memory or MEMORY
         how: dict[str, Any] = {"runs": args.runs, "blocks": args.blocks or AUTO_BLOCKS}
+        how["beside"] = _beside(args, network, batches)
         options = Options(progress=meter, threads=args.threads, cache=cache, memory=memory, **how)
         given = {name: value for name, value in budget_of(args).items() if name != "lossless"}
         recipe = automatic(args.recipe, args.ignore, options)

@@ -37,6 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="inputs at once that are timed (default: 1)")
     parser.add_argument("--rounds", type=int, default=4, metavar="N", help="in which channels go (default: 4)")
     parser.add_argument("--multiple", type=int, metavar="N", help="of which channels stay (default: 8 for a speedup)")
+    parser.add_argument(
+        "--blocks",
+        action=argparse.BooleanOptionalAction,
+        help="whether whole blocks may go (default: where a speedup is wanted)",
+    )
+    parser.add_argument("--fold", action="store_true", help="batch norms go into the layers before them: fewer calls")
     size = parser.add_argument_group("size of the file, at most one of").add_mutually_exclusive_group()
     size.add_argument("--bits", type=float, metavar="B", help="bits per weight (default: every bit stays)")
     size.add_argument("--size", type=size_of, metavar="S", help="of the file: 3MB, 500kB, 54000")
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
 
     inputs = counted(batches)
     with claimed(args.output), Meter(args.quiet) as meter:
-        how = Pruning(rounds=args.rounds, multiple=args.multiple, batch=args.batch, progress=meter)
+        own = {name: getattr(args, name) for name in ("rounds", "multiple", "batch", "blocks", "fold")}
+        how = Pruning(**own, progress=meter)
         shares = {name: getattr(args, name) for name in ("macs", "speedup", "keep")}
         pruned = waterfill.prune_channels(network, inputs, **shares, how=how)
         if args.bits is not None or args.size is not None:
@@ -86,5 +93,6 @@ def as_json(pruned: "Pruned") -> dict[str, Any]:
         "speedup": pruned.speedup,
         "latency": [asdict(row) for row in pruned.latency],
         "sizes": pruned.sizes,
+        "blocks": pruned.blocks,
         "table": pruned.table(),
     }

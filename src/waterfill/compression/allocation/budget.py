@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from waterfill.errors import BadRecipe, BudgetError
+from waterfill.parts import PACKED
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,17 @@ class Budget:
 
 IN_MEMORY = "{} bytes in memory where layers run from the compressed weights"
 """The remark in a file whose budget counts what its weights take there."""
+IN_FORMAT = "about {} bytes in a file of {}"
+"""The remark in a file whose budget counts what it takes in another format."""
+
+
+def counted(size: int, runs: str | None) -> str:
+    """The remark in a file whose budget counts what its weights take elsewhere; empty where `size` is 0."""
+    if not size:
+        return ""
+    return IN_MEMORY.format(size) if runs in (None, PACKED) else IN_FORMAT.format(size, runs)
+
+
 USED = 0.97
 """The share of a budget that a file uses at least, where the parts allow it."""
 

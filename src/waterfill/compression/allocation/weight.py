@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from waterfill.compression.allocation.curve import Curve, Point, water_level
 from waterfill.compression.allocation.damping import damped
-from waterfill.compression.allocation.held import held_in_all
+from waterfill.compression.allocation.held import held, held_in_all
 from waterfill.compression.allocation.sample import SAMPLED_ENTRIES, Sample, rows_and_cols, stride_of
-from waterfill.compression.allocation.without_data import entrywise, line_by_line, without_data
+from waterfill.compression.allocation.without_data import assumed
 from waterfill.dtypes import STORED, dtype_name, octets
 from waterfill.errors import BadInput
 from waterfill.importance import Importance
@@ -20,10 +20,10 @@ from waterfill.model.entry import Entry, decode, encode
 from waterfill.network.layout import RAW, VECTOR, Layout
 from waterfill.network.pruned import visible
 from waterfill.network.pruned import within as under_mask
-from waterfill.part import Choice, Spec
-from waterfill.parts import Codebook, Dense
+from waterfill.part import Choice, Part, Spec
+from waterfill.parts import Codebook, Dense, for_kernels
 from waterfill.storage import name_problem
-from waterfill.storage.manifest import shape_problem
+from waterfill.storage.manifest import KERNEL, shape_problem
 
 _MOST_ENTRIES_COMPARED = 1 << 20  # larger parts are read back too, under their checksums, but not compared
 _SQUARABLE = 2.0**-50, 2.0**50  # of the largest value; beyond, squares leave the range of float32
@@ -48,7 +48,7 @@ class Weight:
     each row ("rows") or column ("columns"), or to the whole (""). known_damping: the damping of the weight that this
     one was made from. kept: why the tensor is kept bit for bit though it could be rounded; else empty. mask: gives the
     entries that the network uses (bool); None for all of them. known_reason: the `reason` that was found elsewhere.
-    each: (number) -> the importance of one matrix of a stack, where they differ.
+    each: (number) -> the costs of a matrix of a stack, where they differ. format: of a file whose bytes count, or "".
     """
 
     name: str
@@ -65,6 +65,7 @@ class Weight:
     mask: Callable[[], Tensor] | None = None
     known_reason: str | None = None
     each: Callable[[int], Importance] | None = None
+    format: str = ""
 
     def with_spec(self, spec: Spec) -> "Weight":
         """The same weight, to be fitted to another spec: one for each spec, so that its curve is measured once."""
@@ -105,7 +106,13 @@ class Weight:
             return Dense(format="lossless")
         if self.kept:
             return Codebook(levels=2)  # exact for zeros and ones
-        return Dense() if self.reason else self.spec
+        if self.reason:
+            return Dense()
+        return for_kernels(self.spec) if self.layout.role == KERNEL else self.spec
+
+    def held(self, parts: Sequence[Part]) -> int:
+        """Bytes of its parts in memory, or in the file of another tool, where a budget counts these; else 0."""
+        return held(parts, self.chosen_spec, self.layout, self.format)
 
     @functools.cached_property
     def curve(self) -> Curve:
@@ -122,7 +129,9 @@ class Weight:
                 0.0 if self.layout.role == RAW else importance.distortion(target - part.dense())
                 for part, (target, importance) in zip(parts, damped_pairs, strict=True)
             )
-            bits = max(scale * sum(part.bits for part in parts), held_in_all(parts, self.chosen_spec, self.layout))
+            bits = max(
+                scale * sum(part.bits for part in parts), held_in_all(parts, self.chosen_spec, self.layout, self.format)
+            )
             return Point(bits, scale * distortion)
 
         if self.layout.role == RAW:  # the price changes nothing
@@ -250,7 +259,9 @@ class Weight:
 
     @property
     def _positions(self) -> int:
-        """Columns that a sample must keep together: a channel's, or all where a Gram matrix joins them."""
+        """Columns that a sample must keep together: a channel's, or all where a Gram matrix or groups join them."""
+        if self.format:
+            return self.layout.matrix[1]
         if self.importance is None:
             return math.prod(self.layout.kernel)
         measured, cols = self._given(self.importance), self.layout.matrix[1]
@@ -272,18 +283,6 @@ class Weight:
     def _given(self, read: Callable[[], Importance]) -> Importance:
         """The measured importance, zero where a mask hides errors."""
         return read() if self.mask is None else under_mask(read(), self.mask(), self.layout)
-
-
-def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
-    """The importance that is assumed of a matrix, or of some of its rows, from its values alone.
-
-    lines: as of a `Weight`.
-    """
-    if layout.role == VECTOR:
-        return entrywise(target)
-    if lines:
-        return line_by_line(target, lines, math.prod(layout.matrix))
-    return without_data(target, layout.kernel, math.prod(layout.matrix))
 
 
 def _squared_norms(a: Tensor, b: Tensor) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from waterfill.importance import Importance, smooth_gram
+from waterfill.network.layout import VECTOR, Layout
 
 SMOOTHNESS = 0.75
 """Correlation of neighboring inputs assumed for smooth kernels without data (docs/decisions.md has the measurement)."""
@@ -73,3 +74,15 @@ def entrywise(vector: Tensor) -> Importance:
     floor = 1e-8 * square.mean().clamp_min(1e-60)
     weight = float(vector.numel()) ** (SIZE_EXPONENT - 1)
     return Importance(torch.tensor(weight, dtype=torch.float64, device="cpu"), 1 / square.clamp_min(floor))
+
+
+def assumed(target: Tensor, layout: Layout, lines: str = "") -> Importance:
+    """The importance that is assumed of a matrix, or of some of its rows, from its values alone.
+
+    lines: as of a `Weight`.
+    """
+    if layout.role == VECTOR:
+        return entrywise(target)
+    if lines:
+        return line_by_line(target, lines, math.prod(layout.matrix))
+    return without_data(target, layout.kernel, math.prod(layout.matrix))

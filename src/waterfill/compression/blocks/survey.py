@@ -23,7 +23,8 @@ from waterfill.calibration.moments import bytes_of
 from waterfill.calibration.probes import Cost
 from waterfill.calibration.recorder import MIXTURE, Selection
 from waterfill.compression.allocation.curve import water_level
-from waterfill.compression.allocation.weight import Weight, assumed
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.allocation.without_data import assumed
 from waterfill.compression.blocks.measured import Measured, MeasuredStore, energy_of
 from waterfill.compression.blocks.source import Source, Stretch
 from waterfill.compression.options import Options

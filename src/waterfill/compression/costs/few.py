@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from waterfill.compression.allocation.curve import water_level
-from waterfill.compression.allocation.weight import Weight, assumed
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.allocation.without_data import assumed
 from waterfill.compression.costs.unreached import typical_factor
 from waterfill.importance import Importance
 from waterfill.network.layout import RAW, VECTOR

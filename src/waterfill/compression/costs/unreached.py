@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from waterfill.compression.allocation.curve import water_level
-from waterfill.compression.allocation.weight import Weight, assumed
+from waterfill.compression.allocation.weight import Weight
+from waterfill.compression.allocation.without_data import assumed
 from waterfill.network.layout import RAW, VECTOR
 
 _MOST_COMPARED = 24  # weights of a kind in the median; their Gram matrices have to be factorized

@@ -1,28 +1,36 @@
 """Answers of engines, which others may write: read, and refused where they are none."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from waterfill.compression.engine.piece import CHECK, FIT, INSPECT, MEASURE, Item
+from waterfill.compression.engine.piece import CHECK, FIT, INSPECT, MEASURE, Item, Piece
+from waterfill.compression.engine.version import fingerprint
 from waterfill.errors import EngineError
 from waterfill.storage.work_directory import Journal
 
 _SHOWN = 60  # characters of an answer in an error
 
 
-def read_answers(do: str, items: Sequence[Item], text: str, engine: str) -> list[dict[str, Any]]:
-    """The answer for each item of a piece; none of them for a piece that was answered before (no items).
+def read_answers(piece: Piece, text: str, engine: str) -> list[dict[str, Any]]:
+    """The answer for each weight of a piece.
 
-    engine: in words. Raises EngineError for what `answer` never says.
+    engine: in words. Raises EngineError for what `answer` never says, and for what it says to another piece: of another
+    recipe, price or version.
     """
-    if not items:
-        return []
+    items = piece.items
     try:
-        found = json.loads(text)
-        fits = len(found) == len(items) and all(map(_fits(do), items, found))
+        said = json.loads(text)
+        other = said["piece"] != fingerprint(piece.text())
+        found = said["weights"]
+        fits = len(found) == len(items) and all(map(_fits(piece.do), items, found))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        fits = False
+        fits = other = False
+    if other:
+        raise EngineError(
+            f"{engine} gives the answer to another piece of work for that of {items[0].where.name!r}: one of another "
+            "recipe, price or version, kept from before? Answer every piece anew"
+        )
     if not fits:
         raise EngineError(
             f"{engine} gives {str(text)[:_SHOWN]!r} for a piece of {len(items)} weights, the first of them "

@@ -152,12 +152,12 @@ def _threads(client: "Client") -> dict[str, int]:
 
 def _check_versions(client: "Client") -> None:
     """Raise EngineError, naming the first of them, if there are workers without waterfill or with another one."""
-    here = metadata.version("waterfill")
+    own = metadata.version("waterfill")
     for worker, found in client.run(metadata.version, "waterfill", on_error="return").items():
         if isinstance(found, metadata.PackageNotFoundError):
-            raise EngineError(f"the worker at {worker} has no waterfill; install version {here} there")
-        if isinstance(found, str) and found != here:
-            raise EngineError(f"the worker at {worker} has waterfill {found}, and here it is {here}; use one of them")
+            raise EngineError(f"the worker at {worker} has no waterfill; install version {own} there")
+        if isinstance(found, str) and found != own:
+            raise EngineError(f"the worker at {worker} has waterfill {found}, and here it is {own}; use one of them")
 
 
 def _closed(client: "Client | None") -> None:

@@ -42,7 +42,10 @@ class Engine(Protocol):
 
 
 def answer(piece: str) -> str:
-    """Do a piece of work, and say what came of it. Errors of the work are in the answer; it raises none."""
+    """Do a piece of work, and say what came of it. Errors of the work are in the answer.
+
+    Raises EngineError for a text that is no piece.
+    """
     from waterfill.compression.engine.piece import (
         answered,
     )  # torch is imported where work is done, not where it is sent

@@ -6,19 +6,20 @@ import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from waterfill.arithmetic import by_own_arithmetic
 from waterfill.compression.allocation.weight import Weight
 from waterfill.compression.engine.reference import Reference, weight_of
+from waterfill.compression.engine.version import check, fingerprint, here
 from waterfill.compression.store import checksum, note_of
 from waterfill.errors import EngineError
 from waterfill.network.kept import why_kept
 from waterfill.recipe import parse
 from waterfill.storage.work_directory import Journal
 
+_SHOWN = 60  # characters of a text in an error
 INSPECT, MEASURE, FIT, CHECK = "inspect", "measure", "fit", "check"
 """Find out why a tensor is kept; a point of its curve; fit it; a checksum of its values."""
 
@@ -28,7 +29,7 @@ class Item:
     """A weight, and what to do with it.
 
     i: its index. where: its place. spec: its recipe; None to keep every bit. mask: the place of its mask. kept, factor,
-    lines: as of a `Weight`. at: k or price.
+    lines, format: as of a `Weight`. at: k or price.
     """
 
     i: int
@@ -38,12 +39,14 @@ class Item:
     kept: str = ""
     factor: float = 1.0
     lines: str = ""
+    format: str = ""
     at: float = 0.0
 
     def as_json(self) -> list[Any]:
         """A JSON array."""
         mask = self.mask and self.mask.as_json()
-        return [self.i, self.where.as_json(), self.spec, mask, self.kept, self.factor, self.lines, self.at]
+        rest = [self.kept, self.factor, self.lines, self.format, self.at]
+        return [self.i, self.where.as_json(), self.spec, mask, *rest]
 
     @classmethod
     def from_json(cls, values: list[Any]) -> "Item":
@@ -55,7 +58,7 @@ class Item:
         """The weight on the machine where this runs."""
         mask = None if self.mask is None else self.mask.stored()
         weight = weight_of(self.where.stored(), None if self.spec is None else parse(self.spec), self.kept, mask)
-        return replace(weight, factor=self.factor, lines=self.lines)
+        return replace(weight, factor=self.factor, lines=self.lines, format=self.format)
 
 
 @dataclass(frozen=True)
@@ -70,45 +73,50 @@ class Piece:
     def text(self) -> str:
         """One line of JSON."""
         items = [item.as_json() for item in self.items]
-        return json.dumps([metadata.version("waterfill"), self.do, self.work, items])
+        return json.dumps([here(), self.do, self.work, items])
 
 
 @by_own_arithmetic
 def answered(text: str) -> str:
-    """The answer to the text of a piece: a JSON array of objects, one for each weight in order."""
-    version, do, work, items = json.loads(text)
-    return json.dumps([_attempt(_asked(do, work, version), Item.from_json(item)) for item in items])
+    """The answer to the text of a piece: a JSON object with its fingerprint, and an object for each weight in order.
+
+    Raises EngineError for a text that is no piece.
+    """
+    try:
+        (version, code), do, work, asked = json.loads(text)
+        items, folder = [Item.from_json(item) for item in asked], work if work is None else (str(work[0]), int(work[1]))
+        action = _ACTIONS[do]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise EngineError(
+            f"{str(text)[:_SHOWN]!r} is no piece of work ({type(error).__name__}); an engine gives `answer` the pieces "
+            "that it is given, unchanged"
+        ) from error
+
+    def act(item: Item) -> dict[str, Any]:
+        check(version, code)
+        return action(item, folder)
+
+    return json.dumps({"piece": fingerprint(text), "weights": [_attempt(act, item) for item in items]})
 
 
-def _asked(do: str, work: list[Any] | None, version: str) -> Callable[[Item], dict[str, Any]]:
-    def action(item: Item) -> dict[str, Any]:
-        found = metadata.version("waterfill")
-        if found != version:
-            raise EngineError(
-                f"waterfill is {found} there, and {version} where the job was begun; install the same on every machine"
-            )
-        if do == FIT and work is not None:
-            return _fit(item, _journal(*work))
-        return {INSPECT: _inspect, MEASURE: _measure, CHECK: _check}[do](item)
-
-    return action
-
-
-def _inspect(item: Item) -> dict[str, Any]:
+def _inspect(item: Item, _: tuple[str, int] | None) -> dict[str, Any]:
     kept = why_kept(item.where.name, item.where.stored().load())
     return {"kept": kept, "reason": replace(item, kept=kept).weight().reason}
 
 
-def _measure(item: Item) -> dict[str, Any]:
+def _measure(item: Item, _: tuple[str, int] | None) -> dict[str, Any]:
     point = item.weight().curve.at_grid(int(item.at))
     return {"bits": point.bits, "distortion": point.distortion}
 
 
-def _check(item: Item) -> dict[str, Any]:
+def _checksum(item: Item, _: tuple[str, int] | None) -> dict[str, Any]:
     return {"input": checksum(item.where.stored().load())}
 
 
-def _fit(item: Item, journal: Journal) -> dict[str, Any]:
+def _fit(item: Item, work: tuple[str, int] | None) -> dict[str, Any]:
+    if work is None:
+        raise EngineError("a piece that fits weights names no work directory; give `answer` the pieces unchanged")
+    journal = _journal(*work)
     note, blob = note_of(item.weight(), item.at)
     return {"note": note | {"crc": zlib.crc32(blob)}, "staged": journal.stage(item.i, blob, item.at)}
 
@@ -122,6 +130,14 @@ def _journal(folder: str, plan: int) -> Journal:
             "folder that every machine sees at the same place"
         )
     return journal
+
+
+_ACTIONS: dict[str, Callable[[Item, tuple[str, int] | None], dict[str, Any]]] = {
+    INSPECT: _inspect,
+    MEASURE: _measure,
+    FIT: _fit,
+    CHECK: _checksum,
+}
 
 
 def _attempt(action: Callable[[Item], dict[str, Any]], item: Item) -> dict[str, Any]:

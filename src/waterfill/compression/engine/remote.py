@@ -84,16 +84,18 @@ class Remote:
         """The answers to groups of items; returns the items of those that were lost, with the reason."""
         lost: list[tuple[Item, str]] = []
         if groups:
-            pieces = [Piece(do, group, work).text() for group in groups]
-            left = dict(enumerate(groups))
-            for place, text in self.engine.answers(pieces):
-                group = left.pop(place, ())
-                if not group and place not in range(len(groups)):
-                    raise EngineError(f"{self._called} answers piece {place!r}, and there are {len(groups)} of them")
-                if isinstance(text, Lost):
-                    lost += [(item, text.why) for item in group]
+            pieces = [Piece(do, group, work) for group in groups]
+            left = dict(enumerate(pieces))
+            for place, text in self.engine.answers([piece.text() for piece in pieces]):
+                piece = left.pop(place, None)
+                if piece is None and place not in range(len(pieces)):
+                    raise EngineError(f"{self._called} answers piece {place!r}, and there are {len(pieces)} of them")
+                if piece is None:  # answered before
                     continue
-                for item, answer in zip(group, read_answers(do, group, text, self._called), strict=True):
+                if isinstance(text, Lost):
+                    lost += [(item, text.why) for item in piece.items]
+                    continue
+                for item, answer in zip(piece.items, read_answers(piece, text, self._called), strict=True):
                     if "error" in answer:
                         raise_answered(answer["error"], item.where)
                     yield item.i, answer
@@ -162,4 +164,11 @@ class RemoteWork:
 
     def _item(self, i: int, at: float) -> Item:
         weight = self.weights[i]
-        return replace(self.remote.items[i], kept=weight.kept, factor=weight.factor, lines=weight.lines, at=at)
+        return replace(
+            self.remote.items[i],
+            kept=weight.kept,
+            factor=weight.factor,
+            lines=weight.lines,
+            format=weight.format,
+            at=at,
+        )

@@ -47,13 +47,23 @@ class Sizes:
         self.heads = int(config["num_attention_heads"])
         self.key_heads = int(config.get("num_key_value_heads") or self.heads)
         self.head = int(config.get("head_dim") or self.hidden // self.heads)
+        self.window = int(config["sliding_window"]) if config.get("sliding_window") else None
         self.rope_base = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+
+    @property
+    def context(self) -> int:
+        """Positions, at most those of the window that attention slides: llama.cpp's Llama attends to all, which is the
+        same within it."""
+        most = int(self.config["max_position_embeddings"])
+        return most if self.window is None else min(most, self.window)
 
     def describe(self, writer: Any) -> None:
         """Write the sizes."""
         config = self.config
         writer.add_vocab_size(config["vocab_size"])
-        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_context_length(self.context)
+        if self.window is not None:
+            writer.add_sliding_window(self.window)
         writer.add_embedding_length(self.hidden)
         writer.add_block_count(config["num_hidden_layers"])
         writer.add_feed_forward_length(config["intermediate_size"])

@@ -100,12 +100,14 @@ def _check(source: Source, names: dict[str, str], how: How) -> None:
 def _held(source: Source, name: str, sizes: Sizes, how: How) -> _Held:
     """A tensor in the form of the file."""
     entry = source.entry(source.owners[name])
-    if entry.layout.role != MATRIX:
-        return _Held("F32", entry.tensor().float().numpy(), 0.0)
+    order = sizes.order(name, entry.layout.shape[0])
+    if entry.layout.role != MATRIX:  # vectors, and whatever is kept bit for bit
+        exact = entry.tensor().float().numpy()
+        return _Held("F32", exact if order is None else exact[order], 0.0)
     part, loss = entry.parts[0], 0.0
     if can(part) and how.requantize is not None:
         part, loss = requantized(part, how.requantize, max(how.group - how.group % 32, 32))
-    product, order = part.product(), sizes.order(name, entry.layout.shape[0])
+    product = part.product()
     if isinstance(product, Codes) and why_not(product) is None:
         blocks = blocks_of(_ordered(product, order))
         wanted = product.matrix() if order is None else product.matrix()[torch.from_numpy(order)]

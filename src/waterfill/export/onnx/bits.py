@@ -33,9 +33,10 @@ def taken_apart(graph: Graph, codes: np.ndarray, bits: int, base: str) -> str:
     """The name of the codes [entries] (uint8), held in so many bits each."""
     whole, shift = "", 0
     for field, data in zip(fields_of(bits), packed(codes, bits), strict=True):
-        values = _separate(graph, graph.constant(data, f"{base}.packed"), field, base)
+        values = _separate(graph, data, field, base)
         if shift:
-            values = _shifted(graph, values, shift, "LEFT", base)
+            amount = graph.constant(np.array(shift, np.uint8), f"{base}.by")
+            values = graph.node("BitShift", [values, amount], f"{base}.shifted", direction="LEFT")
         whole = graph.node("BitwiseOr", [whole, values], f"{base}.fields") if whole else values
         shift += field
     if any(len(codes) % (8 // field) for field in fields_of(bits)):
@@ -44,18 +45,13 @@ def taken_apart(graph: Graph, codes: np.ndarray, bits: int, base: str) -> str:
     return whole
 
 
-def _separate(graph: Graph, data: str, field: int, base: str) -> str:
-    """All fields of some bytes, one line of them after the other."""
+def _separate(graph: Graph, data: np.ndarray, field: int, base: str) -> str:
+    """All fields of some bytes, one line of them after the other: a line for each place in a byte, of one operator."""
     if field == 8:
-        return data
+        return graph.constant(data, f"{base}.packed")
+    shifts = field * np.arange(8 // field, dtype=np.uint8)[:, None]
+    inputs = [graph.constant(data[None], f"{base}.packed"), graph.constant(shifts, f"{base}.places")]
+    moved = graph.node("BitShift", inputs, f"{base}.moved", direction="RIGHT")
     mask = graph.constant(np.array((1 << field) - 1, np.uint8), f"{base}.mask")
-    lines = []
-    for place in range(8 // field):
-        moved = _shifted(graph, data, place * field, "RIGHT", base) if place else data
-        lines.append(graph.node("BitwiseAnd", [moved, mask], f"{base}.field"))
-    return graph.node("Concat", lines, f"{base}.lines", axis=0)
-
-
-def _shifted(graph: Graph, data: str, by: int, direction: str, base: str) -> str:
-    amount = graph.constant(np.array(by, np.uint8), f"{base}.by")
-    return graph.node("BitShift", [data, amount], f"{base}.shifted", direction=direction)
+    lines = graph.node("BitwiseAnd", [moved, mask], f"{base}.field")
+    return graph.node("Reshape", [lines, graph.constant(np.array([-1], np.int64), f"{base}.flat")], f"{base}.lines")

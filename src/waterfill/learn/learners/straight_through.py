@@ -3,12 +3,14 @@
 Every weight is a code times a scale that stays. Beside its code each has a position on the same axis, in units of the
 step, which the optimizer moves by the gradient at the restored weight (straight through the rounding, arXiv
 1308.3432). Its code is the one that is cheapest there, squared distance and price times bits together. The bits pull on
-the position too, as hard as it takes for the file to have its size.
+the position too, as hard as it takes for the file to have its size. Codes go to and fro between neighbors as long as
+there is training; those that are written are the cheapest where the positions were on average of late
+(polynomial-decay averaging, arXiv 1212.1824).
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -16,87 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.errors import BadInput, BudgetError
+from waterfill.learn.learners.codes import DEAD_ZONE, Composed, Matrix, composed_at
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.vectors import Vectors, can_be_learned
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
-from waterfill.part import Part
-from waterfill.parts import Composition, Lattice, composed
+from waterfill.parts import composed
 
-_DEAD_ZONE = 2 * math.log(2) / 12
-"""Price of a bit over the curvature of the loss, in squared steps: what high rates have (docs/theory.md)."""
-_INSIDE = 0.45  # of a step: positions lie within so much of the middle of their code's range at first
-_ZERO = 0.05  # of a step: nearer to zero, bits do not pull
-_FARTHEST = 1 << 20  # that a code may be from zero
-_LEAST_MEAN = 1e-3  # of the magnitude of codes in a row or column
+_ZERO = 0.05  # of a step: nearer to zero, bits pull in proportion, not at full strength
 _LEAST, _MOST = 2.0**-8, 2.0**8  # of the pull, in multiples of `pull`
 _SLOW, _QUICK = 0.02, 0.01  # too large by this share, a file lets bits pull twice as hard from now on; 4 times, for now
 _NEW = 0.5  # of what bits cost is measured anew in a C step: where codes begin is not to jump
+_DECAY = 9.0  # of weights in the average: half of it is the last 7 % of the steps so far
 _ROUNDS, _NEAR = 30, 1.001  # of prices tried until a file is small enough, each twice the one before; near enough
-
-
-@dataclass(eq=False)
-class _Matrix:
-    """One matrix of codes. position [rows, cols]: on the axis of codes, what is trained. slope [rows, cols]: bits that
-    a code costs more for each step away from zero. scales: [rows, 1] and [cols], those of the lattice, beside it."""
-
-    lattice: Lattice
-    position: Tensor
-    slope: Tensor
-    scales: tuple[Tensor, Tensor]
-
-    def codes(self, zone: float) -> Tensor:
-        """The codes [rows, cols] (float32) that are cheapest where the weights are now."""
-        return self.position.sign() * (self.position.abs() - 0.5 * zone * self.slope + 0.5).floor().clamp_min(0)
-
-    def restored(self, codes: Tensor) -> Tensor:
-        return codes * self.scales[0] * self.scales[1]
-
-    def remeasure(self, codes: Tensor, share: float) -> None:
-        """Let a share of the slopes be those of two-sided geometric densities by row and column of these codes."""
-        size = codes.abs()
-        whole = size.mean().clamp_min(_LEAST_MEAN)
-        rows, cols = size.mean(1, keepdim=True), size.mean(0, keepdim=True)
-        mean = (rows * cols / whole).clamp_min(_LEAST_MEAN)
-        self.slope = torch.lerp(self.slope, -torch.log2(((1 + mean.square()).sqrt() - 1) / mean), share)
-
-    def settle(self, codes: Tensor, zone: float) -> None:
-        """Move positions to where these codes [rows, cols] are the cheapest, well inside: near to where one code ends
-        and the next begins, many would change at once."""
-        centers = codes + 0.5 * zone * self.slope * codes.sign()
-        away = self.position - codes
-        self.position.copy_(centers + _INSIDE * away / (0.5 + away.abs()))
-
-
-@dataclass(eq=False)
-class _Composed:
-    """A matrix of a weight: how it comes of its codes, and what it is now, from what gradients run through."""
-
-    composition: Composition
-    matrices: list[_Matrix]
-    sources: list[Tensor] = field(default_factory=list)
-    value: Tensor | None = None
-
-    def restore(self, zone: float) -> Tensor:
-        """The matrix [rows, cols] of the codes that are cheapest now."""
-        self.sources = [matrix.restored(matrix.codes(zone)).requires_grad_() for matrix in self.matrices]
-        with torch.enable_grad():
-            self.value = self.composition.restore(self.sources)
-        return self.value.detach()
-
-    def slopes(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of the loss by each restored matrix of codes, from that by the whole."""
-        assert self.value is not None
-        return torch.autograd.grad(self.value, self.sources, gradient.to(self.value), retain_graph=True)
-
-    def part(self, zone: float, name: str) -> Part:
-        """The part of the codes at a price. Raises BadInput for codes that no file holds."""
-        codes = [matrix.codes(zone).to(torch.int32).cpu() for matrix in self.matrices]
-        if any(own.numel() and int(own.abs().max()) > _FARTHEST for own in codes):
-            raise BadInput(f"the codes of {name!r} have run away in training; lower the rate")
-        return self.composition.rebuilt(
-            [m.lattice.with_codes(own) for m, own in zip(self.matrices, codes, strict=True)]
-        )
 
 
 def has_codes(made: CompressedModel) -> bool:
@@ -130,26 +64,27 @@ class StraightThrough(Learner):
         self._vectors = Vectors(model, made, self.size)
         self.model = made.install(model)
         self._vectors.begin(made)
-        self._composed: dict[str, list[_Composed]] = {}
+        self._composed: dict[str, list[Composed]] = {}
         for name, entry in made.entries.items():
             found = [composed(part) for part in entry.parts]
             if name in originals and any(one.lattices for one in found):
                 targets = entry.layout.split(originals[name])
-                self._composed[name] = [_composed(one, target) for one, target in zip(found, targets, strict=True)]
+                self._composed[name] = [composed_at(one, target) for one, target in zip(found, targets, strict=True)]
         if not self._composed:
             raise BadInput('no weight has codes that can be changed one by one; compress with spec="Quantize()"')
         self._values = {name: values[name] for name in self._composed}
-        self._pull, self._zone = pull, _DEAD_ZONE
+        self._pull, self._zone = pull, DEAD_ZONE
         # Of the pull, for good and until the next C step: next to none at first where the file has its size already.
         self._strength, self._boost = (_LEAST if made.size <= self.size else 1.0), 1.0
+        self._steps = 0
         with torch.no_grad():
             for _, matrix in self._each():
                 codes = matrix.lattice.codes.to(matrix.position)
                 matrix.remeasure(codes, 1.0)
-                matrix.settle(codes, _DEAD_ZONE)
-        self.after_step()
+                matrix.settle(codes, DEAD_ZONE)
+            self._show()
 
-    def _each(self) -> Iterator[tuple[str, _Matrix]]:
+    def _each(self) -> Iterator[tuple[str, Matrix]]:
         """Every matrix of codes, and a name for it."""
         for name, several in self._composed.items():
             numbers = count()
@@ -174,41 +109,51 @@ class StraightThrough(Learner):
             entry = self._made.entries[name]
             pieces = gradient.float().reshape(entry.layout.count, *entry.layout.matrix)
             for one, piece in zip(several, pieces, strict=True):
-                for matrix, by_restored in zip(one.matrices, one.slopes(piece) if one.matrices else (), strict=True):
+                for matrix, by_restored in zip(one.matrices, one.slopes(piece), strict=True):
                     matrix.position.grad = self._slope(matrix, by_restored)
             self._values[name].grad = None  # else the next backward pass would add to it
         self._vectors.after_backward()
 
-    def _slope(self, matrix: _Matrix, by_restored: Tensor) -> Tensor:
+    def _slope(self, matrix: Matrix, by_restored: Tensor) -> Tensor:
         """The gradient by the positions of codes: that of the loss, and the pull of the bits."""
         slope = matrix.restored(by_restored)
-        bits = matrix.slope * matrix.position.sign() * (matrix.position.abs() > _ZERO)
-        pull = self._pull * self._strength * self._boost * slope.abs().mean() / matrix.slope.mean()
-        return slope + pull * bits
+        mean = torch.linalg.vector_norm(slope, 1) / slope.numel()
+        pull = self._pull * self._strength * self._boost * mean / matrix.slope.mean()
+        bits = (matrix.position / _ZERO).clamp_(-1, 1).mul_(matrix.slope)
+        return slope.add_(bits.mul_(pull))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Round every position to its cheapest code, and give the restored weights to the model."""
+        self._steps += 1
+        share = (_DECAY + 1) / (_DECAY + self._steps)
+        for _, matrix in self._each():
+            matrix.average_in(share)
+        self._show()
+
+    def _show(self, *, average: bool = False) -> None:
+        """Give the model the weights of the codes of now, or of those on average, and the vectors."""
         for name, several in self._composed.items():
             value = self._values[name]
-            value.copy_(torch.stack([one.restore(self._zone).to(value.device) for one in several]).reshape(value.shape))
+            found = [one.restore(self._zone, average=average).to(value.device) for one in several]
+            value.copy_((found[0] if len(found) == 1 else torch.stack(found)).reshape(value.shape))
         self._vectors.after_step()
 
     @torch.no_grad()
     def c_step(self) -> None:
         """Measure what codes cost by now, and let bits pull harder or softer, as the file is too large or too small."""
         for _, matrix in self._each():
-            matrix.remeasure(matrix.codes(self._zone), _NEW)
+            matrix.remeasure(matrix.codes(self._zone, average=True), _NEW)
         self.file_size = self._coded(self._zone, self._written()).size
         over = self.file_size / self.size - 1
         self._strength *= 2.0 ** max(-1.0, min(1.0, over / _SLOW))
         self._strength = max(_LEAST, min(_MOST, self._strength))
         self._boost = 4.0 ** max(-2.0, min(2.0, over / _QUICK))
-        self.after_step()
+        self._show()
 
     @torch.no_grad()
     def result(self) -> CompressedModel:
-        """The network with the codes of now, or those of a higher price where the file would be too large.
+        """The network with the codes of late, or those of a higher price where the file would be too large.
 
         Raises:
             BudgetError: where even codes of zero take too much.
@@ -227,23 +172,27 @@ class StraightThrough(Learner):
             found = self._coded(middle, vectors)
             low, high, made = (low, middle, found) if found.size <= self.size else (middle, high, made)
         self._zone = high
-        self.after_step()
+        self._show(average=True)
         return made
 
     def state(self) -> dict[str, Tensor]:
-        kept = {"numbers": torch.tensor([self._strength, self._boost, self._zone], dtype=torch.float64, device="cpu")}
+        numbers = [self._strength, self._boost, self._zone, float(self._steps)]
+        kept = {"numbers": torch.tensor(numbers, dtype=torch.float64, device="cpu")}
         for name, matrix in self._each():
-            kept |= {f"position.{name}": matrix.position.detach(), f"slope.{name}": matrix.slope}
+            kept |= {f"position.{name}": matrix.position.detach(), f"average.{name}": matrix.average}
+            kept[f"slope.{name}"] = matrix.slope
         return kept | self._vectors.state()
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        self._strength, self._boost, self._zone = state["numbers"].tolist()
+        self._strength, self._boost, self._zone, steps = state["numbers"].tolist()
+        self._steps = int(steps)
         for name, matrix in self._each():
             matrix.position.copy_(state[f"position.{name}"])
+            matrix.average.copy_(state[f"average.{name}"])
             matrix.slope = state[f"slope.{name}"].to(matrix.position)
         self._vectors.load(state)
-        self.after_step()
+        self._show()
 
     def _written(self) -> dict[str, Entry]:
         """The vectors as they are written, in the bytes that they had or what it takes to be as exact as they were."""
@@ -256,16 +205,3 @@ class StraightThrough(Learner):
             parts = tuple(one.part(zone, name) for one in several)
             changed[name] = replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)
         return replace(self._made, entries={**self._made.entries, **vectors, **changed})
-
-
-def _composed(composition: Composition, original: Tensor) -> _Composed:
-    """A matrix of codes; their positions are its own, original ones where it is nothing else than these codes."""
-    return _Composed(composition, [_matrix(one, original, composition.plain) for one in composition.lattices])
-
-
-def _matrix(lattice: Lattice, original: Tensor, plain: bool) -> _Matrix:
-    """Codes, and positions at what they are or, if `plain`, at the original matrix that they stand for."""
-    codes = lattice.codes.to(device=original.device, dtype=torch.float32)
-    scales = lattice.row_scales.to(codes), lattice.col_scales.to(codes)
-    position = torch.nan_to_num(original / (scales[0] * scales[1])) if plain else codes.clone()
-    return _Matrix(lattice, position.requires_grad_(), torch.ones_like(codes), scales)

@@ -21,6 +21,7 @@ from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.learn.learners.lc import LC
+from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.ranks import by_first, rank_and_ranks
 from waterfill.learn.learners.schedule import Schedule
 from waterfill.learn.learners.small_tensors import SmallTensors
@@ -44,6 +45,7 @@ _CALIBRATED = 8  # batches that the compression before is calibrated with; as ma
 _CODES, _VECTORS = "codes", "vectors"
 _REMARK = 24  # bytes that a remark takes, at most
 _MOMENTA = (0.9, 0.99)  # of Adam, for codes and vectors
+_FUSED = ("cpu", "cuda")
 _RISE = 1000.0  # of mu, from the first C step to the last
 SCALAR = "Quantize() | Prune(pattern='columns', values=Quantize()) | LowRank(factors=Quantize())"
 """What straight-through training starts from: the choice that `compress` has, with codes that can be changed alone."""
@@ -163,8 +165,7 @@ class _Run:
         size = self._bytes(codes)
         if last and self._vectors(codes):
             learner = SmallTensors(self._copy(), codes, size)
-            adam = Adam(learner.groups(), self.training.first_rate, betas=_MOMENTA)
-            found.append(self._phase(_VECTORS, steps - last, last).train(learner, adam))
+            found.append(self._phase(_VECTORS, steps - last, last).train(learner, self._adam(learner)))
         return self._best(found, untrained, size)
 
     def _untrained(self, wanted: Mapping[str, Spec | None]) -> list[CompressedModel]:
@@ -210,7 +211,13 @@ class _Run:
 
     def _straight_through(self, start: CompressedModel, phase: Phase) -> CompressedModel:
         learner = StraightThrough(self._copy(), start, self._bytes(start))
-        return phase.train(learner, Adam(learner.groups(), self.training.first_rate, betas=_MOMENTA))
+        return phase.train(learner, self._adam(learner))
+
+    def _adam(self, learner: Learner) -> Adam:
+        """The optimizer of codes and vectors, in one pass over each tensor where every supported PyTorch has that."""
+        groups = learner.groups()
+        fused = all(value.device.type in _FUSED for group in groups for value in group["params"])
+        return Adam(groups, self.training.first_rate, betas=_MOMENTA, fused=fused)
 
     def _by_lc(self, spec: "Recipe | None", phase: Phase) -> CompressedModel:
         work = self._copy()

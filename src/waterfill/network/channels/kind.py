@@ -94,10 +94,19 @@ def keep(layer: nn.Module, kind: Kind, kept: Mapping[str, Tensor]) -> None:
 
 
 def sliced(value: Tensor, axes: Axes, before: Mapping[str, int], kept: Mapping[str, Tensor]) -> Tensor:
-    """A tensor without the channels that are not kept."""
+    """A tensor without the channels that are not kept, in the order in memory that it has."""
+    whole = value
     for dim, axis in enumerate(axes):
         if axis is not None and axis.side in kept:
             value = value.index_select(dim, entries(axis, kept[axis.side], before[axis.side]).to(value.device))
+    return as_ordered(value, whole)
+
+
+def as_ordered(value: Tensor, whole: Tensor) -> Tensor:
+    """A tensor with channels last in memory where another one has them so."""
+    for dims, order in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if whole.ndim == dims and whole.is_contiguous(memory_format=order) and not whole.is_contiguous():
+            return value.contiguous(memory_format=order)
     return value
 
 

@@ -18,9 +18,10 @@ KINDS = (Dense(), Convolution(), Transposed(), Turned(), Embedding(), Norm(), Gr
 NOTE = "channels"
 """The note of a file that holds the sizes of layers with fewer channels than their class builds."""
 Sizes = dict[str, dict[str, int]]
-"""By the name of a module: "in" and "out", its channels; "bias", 1 where it got one; else an attribute, as ".heads"."""
+"""By the name of a module: "in" and "out", its channels; "bias", 1 where it got one; "gone", 1 where `nn.Identity` took
+its place; else an attribute, as ".heads"."""
 _TEXT = "_waterfill_channels"
-_BIAS = "bias"
+_BIAS, _GONE = "bias", "gone"
 
 
 def kind_of(layer: nn.Module) -> Kind | None:
@@ -46,7 +47,12 @@ def sizes_between(before: nn.Module, after: nn.Module) -> Sizes:
     """The sizes of the layers of `after` that differ from those of `before`, a module of the same class."""
     sizes: Sizes = {}
     smaller = dict(after.named_modules())
+    for name, module in before.named_modules():
+        if isinstance(smaller.get(name), nn.Identity) and not isinstance(module, nn.Identity):
+            sizes[name] = {_GONE: 1}
     for name, (layer, kind) in layers_with_channels(before).items():
+        if name in sizes or name not in smaller:
+            continue
         was, now = kind.sizes(layer), kind.sizes(smaller[name])
         found = {side: int(b) for side, a, b in zip((IN, OUT), was, now, strict=True) if a != b}
         if _has_bias(smaller[name]) and not _has_bias(layer):
@@ -54,7 +60,9 @@ def sizes_between(before: nn.Module, after: nn.Module) -> Sizes:
         if found:
             sizes[name] = found
     for name, module in before.named_modules():
-        changed = {f".{key}": b for key, a, b in _numbers(module, smaller[name]) if name not in sizes and a != b}
+        if name in sizes or name not in smaller:
+            continue
+        changed = {f".{key}": b for key, a, b in _numbers(module, smaller[name]) if a != b}
         if changed and kind_of(module) is None:
             sizes[name] = changed
     return sizes
@@ -128,6 +136,8 @@ def shrink(module: nn.Module, sizes: Mapping[str, Mapping[str, int]]) -> nn.Modu
     for name, wanted in sizes.items():
         if name not in modules:
             raise Mismatch(f"the sizes are those of a network with a layer {name!r}, and the {_kind(module)} has none")
+        if _GONE in wanted:
+            continue
         kind = kind_of(modules[name])
         if kind is None:
             numbers.append((modules[name], _numbers_in(name, modules[name], wanted)))
@@ -140,6 +150,8 @@ def shrink(module: nn.Module, sizes: Mapping[str, Mapping[str, int]]) -> nn.Modu
     for owner, values in numbers:
         for key, value in values.items():
             setattr(owner, key, value)
+    for name in (name for name, wanted in sizes.items() if name and _GONE in wanted):
+        put_in_place(module, name, nn.Identity())
     note_sizes(module, {name: dict(wanted) for name, wanted in sizes.items()})
     return module
 
@@ -150,6 +162,21 @@ def add_bias(layer: nn.Module, kind: Kind) -> None:
         weight: Any = layer.weight
         zeros = torch.zeros(kind.sizes(layer)[1], dtype=weight.dtype, device=weight.device)
         layer.register_parameter(_BIAS, nn.Parameter(zeros, requires_grad=weight.requires_grad))
+
+
+def put_in_place(model: nn.Module, name: str, other: nn.Module) -> nn.Module:
+    """Put another module wherever a model holds one; the one that stood there."""
+    parent, _, key = name.rpartition(".")
+    holder = dict(model.named_modules()).get(parent)
+    module: nn.Module | None = None if holder is None else holder._modules.get(key)
+    if module is None:  # inside of one that is gone
+        return other
+    other.train(module.training)
+    for owner in list(model.modules()):
+        for own, child in owner._modules.items():
+            if child is module:
+                owner._modules[own] = other
+    return module
 
 
 def _kept(name: str, layer: nn.Module, kind: Kind, wanted: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -178,7 +205,8 @@ def held_by(modules: Iterable[nn.Module]) -> Callable[[], None]:
     before = []
     for module in modules:
         held = vars(module)
-        before.append((module, dict(held) | {key: dict(held[key]) for key in ("_parameters", "_buffers")}))
+        own = ("_parameters", "_buffers", "_modules")
+        before.append((module, dict(held) | {key: dict(held[key]) for key in own}))
 
     def back() -> None:
         for module, held in before:

@@ -50,10 +50,10 @@ def bounded(target: Tensor, importance: Importance, bits: int, columns: bool) ->
     lower = None if importance.lower is None else torch.from_numpy(importance.lower).float()
     search = _Search(bits, importance.positions)
     grid, least = search.rows(target, col, search.plain(target))
-    codes, given = _fed_back(target, grid, lower, (least, least + search.levels))
+    codes, given = fed_back(target, _grid_steps(grid, rows, cols), lower, (least, least + search.levels))
     for _ in range(int(columns) + int(lower is not None)):
         grid, least = search.rows(given, col, search.channels(given, grid, least) if columns else grid)
-        codes, given = _fed_back(target, grid, lower, (least, least + search.levels))
+        codes, given = fed_back(target, _grid_steps(grid, rows, cols), lower, (least, least + search.levels))
     return Bounded(narrow(codes.to(torch.int8).numpy()), grid, bits)
 
 
@@ -126,15 +126,24 @@ class _Search:
         return best.to(torch.int64), least
 
 
-def _fed_back(target: Tensor, grid: Grid, lower: Tensor | None, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Codes [rows, cols] and the targets that they were chosen for, both float32. limits: the least and the greatest
-    code of each row, [rows, 1]."""
+def _grid_steps(grid: Grid, rows: int, cols: int) -> Tensor:
+    """The steps of a grid, [rows, cols]."""
+    return torch.from_numpy(grid.row_scales(rows))[:, None] * torch.from_numpy(grid.col_scales(cols))
+
+
+def fed_back(
+    target: Tensor, steps: Tensor, lower: Tensor | None, limits: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Codes [rows, cols] and the targets that they were chosen for, both float32.
+
+    steps: of every entry, [rows, cols]. lower: as of `Importance`, float32. limits: the least and the greatest code,
+    of each row [rows, 1] or of every entry.
+    """
     low, high = limits
-    steps = torch.from_numpy(grid.row_scales(len(target)))[:, None] * torch.from_numpy(grid.col_scales(target.shape[1]))
     if lower is None:
         return (target / steps).round_().clamp_(low, high), target
     visits = len(lower)
-    low, high = (v.expand(-1, target.shape[1]).reshape(-1, visits)[:, 0] for v in limits)
+    low, high = (v.expand(-1, target.shape[1]).reshape(-1, visits) for v in (low, high))
     x, size = target.reshape(-1, visits).T.contiguous(), steps.reshape(-1, visits).T.contiguous()
     ratio = lower / lower.diagonal()[:, None]
     codes, errors, given = (torch.empty_like(x) for _ in range(3))
@@ -146,7 +155,7 @@ def _fed_back(target: Tensor, grid: Grid, lower: Tensor | None, limits: tuple[Te
             wanted_i = wanted[i - start]
             if i > start:
                 wanted_i = wanted_i + ratio[i, start:i] @ errors[start:i]
-            codes[i] = (wanted_i / size[i]).round_().clamp_(low, high)
+            codes[i] = (wanted_i / size[i]).round_().clamp_(low[:, i], high[:, i])
             errors[i] = x[i] - codes[i] * size[i]
             given[i] = wanted_i
     return codes.T.reshape(target.shape), given.T.reshape(target.shape)

@@ -44,10 +44,13 @@ class PackedLinear(PackedMatrix):
         return y.numel() // max(1, self.out_features) * self.term.products
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        made: Tensor = self.term(x)
-        return made if self.bias is None else made.add_(self.bias.to(made.dtype))
+        device = "cpu" if x.is_cpu else x.device.type
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(device))
+        term, bias = self._modules["term"], self._parameters["bias"]  # found at once, unlike attributes
+        assert term is not None
+        made: Tensor = term.forward(x)  # without what PyTorch does around a call: this module's has done it
+        return made if bias is None else made.add_(bias.to(made.dtype))
 
 
 class PackedEmbedding(PackedMatrix):
