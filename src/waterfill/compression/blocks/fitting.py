@@ -144,11 +144,14 @@ class Fitting:
         for j in range(len(self.batches)):
             if not inputs.kept:
                 streams.advance("x", j, stretch.module)
-            streams.advance("y", j, made)
+            if j not in streams.closed or inputs.closing is None:
+                streams.advance("y", j, made)
+            else:
+                before, after = (block.get_parameter(inputs.closing) for block in (stretch.module, made))
+                streams.change(j, (after - before).detach())
         if number + 1 < len(self.source.blocks):  # the last block's weights are needed once more, to meet the size
             self.log.commit(number + 1, self.pace, self.work.store)
-            self.states.drop(f"x{number}-")
-            self.states.drop(f"y{number}-")
+            streams.drop()
         self._report(number)
 
     def _end(self, made: Chain) -> None:

@@ -57,4 +57,3 @@ def test_what_a_run_passes_is_kept_as_it_was_there() -> None:
     sums = Sums(block, lambda: block(hidden.clone()))
     sums()
     assert len(sums.seen) == 2 and torch.equal(sums.seen[0], hidden) and not torch.equal(sums.seen[1], hidden)
-    assert sums.at(2) is None

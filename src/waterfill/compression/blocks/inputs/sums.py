@@ -34,10 +34,6 @@ class Sums:
         with _before_norms(self._block, self.seen):
             self.seen.append(self._run().detach())
 
-    def at(self, point: int | None) -> Tensor | None:
-        """One of them; None where there is none."""
-        return self.seen[point] if point is not None and point < len(self.seen) else None
-
 
 @contextmanager
 def _before_norms(block: nn.Module, seen: list[Tensor]) -> Iterator[None]:
