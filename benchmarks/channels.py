@@ -34,15 +34,15 @@ from waterfill.network.channels.macs import multiplications
 from waterfill.network.running.inputs import Inputs
 
 RESNET, SQUEEZE = "ResNet-56", "SqueezeNet 1.1"
-SHARES = {RESNET: {64: (0.6,), 1: (0.6,)}, SQUEEZE: {64: (0.75,), 1: (0.75,)}}
+SHARES = {RESNET: {1: (0.8, 0.6), 64: (0.6,)}, SQUEEZE: {1: (0.85, 0.75)}}
 """Of the time that layers take at so many inputs at once."""
 BLOCKS = {1: True, 64: False}
 """Whether whole blocks may go: where calls take the time."""
 INPUTS = {RESNET: 128, SQUEEZE: 64}
-ROUNDS = 2
-TRAINED = {RESNET: (64,), SQUEEZE: (64,)}
-"""Networks for so many inputs at once that are trained too."""
-EPOCHS = {RESNET: 0.5, SQUEEZE: 8.0}
+ROUNDS = {RESNET: 2, SQUEEZE: 1}
+TRAINED = {RESNET: {1: (0.8,), 64: (0.6,)}, SQUEEZE: {1: (0.85,)}}
+"""Of these the networks that are trained too."""
+EPOCHS = {RESNET: 0.15, SQUEEZE: 6.0}
 """Of the 50,000 training images, without labels; of the 63 images for calibration."""
 RATE = {RESNET: 2e-3, SQUEEZE: 1e-4}
 IMAGES = 5000
@@ -69,11 +69,14 @@ class Job:
 
 
 def plan(epochs: float | None = None) -> list[Job]:
-    """All rows: those without training first. epochs: of training, where others than planned."""
-    jobs = [Job(name) for name in SHARES]
-    jobs += [Job(n, batch, share) for n, each in SHARES.items() for batch, some in each.items() for share in some]
-    trained = [(name, batch, min(SHARES[name][batch])) for name, some in TRAINED.items() for batch in some]
-    return jobs + [Job(*of, EPOCHS[of[0]] if epochs is None else epochs) for of in trained]
+    """All rows, in order. epochs: of training, where others than planned."""
+    jobs = []
+    for name, each in SHARES.items():
+        jobs.append(Job(name))
+        for batch, share in ((batch, share) for batch, shares in each.items() for share in shares):
+            trained = [EPOCHS[name] if epochs is None else epochs] * (share in TRAINED[name].get(batch, ()))
+            jobs += [Job(name, batch, share, some) for some in (0.0, *trained)]
+    return jobs
 
 
 def main() -> None:
@@ -127,7 +130,7 @@ class Measuring:
         if path is not None and path.is_file():
             new = model_of(self.name, self.folder, networks()[self.name].state(self.folder))
             return ordered(waterfill.load(path).install(new))
-        how = Pruning(rounds=ROUNDS, multiple=8, batch=job.batch, fold=True)
+        how = Pruning(rounds=ROUNDS[job.network], multiple=8, batch=job.batch, fold=True)
         if self._work is None:
             calibrating = [ordered(x) for x in batches_of(self.name, self.folder)]
             self._work = Work.begin(self.model, Inputs(calibrating), replace(how, blocks=True), TIME)

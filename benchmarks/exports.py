@@ -1,21 +1,24 @@
 """Exports beside what each runtime's own quantizer makes of the same network: bytes, quality, latency.
 
-A case names the runtime, its quantizer, and the recipe that goes there in no more bytes. Quality is measured in the
-runtime itself, on data that nothing was calibrated with; latency by turns, one input at a time, on one thread. ONNX
-Runtime's static quantizer gets inputs; what is exported here was compressed without any. Packages that are missing are
-skipped by name. llama.cpp's Q4_0 is the one of its Python package, which rounds as it does.
+A case names the runtime, its quantizer, and the recipe that goes there, or a share of the other file's bytes as the
+budget in that format. Quality is measured in the runtime itself, on data that nothing was calibrated with; latency by
+turns, one input at a time, on one thread. ONNX Runtime's static quantizer gets 64 inputs, from which the ranges of
+8-bit inputs here come too; weights were compressed without any. Packages that are missing are skipped. llama.cpp's
+Q4_0 is the one of its Python package, which rounds as it does.
 
-    python benchmarks/exports.py [--quick] [--only NAME]
+    python benchmarks/exports.py [--quick] [--only NAME] [--keep FILE]
 """
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,9 @@ from opponents.runtimes import nncf_weights, onnx_dynamic, onnx_matmul, onnx_sta
 from torch import Tensor, nn
 
 import waterfill
-from waterfill.export import How, Network, export
+from waterfill.export import How, Network, beside, export
 from waterfill.export.onnx.trace import traced
+from waterfill.model.compressed import CompressedModel
 
 RUNS = 31
 NOISE = 1.1  # latencies on a machine with other work
@@ -38,24 +42,29 @@ NOISE = 1.1  # latencies on a machine with other work
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. make: (dense graph, inputs, path) -> the opponent's file. spec and bits: of what is exported."""
+    """One comparison. make: (dense graph, inputs, path) -> the opponent's file. spec: of what is exported; None for a
+    budget in the format, of `share` of the opponent's bytes. activations: as of `How`."""
 
     network: str
     runtime: str
     opponent: str
     make: Callable[[Any, list[Tensor], Path], None]
-    spec: str
-    bits: float | None
+    spec: str | None = None
+    share: float = 1.0
+    activations: int | None = None
 
 
+_RECURRENT = "lstm: Quantize(bits=7); *: Quantize(bits=8)"
+"""Products of 8-bit inputs with codes of 7 bits are exact on every processor; of 8 bits, not where these are added in
+pairs of 16 bits."""
 CASES = (
-    Case("ResNet-20", "onnx", "static QDQ, int8", onnx_static, "Quantize()", 3.5),
-    Case("SqueezeNet 1.1", "onnx", "static QDQ, int8", onnx_static, "Quantize()", 5),
-    Case("LSTM 2x128", "onnx", "dynamic, int8", onnx_dynamic, "Quantize(bits=7)", None),
-    Case("LSTM 2x128", "onnx", "MatMulNBits RTN, 4 bits", onnx_matmul, "Quantize(bits=8)", None),
-    Case("Llama 260K", "onnx", "MatMulNBits RTN, 4 bits", onnx_matmul, "Quantize(bits=4, group=32)", None),
-    Case("Llama 260K", "openvino", "nncf, int4, groups of 32", nncf_weights, "Quantize(bits=8, group=32)", None),
-    Case("ResNet-20", "openvino", "nncf, int8", nncf_weights, "Quantize()", 3),
+    Case("ResNet-20", "onnx", "static QDQ, int8", onnx_static, activations=8),
+    Case("SqueezeNet 1.1", "onnx", "static QDQ, int8", onnx_static, activations=8),
+    Case("LSTM 2x128", "onnx", "dynamic, int8", onnx_dynamic, _RECURRENT, activations=8),
+    Case("LSTM 2x128", "onnx", "MatMulNBits RTN, 4 bits", onnx_matmul, "Quantize(bits=8)"),
+    Case("Llama 260K", "onnx", "MatMulNBits RTN, 4 bits", onnx_matmul, "Quantize(bits=4, group=32)"),
+    Case("Llama 260K", "openvino", "nncf, int4, groups of 32", nncf_weights, "Quantize(bits=8, group=32)"),
+    Case("ResNet-20", "openvino", "nncf, int8", nncf_weights),
 )
 
 
@@ -63,18 +72,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few samples")
     parser.add_argument("--only", default="", help="networks whose names begin so")
+    parser.add_argument("--keep", type=Path, help="a file of rows that are done, to go on from")
     options = parser.parse_args()
     folder = Path(os.environ["WATERFILL_DATA"])
-    rows = []
+    rows, kept = [], _Kept(options.keep)
     with tempfile.TemporaryDirectory() as place:
         for case in CASES:
             missing = [name for name in _NEEDS[case.runtime] if importlib.util.find_spec(name) is None]
             if missing or not case.network.startswith(options.only):
                 print(f"skipped: {case.network}, {case.opponent}{': needs ' + ', '.join(missing) if missing else ''}")
                 continue
-            rows.append(compared(case, folder, Path(place), options.quick))
+            names = [case.network, case.runtime, case.opponent]
+            rows.append(kept.row(names, partial(compared, case, folder, Path(place), options.quick)))
             print(*rows[-1], flush=True)
-    if "SmolLM2-135M".startswith(options.only) and (row := language_model(options.quick)):
+    last = ["SmolLM2-135M", "gguf", "llama.cpp Q4_0"]
+    if last[0].startswith(options.only) and (row := kept.row(last, partial(language_model, options.quick))):
         rows.append(row)
         print(*row, flush=True)
     columns = {"network": "", "runtime": "", "its quantizer": "", "metric": "", "float32": ".4g", "theirs": ".4g"}
@@ -87,8 +99,26 @@ def main() -> None:
         "ms": ".3f",
     }
     tables = {"quality": Table("In the runtime's own format", columns, rows), "claims": claims_table(claims(rows))}
-    partial = any(getattr(options, key) != parser.get_default(key) for key in vars(options))
-    finish("exports", tables, vars(options), partial=partial, shown=tables)
+    how = {key: value for key, value in vars(options).items() if key != "keep"}
+    some = any(value != parser.get_default(key) for key, value in how.items())
+    finish("exports", tables, how, partial=some, shown=tables)
+
+
+class _Kept:
+    """Rows that are done, in a file if there is one, by their first columns."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: list[list[Any]] = json.loads(path.read_text()) if path and path.exists() else []
+
+    def row(self, names: list[str], make: Callable[[], list[Any] | None]) -> list[Any]:
+        """The row of these names, made where it is not there."""
+        found = next((row for row in self.rows if row[: len(names)] == names), None) or make() or []
+        if found and found not in self.rows:
+            self.rows.append(found)
+            if self.path:
+                self.path.write_text(json.dumps(self.rows))
+        return found
 
 
 _NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "onnx", "nncf")}
@@ -105,13 +135,23 @@ def compared(case: Case, folder: Path, place: Path, quick: bool) -> list[Any]:
     theirs, ours, dense = (place / f"{name}{end}" for name in ("theirs", "ours", "dense"))
     case.make(traced(model, first), inputs, theirs)
     export(waterfill.compress(model, lossless=True), dense, case.runtime, Network(model, [first]), How(force=True))
-    made = waterfill.compress(model, spec=case.spec, **({} if case.bits is None else {"bits": case.bits}))
-    export(made, ours, case.runtime, Network(model, [first]), How(force=True))
+    made = compressed(case, model, first, _size(theirs))
+    shown = inputs if case.activations else [first]
+    export(made, ours, case.runtime, Network(model, shown), How(force=True, activations=case.activations))
     runners = [_runner(case.runtime, path) for path in (dense, theirs, ours)]
     qualities = [measured_in(runner, case.network, folder, quick) for runner in runners]
     sizes = [_size(path) for path in (theirs, ours)]
     named = [case.network, case.runtime, case.opponent, network.metric]
     return [*named, *qualities, *sizes, *latencies(runners, first[:1])]
+
+
+def compressed(case: Case, model: nn.Module, first: Tensor, size: int) -> CompressedModel:
+    """What is exported, to no more than `size` bytes."""
+    if case.spec is not None:
+        return waterfill.compress(model, spec=case.spec)
+    graph = beside(model, [first], case.runtime)
+    how = waterfill.Options(beside=graph, threads=1)
+    return waterfill.compress(model, size=int(case.share * size), format=case.runtime, options=how)
 
 
 class _Outside(nn.Module):

@@ -1,12 +1,13 @@
 """What compressing a language model with inputs takes and gives, beside GPTQ and rounding in the same bytes.
 
-SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is calibrated with 32 sequences of 256 tokens (the first of
-WikiText-2's validation text) and measured by its perplexity and its divergence on the first 20 windows of 512 tokens of
-the test text, each read by itself. Every method runs in a process of its own, on one thread: its processor seconds and
-its peak of memory, the network and the libraries included, are those of the whole process until the weights are made.
+SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is calibrated with the first sequences of WikiText-2's validation
+text and measured by its perplexity and its divergence on the first 20 windows of 512 tokens of the test text, each read
+by itself. Every method runs in a process of its own, on one thread: its processor seconds and its peak of memory, the
+network and the libraries included, are those of the whole process until the weights are made. There are two tables:
+`methods`, all of them at one rate from 32 sequences of 256 tokens; and `rates`, some at several from 32 of 512.
 `--blocks 4` cuts the network to its first blocks, for a quick look. Rows are written as they come; `--resume` goes on.
 
-    python benchmarks/language_model.py [--resume] [--bits 3] [--blocks 30] [--methods waterfill,...]
+    python benchmarks/language_model.py [--resume] [--table rates] [--bits 3] [--blocks 30] [--methods waterfill,...]
 """
 
 import argparse
@@ -31,19 +32,22 @@ import waterfill
 from waterfill.network.running.forward import hooked
 from waterfill.network.tensors import tensors_of
 
-TEXT, SEQUENCES, LENGTH = "wikitext2_valid.txt", 32, 256
+TEXT, SEQUENCES = "wikitext2_valid.txt", 32
+LENGTHS = {"methods": 256, "rates": 512}  # tokens of a sequence, by table
 CHARACTERS = 200_000  # of the text; more than the sequences take
 FLOATS, OURS, PLAIN, GPTQ, ROUNDING = "float32", "waterfill", "waterfill without inputs", "GPTQ g128", "RTN g128"
 IN_TURN = "waterfill by blocks"
 METHODS = (FLOATS, OURS, IN_TURN, PLAIN, GPTQ, ROUNDING)
 BLOCKS = 30
+PERPLEXITIES = {4.0: 30.0, 3.0: 32.0, 2.5: 37.0, 2.0: 50.0}  # at most, by bits, block by block
 COLUMNS = {"method": "", "blocks": "d", "bits": ".3g", "bytes": ",d", "perplexity": ".2f", "divergence": ".4f"}
 COLUMNS |= {"CPU seconds": ".0f", "peak, GB": ".2f"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bits", type=float, default=3.0, help="per weight, of the whole file")
+    parser.add_argument("--table", choices=LENGTHS, default="methods")
+    parser.add_argument("--bits", default="3", help="per weight, of the whole file; several after commas")
     parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--resume", action="store_true", help="keep what the results hold")
@@ -52,32 +56,35 @@ def main() -> None:
     if reason := language.missing():
         print(f"skipped: {reason}")
         sys.exit(0)
+    rates = list(map(float, options.bits.split(",")))
     if options.one:
-        print(json.dumps(measured(options.one, options.blocks, options.bits)))
+        print(json.dumps(measured(options.one, options.blocks, rates[0], LENGTHS[options.table])))
         return
-    rows = measured_before("language_model", "methods") if options.resume else []
-    for method in options.methods.split(","):
-        if not any(row[:3] == [method, options.blocks, options.bits] for row in rows):
-            rows.append(apart(method, options))
-            write(rows, partial=True)
-            print(*rows[-1], flush=True)
+    rows = {table: measured_before("language_model", table) if options.resume else [] for table in LENGTHS}
+    for bits in rates:
+        for method in options.methods.split(","):
+            if not any(row[:3] == [method, options.blocks, bits] for row in rows[options.table]):
+                rows[options.table].append(apart(method, bits, options))
+                write(rows, partial=True)
+                print(*rows[options.table][-1], flush=True)
     write(rows, partial=not whole(rows))
 
 
-def apart(method: str, options: argparse.Namespace) -> list[Any]:
+def apart(method: str, bits: float, options: argparse.Namespace) -> list[Any]:
     """A row, measured in a process of its own with one thread."""
-    command = [sys.executable, __file__, "--one", method, "--blocks", str(options.blocks), "--bits", str(options.bits)]
+    command = [sys.executable, __file__, "--table", options.table, "--one", method]
+    command += ["--blocks", str(options.blocks), "--bits", str(bits)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     row: list[Any] = json.loads(done.stdout.splitlines()[-1])
     return row
 
 
-def measured(method: str, blocks: int, bits: float) -> list[Any]:
-    """A row of the table."""
+def measured(method: str, blocks: int, bits: float, length: int) -> list[Any]:
+    """A row of a table. length: tokens of a sequence."""
     folder = data_folder()
     model = network(blocks)
-    sequences = tokens(folder / TEXT, SEQUENCES * LENGTH).reshape(SEQUENCES, LENGTH)
+    sequences = tokens(folder / TEXT, SEQUENCES * length).reshape(SEQUENCES, length)
     began = time.process_time()
     size, state = MAKE[method](model, list(sequences.split(1)), bits)
     seconds, peak = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -171,30 +178,39 @@ MAKE: dict[str, Callable[[nn.Module, list[Tensor], float], Made]]
 MAKE = {FLOATS: as_it_is, OURS: ours, IN_TURN: in_turn, PLAIN: plain, GPTQ: by_gptq, ROUNDING: by_rounding}
 
 
-def whole(rows: list[list[Any]]) -> bool:
-    """Whether every method has its row for the whole network at 3 bits."""
-    return {(method, BLOCKS, 3.0) for method in METHODS} <= {tuple(row[:3]) for row in rows}
+def whole(rows: dict[str, list[list[Any]]]) -> bool:
+    """Whether every method has its row for the whole network at 3 bits, and the rates theirs block by block."""
+    found = {table: {tuple(row[:3]) for row in some} for table, some in rows.items()}
+    wanted = {(method, BLOCKS, 3.0) for method in METHODS}
+    return wanted <= found["methods"] and {(IN_TURN, BLOCKS, bits) for bits in PERPLEXITIES} <= found["rates"]
 
 
-def write(rows: list[list[Any]], *, partial: bool) -> None:
-    title = f"SmolLM2-135M, {SEQUENCES} sequences of {LENGTH} tokens"
-    tables = {"methods": Table(title, COLUMNS, rows), "claims": claims_table(claims(rows))}
-    finish("language_model", tables, {"sequences": SEQUENCES, "length": LENGTH}, partial=partial, shown=())
+def write(rows: dict[str, list[list[Any]]], *, partial: bool) -> None:
+    tables = {
+        name: Table(f"SmolLM2-135M, {SEQUENCES} sequences of {LENGTHS[name]} tokens", COLUMNS, some)
+        for name, some in rows.items()
+    }
+    tables["claims"] = claims_table(claims(rows))
+    lengths = ",".join(map(str, LENGTHS.values()))
+    finish("language_model", tables, {"sequences": SEQUENCES, "length": lengths}, partial=partial, shown=())
 
 
-def claims(rows: list[list[Any]]) -> list[list[Any]]:
+def claims(rows: dict[str, list[list[Any]]]) -> list[list[Any]]:
     """The bars for the whole network."""
-    at = {row[0]: row for row in rows if row[1] == BLOCKS}
+    at = {row[0]: row for row in rows["methods"] if row[1] == BLOCKS and row[2] == 3}
     made = []
     if OURS in at:
-        made.append(
-            claim("SmolLM2-135M with inputs, 3 bits: minutes of one core", at[OURS][6] / 60, 9, ".1f", at_most=True)
-        )
+        text = "SmolLM2-135M with inputs, 3 bits: minutes of one core"
+        made.append(claim(text, at[OURS][6] / 60, 9, ".1f", at_most=True))
         made.append(claim("SmolLM2-135M with inputs, 3 bits: peak of memory, GB", at[OURS][7], 4, ".2f", at_most=True))
-    if IN_TURN in at:
-        row = at[IN_TURN]
-        made.append(claim("SmolLM2-135M block by block, 3 bits: CPU minutes", row[6] / 60, 16, ".1f", at_most=True))
-        made.append(claim("SmolLM2-135M block by block, 3 bits: peak, GB", row[7], 3, ".2f", at_most=True))
+    for row in rows["rates"] or rows["methods"]:
+        if row[:2] != [IN_TURN, BLOCKS]:
+            continue
+        text = f"SmolLM2-135M block by block, {row[2]:g} bits:"
+        if row[2] in PERPLEXITIES:
+            made.append(claim(f"{text} perplexity", row[4], PERPLEXITIES[row[2]], ".2f", at_most=True))
+        made.append(claim(f"{text} CPU minutes", row[6] / 60, 16, ".1f", at_most=True))
+        made.append(claim(f"{text} peak, GB", row[7], 3, ".2f", at_most=True))
     for method in (OURS, IN_TURN):
         if method in at and GPTQ in at:
             text = f"SmolLM2-135M, 3 bits, {method}: divergence, of GPTQ's in the same bytes"

@@ -1,12 +1,13 @@
 """What llama.cpp makes of a language model in each of its formats: bytes and quality, beside ours in one measure.
 
-SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is quantized by `llama-quantize` with an importance matrix of the
-32 sequences that ours is calibrated with. The weights are restored in PyTorch, and measured there on the windows of
-`language_model.py`: so what differs is the weights alone. llama.cpp itself also rounds what goes into a product, which
-costs a little more. Formats in blocks of 256 do not fit a network of width 576; they are measured a second time with
-four rows as one, which llama.cpp cannot run. Rows are written as they come; `--resume` goes on.
+SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is quantized by `llama-quantize` with an importance matrix of 32
+sequences of 256 tokens, the first of the text that ours is calibrated with. The weights are restored in PyTorch, and
+measured there on the windows of `language_model.py`: so what differs is the weights alone. llama.cpp itself also rounds
+what goes into a product, which costs a little more. Formats in blocks of 256 do not fit a network of width 576; they
+are measured a second time with four rows as one, which llama.cpp cannot run. Rows are written as they come; `--resume`
+goes on.
 
-    python benchmarks/llama_cpp.py --tools FOLDER [--resume] [--formats Q4_K_M,...] [--work FOLDER]
+    python benchmarks/llama_cpp.py --tools FOLDER [--resume] [--all] [--formats Q4_K_M,...] [--work FOLDER]
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from language_model import BLOCKS, LENGTH, SEQUENCES, TEXT, network, tokens
+from language_model import BLOCKS, TEXT, network, tokens
 from lib import language
 from lib.common import Table, data_folder, finish, measured_before
 from lib.networks import Evaluator, State
@@ -32,6 +33,7 @@ from opponents import gguf_files
 from waterfill.network.tensors import tensors_of
 
 TOOLS, QUANTIZE = "LLAMA_CPP", "llama-quantize"
+SEQUENCES, LENGTH = 32, 256
 AS_IT_IS, TOGETHER = "as it is", "4 rows as one"
 
 
@@ -55,25 +57,27 @@ CASES = (
     Case("IQ3_XXS", TOGETHER, "IQ3_S"),
     Case("IQ2_S", TOGETHER, "IQ3_S"),
     Case("Q4_K_M", TOGETHER),
-    Case("Q2_K"),
-    Case("Q2_K", TOGETHER),
     Case("Q4_0"),
+    Case("Q2_K", TOGETHER),
     Case("IQ4_XS", TOGETHER, "IQ4_XS"),
+    Case("Q8_0"),
+)
+MORE = (
+    Case("IQ3_XXS", TOGETHER),
+    Case("Q2_K"),
     Case("IQ3_S", TOGETHER, "IQ3_S"),
     Case("IQ2_XXS", TOGETHER, "IQ3_S"),
-    Case("IQ2_S"),
     Case("IQ2_S", AS_IT_IS, "IQ4_NL"),
-    Case("Q8_0"),
+    Case("IQ2_XXS", TOGETHER, "Q2_K"),
     Case("IQ4_XS"),
     Case("Q3_K_M"),
     Case("IQ3_S"),
     Case("IQ3_XXS"),
-    Case("IQ3_XXS", TOGETHER),
     Case("IQ2_S", TOGETHER),
     Case("IQ2_XS", TOGETHER),
     Case("IQ2_XXS", TOGETHER),
 )
-"""In the order in which they are measured: what matters most comes first."""
+"""Further ones, for --all. In the order in which they are measured: what matters most comes first."""
 COLUMNS = {"format": "", "rows": "", "embedding": "", "bytes": ",d", "file": ",d", "bits": ".2f", "perplexity": ".2f"}
 COLUMNS |= {"divergence": ".4f", "CPU seconds": ".0f", "weights in": ""}
 
@@ -83,13 +87,15 @@ def main() -> None:
     parser.add_argument("--tools", type=Path, default=os.environ.get(TOOLS), help=f"the folder of {QUANTIZE}")
     parser.add_argument("--work", type=Path, help="keeps the files that all formats start from")
     parser.add_argument("--formats", default="", help="only these")
+    parser.add_argument("--all", action="store_true", help="further files too")
     parser.add_argument("--resume", action="store_true", help="keep what the results hold")
     options = parser.parse_args()
     if reason := language.missing() or missing(options.tools):
         print(f"skipped: {reason}")
         sys.exit(0)
     rows = measured_before("llama_cpp", "formats") if options.resume else []
-    wanted = [case for case in CASES if not options.formats or case.format in options.formats.split(",")]
+    cases = CASES + MORE if options.all else CASES
+    wanted = [case for case in cases if not options.formats or case.format in options.formats.split(",")]
     left = [case for case in wanted if case.key not in [row[:3] for row in rows]]
     if left:
         with working(options.work) as place:
@@ -172,12 +178,11 @@ def evaluator(model: Any, like: State) -> Evaluator:
 
 
 def write(rows: list[list[Any]]) -> None:
-    """The results, in the order of the cases; partial until every case has its row."""
-    order = [case.key for case in CASES]
-    kept = sorted((row for row in rows if row[:3] in order), key=lambda row: (row[1] != AS_IT_IS, -row[3]))
+    """The results; partial until every case has its row, but for the further ones."""
+    kept = sorted(rows, key=lambda row: (row[1] != AS_IT_IS, -row[3]))
     title = f"SmolLM2-135M in llama.cpp's formats, importance matrix of {SEQUENCES} sequences of {LENGTH} tokens"
-    partial = len(kept) < len(CASES)
-    options = {"sequences": SEQUENCES, "length": LENGTH} | ({"rows": f"{len(kept)} of {len(CASES)}"} if partial else {})
+    partial = any(case.key not in [row[:3] for row in rows] for case in CASES)
+    options = {"sequences": SEQUENCES, "length": LENGTH, "files": len(rows)}
     finish("llama_cpp", {"formats": Table(title, COLUMNS, kept)}, options, partial=partial, shown=())
 
 

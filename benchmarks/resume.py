@@ -1,10 +1,10 @@
 """Training that is killed again and again, on two processes: it ends with the same bytes, and leaves nothing.
 
 `waterfill learn` trains LeNet-300-100 in compressed form, on a part of the digits, with the environment that torchrun
-gives its processes (whose own outlive it when it is killed): once undisturbed, then with kills of all processes at random
-moments until it ends; the files are compared byte by byte.
+gives its processes (whose own outlive it when it is killed): once undisturbed, then with kills of all processes at
+random moments until it ends; the files are compared byte by byte.
 
-    python benchmarks/resume.py [--kills 20] [--method straight-through,lc]
+    python benchmarks/resume.py [--kills 10] [--method straight-through,lc]
 """
 
 import argparse
@@ -41,7 +41,7 @@ def digits():
     return [batch for _, batch in zip(range({batches}), whole)]
 """
 RATIOS = {"straight-through": "--ratio 40", "lc": "--recipe Codebook(levels=2)+Prune(keep=0.01) --ratio 20"}
-KILLS, SEED, BATCHES, RANKS = 20, 0, 200, 2
+KILLS, SEED, BATCHES, RANKS = 10, 0, 200, 2
 
 
 def main() -> None:

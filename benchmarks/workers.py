@@ -26,6 +26,8 @@ LAYERS, WIDTH, ROUNDS, KILLS = 16, 4096, 3, 20
 BITS, WORKERS = 4.0, 2
 MOST_OVERHEAD = 10.0  # percent
 IDLE = 10.0  # seconds
+QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
+"""As docs/scale.md advises: what dask does beside the work, a hundred times a second."""
 KILLED_LAYERS, KILLED_WIDTH = 48, 768
 
 
@@ -62,8 +64,10 @@ def main() -> None:
 def in_turns(folder: Path, rounds: int) -> tuple[list[list[Any]], bool, float]:
     """Rows of side, seconds by the clock and seconds of cores; whether all files have the same bytes; and the seconds
     of cores that scheduler and workers take in a second in which nothing is asked of them."""
+    import dask
     from distributed import LocalCluster
 
+    dask.config.set(QUIET)
     import waterfill
 
     source, rows, files = folder / "large.safetensors", [], []

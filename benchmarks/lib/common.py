@@ -147,7 +147,7 @@ def measured_before(name: str, table: str) -> list[list[Any]]:
     """The rows of a table as far as they were measured: of the partial results, else of the whole ones; else none."""
     for path in (RESULTS / f"{name}.partial.json", RESULTS / f"{name}.json"):
         if path.is_file():
-            rows: list[list[Any]] = json.loads(path.read_text("utf-8"))["tables"][table]["rows"]
+            rows: list[list[Any]] = json.loads(path.read_text("utf-8"))["tables"].get(table, {"rows": []})["rows"]
             return rows
     return []
 

@@ -17,7 +17,7 @@ from torch import nn
 import waterfill.hf
 from waterfill.export import export
 
-WINDOWS = (8, 256)
+WINDOWS = (24, 256)
 
 
 def language_model(quick: bool) -> list[Any] | None:

@@ -9,20 +9,20 @@ import pytest
 import torch
 from tests.support.scripts import script
 
+MEASURES = ("bytes", "perplexity", "divergence")
 
-def write(folder: Path, name: str, table: str, rows: list[list[object]]) -> None:
-    columns = {
-        "methods": ("method", "blocks", "bits", "bytes", "perplexity", "divergence"),
-        "formats": ("format", "rows", "embedding", "bytes", "perplexity", "divergence"),
-    }[table]
-    made = {"title": table, "columns": dict.fromkeys(columns, ""), "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps({"machine": {}, "tables": {table: made}}), "utf-8")
+
+def write(folder: Path, name: str, tables: dict[str, list[list[object]]]) -> None:
+    named = ("format", "rows", "embedding") if name == "llama_cpp" else ("method", "blocks", "bits")
+    columns = dict.fromkeys((*named, *MEASURES), "")
+    made = {table: {"title": table, "columns": columns, "rows": rows} for table, rows in tables.items()}
+    (folder / f"{name}.json").write_text(json.dumps({"machine": {}, "tables": made}), "utf-8")
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     ours = [
-        ["waterfill by blocks", 30, 3.0, 100, 20.0, 0.1],
+        ["waterfill by blocks", 30, 3.0, 90, 30.0, 0.2],
         ["waterfill by blocks", 30, 1.0, 10, 900.0, 9.0],
         ["waterfill by blocks", 4, 3.0, 5, 20.0, 0.1],
         ["GPTQ g128", 30, 3.0, 100, 40.0, 0.5],
@@ -32,8 +32,9 @@ def results(tmp_path: Path) -> Path:
         ["Q4", "as it is", "", 200, 40.0, 0.4],
         ["Q3", "4 rows as one", "Q3", 50, 40.0, 0.4],
     ]
-    write(tmp_path, "language_model", "methods", ours)
-    write(tmp_path, "llama_cpp", "formats", theirs)
+    later = [["waterfill by blocks", 30, 3.0, 100, 20.0, 0.1]]
+    write(tmp_path, "language_model", {"methods": ours, "rates": later})
+    write(tmp_path, "llama_cpp", {"formats": theirs})
     return tmp_path
 
 
@@ -66,7 +67,7 @@ def test_the_page_has_all_files_and_the_claims_follow_them(results: Path) -> Non
 
 
 def test_without_ours_there_is_nothing_beside(tmp_path: Path) -> None:
-    write(tmp_path, "llama_cpp", "formats", [["Q8", "as it is", "", 400, 10.0, 0.01]])
+    write(tmp_path, "llama_cpp", {"formats": [["Q8", "as it is", "", 400, 10.0, 0.01]]})
     page = script("report").render("<!-- results: llama_cpp equal -->\n<!-- end -->", tmp_path)
     assert "Not measured yet." in page
 
@@ -78,7 +79,8 @@ def test_the_benchmark_says_why_it_is_left_out(tmp_path: Path) -> None:
 
 
 def test_no_two_cases_are_the_same() -> None:
-    cases = script("llama_cpp").CASES
+    llama_cpp = script("llama_cpp")
+    cases = llama_cpp.CASES + llama_cpp.MORE
     assert len({tuple(case.key) for case in cases}) == len(cases)
 
 

@@ -40,9 +40,9 @@ def asked(nets: str, *more: str) -> list[str]:
 
 
 def test_the_file_holds_the_smaller_network(nets, capsys) -> None:
-    assert main(asked(nets, "--macs", "0.6", "--rounds", "1", "--json")) == 0
+    assert main(asked(nets, "--macs", "0.6", "--rounds", "1", "--blocks", "--fold", "--json")) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["macs_share"] <= 0.6 and said["speedup"] is None
+    assert said["macs_share"] <= 0.6 and said["speedup"] is None and said["blocks"] == []
     net = waterfill.load("m.wf").install(prunable.Fire())
     assert net.squeeze.out_channels == said["sizes"]["squeeze"]["out"] < 6
     assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 5)

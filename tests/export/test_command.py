@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.support.exported import small, viewer
 
 import waterfill
@@ -45,6 +45,20 @@ def test_a_network_and_its_inputs(file, tmp_path, capsys):
     assert {row["name"] for row in said["tensors"]} >= {"conv1.weight", "conv2.weight", "head.weight", "head.bias"}
     assert main([*words, "--data", "exported_nets:inputs", "--force"]) == 0
     assert "differ from those in PyTorch" in capsys.readouterr().out
+
+
+def test_a_budget_of_the_file_with_inputs_in_8_bits(file, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason='needs onnx, onnxruntime: pip install "waterfill[export]"')
+    save_file(viewer()[0].state_dict(), "whole.safetensors")
+    data = ["--network", "exported_nets:build", "--data", "exported_nets:inputs"]
+    made = ["compress", "whole.safetensors", "--format", "onnx", "--size", "8kB", "-o", "small.wf", "--quiet", *data]
+    assert main(made) == 0
+    assert "bytes in a file of onnx" in capsys.readouterr().out
+    out = ["export", "small.wf", "--to", "onnx", "-o", "small.onnx", *data]
+    assert main(out) == 0 and (tmp_path / "small.onnx").stat().st_size <= 8000
+    capsys.readouterr()
+    assert main([*out, "--activations", "8", "--force"]) == 0
+    assert "8-bit products" in capsys.readouterr().out
 
 
 def test_tensors_alike_share_a_row_of_a_long_table(tmp_path, monkeypatch, capsys):

@@ -55,6 +55,25 @@ def test_transformers_reads_the_same_model(folder, tmp_path, recipe):
     assert (tmp_path / "out" / "tokenizer.json").exists() and not (tmp_path / "out" / "model.wf").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries that load
+def test_the_folder_takes_no_more_than_the_budget(folder, tmp_path):
+    folder("Quantize(bits=4, group=32)")  # makes the model
+    sizes = []
+    for size in (86_000, 96_000):
+        small = tmp_path / f"{size}"
+        waterfill.hf.compress_folder(tmp_path / "net", small, size=size, format="compressed-tensors")
+        done = export(small, tmp_path / f"{size}.out", "compressed-tensors")
+        assert 0.85 * size < done.size <= size and done.loss == 0
+        sizes.append(done.size)
+    assert sizes[0] < sizes[1]
+    forms = {row.name: row.form for row in done.rows}
+    fused = {forms[f"model.layers.0.self_attn.{name}_proj.weight"] for name in "qkv"}
+    assert fused == {"4-bit codes, scales in float32"}  # one form, as runtimes put them together
+    assert forms["model.embed_tokens.weight"] == "dense, float32"
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "96000.out", dtype=torch.float32).eval()
+    assert torch.allclose(logits(loaded), logits(waterfill.hf.load(small).eval()), rtol=0, atol=1e-5)
+
+
 def test_what_it_lacks_is_refused_by_name_or_rounded_again(folder, tmp_path):
     small = folder("Codebook(levels=9)")
     with pytest.raises(

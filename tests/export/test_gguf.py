@@ -146,6 +146,25 @@ def test_attention_that_slides_a_window_has_no_more_context(folder, tmp_path, wi
     assert ("llama.attention.sliding_window" in fields) == (window is not None)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries that load
+def test_a_folder_takes_no_more_than_the_budget(folder, tmp_path):
+    folder("Quantize(bits=4, group=32)")  # makes the model
+    sizes = {}
+    for size in (70_000, 100_000):
+        waterfill.hf.compress_folder(tmp_path / "net", tmp_path / f"{size}", size=size, format="gguf")
+        done = export(tmp_path / f"{size}", tmp_path / f"{size}.gguf", "gguf")
+        assert 0.6 * size < done.size <= size and done.loss < 1e-3
+        read = gguf.GGUFReader(tmp_path / f"{size}.gguf")
+        sizes[size] = sum(tensor.n_bytes for tensor in read.tensors)
+        assert {tensor.tensor_type.name for tensor in read.tensors} <= {"Q4_0", "Q4_1", "Q5_0", "Q8_0", "F32"}
+    assert sizes[70_000] < sizes[100_000]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="100000.gguf", dtype=torch.float32
+    ).eval()
+    ours = logits(waterfill.hf.load(tmp_path / "100000").eval())
+    assert float((logits(loaded) - ours).norm() / ours.norm()) < 1e-3
+
+
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(folder, tmp_path):
     small = folder("Quantize()")
     with pytest.raises(CannotExport, match="scales of columns|no block has"):

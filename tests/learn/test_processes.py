@@ -2,7 +2,7 @@
 
 import os
 import random
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,10 +29,24 @@ def inputs():
 """
 
 
-def command(folder: Path, output: str) -> list[str]:
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "waterfill"]
-    asked = "learn model.safetensors --bits 2 --network toy:build --data toy:inputs --epochs 6 --rate 0.03 --quiet"
-    return [*ranks, *asked.split(), "-o", output]
+ASKED = "learn model.safetensors --bits 2 --network toy:build --data toy:inputs --epochs 6 --rate 0.03 --quiet"
+
+
+def started(folder: Path, output: str) -> "list[subprocess.Popen[str]]":
+    """The command in two processes with the environment that torchrun gives: its own outlive it when it is killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = environment(folder) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    words = [sys.executable, "-m", "waterfill", *ASKED.split(), "-o", output]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(words, cwd=folder, env=shared | {"RANK": rank}, **pipes) for rank in ("0", "1")]
+
+
+def ended(running: "list[subprocess.Popen[str]]") -> tuple[bool, str]:
+    """Whether all went well, and what was said."""
+    said = [one.communicate()[1] for one in running]
+    return all(one.returncode == 0 for one in running), "\n".join(said)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -46,25 +60,22 @@ def test_killed_processes_go_on_to_the_same_bytes(tmp_path) -> None:
     save_file(
         {name: value.contiguous() for name, value in trained().state_dict().items()}, tmp_path / "model.safetensors"
     )
-    given = {"cwd": tmp_path, "env": environment(tmp_path), "capture_output": True, "text": True}
     began = time.monotonic()
-    done = subprocess.run(command(tmp_path, "whole.wf"), check=False, **given)
+    well, said = ended(started(tmp_path, "whole.wf"))
     took = time.monotonic() - began
-    assert done.returncode == 0, done.stderr
+    assert well, said
     chance = random.Random(0)
     for _ in range(3):
-        running = subprocess.Popen(
-            command(tmp_path, "killed.wf"), cwd=tmp_path, env=environment(tmp_path), start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        running = started(tmp_path, "killed.wf")
         time.sleep(took * chance.uniform(0.3, 0.9))
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-    done = subprocess.run(command(tmp_path, "killed.wf"), check=False, **given)
-    if done.returncode != 0 and (tmp_path / "killed.wf").is_file():  # it had ended before it was to be killed
-        assert "exists" in done.stderr
+        for one in running:
+            one.kill()
+        ended(running)
+    well, said = ended(started(tmp_path, "killed.wf"))
+    if not well and (tmp_path / "killed.wf").is_file():  # it had ended before it was to be killed
+        assert "exists" in said
     else:
-        assert done.returncode == 0, done.stderr
+        assert well, said
     assert (tmp_path / "killed.wf").read_bytes() == (tmp_path / "whole.wf").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {
         "toy.py",

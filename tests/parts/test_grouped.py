@@ -98,3 +98,27 @@ def test_the_diagonal_decides_what_is_clipped():
 def test_arguments_without_meaning(arguments):
     with pytest.raises(BadRecipe, match="Quantize"):
         Quantize(**arguments)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_follows_compensates_for_errors(symmetric):
+    random = torch.Generator().manual_seed(4)
+    target = torch.randn(24, 96, generator=random)
+    x = torch.randn(400, 96, generator=random) @ torch.randn(96, 96, generator=random).tril()
+    measured, alone = Importance(gram=x.T @ x / 400, damping=1e-2), Importance(diagonal=x.square().mean(0))
+    spec = Quantize(bits=4, group=32, symmetric=symmetric)
+    lost = [measured.distortion(target - spec.fit(target, one, 1.0).dense()) for one in (measured, alone)]
+    assert lost[0] < 0.6 * lost[1]
+
+
+def test_without_inputs_no_group_loses_more_than_by_the_rule_of_llama_cpp():
+    target = torch.randn(16, 256, generator=torch.Generator().manual_seed(5)) ** 3  # tails, which clipping would cut
+    part = Quantize(bits=4, group=32).fit(target, Importance(), 1.0)
+    blocks = target.view(16, 8, 32)
+    largest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
+    scale = (largest / -8).half().float()
+    rule = (blocks / scale).round().clamp(-8, 7) * scale
+    own, other = ((blocks - made.view(16, 8, 32)).square().sum(2) for made in (part.dense(), rule))
+    assert bool((own <= (1 + 1e-6) * other).all()) and own.sum() < 0.97 * other.sum()
+    reached = part.dense().view(16, 8, 32).gather(2, blocks.abs().argmax(2, keepdim=True))
+    assert bool(((reached / largest) > 0.8).all())  # the largest weight of no group is cut off

@@ -51,7 +51,7 @@ def test_a_dearer_price_buys_fewer_bits_of_memory_and_no_code_is_beyond_them(
 def test_less_is_lost_than_by_rounding_to_as_many_bits(bits: int) -> None:
     target = spread(64, 256)
     for importance, share in ((Importance(), 1.0), (correlated(256), 0.5)):
-        plain = Quantize(bits=bits).fit(target, importance, 1.0)
+        plain = Quantize(bits=bits).fit(target, Importance(), 1.0)
         price, own = importance.distortion(target), None
         while own is None or width_of(codes_of(own))[0] < bits:
             price /= 3

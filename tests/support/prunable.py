@@ -179,13 +179,13 @@ def texts(count: int = 24) -> Tensor:
 
 
 class Deep(nn.Module):
-    """Four residual blocks alike behind a convolution, and one that changes the shape: images [batch, 3, 8, 8]."""
+    """Three residual blocks alike behind a convolution, and one that changes the shape: images [batch, 3, 8, 8]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
-        self.stage = nn.Sequential(*(Block(8, 8, 1) for _ in range(4)))
+        self.stage = nn.Sequential(*(Block(8, 8, 1) for _ in range(3)))
         self.last = Block(8, 12, 2)
         self.head = nn.Linear(12, 5)
 

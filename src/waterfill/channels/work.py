@@ -123,8 +123,10 @@ class Work:
         importance = dict(measured)
         weights = output_weights(original, importance)
         wanted = unit == TIME if how.blocks is None else how.blocks
-        every = blocks_of(original, families)
-        targets, blocks = Targets(original, streams_of(original, every)), every if wanted else []
+        blocks = blocks_of(original, families) if wanted else []
+        targets = Targets(
+            original, streams_of(original, blocks)
+        )  # without blocks that go it was measured to gain nothing
         units = time_units(original, how, blocks) if unit == TIME else Units(unit)
         return cls(original, families, importance, weights, how, targets, units, blocks)
 

@@ -145,11 +145,12 @@ def _begun(job: Job, journal: Journal, options: Options) -> Compression[Director
 def _run(work: Compression[DirectoryStore], budget: Budget, journal: Journal, path: Path) -> int:
     """Fit every weight and write the file; its bytes."""
     try:
-        lengths = work.meet(budget).lengths
+        work.meet(budget)
     except (BudgetError, BadInput):
         journal.remove()  # going on with the same job would end the same way
         raise
-    task = work.task
+    task, store = work.task, work.store
+    lengths = [0 if (one := store.get(i)) is None else one.size for i in range(len(task.weights))]
 
     def file_bytes(notes: dict[str, Any]) -> int:
         return work.with_notes(notes).file_bytes(lengths)

@@ -28,6 +28,8 @@ class How:
         group: columns that share a scale where weights are requantized.
         dtype: of tensors that are held dense in a folder, such as "bfloat16"; None for their own.
         shard: bytes of a file of a folder, at most, but for a tensor that alone is larger.
+        activations: 8 for convolutions and LSTM of ONNX whose inputs are rounded to 8 bits too, those of convolutions
+            by the ranges that the batches of the network show; None for float inputs.
 
     Example:
         >>> waterfill.export.export("net.wf", "net.onnx", "onnx", network=Network(Net(), batches), how=How(force=True))
@@ -38,10 +40,13 @@ class How:
     group: int = 32
     dtype: str | None = None
     shard: int = 5_000_000_000
+    activations: int | None = None
 
     def __post_init__(self) -> None:
         if self.requantize is not None and not (isinstance(self.requantize, int) and 2 <= self.requantize <= 8):
             raise BadInput(f"requantize={self.requantize!r}: bits is a whole number from 2 to 8")
+        if self.activations not in (None, 8):
+            raise BadInput(f"activations={self.activations!r}: inputs are rounded to 8 bits, or to none (None)")
         if not isinstance(self.group, int) or self.group < 1:
             raise BadInput(f"group={self.group!r} is no positive number of columns")
 

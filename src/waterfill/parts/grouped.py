@@ -4,7 +4,7 @@ This is the form that other inference engines take. Each scale is the best of a 
 group, then fitted to the codes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
@@ -21,6 +21,7 @@ from waterfill.part import Codes, Part, Product
 from waterfill.parts.quantizer.bounded import fed_back
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
+_UNCLIPPED = 4  # bits from which on nothing is clipped without inputs
 _REFITS = 2  # more change little
 _LARGEST = float(torch.finfo(torch.float16).max)
 
@@ -101,7 +102,7 @@ class FixedRate:
         """The least and the greatest code."""
         return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
 
-    def ranges(self, blocks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def ranges(self, blocks: Tensor, clips: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
         """Scales and zero points [rows, groups], float32, for one clipping range after another.
 
         Without zero points there is one more negative code than positive ones: a scale may be negative, so that the
@@ -110,11 +111,11 @@ class FixedRate:
         low, high = self.limits
         if self.symmetric:
             largest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))[..., 0]
-            for clip in _CLIPS:
+            for clip in clips:
                 for scale in (largest.abs() * clip / high, largest * clip / low):
                     yield _narrow(scale), torch.zeros_like(scale)
             return
-        for clip in _CLIPS:  # a range that includes zero: its zero point is a code too, as inference engines require
+        for clip in clips:  # a range that includes zero: its zero point is a code too, as inference engines require
             least, most = clip * blocks.amin(2).clamp(max=0), clip * blocks.amax(2).clamp(min=0)
             scale = _narrow((most - least) / (high - low))
             yield scale, (low - least / _safe(scale)).round().clamp(low, high)
@@ -175,7 +176,7 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
     padded[:, :cols] = target
     weight[:cols] = importance.column_weights(cols)
     best = _Best(padded.view(rows, groups, group), weight.view(groups, group), rate)
-    for scale, zero in rate.ranges(best.blocks):
+    for scale, zero in rate.ranges(best.blocks, _clips(importance, rate.bits)):
         best.offer(scale, zero)
     for _ in range(_REFITS):
         best.refit()
@@ -187,6 +188,13 @@ def fit_grouped(target: Tensor, importance: Importance, rate: FixedRate) -> Grou
     other = _fed_back(target, importance, rate, plain)
     lost = [importance.expected(target - part.dense()) for part in (plain, other)]
     return other if lost[1] < lost[0] else plain
+
+
+def _clips(importance: Importance, bits: int) -> Sequence[float]:
+    """The clipping ranges to try. Where nothing is known of the inputs, codes of 4 bits and more clip nothing: large
+    weights matter more than their squares count (docs/decisions.md)."""
+    known = importance.gram is not None or importance.diagonal.ndim > 0
+    return _CLIPS if known or bits < _UNCLIPPED else _CLIPS[:1]
 
 
 def _fed_back(target: Tensor, importance: Importance, rate: FixedRate, plain: GroupedPart) -> GroupedPart:

@@ -1,9 +1,11 @@
 """Codes in the forms that a file format of another tool has: of these the one that is cheapest at the price."""
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from waterfill.errors import BadRecipe
 from waterfill.importance import Importance
@@ -14,6 +16,8 @@ from waterfill.parts.grouped import FixedRate, fit_grouped
 from waterfill.parts.quantized import Quantize
 
 _ENTRIES_TRIED, _ROWS_TRIED = 1 << 16, 64  # on which the form is found
+_KNOWN: MutableMapping[Tensor, tuple[Importance, dict[Form, float]]] = WeakTensorKeyDictionary()
+"""By target what the forms lose, and the importance by which they do."""
 _ALONE = Dense(format="float16")
 """Of matrices that no form fits."""
 
@@ -58,15 +62,26 @@ class InFormat(Spec):
 
     def _cheapest(self, forms: list[Form], target: Tensor, importance: Importance, price: float) -> Form:
         """The form of least D + price * bits, by some of the rows."""
-        (rows, cols), format = target.shape, FORMATS[self.format]
-        every = max(1, rows // max(_ENTRIES_TRIED // cols, _ROWS_TRIED))
-        some, share = target[::every], importance.select_rows(slice(None, None, every))
+        shape, format = (target.shape[0], target.shape[1]), FORMATS[self.format]
+        losses = self._losses(forms, target, importance)
 
         def cost(form: Form) -> float:
-            lost = share.expected(some - fit_grouped(some, share, _rate(form, cols)).dense())
-            return lost * rows / len(some) + 8 * price * format.codes_bytes(form, (rows, cols), self.kernels)
+            return losses[form] + 8 * price * format.codes_bytes(form, shape, self.kernels)
 
         return min(forms, key=cost)
+
+    def _losses(self, forms: list[Form], target: Tensor, importance: Importance) -> dict[Form, float]:
+        """D by form, which no price changes: kept while the target is, as curves ask for it again and again."""
+        known = _KNOWN.get(target)
+        if known is not None and known[0] is importance and known[1].keys() == set(forms):
+            return known[1]
+        every = max(1, len(target) // max(_ENTRIES_TRIED // target.shape[1], _ROWS_TRIED))
+        some, share = target[::every], importance.select_rows(slice(None, None, every))
+        factor = len(target) / len(some)
+        fits = {form: fit_grouped(some, share, _rate(form, target.shape[1])) for form in forms}
+        losses = {form: factor * share.expected(some - part.dense()) for form, part in fits.items()}
+        _KNOWN[target] = importance, losses
+        return losses
 
 
 def _rate(form: Form, cols: int) -> FixedRate:

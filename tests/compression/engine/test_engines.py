@@ -295,21 +295,3 @@ def test_what_is_no_engine_is_refused_before_the_work(source, tmp_path):
     with pytest.raises(EngineError, match=r"engine='dask' is no engine; give waterfill.Dask"):
         waterfill.compress_file(source, tmp_path / "m.wf", bits=4, engine="dask")
     assert list(tmp_path.iterdir()) == [source]
-
-
-def test_the_answer_to_another_recipe_is_refused(source, tmp_path, one_by_one):
-    def stale(piece: str) -> str | None:
-        if asked_of(piece) != "measure":
-            return None
-        version, do, work, items = json.loads(piece)
-        items[0][2] = "Quantize(bits=2)"
-        return answer(json.dumps([version, do, work, items]))
-
-    with pytest.raises(EngineError, match="the engine Told gives the answer to another piece of work for that of '.*'"):
-        waterfill.compress_file(source, tmp_path / "m.wf", bits=3, engine=Told(stale))
-
-
-@pytest.mark.parametrize("text", ["garbage", "", "[]", "{}", "null", '["0.1.0", "fit", null, []]', None])
-def test_a_text_that_is_no_piece_is_an_error_of_ours(text):
-    with pytest.raises(EngineError, match="is no piece of work"):
-        answer(text)

@@ -43,6 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="MODULE:FUNCTION|FILE", help="its inputs, in batches; the first is traced")
     parser.add_argument("--requantize", type=int, metavar="B", help="round what the format lacks to B bits once more")
     parser.add_argument("--group", type=int, default=32, metavar="N", help="columns a scale then (default: 32)")
+    parser.add_argument(
+        "--activations",
+        type=int,
+        choices=(8,),
+        help="round inputs of convolutions and LSTM too (ONNX), by those of --data",
+    )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of dense tensors in a folder")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--all", action="store_true", help="a row for every tensor, however many there are")
@@ -58,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         raise OutputExists(f"{args.output} exists; choose another output, or ask to overwrite it (--force)")
     from waterfill.export import How, export
 
-    how = How(args.force, args.requantize, args.group, args.dtype)
+    how = How(args.force, args.requantize, args.group, args.dtype, activations=args.activations)
     made = export(args.file, args.output, args.to, _network(args), how)
     if args.json:
         say_json({"file": args.file} | made.as_json())

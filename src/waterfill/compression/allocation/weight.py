@@ -48,7 +48,7 @@ class Weight:
     each row ("rows") or column ("columns"), or to the whole (""). known_damping: the damping of the weight that this
     one was made from. kept: why the tensor is kept bit for bit though it could be rounded; else empty. mask: gives the
     entries that the network uses (bool); None for all of them. known_reason: the `reason` that was found elsewhere.
-    format: of another tool's file, whose bytes a budget counts; else empty.
+    each: (number) -> the costs of a matrix of a stack, where they differ. format: of a file whose bytes count, or "".
     """
 
     name: str
@@ -64,6 +64,7 @@ class Weight:
     kept: str = ""
     mask: Callable[[], Tensor] | None = None
     known_reason: str | None = None
+    each: Callable[[int], Importance] | None = None
     format: str = ""
 
     def with_spec(self, spec: Spec) -> "Weight":
@@ -176,8 +177,8 @@ class Weight:
 
     def matrices(self, price: float) -> Iterator[tuple[Tensor, Importance]]:
         """Every matrix of the tensor, with the importance damped for a price."""
-        for target in self.layout.split(self.tensor()):
-            yield target, self._damped(self._importance(target), price)
+        for i, target in enumerate(self.layout.split(self.tensor())):
+            yield target, self._damped(self._importance(target, number=i), price)
 
     def fit(self, price: float) -> Entry:
         """The parts at a price, decoded from their blob, with their error.
@@ -193,7 +194,8 @@ class Weight:
 
     def _fit(self, price: float) -> Entry:
         targets, spec = self.layout.split(self.tensor()), self.chosen_spec
-        fitted = [spec.fit(target, self._damped(self._importance(target), price), price) for target in targets]
+        importances = (self._importance(target, number=i) for i, target in enumerate(targets))
+        fitted = [spec.fit(t, self._damped(own, price), price) for t, own in zip(targets, importances, strict=True)]
         blob = encode(tuple(fitted))
         expected = [part.dense() if math.prod(part.shape) <= _MOST_ENTRIES_COMPARED else None for part in fitted]
         del fitted  # before they are decoded: no more copies of a matrix in memory than needed
@@ -251,7 +253,7 @@ class Weight:
         targets = [matrix if cols is None else matrix[:, cols].contiguous() for matrix in matrices]
 
         def importances() -> list[Importance]:
-            return [self._importance(target, rows, cols) for target in targets]
+            return [self._importance(target, rows, cols, i * stride) for i, target in enumerate(targets)]
 
         return Sample(rows, cols, targets, importances if self.streamed else functools.cache(importances))
 
@@ -265,10 +267,12 @@ class Weight:
         measured, cols = self._given(self.importance), self.layout.matrix[1]
         return cols if measured.gram is not None and len(measured.gram) == cols else measured.positions
 
-    def _importance(self, target: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Importance:
-        """The importance of a target; rows, cols: its indices in the matrix if it is a sample."""
+    def _importance(
+        self, target: Tensor, rows: Tensor | None = None, cols: Tensor | None = None, number: int = 0
+    ) -> Importance:
+        """The importance of a target; rows, cols: its indices in matrix `number` if it is a sample."""
         if self.importance is not None:
-            measured = self._given(self.importance)
+            measured = self._given(self.importance if self.each is None else functools.partial(self.each, number))
             return measured if rows is None or cols is None else measured.select(rows, cols)
         if self.layout.role == RAW:
             return Importance(kernel=self.layout.kernel)

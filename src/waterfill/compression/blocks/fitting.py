@@ -4,6 +4,7 @@ Two streams of hidden states go through the network: the original's, whose input
 and the compressed one's. The errors of the blocks before are compensated for as in GPTAQ (arXiv 2504.02692).
 """
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,23 +15,24 @@ from torch import Tensor, nn
 
 from waterfill.compression.allocation.to_size.spend import FILL, Ledger, refit_to_budget
 from waterfill.compression.allocation.weight import Damping, Weight
-from waterfill.compression.blocks.inputs import GroupMoments, Stage, half_of, recorded, stages_of
+from waterfill.compression.blocks.inputs.moments import GroupMoments, Moments, half_of, without_inputs
+from waterfill.compression.blocks.inputs.recording import recorded, stages_of
+from waterfill.compression.blocks.inputs.streams import OriginalInputs, Streams, inputs_by_name, moments_of
 from waterfill.compression.blocks.log import Log
-from waterfill.compression.blocks.measured import Measured, MeasuredStore, with_energy
+from waterfill.compression.blocks.measured import Measured, MeasuredStore
+from waterfill.compression.blocks.norms import Ending, corrected
 from waterfill.compression.blocks.pace import Pace
 from waterfill.compression.blocks.source import Source, Stretch, installed, working_copy
-from waterfill.compression.blocks.streams import OriginalInputs, Streams, inputs_by_name
 from waterfill.compression.blocks.survey import OUTSIDE
 from waterfill.compression.steps.choice import best_spec
 from waterfill.compression.steps.sequential import with_error
 from waterfill.compression.store import KeepingStore
 from waterfill.compression.task import Compression
-from waterfill.importance import Importance
 from waterfill.model.entry import decode, restored
 from waterfill.network.blocks.call import BlockCall
 from waterfill.network.blocks.chain import Chain
 from waterfill.network.blocks.hidden import HiddenStates
-from waterfill.network.layout import VECTOR, Layout
+from waterfill.network.layout import VECTOR
 from waterfill.network.running.forward import as_deployed, copy_of
 from waterfill.progress import Progress
 
@@ -122,87 +124,86 @@ class Fitting:
         return [name for name in names if name not in stretch.layouts or stretch.layouts[name].role == VECTOR]
 
     def _block(self, number: int, calls: Sequence[BlockCall]) -> None:
+        self.late = {}
+        gc.collect()  # weights hold themselves and their Gram matrices, and it counts objects, not bytes
         stretch = self.source.stretch(number)
         made = working_copy(stretch.module)
         streams = Streams(self.chain, self.states, number, calls)
         inputs = OriginalInputs(stretch, streams, self.work.options.memory)
-        self.late = {}
         first = self._rest(number, stretch)
         self._fit_all(str(number), stretch, first, {})
         self._install(made, stretch, first)
-        stages = stages_of(*inputs.first, stretch.layouts)
-        staged = {name for stage in stages for name in stage.uses} | set(first)
+        staged = {name for stage in inputs.stages for name in stage.uses} | set(first)
         unused = [name for name in stretch.layouts if name not in staged]
         self._fit_all(str(number), stretch, unused, {})
         self._install(made, stretch, unused)
-        for stage in stages:
-            moments = self._moments(stage, (made, stretch.layouts), inputs, streams)
+        for stage in inputs.stages:
+            moments = moments_of(stage, stretch, made, inputs, streams)
             self._fit_all(str(number), stretch, list(stage.uses), moments)
             self._install(made, stretch, list(stage.uses))
         for j in range(len(self.batches)):
             if not inputs.kept:
                 streams.advance("x", j, stretch.module)
-            streams.advance("y", j, made)
+            if j not in streams.closed or inputs.closing is None:
+                streams.advance("y", j, made)
+            else:
+                before, after = (block.get_parameter(inputs.closing) for block in (stretch.module, made))
+                streams.change(j, (after - before).detach())
         if number + 1 < len(self.source.blocks):  # the last block's weights are needed once more, to meet the size
             self.log.commit(number + 1, self.pace, self.work.store)
-            self.states.drop(f"x{number}-")
-            self.states.drop(f"y{number}-")
+            streams.drop()
         self._report(number)
-
-    def _moments(
-        self,
-        stage: Stage,
-        made: tuple[nn.Module, Mapping[str, Layout]],
-        inputs: OriginalInputs,
-        streams: Streams,
-    ) -> dict[str, GroupMoments]:
-        """The moments of the inputs of each weight of a stage; one object for those with the same inputs."""
-        found: dict[str, GroupMoments] = {}
-        for group in stage.groups:
-            found |= dict.fromkeys(group, GroupMoments.new())
-        leaders = [group[0] for group in stage.groups]
-        for j in range(len(self.batches)):
-            after, _ = recorded(*made, partial(streams.run, "y", j, made[0]), stage.uses)
-            before = inputs_by_name(inputs.of(j, stage), leaders)
-            for name, uses in inputs_by_name(after, leaders).items():
-                for old, new in zip(before.get(name, ()), uses, strict=False):
-                    found[name].add(old.x, new.x, half_of(j, len(self.batches)))
-        return found
 
     def _end(self, made: Chain) -> None:
         """Fit what runs after the blocks."""
         stretch, count = self.source.stretch(None), len(self.source.blocks)
+
+        def run(chain: Chain, key: str, j: int, reached: Callable[[], None] = lambda: None) -> Tensor:
+            return chain.end(self.batches[j], self.states.get(f"{key}{count}-{j}"), reached)
+
+        streams = {"x": partial(run, self.chain, "x"), "y": partial(run, made, "y")}
+        self._correct_norms(stretch, Ending(self.chain.model, streams["x"]), Ending(made.model, streams["y"]))
         left = [name for name in stretch.layouts if self._position(stretch, name) not in self.pace.spent]
         if not left:
             return
         layouts = {name: stretch.layouts[name] for name in left}
-        streams = {"x": self.chain, "y": made}
-
-        def run(key: str, j: int) -> Tensor:
-            return streams[key].end(self.batches[j], self.states.get(f"{key}{count}-{j}"))
-
-        first = recorded(stretch.module, layouts, partial(run, "x", 0))
+        first = recorded(stretch.module, layouts, partial(streams["x"], 0))
         for stage in stages_of(*first, layouts):
-            groups = {name: GroupMoments.new() for name in stage.uses}
+            groups = {name: GroupMoments() for name in stage.uses}
             for j in range(len(self.batches)):
-                pairs = [
-                    inputs_by_name(
-                        recorded(chain.model, layouts, partial(run, key, j), stage.uses)[0], list(stage.uses)
-                    )
-                    for key, chain in streams.items()
-                ]
-                for name in pairs[1]:
-                    for old, new in zip(pairs[0].get(name, ()), pairs[1][name], strict=False):
-                        groups[name].add(old.x, new.x, half_of(j, len(self.batches)))
+                before, after = (
+                    inputs_by_name(recorded(module, layouts, partial(streams[key], j), stage.uses)[0], stage.uses)
+                    for key, module in (("x", self.chain.model), ("y", made.model))
+                )
+                for name in after:
+                    for old, new in zip(before.get(name, ()), after[name], strict=False):
+                        groups[name].add((old.x, new.x), half_of(j, len(self.batches)))
             self._fit_all(OUTSIDE, stretch, list(stage.uses), groups)
             self._install(made.model, stretch, list(stage.uses))
         unused = [name for name in left if self._position(stretch, name) not in self.pace.spent]
         self._fit_all(OUTSIDE, stretch, unused, {})
 
+    def _correct_norms(self, stretch: Stretch, original: Ending, made: Ending) -> None:
+        """Fit the norms after the last block again, to values that make up for some of what is lost before them."""
+        measured = self.found.get(OUTSIDE) or {}
+        vectors = [name for name, layout in stretch.layouts.items() if layout.role == VECTOR]
+        for name in vectors:  # the same for one that goes on after a crash
+            installed(made.model, name, stretch.weights[name].detach())
+        found = corrected(original, made, len(self.batches))
+        for name, value in found.items():
+            i = self.source.positions.get(stretch.prefix + name)
+            weight = None if i is None else self.work.weights[i]
+            if i is None or weight is None or weight.kept or i not in self.pace.spent or weight.layout.role != VECTOR:
+                continue
+            one = self._with_costs(weight, measured.get(weight.name), None)
+            self.late[i] = one.with_values(partial(_same, value))
+            self.pace.spent[i] = self._fitted(i, self.late[i], self.work.store.price(i))
+        self._install(made.model, stretch, vectors)
+
     def _position(self, stretch: Stretch, name: str) -> int:
         return self.source.positions[stretch.prefix + name]
 
-    def _fit_all(self, key: str, stretch: Stretch, names: Iterable[str], moments: Mapping[str, GroupMoments]) -> None:
+    def _fit_all(self, key: str, stretch: Stretch, names: Iterable[str], moments: Mapping[str, Moments]) -> None:
         """Fit some weights of a stretch at one price, in threads."""
         measured = self.found.get(key) or {}
         positions = {self._position(stretch, name): name for name in names}
@@ -227,23 +228,13 @@ class Fitting:
             price, bits = better, self._fitted(i, weight, better)
         self.pace.add(i, price, bits)
 
-    def _with_costs(self, weight: Weight, measured: Measured | None, moments: GroupMoments | None) -> Weight:
+    def _with_costs(self, weight: Weight, measured: Measured | None, moments: Moments | None) -> Weight:
         """The weight with its importance, and with the target that makes up for the errors before it."""
         if measured is None or (measured.energy is None and measured.importance is None):
             return replace(weight, factor=weight.factor * self._typical)
-        importance = measured.importance
-        if measured.energy is not None:
-            inputs = None if moments is None else moments.importance()
-            plain = Importance(measured.energy / weight.layout.matrix[1])  # no input came in this pass
-            importance = plain if inputs is None else with_energy(measured.energy, inputs)
-        assert importance is not None
-        made = replace(weight, importance=partial(_same, importance))
+        made = without_inputs(weight, measured) if moments is None else moments.costed(weight, measured)
         made = replace(made, known_damping=_without_factor(made.damping))
-        if moments is None or weight.kept:
-            return made
-        matrix = weight.layout.split(weight.tensor())[0]
-        target = weight.layout.join([moments.target(matrix.to(moments.device)).cpu()])
-        return replace(made, load=partial(_same, target))
+        return made if moments is None else moments.aimed(made)
 
     @property
     def _typical(self) -> float:

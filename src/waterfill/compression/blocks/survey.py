@@ -5,6 +5,7 @@ the other, each run again from its hidden state, as in checkpointed backpropagat
 What is left of a weight are some numbers: its Gram matrix is measured anew, on all inputs, when it is fitted.
 """
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -73,6 +74,7 @@ class Survey:
             self._tail(*outside)
             for i in reversed(range(len(self.source.blocks))):
                 self._block(i)
+                gc.collect()  # weights hold themselves and their Gram matrices, and it counts objects, not bytes
             self._front(*outside)
             self._keep(OUTSIDE, *outside)
             self.states.drop("h")

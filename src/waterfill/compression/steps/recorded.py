@@ -51,15 +51,22 @@ class InputRecorder(Recorder):
     """Records the inputs of weights that multiply them, and the order of the weights.
 
     names: of the weights whose inputs are recorded. calls: of these weights, after which the rest of the network need
-    not run; None for all.
+    not run; None for all. roles: of weights whose inputs are recorded.
     """
 
-    def __init__(self, layouts: Mapping[str, Layout], names: Container[str], calls: int | None) -> None:
+    def __init__(
+        self,
+        layouts: Mapping[str, Layout],
+        names: Container[str],
+        calls: int | None,
+        roles: Container[str] = (MATRIX, KERNEL),
+    ) -> None:
         self.recorded: list[Recorded] = []
         self.order: dict[str, int] = {}
         self._layouts = layouts
         self._names = names
         self._left = calls
+        self._roles = roles
         self._last: tuple[Tensor, int, Tensor] | None = None
 
     def product(self, view: WeightView, x: Tensor, y: Tensor) -> Tensor:
@@ -104,7 +111,7 @@ class InputRecorder(Recorder):
         if view.name not in self._names:
             return False
         self._left = None if self._left is None else self._left - 1
-        return not view.moved and self._layouts[view.name].role in (MATRIX, KERNEL)
+        return not view.moved and self._layouts[view.name].role in self._roles
 
 
 def by_place(recorded: Iterable[Recorded], names: Container[str]) -> dict[tuple[str, Place], list[Recorded]]:

@@ -13,9 +13,11 @@ _SMALL = 32  # bytes of constants that are held once
 
 
 class Graph:
-    """A model's graph and what is added to it. users: the nodes that take each value."""
+    """A model's graph and what is added to it. users: the nodes that take each value. rounds: whether products are of
+    8-bit inputs."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, rounds: bool = False) -> None:
+        self.rounds = rounds
         self.onnx = extra("onnx", "an export to ONNX")
         self.model = model
         self.nodes: list[Any] = list(model.graph.node)
@@ -63,9 +65,14 @@ class Graph:
         name = self.name(base)
         made = self.onnx.helper.make_node(kind, list(inputs), [name], domain=domain, **attributes)
         self.nodes.append(made)
-        if domain and all(each.domain != domain for each in self.model.opset_import):
-            self.model.opset_import.append(self.onnx.helper.make_opsetid(domain, 1))
+        if domain:
+            self.imports(domain)
         return name
+
+    def imports(self, domain: str) -> None:
+        """Say that nodes are of a domain."""
+        if all(each.domain != domain for each in self.model.opset_import):
+            self.model.opset_import.append(self.onnx.helper.make_opsetid(domain, 1))
 
     def give(self, made: str, name: str) -> None:
         """Name the output of the newest node as an older one was, which it stands for from now on."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from waterfill.export.onnx.blocks import Blocks, blocks_of, why_not
 from waterfill.export.onnx.graph import MICROSOFT, Graph
+from waterfill.export.onnx.int8 import codes_of, held_codes, steps_of, why_no_int8
 from waterfill.export.onnx.restore import restored
 from waterfill.part import Chain, Codes, Columns, Product, Sum
 
@@ -68,6 +69,8 @@ class Products:
         return self._by_column(made, codes)
 
     def _codes(self, x: str, codes: Codes) -> str:
+        if self.graph.rounds and why_no_int8(codes) is None:
+            return self._rounded(x, codes)
         data, scales, zeros, blocks = self._blocks(codes)
         rows, cols = codes.codes.shape
         how = {"K": cols, "N": rows, "bits": blocks.bits, "block_size": blocks.size}
@@ -75,6 +78,14 @@ class Products:
             how["accuracy_level"] = _BY_INT8
         inputs = [self._by_column(x, codes), data, scales, *([zeros] if zeros else [])]
         return self.graph.node("MatMulNBits", inputs, f"{self.base}.y", MICROSOFT, **how)
+
+    def _rounded(self, x: str, codes: Codes) -> str:
+        """Products of 8-bit integers, inputs rounded as they come."""
+        whole, scales = codes_of(codes)
+        made, zero, _ = held_codes(self.graph, whole.T, scales, self.base)
+        inputs = [x, made, self.graph.constant(steps_of(scales), f"{self.base}.scales")]
+        inputs.append(self.graph.constant(np.full(scales.shape, zero), f"{self.base}.zeros"))
+        return self.graph.node("DynamicQuantizeMatMul", inputs, f"{self.base}.y", MICROSOFT)
 
     def _by_column(self, x: str, codes: Codes) -> str:
         if codes.columns is None:

@@ -13,12 +13,15 @@ from waterfill.errors import BadInput, CannotExport
 from waterfill.export.entries import entries_of
 from waterfill.export.how import How, Network, extra
 from waterfill.export.onnx.graph import Graph
+from waterfill.export.onnx.int8 import to_int8
 from waterfill.export.onnx.products import unfit
+from waterfill.export.onnx.recurrent import to_dynamic
 from waterfill.export.onnx.rewrite import rewrite
 from waterfill.export.onnx.trace import inputs_of, traced
 from waterfill.export.requantize import relative_error
 from waterfill.export.result import Exported, Row
 from waterfill.export.source import Source
+from waterfill.model.entry import Entry
 from waterfill.model.install import install, make_room
 from waterfill.network.running.forward import as_deployed, call, copy_of
 from waterfill.part import Part
@@ -39,9 +42,8 @@ def write(source: Source, target: "str | Path", network: Network | None, how: Ho
     extra("onnx", "an export to ONNX")
     model, batch = installed(source, network, NAME)
     proto = traced(model, batch)
-    graph = Graph(proto)
     entries, losses = entries_of(source, how, unfit)
-    rows = rewrite(graph, entries)
+    rows, graph = _rewritten(proto, entries, network, how)
     rows = [Row(row.name, row.form, row.bytes, row.why, losses.get(row.name, 0.0)) for row in rows]
     rows += [
         Row(name, f"as it is, {dtype_name(source.layouts[own].dtype)}", len(graph.initializers[name].raw_data))
@@ -54,6 +56,22 @@ def write(source: Source, target: "str | Path", network: Network | None, how: Ho
         out.file.write(made.SerializeToString())
         size = out.finish()
     return Exported(Path(target), NAME, size, rows, difference(target, model, batch))
+
+
+def _rewritten(proto: Any, entries: dict[str, Entry], network: Network | None, how: How) -> tuple[list[Row], Graph]:
+    """The graph with its weights in small forms, and the rows of these."""
+    dense = proto.SerializeToString() if how.activations else b""
+    graph = Graph(proto, rounds=how.activations is not None)
+    if not how.activations or network is None:
+        return rewrite(graph, entries), graph
+    whole = type(proto).FromString(dense)
+    rows, plan = to_int8(graph, whole, entries, network.batches)
+    rows += to_dynamic(graph, whole, entries, next(iter(network.batches)))
+    done = {row.name for row in rows}
+    others = rewrite(graph, {name: entry for name, entry in entries.items() if name not in done})
+    others = [Row(row.name, row.form, row.bytes, plan.why.get(row.name, row.why)) for row in others]
+    order = list(entries)
+    return sorted([*rows, *others], key=lambda row: order.index(row.name)), graph
 
 
 def installed(source: Source, network: Network | None, name: str) -> tuple[nn.Module, Any]:

@@ -92,9 +92,9 @@ class Composed:
         assert self._value is not None
         return torch.autograd.grad(self._value, self._sources, gradient.to(self._value), retain_graph=True)
 
-    def part(self, zone: float, name: str) -> Part:
-        """The part of the codes that were cheapest on average. Raises BadInput for codes that no file holds."""
-        codes = [matrix.codes(zone, average=True).to(torch.int32).cpu() for matrix in self.matrices]
+    def part(self, zone: float, name: str, *, average: bool) -> Part:
+        """The part of the codes that are cheapest now, or were on average. Raises BadInput for what no file holds."""
+        codes = [matrix.codes(zone, average=average).to(torch.int32).cpu() for matrix in self.matrices]
         if any(own.numel() and int(own.abs().max()) > _FARTHEST for own in codes):
             raise BadInput(f"the codes of {name!r} have run away in training; lower the rate")
         return self.composition.rebuilt(

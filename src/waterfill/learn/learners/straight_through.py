@@ -143,8 +143,8 @@ class StraightThrough(Learner):
     def c_step(self) -> None:
         """Measure what codes cost by now, and let bits pull harder or softer, as the file is too large or too small."""
         for _, matrix in self._each():
-            matrix.remeasure(matrix.codes(self._zone, average=True), _NEW)
-        self.file_size = self._coded(self._zone, self._written()).size
+            matrix.remeasure(matrix.codes(self._zone), _NEW)
+        self.file_size = self._coded(self._zone, self._written(), average=False).size  # an average would lag behind
         over = self.file_size / self.size - 1
         self._strength *= 2.0 ** max(-1.0, min(1.0, over / _SLOW))
         self._strength = max(_LEAST, min(_MOST, self._strength))
@@ -198,10 +198,10 @@ class StraightThrough(Learner):
         """The vectors as they are written, in the bytes that they had or what it takes to be as exact as they were."""
         return self._vectors.entries(self._made, self._vectors.room(self._made), strict=False)
 
-    def _coded(self, zone: float, vectors: Mapping[str, Entry]) -> CompressedModel:
-        """The network with its codes at a price, as they are written, and its vectors."""
+    def _coded(self, zone: float, vectors: Mapping[str, Entry], *, average: bool = True) -> CompressedModel:
+        """The network with its codes at a price, those of late on average or those of now, and its vectors."""
         changed: dict[str, Entry] = {}
         for name, several in self._composed.items():
-            parts = tuple(one.part(zone, name) for one in several)
+            parts = tuple(one.part(zone, name, average=average) for one in several)
             changed[name] = replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)
         return replace(self._made, entries={**self._made.entries, **vectors, **changed})

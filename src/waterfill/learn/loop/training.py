@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from waterfill.errors import BadRecipe
 from waterfill.learn.learners.schedule import Schedule
 
-_RATE, _LC_RATE = 1e-3, 0.01
+_RATE, _LC_RATE = 4e-3, 0.01
 STRAIGHT_THROUGH, LC_STEPS = "straight-through", "lc"
 
 
@@ -17,7 +17,7 @@ class Training:
     Args:
         epochs: passes through the batches.
         rate: the learning rate at first, which falls to zero: of Adam in steps of codes (straight-through), of SGD
-            (lc); None: 0.001 and 0.01.
+            (lc); None: 0.004 and 0.01.
         c_steps: how often in an epoch what was learned is compressed and a snapshot is written.
         last: share of the steps in which codes are frozen and vectors learn.
         method: "straight-through": codes that follow the weights; "lc": the LC algorithm.

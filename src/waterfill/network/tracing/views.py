@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from waterfill.network.layout import KERNEL, Layout
+from waterfill.network.layout import KERNEL, STACK, Layout
 from waterfill.network.tracing.derived import multiple_of_rows
 
 
@@ -20,7 +20,7 @@ class WeightView:
     """The place of a tensor in a weight: rows start to stop of it or of one matrix of a stack; transposed or not.
 
     factors: of these rows before they were used, [rows]; None for none. moved: whether a number, such as its mean, was
-    also added to each row.
+    also added to each row. matrix: its number in a stack; None for the whole stack, and where there is none.
     """
 
     name: str
@@ -28,6 +28,7 @@ class WeightView:
     transposed: bool = False
     factors: Tensor | None = field(default=None, compare=False)
     moved: bool = False
+    matrix: int | None = field(default=None, compare=False)
 
     def times(self, values: Tensor, dim: int = 0, power: int = 1) -> Tensor:
         """Inputs or gradients of the rows along `dim`, multiplied by the factors that relate them to the weight."""
@@ -101,8 +102,15 @@ class WeightViews:
                 continue
             start, stop, transposed = rows
             factors = None if held.factors is None else held.factors[start:stop]
-            return WeightView(held.name, (start, stop), transposed, factors, held.moved)
+            return WeightView(held.name, (start, stop), transposed, factors, held.moved, self._matrix_of(held, value))
         return None
+
+    def _matrix_of(self, held: _Held, value: Tensor) -> int | None:
+        """The number of the matrix of a stack that a tensor lies in."""
+        layout = self.layouts[held.name]
+        if layout.role != STACK or value.ndim == held.value.ndim:
+            return None
+        return (value.storage_offset() - held.value.storage_offset()) // (layout.matrix[0] * layout.matrix[1])
 
     def _rows_in(self, held: _Held, value: Tensor) -> tuple[int, int, bool] | None:
         """Which rows of a weight a tensor is, from and to, and whether transposed."""
