@@ -150,7 +150,9 @@ def test_unusual_inputs_give_the_same() -> None:
     assert torch.isnan(term(torch.full((1, 200), torch.nan))).all()
 
 
-@given(st.sampled_from(layout.WIDTHS), st.sampled_from([np.int8, np.int16, np.int32, np.uint8]), st.integers(0, 1 << 32))
+@given(
+    st.sampled_from(layout.WIDTHS), st.sampled_from([np.int8, np.int16, np.int32, np.uint8]), st.integers(0, 1 << 32)
+)
 def test_codes_beyond_the_width_are_clipped_and_what_is_missing_is_known(bits: int, dtype: type, seed: int) -> None:
     rng = np.random.default_rng(seed)
     limits = np.iinfo(dtype)
