@@ -56,9 +56,9 @@ def clipped(codes: np.ndarray, bits: int, count: int) -> tuple[np.ndarray, np.nd
         return starts, where, values
     whole = codes.astype(np.int32)
     missing = whole - np.clip(whole, *limits(bits))
-    rows, where = missing.nonzero()
+    rows, columns = missing.nonzero()
     starts = np.concatenate([[0], np.bincount(rows, minlength=len(codes)).cumsum()])
-    return starts.astype(np.int32), where.astype(np.int32), missing[rows, where]
+    return starts.astype(np.int32), columns.astype(np.int32), missing[rows, columns]
 
 
 def _small(codes: np.ndarray) -> np.ndarray:
