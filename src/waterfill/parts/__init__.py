@@ -2,7 +2,7 @@
 
 from waterfill.parts.codebook import Codebook
 from waterfill.parts.dense import Dense
-from waterfill.parts.in_format import InFormat, for_kernels, format_of
+from waterfill.parts.fixed_rate.in_format import InFormat, for_kernels, format_of
 from waterfill.parts.lattice import Composition, Lattice, composed
 from waterfill.parts.lowrank import LowRank
 from waterfill.parts.memory import PACKED, counts_memory, to_run

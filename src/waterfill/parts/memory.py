@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from waterfill.part import Spec
-from waterfill.parts.in_format import InFormat, in_format
+from waterfill.parts.fixed_rate.in_format import InFormat, in_format
 from waterfill.parts.quantized import Quantize
 
 PACKED = "packed"

@@ -21,7 +21,7 @@ from waterfill.coding.stream import Reader, Sink
 from waterfill.errors import BadInput, BadRecipe
 from waterfill.importance import Importance
 from waterfill.part import Codes, Part, Product, Spec
-from waterfill.parts.grouped import FixedRate, fit_grouped
+from waterfill.parts.fixed_rate.grouped import FixedRate, fit_grouped
 from waterfill.parts.quantizer.bounded import best_bounded
 from waterfill.parts.quantizer.candidates import Choices, best_candidate
 from waterfill.parts.quantizer.grid import FARTHEST, Grid

@@ -14,7 +14,7 @@ from waterfill.network.channels.macs import multiplications
 from waterfill.network.running.batches import each_tensor, first_of, samples_in
 from waterfill.network.running.forward import Forward, call, copy_of, result_of
 from waterfill.network.running.state import same_draws, unchanged
-from waterfill.runtime.peak import most_allocated
+from waterfill.runtime.measured.peak import most_allocated
 
 _ROUNDS, _LEAST = 25, 5
 _SECONDS = 2.0  # for one network at one size, once it has run so often as the least

@@ -6,7 +6,7 @@ import numpy as np
 
 from waterfill.export.onnx.blocks import Blocks, blocks_of, why_not
 from waterfill.export.onnx.graph import MICROSOFT, Graph
-from waterfill.export.onnx.int8 import codes_of, held_codes, steps_of, why_no_int8
+from waterfill.export.onnx.int8.convolutions import codes_of, held_codes, steps_of, why_no_int8
 from waterfill.export.onnx.restore import restored
 from waterfill.part import Chain, Codes, Columns, Product, Sum
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from waterfill.dtypes import dtype_name
 from waterfill.errors import BadInput, CannotExport
-from waterfill.export.entries import entries_of
 from waterfill.export.how import How, Network, extra
 from waterfill.export.onnx.graph import Graph
-from waterfill.export.onnx.int8 import to_int8
+from waterfill.export.onnx.int8.convolutions import to_int8
+from waterfill.export.onnx.int8.recurrent import to_dynamic
 from waterfill.export.onnx.products import unfit
-from waterfill.export.onnx.recurrent import to_dynamic
 from waterfill.export.onnx.rewrite import rewrite
 from waterfill.export.onnx.trace import inputs_of, traced
-from waterfill.export.requantize import relative_error
+from waterfill.export.requantize import entries_of, relative_error
 from waterfill.export.result import Exported, Row
 from waterfill.export.source import Source
 from waterfill.model.entry import Entry

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from waterfill.errors import BadInput, CannotExport
-from waterfill.export.entries import entries_of
 from waterfill.export.how import How, Network, extra
 from waterfill.export.onnx.trace import inputs_of, traced
 from waterfill.export.onnx.write import installed
 from waterfill.export.openvino.constants import Constants
 from waterfill.export.openvino.rewrite import rewrite, unfit
-from waterfill.export.requantize import relative_error
+from waterfill.export.requantize import entries_of, relative_error
 from waterfill.export.result import Exported, Row
 from waterfill.export.source import Source
 from waterfill.network.running.forward import as_deployed, call

@@ -12,7 +12,7 @@ import numpy as np
 
 from waterfill.export.onnx.bits import taken_apart
 from waterfill.export.onnx.graph import Graph
-from waterfill.export.onnx.ranges import Range, ranges_of
+from waterfill.export.onnx.int8.ranges import Range, ranges_of
 from waterfill.export.result import Row
 from waterfill.model.entry import Entry
 from waterfill.part import Codes, Product

@@ -12,7 +12,7 @@ from waterfill.importance import Importance
 from waterfill.part import Choice, Part, Spec
 from waterfill.part.formats import FORMATS, Form
 from waterfill.parts.dense import Dense
-from waterfill.parts.grouped import FixedRate, fit_grouped
+from waterfill.parts.fixed_rate.grouped import FixedRate, fit_grouped
 from waterfill.parts.quantized import Quantize
 
 _ENTRIES_TRIED, _ROWS_TRIED = 1 << 16, 64  # on which the form is found

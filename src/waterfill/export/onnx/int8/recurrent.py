@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from waterfill.export.onnx.graph import MICROSOFT, Graph
-from waterfill.export.onnx.int8 import codes_of, held_codes, steps_of, why_no_int8
-from waterfill.export.onnx.ranges import values_of
+from waterfill.export.onnx.int8.convolutions import codes_of, held_codes, steps_of, why_no_int8
+from waterfill.export.onnx.int8.ranges import values_of
 from waterfill.export.result import Row
 from waterfill.model.entry import Entry
 from waterfill.network.layout import MATRIX
