@@ -26,8 +26,12 @@ LAYERS, WIDTH, ROUNDS, KILLS = 16, 4096, 3, 20
 BITS, WORKERS = 4.0, 2
 MOST_OVERHEAD = 10.0  # percent
 IDLE = 10.0  # seconds
-QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
-"""As docs/scale.md advises: what dask does beside the work, a hundred times a second."""
+QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.nanny.pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": 1 << 26, "MALLOC_MMAP_THRESHOLD_": 1 << 25},
+}
+"""As docs/scale.md advises: what dask does beside the work, and an allocator that keeps what will be used again."""
 KILLED_LAYERS, KILLED_WIDTH = 48, 768
 
 
