@@ -7,15 +7,13 @@ Networks take turns, compiled and not, and the shortest run counts, in seconds o
 """
 
 import argparse
-import os
-import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lib import generation as g
+from lib import language
 from lib.common import Table, claim, claims_table, finish
 from lib.turns import in_turns
 
@@ -31,14 +29,9 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=8, help="bits of the inputs of packed layers")
     parser.add_argument("--work", type=Path, help="keeps the file that is made, for a later run")
     options = parser.parse_args()
-    folder = Path(os.environ.get("WATERFILL_SMOLLM2", ""))
-    if not (folder / "config.json").is_file():
-        print("skipped: needs the folder of SmolLM2-135M: set WATERFILL_SMOLLM2")
-        sys.exit(0)
+    folder = language.folder()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        work = options.work or Path(place)
-        work.mkdir(parents=True, exist_ok=True)
+    with g.working(options.work) as work:
         file = work / "4 bits.wf"
         if not file.is_file():
             waterfill.compress_file(folder / "model.safetensors", file, bits=4)

@@ -9,7 +9,6 @@ processor, on one thread. transformers must be installed.
 import argparse
 import importlib.util
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,7 @@ def main() -> None:
         sys.exit(0)
     torch.set_num_threads(1)
     nets = {"float32": g.decoder(options.layers), "bfloat16": g.decoder(options.layers, torch.bfloat16)}
-    with tempfile.TemporaryDirectory() as place:
-        work = options.work or Path(place)
-        work.mkdir(parents=True, exist_ok=True)
+    with g.working(options.work) as work:
         file = work / f"random, {options.layers} layers.wf"
         if not file.is_file():
             waterfill.compress(nets["float32"], spec="Quantize(bits=4)").save(file)

@@ -11,9 +11,6 @@ says, token by token, what the same file says when its weights are dense.
 
 import argparse
 import gc
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +20,7 @@ from typing import Any
 
 import torch
 from lib import generation as g
+from lib import language
 from lib.common import Table, claim, claims_table, finish
 from lib.turns import in_turns
 from torch import nn
@@ -96,18 +94,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="to generate and compare")
     parser.add_argument("--work", type=Path, help="keeps the files that are made, for a later run")
     options = parser.parse_args()
-    folder = Path(os.environ.get("WATERFILL_SMOLLM2", ""))
-    if not (folder / "config.json").is_file():
-        print("skipped: needs the folder of SmolLM2-135M: set WATERFILL_SMOLLM2")
-        sys.exit(0)
+    folder = language.folder()
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        work = options.work or Path(place)
-        work.mkdir(parents=True, exist_ok=True)
+    with g.working(options.work) as work:
         bench = Bench(folder, work, [int(text) for text in options.threads.split(",")], options.tokens)
         small(bench)
     tables = bench.tables()

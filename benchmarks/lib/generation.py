@@ -1,8 +1,10 @@
 """Greedy generation of one sequence: by transformers, and by a loop of our own with a static cache, which compiles."""
 
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,15 @@ import torch
 from torch import Tensor, nn
 
 PROMPT = "The history of the printing press begins"
+
+
+@contextmanager
+def working(kept: Path | None) -> Iterator[Path]:
+    """A folder for files that are made on the way: one that stays, or one that goes with the block."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = kept or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 def network(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:

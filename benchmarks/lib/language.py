@@ -4,6 +4,7 @@ variable names. Measured is its perplexity on the first windows of a text, and t
 import importlib.util
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def missing() -> str:
         return f"{FOLDER} names no folder that transformers opens"
     found = (Path(folder) / "model.safetensors").is_file()
     return "" if found else f"there is no model.safetensors in {folder}, which {FOLDER} names"
+
+
+def folder() -> Path:
+    """Where the network is; a benchmark that cannot have it says why, and ends."""
+    if reason := missing():
+        print(f"skipped: {reason}")
+        sys.exit(0)
+    return Path(os.environ[FOLDER])
 
 
 def prepare(folder: Path, original: State, quick: bool) -> Evaluator:
