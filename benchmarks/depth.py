@@ -209,20 +209,18 @@ def killed(kills: int) -> list[Any]:
         began = time.monotonic()
         apart("--folder", str(source), str(place / "whole"))
         took = time.monotonic() - began
-        while done < kills:
+        while done < kills or not (place / "small").exists():
+            if (place / "small").exists():  # whole before a kill came: the next one begins anew
+                assert same(place), "another file"
+                (place / "small").rename(place / f"ended-{done}-{chance.random()}")
             command = [sys.executable, __file__, "--folder", str(source), str(place / "small")]
             running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
             try:
-                running.wait(took * chance.uniform(0.3, 0.9))
+                running.wait(took * chance.uniform(0.3, 0.9) if done < kills else None)
             except subprocess.TimeoutExpired:
                 os.killpg(running.pid, signal.SIGKILL)
                 running.wait()
                 done += 1
-            else:  # it ended before: the next one replaces nothing, so begin anew
-                assert same(place), "another file"
-                (place / "small").rename(place / f"ended-{done}-{chance.random()}")
-        if not (place / "small").exists():
-            apart("--folder", str(source), str(place / "small"))
         known = {"net", "text.txt", "whole", "small"}
         left = [path for path in place.iterdir() if path.name not in known and not path.name.startswith("ended-")]
         return [kills, same(place), len(left)]
