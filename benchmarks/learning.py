@@ -39,6 +39,13 @@ TEXT = {LSTM: (4, 8e-3), LLAMA: (2, 4e-3)}
 """Networks of text, the passes through it and the rate at first."""
 
 
+LONG = {RESNET: 22, DEEP: 6}
+"""Networks for a GPU, and the passes through their images; of the largest file half as many."""
+LARGEST = 13.84
+C_STEPS = {RESNET: 2, DEEP: 2}
+"""In an epoch; of other networks 8."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A training. method: of `Training`, or one without compression or training. recipe: "" for the default. ratio: of
@@ -59,6 +66,7 @@ def plan() -> list[Job]:
     lc = Job(LENET, "lc", BIT, epochs=80, rate=0.05, labels=True)
     through = Job(LENET, "straight-through", ratio=100.0, epochs=40, rate=3e-2, labels=True)
     resnet = Job(RESNET, "straight-through", ratio=24.0, epochs=5)
+    long = replace(resnet, epochs=LONG[RESNET], rate=5e-3)
     text = [Job(name, "straight-through", ratio=16.0, epochs=count, rate=rate) for name, (count, rate) in TEXT.items()]
     trained = [
         *(replace(lc, recipe=recipe) for recipe in (BIT, SPARSE, SUM)),
@@ -66,10 +74,12 @@ def plan() -> list[Job]:
         Job(LSTM, "straight-through", ratio=16.0, epochs=12),
         *(replace(through, ratio=ratio) for ratio in (100.0, 130.0)),
         replace(through, epochs=80, rate=2e-3, labels=False),
-        *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, 13.84)),
+        *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, LARGEST)),
         replace(resnet, labels=True),
         Job(RESNET, "lc", PAPER, epochs=20, rate=2e-3, labels=True),
-        replace(resnet, network=DEEP, ratio=26.0),
+        *(replace(long, ratio=ratio) for ratio in (24.0, 32.0)),
+        replace(long, ratio=LARGEST, epochs=LONG[RESNET] // 2),
+        replace(long, network=DEEP, ratio=26.0, epochs=LONG[DEEP]),
     ]
     sizes = dict.fromkeys((job.network, job.ratio) for job in trained if job.ratio)
     return [
@@ -78,7 +88,7 @@ def plan() -> list[Job]:
         *(Job(name, method, ratio=ratio, epochs=0) for name, ratio in sizes for method in (PLAIN, ROUNDED)),
         *(Job(name, EXTRA, epochs=count, rate=0.01, labels=True) for name, (count, _) in TEXT.items()),
         *trained,
-        *(Job(name, EXTRA, epochs=5, rate=1e-3, labels=True) for name in (RESNET, DEEP)),
+        *(Job(name, EXTRA, epochs=count, rate=1e-3, labels=True) for name, count in ((RESNET, 5), *LONG.items())),
     ]
 
 
@@ -146,11 +156,11 @@ def plain(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel
 
 def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network after its training."""
-    c_steps = 8 if job.method == "straight-through" else 1
+    c_steps = C_STEPS.get(job.network, 8) if job.method == "straight-through" else 1
     training = Training(job.epochs, job.rate, method=job.method, seed=job.seed, c_steps=c_steps)
     return run(
         model,
-        training_batches(job.network, folder),
+        training_batches(job.network, folder, next(model.parameters()).device),
         budget=Budget(ratio=job.ratio),
         spec=job.recipe or None,
         loss=(lambda outputs, batch: loss_of(outputs, batch[1])) if job.labels else None,
@@ -163,7 +173,7 @@ def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedMod
 def train(model: nn.Module, job: Job, folder: Path) -> None:
     """The uncompressed network for as many epochs more, in evaluation mode, as those that are compressed."""
     optimizer = torch.optim.SGD(model.parameters(), job.rate, momentum=0.9)
-    batches = training_batches(job.network, folder)
+    batches = training_batches(job.network, folder, next(model.parameters()).device)
     steps, step = job.epochs * len(batches), 0
     torch.manual_seed(job.seed)
     for _ in range(job.epochs):

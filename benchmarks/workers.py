@@ -4,7 +4,7 @@ Both compress the same file in turns. Workers have imported everything before, a
 by the clock are those of a machine that may be busy with other work, to which both sides are exposed alike; seconds of
 cores add up all processes: workers, scheduler and caller. A second table kills a worker or the scheduler twenty times.
 
-    python benchmarks/workers.py [--layers 16] [--width 4096] [--rounds 3] [--kills 20]
+    python benchmarks/workers.py [--layers 16] [--width 4096] [--rounds 7] [--kills 20]
 """
 
 import argparse
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from large_file import write_checkpoint
@@ -22,10 +23,9 @@ from lib.common import CHECKOUT, Table, claim, claims_table, finish
 
 sys.path.insert(0, str(CHECKOUT))  # for the cluster that dies and rises
 
-LAYERS, WIDTH, ROUNDS, KILLS = 16, 4096, 3, 20
+LAYERS, WIDTH, ROUNDS, KILLS = 16, 4096, 7, 20
 BITS, WORKERS = 4.0, 2
 MOST_OVERHEAD = 10.0  # percent
-IDLE = 10.0  # seconds
 QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
@@ -45,16 +45,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_checkpoint(folder / "large.safetensors", options.layers, options.width)
-        rounds, same, idle = in_turns(folder, options.rounds)
+        rounds, same = in_turns(folder, options.rounds)
         killed = kills(folder, options.kills) if options.kills else []
     tables, claims = {"rounds": rounds_table(rounds)}, []
-    best = {side: min(row[2] for row in rounds if row[0] == side) for side in ("threads", "dask")}
     claims.append(claim("other bytes from workers than from threads", float(not same), 0, ".0f", at_most=True))
-    overhead = 100 * (best["dask"] / best["threads"] - 1)
-    claims.append(claim("overhead of workers in time of cores, %", overhead, MOST_OVERHEAD, ".1f", at_most=True))
-    tables["net"] = net_table(rounds, idle)
-    net = 100 * (min(row[3] for row in tables["net"].rows) / best["threads"] - 1)
-    claims.append(claim("overhead beside what an idle cluster takes, %", net, MOST_OVERHEAD, ".1f", at_most=True))
+    for column, what in ((2, "time by the clock"), (4, "time of cores")):
+        more = median(row[column] for row in tables["rounds"].rows if row[0] == "dask")
+        claims.append(claim(f"overhead of workers in {what}, %", more, MOST_OVERHEAD, ".1f", at_most=True))
     if killed:
         columns = {"killed": "", "times": "d", "jobs": "d", "other bytes": "d", "left over": "d"}
         tables["kills"] = Table("Killed at random moments, and begun again", columns, killed)
@@ -65,9 +62,8 @@ def main() -> None:
     finish("workers", tables, vars(options), partial=partial, shown=tables)
 
 
-def in_turns(folder: Path, rounds: int) -> tuple[list[list[Any]], bool, float]:
-    """Rows of side, seconds by the clock and seconds of cores; whether all files have the same bytes; and the seconds
-    of cores that scheduler and workers take in a second in which nothing is asked of them."""
+def in_turns(folder: Path, rounds: int) -> tuple[list[list[Any]], bool]:
+    """Rows of side, seconds by the clock and seconds of cores; and whether all files have the same bytes."""
     import dask
     from distributed import LocalCluster
 
@@ -89,13 +85,10 @@ def in_turns(folder: Path, rounds: int) -> tuple[list[list[Any]], bool, float]:
         write_checkpoint(folder / "small.safetensors", 2, 256)
         for target in ("1.wf", "2.wf"):  # what is imported and kept is there before the clock begins
             waterfill.compress_file(folder / "small.safetensors", folder / target, bits=BITS, engine=engine)
-        used = busy()
-        time.sleep(IDLE)
-        idle = (busy() - used) / IDLE
         for _ in range(rounds):
             run(folder / "threads.wf", options=waterfill.Options(threads=WORKERS))
             run(folder / "dask.wf", engine=engine)
-    return rows, len(set(files)) == 1, idle
+    return rows, len(set(files)) == 1
 
 
 def clock(machines: Any) -> Callable[[], float]:
@@ -120,13 +113,6 @@ def rounds_table(rows: list[list[Any]]) -> Table:
         "more of them, %": ".1f",
     }
     return Table("Two threads of one process, and two dask workers of one thread, in turns", columns, lines)
-
-
-def net_table(rows: list[list[Any]], idle: float) -> Table:
-    """The runs with workers, without what heartbeats and the like take, which grows with the time by the clock."""
-    lines = [["dask", row[2], idle * row[1], row[2] - idle * row[1]] for row in rows if row[0] == "dask"]
-    columns = {"work done by": "", "seconds of cores": ".1f", "as if idle": ".1f", "net": ".1f"}
-    return Table("Two dask workers, without what they take when idle", columns, lines)
 
 
 def kills(folder: Path, count: int) -> list[list[Any]]:

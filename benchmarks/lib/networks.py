@@ -129,7 +129,8 @@ def image_network(
 
 def imagenet_scale(folder: Path) -> Callable[[Tensor], Tensor]:
     data_module(folder, "imgpack"), data_module(folder, "refmodels")  # which check imports by these names
-    return data_module(folder, "check").normalise
+    check = data_module(folder, "check")
+    return lambda x: (x / 255 - check.IMAGENET_MEAN.to(x.device)) / check.IMAGENET_STD.to(x.device)
 
 
 def mnist_scale(folder: Path) -> Callable[[Tensor], Tensor]:

@@ -16,12 +16,13 @@ from lib.networks import imagenet_scale, mnist_scale
 from torch import Tensor
 
 BATCH = 128
+CPU = torch.device("cpu")
 _PAD = 4
 _STORIES, _WINDOWS = 4000, 4000  # at most
 
 
 class Shuffled:
-    """Batches of (inputs, labels) in an order of torch's random numbers, each changed by them."""
+    """Batches of (inputs, labels) in an order of torch's random numbers, each changed by them, on the device of x."""
 
     def __init__(self, x: Tensor, y: Tensor, change: Callable[[Tensor], Tensor], size: int = BATCH) -> None:
         self._x, self._y, self._change, self._size = x, y, change, size
@@ -32,17 +33,18 @@ class Shuffled:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self._x))
         for number in range(len(self)):
-            some = order[number * self._size : (number + 1) * self._size]
+            some = order[number * self._size : (number + 1) * self._size].to(self._x.device)
             yield self._change(self._x[some].float()), self._y[some]
 
 
-def training_batches(network: str, folder: Path) -> "Shuffled | list[tuple[Tensor, Tensor]]":
-    """The batches of a network; of text, labels are the next tokens."""
+def training_batches(
+    network: str, folder: Path, device: torch.device = CPU
+) -> "Shuffled | list[tuple[Tensor, Tensor]]":
+    """The batches of a network, images on a device; of text, labels are the next tokens."""
     if network.startswith("ResNet"):
         scale, files = imagenet_scale(folder), [f"cifar10_train_{i}.npz" for i in range(1, 6)]
-        return Shuffled(
-            *_images(folder, files), lambda x: scale(moved(x)).contiguous(memory_format=torch.channels_last)
-        )
+        x, y = (value.to(device) for value in _images(folder, files))
+        return Shuffled(x, y, lambda x: scale(moved(x)).contiguous(memory_format=torch.channels_last))
     if network == "LeNet-300-100":
         return Shuffled(*_images(folder, ["mnist_train.npz"]), mnist_scale(folder))
     count = _STORIES if network == "Llama 260K" else _WINDOWS
@@ -58,11 +60,12 @@ def _images(folder: Path, files: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def moved(x: Tensor, most: int = _PAD) -> Tensor:
-    """Images [n, c, h, w] mirrored or not, and shifted by up to so many pixels each way."""
-    count, _, height, width = x.shape
-    x = torch.where(torch.rand(count)[:, None, None, None] < 0.5, x.flip(3), x)
+    """Images [n, c, h, w] mirrored or not, and shifted by up to so many pixels each way; the same on every device."""
+    count, channels, height, width = x.shape
+    mirrored = torch.rand(count)[:, None, None, None] < 0.5
     rows = torch.arange(height) + torch.randint(0, 2 * most + 1, (count, 1))
     cols = torch.arange(width) + torch.randint(0, 2 * most + 1, (count, 1))
-    padded = F.pad(x, (most, most, most, most))
-    return padded[torch.arange(count)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None],
-                  rows[:, None, :, None], cols[:, None, None, :]]  # fmt: skip
+    mirrored, rows, cols = mirrored.to(x.device), rows.to(x.device), cols.to(x.device)
+    padded = F.pad(torch.where(mirrored, x.flip(3), x), (most, most, most, most))
+    image, channel = torch.arange(count, device=x.device), torch.arange(channels, device=x.device)
+    return padded[image[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], cols[:, None, None]]
