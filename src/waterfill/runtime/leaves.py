@@ -52,6 +52,11 @@ class Term(nn.Module):
         """The matrix for one call of the compiled core; None where that does not multiply it."""
         return None
 
+    def records(self) -> "list[short.Record] | None":
+        """The matrices whose sum it is, as records."""
+        one = self.record()
+        return None if one is None else [one]
+
     @property
     def words(self) -> str:
         """What it is, for a table."""

@@ -15,6 +15,7 @@ from waterfill.model.entry import Entry
 from waterfill.model.install import check_fits, install, make_room, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
+from waterfill.runtime.decoder.layers import shorten
 from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.layers.linear import PackedLinear
 from waterfill.runtime.layers.stack import PackedStack
@@ -152,7 +153,9 @@ class _Packing:
             put_stack(*stacks[own], stack)
         settle(self.model, self.large)
         wanted = {name: tensors[own] for name, own in kept.items()} | _packed_tensors(self.model)
-        return install(self.model, self.dense | wanted).eval().requires_grad_(False)
+        whole = install(self.model, self.dense | wanted).eval().requires_grad_(False)
+        shorten(whole)
+        return whole
 
     def _pack(self, entry: Entry, users: list[tuple[str, nn.Module]]) -> bool:
         """Finds the terms of a weight for its layers; returns whether all of them may do without its tensor."""

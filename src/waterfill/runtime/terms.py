@@ -110,15 +110,19 @@ class SumTerm(Term):
 
     def forward(self, x: Tensor) -> Tensor:
         if short.usual(x, self.cols, self.large) and x.numel() == self.cols:
-            terms = self._modules["terms"]
-            assert terms is not None
-            records = [term.record() for term in terms._modules.values()]  # type: ignore[union-attr, operator]
-            if None not in records:
+            records = self.records()
+            if records is not None:
                 return short.total(x, self.rows, records)
         made: Tensor = self.terms[0](x)
         for term in self._terms[1:]:
             made = made + term(x)
         return made
+
+    def records(self) -> "list[short.Record] | None":
+        terms = self._modules["terms"]
+        assert terms is not None
+        found = [term.record() for term in terms._modules.values()]  # type: ignore[union-attr, operator]
+        return None if None in found else found
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         made = self._terms[0].restored(rows)

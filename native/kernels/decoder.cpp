@@ -1,0 +1,178 @@
+// A layer of a decoder like Llama's for one token, in two calls, between which the caller's cache takes the new keys and
+// values: norm, queries, keys and values, turned by the position; then attention, the norm and the layers behind it.
+// Everything but the products with matrices is float32 in an order that no machine changes.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "for_this_machine.h"
+#include "pool.h"
+#include "sum.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace waterfill;
+
+namespace {
+
+using Records = std::vector<std::vector<Record>>;
+
+constexpr int64_t kLanes = 16;        // sums of so many numbers run side by side
+constexpr int64_t kAlone = 1 << 18;   // entries of keys up to which heads are not shared out
+
+// Sum of a[i] * b[i].
+ALWAYS_INLINE float dot(const float* __restrict a, const float* __restrict b, int64_t n) {
+    float sums[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int64_t k = 0; k < kLanes; ++k) sums[k] += a[i + k] * b[i + k];
+    float sum = 0;
+    for (; i < n; ++i) sum += a[i] * b[i];
+    for (float some : sums) sum += some;
+    return sum;
+}
+
+// e^x to about 2 units in the last place, 0 below -87; with the same operations everywhere, unlike that of the system.
+ALWAYS_INLINE float exponential(float x) {
+    constexpr float kLog2 = 1.44269504f, kHigh = 0.693359375f, kLow = -2.12194440e-4f, kRound = 12582912.0f;
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    const float whole = (x * kLog2 + kRound) - kRound;
+    const float r = (x - whole * kHigh) - whole * kLow;
+    float y = 1.0f / 5040;
+    y = y * r + 1.0f / 720;
+    y = y * r + 1.0f / 120;
+    y = y * r + 1.0f / 24;
+    y = y * r + 1.0f / 6;
+    y = y * r + 0.5f;
+    y = y * r + 1.0f;
+    y = y * r + 1.0f;
+    const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+
+// weight * x / sqrt(mean of squares + eps)
+FOR_THIS_MACHINE void norm(const float* __restrict x, const float* __restrict weight, int64_t n, double eps,
+                           float* __restrict y) {
+    const double mean = static_cast<double>(dot(x, x, n)) / static_cast<double>(n);
+    const float factor = static_cast<float>(1.0 / std::sqrt(mean + eps));
+    for (int64_t i = 0; i < n; ++i) y[i] = weight[i] * (x[i] * factor);
+}
+
+FOR_THIS_MACHINE void add(float* __restrict y, const float* __restrict x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+// Every head of x [heads, n] turned by the angles of a position, its two halves being the coordinates of planes.
+FOR_THIS_MACHINE void turn(float* __restrict x, int64_t heads, int64_t n, const float* __restrict cos,
+                           const float* __restrict sin) {
+    const int64_t half = n / 2;
+    for (int64_t h = 0; h < heads; ++h, x += n)
+        for (int64_t i = 0; i < half; ++i) {
+            const float a = x[i], b = x[half + i];
+            x[i] = a * cos[i] - b * sin[i];
+            x[half + i] = b * cos[half + i] + a * sin[half + i];
+        }
+}
+
+// a * sigmoid(a) * b, into a.
+FOR_THIS_MACHINE void gated(float* __restrict a, const float* __restrict b, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) a[i] = a[i] / (1.0f + exponential(-a[i])) * b[i];
+}
+
+// Keys or values of all tokens: [heads, time, n], with steps in numbers from one head and from one token to the next.
+struct Kept {
+    const float* data;
+    int64_t head, token;
+};
+
+// One head: out [n] = softmax(scale * keys q) values. weights: room for `time` numbers.
+FOR_THIS_MACHINE void attend(const float* __restrict q, const float* keys, int64_t key_step, const float* values,
+                             int64_t value_step, int64_t time, int64_t n, float scale, float* __restrict weights,
+                             float* __restrict out) {
+    float most = -INFINITY, sum = 0;
+    for (int64_t t = 0; t < time; ++t) {
+        weights[t] = scale * dot(q, keys + t * key_step, n);
+        most = std::max(most, weights[t]);
+    }
+    for (int64_t t = 0; t < time; ++t) weights[t] = exponential(weights[t] - most);
+    for (int64_t t = 0; t < time; ++t) sum += weights[t];
+    std::fill(out, out + n, 0.0f);
+    for (int64_t t = 0; t < time; ++t) {
+        const float weight = weights[t] / sum;
+        const float* __restrict value = values + t * value_step;
+        for (int64_t i = 0; i < n; ++i) out[i] += weight * value[i];
+    }
+}
+
+// y [rows] = x times a sum of matrices, plus a bias unless that is null.
+void linear(const std::vector<Record>& records, const float* x, const float* bias, int threads, float* y) {
+    static thread_local SumProduct sum;
+    sum.run(records, x, threads, y, "");
+    if (bias != nullptr) add(y, bias, records[0].second[0]);
+}
+
+float* to(uintptr_t address) { return reinterpret_cast<float*>(address); }
+
+}  // namespace
+
+// Queries, keys and values of one token. places: addresses of x [width], the weight of the norm, cosines and sines
+// [head], and of queries, keys and values, which are written; biases: theirs, or 0. records: their matrices. sizes:
+// width, head. All is float32 and contiguous, and has been checked by the caller.
+void decoder_inputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, Records records,
+                    std::vector<int64_t> sizes, double eps, int threads) {
+    const int64_t width = sizes.at(0), head = sizes.at(1);
+    const float *cos = at<float>(places.at(2)), *sin = at<float>(places.at(3));
+    nb::gil_scoped_release unlocked;
+    static thread_local std::vector<float> x;
+    x.resize(width);
+    norm(at<float>(places[0]), at<float>(places[1]), width, eps, x.data());
+    for (size_t i = 0; i < 3; ++i) {
+        float* y = to(places.at(4 + i));
+        linear(records.at(i), x.data(), at<float>(biases.at(i)), threads, y);
+        if (i < 2) turn(y, records[i][0].second[0] / head, head, cos, sin);
+    }
+}
+
+// The rest of the layer. places: addresses of x [width], queries [heads, head], keys, values, the weight of the second
+// norm, and the output [width], which is written; biases: of the output of attention, gate, up and down, or 0; records:
+// their matrices. sizes: width, heads, heads of keys, head, time, and the steps of keys and of values, as in `Kept`.
+void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, Records records,
+                     std::vector<int64_t> sizes, double eps, double scale, int threads) {
+    const int64_t width = sizes.at(0), heads = sizes.at(1), shared = heads / sizes.at(2), head = sizes.at(3);
+    const int64_t time = sizes.at(4), inner = records.at(1).at(0).second.at(0);
+    const float *x = at<float>(places.at(0)), *q = at<float>(places.at(1));
+    const Kept keys{at<float>(places.at(2)), sizes.at(5), sizes.at(6)};
+    const Kept values{at<float>(places.at(3)), sizes.at(7), sizes.at(8)};
+    float* out = to(places.at(5));
+    nb::gil_scoped_release unlocked;
+    static thread_local std::vector<float> kept;
+    kept.resize(heads * (time + head) + width + 2 * inner);
+    float *weights = kept.data(), *seen = weights + heads * time, *normed = seen + heads * head;
+    float *gate = normed + width, *up = gate + inner;
+    in_parallel(sizes[2] * time * head <= kAlone ? 1 : threads, heads, [&](int64_t h) {
+        attend(q + h * head, keys.data + h / shared * keys.head, keys.token, values.data + h / shared * values.head,
+               values.token, time, head, static_cast<float>(scale), weights + h * time, seen + h * head);
+    });
+    linear(records[0], seen, at<float>(biases.at(0)), threads, out);
+    add(out, x, width);
+    norm(out, at<float>(places.at(4)), width, eps, normed);
+    linear(records[1], normed, at<float>(biases.at(1)), threads, gate);
+    linear(records.at(2), normed, at<float>(biases.at(2)), threads, up);
+    gated(gate, up, inner);
+    linear(records.at(3), gate, at<float>(biases.at(3)), threads, normed);
+    add(out, normed, width);
+}
+
+void bind_decoder(nb::module_& m) {
+    m.def("decoder_inputs", &decoder_inputs, "places"_a, "biases"_a, "records"_a, "sizes"_a, "eps"_a, "threads"_a);
+    m.def("decoder_outputs", &decoder_outputs, "places"_a, "biases"_a, "records"_a, "sizes"_a, "eps"_a, "scale"_a,
+          "threads"_a);
+}
