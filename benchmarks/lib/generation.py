@@ -1,9 +1,8 @@
-"""Greedy generation of one sequence: by transformers, and by a loop of our own with a static cache, which compiles."""
+"""Greedy generation of one sequence, by transformers and by llama.cpp."""
 
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,31 +52,6 @@ def generated(model: Any, inputs: Tensor, count: int) -> list[int]:
         made = model.generate(inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False)
     found: list[int] = made[0, inputs.shape[1] :].tolist()
     return found
-
-
-class Loop:
-    """Greedy generation with a static cache, token by token, by a forward pass that is compiled or not."""
-
-    def __init__(self, model: Any, inputs: Tensor, most: int, *, compiled: bool = True) -> None:
-        from transformers import StaticCache
-
-        self.model, self.inputs = model, inputs
-        self.cache = StaticCache(config=model.config, max_cache_len=most)
-        self.step: Callable[..., Any] = torch.compile(model.forward) if compiled else model.forward
-        began = time.process_time()
-        self(2)
-        self.seconds_to_compile = time.process_time() - began if compiled else None
-
-    @torch.inference_mode()
-    def __call__(self, count: int) -> list[int]:
-        self.cache.reset()
-        found = self.model(self.inputs, past_key_values=self.cache, use_cache=True).logits[:, -1].argmax(-1)
-        tokens, place = [int(found)], self.inputs.shape[1]
-        for at in range(place, place + count - 1):
-            given = {"input_ids": found[None], "position_ids": torch.tensor([[at]])}
-            found = self.step(**given, past_key_values=self.cache, use_cache=True).logits[:, -1].argmax(-1)
-            tokens.append(int(found))
-        return tokens
 
 
 def other_way(model: Any, dense: Any, inputs: Tensor, tokens: list[list[int]]) -> list[float] | None:
