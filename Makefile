@@ -14,7 +14,7 @@ SMOKE := tests/coding/test_exact_product.py tests/coding/test_golden_codes.py te
 # In this order: the last two write what the others found into the documents.
 BENCHMARKS := coding lossless large_file step_rule prior probes data_free rate_distortion feedback_speed whole_speed ablation decisions \
 	sensitivity post_training calibrations choice combinations families learning channels resume kernels packed int8 packed_budget exports \
-	end_to_end workers scale language_model llama_cpp depth report summary
+	end_to_end decoder workers scale language_model llama_cpp depth report summary
 # The machines are small and the tests run two at a time: one thread each.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
