@@ -3,8 +3,9 @@
 SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is calibrated with the first sequences of WikiText-2's validation
 text and measured by its perplexity and its divergence on the first 20 windows of 512 tokens of the test text, each read
 by itself. Every method runs in a process of its own, on one thread: its processor seconds and its peak of memory, the
-network and the libraries included, are those of the whole process until the weights are made. There are two tables:
-`methods`, all of them at one rate from 32 sequences of 256 tokens; and `rates`, some at several from 32 of 512.
+network and the libraries included, are those of the whole process until the weights are made. There are three tables:
+`methods`, all of them at one rate from 32 sequences of 256 tokens; `rates`, some at several from 32 of 512; and `more`,
+from 64 of 512.
 `--blocks 4` cuts the network to its first blocks, for a quick look. Rows are written as they come; `--resume` goes on.
 
     python benchmarks/language_model.py [--resume] [--table rates] [--bits 3] [--blocks 30] [--methods waterfill,...]
@@ -32,8 +33,8 @@ import waterfill
 from waterfill.network.running.forward import hooked
 from waterfill.network.tensors import tensors_of
 
-TEXT, SEQUENCES = "wikitext2_valid.txt", 32
-LENGTHS = {"methods": 256, "rates": 512}  # tokens of a sequence, by table
+TEXT = "wikitext2_valid.txt"
+SEQUENCES = {"methods": (32, 256), "rates": (32, 512), "more": (64, 512)}  # how many, of how many tokens, by table
 CHARACTERS = 200_000  # of the text; more than the sequences take
 FLOATS, OURS, PLAIN, GPTQ, ROUNDING = "float32", "waterfill", "waterfill without inputs", "GPTQ g128", "RTN g128"
 IN_TURN = "waterfill by blocks"
@@ -46,7 +47,7 @@ COLUMNS |= {"CPU seconds": ".0f", "peak, GB": ".2f"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--table", choices=LENGTHS, default="methods")
+    parser.add_argument("--table", choices=SEQUENCES, default="methods")
     parser.add_argument("--bits", default="3", help="per weight, of the whole file; several after commas")
     parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -58,9 +59,9 @@ def main() -> None:
         sys.exit(0)
     rates = list(map(float, options.bits.split(",")))
     if options.one:
-        print(json.dumps(measured(options.one, options.blocks, rates[0], LENGTHS[options.table])))
+        print(json.dumps(measured(options.one, options.blocks, rates[0], SEQUENCES[options.table])))
         return
-    rows = {table: measured_before("language_model", table) if options.resume else [] for table in LENGTHS}
+    rows = {table: measured_before("language_model", table) if options.resume else [] for table in SEQUENCES}
     for bits in rates:
         for method in options.methods.split(","):
             if not any(row[:3] == [method, options.blocks, bits] for row in rows[options.table]):
@@ -80,11 +81,11 @@ def apart(method: str, bits: float, options: argparse.Namespace) -> list[Any]:
     return row
 
 
-def measured(method: str, blocks: int, bits: float, length: int) -> list[Any]:
-    """A row of a table. length: tokens of a sequence."""
+def measured(method: str, blocks: int, bits: float, shape: tuple[int, int]) -> list[Any]:
+    """A row of a table. shape: sequences, and tokens of each."""
     folder = data_folder()
     model = network(blocks)
-    sequences = tokens(folder / TEXT, SEQUENCES * length).reshape(SEQUENCES, length)
+    sequences = tokens(folder / TEXT, shape[0] * shape[1]).reshape(shape)
     began = time.process_time()
     size, state = MAKE[method](model, list(sequences.split(1)), bits)
     seconds, peak = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -187,12 +188,11 @@ def whole(rows: dict[str, list[list[Any]]]) -> bool:
 
 def write(rows: dict[str, list[list[Any]]], *, partial: bool) -> None:
     tables = {
-        name: Table(f"SmolLM2-135M, {SEQUENCES} sequences of {LENGTHS[name]} tokens", COLUMNS, some)
+        name: Table("SmolLM2-135M, {} sequences of {} tokens".format(*SEQUENCES[name]), COLUMNS, some)
         for name, some in rows.items()
     }
     tables["claims"] = claims_table(claims(rows))
-    lengths = ",".join(map(str, LENGTHS.values()))
-    finish("language_model", tables, {"sequences": SEQUENCES, "length": lengths}, partial=partial, shown=())
+    finish("language_model", tables, {"sequences": repr(SEQUENCES)}, partial=partial, shown=())
 
 
 def claims(rows: dict[str, list[list[Any]]]) -> list[list[Any]]:
@@ -203,6 +203,10 @@ def claims(rows: dict[str, list[list[Any]]]) -> list[list[Any]]:
         text = "SmolLM2-135M with inputs, 3 bits: minutes of one core"
         made.append(claim(text, at[OURS][6] / 60, 9, ".1f", at_most=True))
         made.append(claim("SmolLM2-135M with inputs, 3 bits: peak of memory, GB", at[OURS][7], 4, ".2f", at_most=True))
+    for row in rows["more"]:
+        if row[:2] == [IN_TURN, BLOCKS] and row[2] in PERPLEXITIES:
+            text = f"SmolLM2-135M block by block, {row[2]:g} bits, twice the sequences: perplexity"
+            made.append(claim(text, row[4], PERPLEXITIES[row[2]], ".2f", at_most=True))
     for row in rows["rates"] or rows["methods"]:
         if row[:2] != [IN_TURN, BLOCKS]:
             continue

@@ -72,6 +72,7 @@ def plan() -> list[Job]:
         *(replace(lc, recipe=recipe) for recipe in (BIT, SPARSE, SUM)),
         *text,
         Job(LSTM, "straight-through", ratio=16.0, epochs=12),
+        Job(LSTM, "straight-through", ratio=16.0, epochs=24, rate=4e-3),
         *(replace(through, ratio=ratio) for ratio in (100.0, 130.0)),
         replace(through, epochs=80, rate=2e-3, labels=False),
         *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, LARGEST)),
