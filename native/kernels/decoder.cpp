@@ -87,19 +87,12 @@ FOR_THIS_MACHINE void gated(float* __restrict a, const float* __restrict b, int6
     for (int64_t i = 0; i < n; ++i) a[i] = a[i] / (1.0f + exponential(-a[i])) * b[i];
 }
 
-// Keys or values of all tokens: [heads, time, n], with steps in numbers from one head and from one token to the next.
-struct Kept {
-    const float* data;
-    int64_t head, token;
-};
-
-// One head: out [n] = softmax(scale * keys q) values. weights: room for `time` numbers.
-FOR_THIS_MACHINE void attend(const float* __restrict q, const float* keys, int64_t key_step, const float* values,
-                             int64_t value_step, int64_t time, int64_t n, float scale, float* __restrict weights,
-                             float* __restrict out) {
+// One head: out [n] = softmax(scale * keys q) values, of keys and values [time, n]. weights: room for `time` numbers.
+FOR_THIS_MACHINE void attend(const float* __restrict q, const float* __restrict keys, const float* __restrict values,
+                             int64_t time, int64_t n, float scale, float* __restrict weights, float* __restrict out) {
     float most = -INFINITY, sum = 0;
     for (int64_t t = 0; t < time; ++t) {
-        weights[t] = scale * dot(q, keys + t * key_step, n);
+        weights[t] = scale * dot(q, keys + t * n, n);
         most = std::max(most, weights[t]);
     }
     for (int64_t t = 0; t < time; ++t) weights[t] = exponential(weights[t] - most);
@@ -107,7 +100,7 @@ FOR_THIS_MACHINE void attend(const float* __restrict q, const float* keys, int64
     std::fill(out, out + n, 0.0f);
     for (int64_t t = 0; t < time; ++t) {
         const float weight = weights[t] / sum;
-        const float* __restrict value = values + t * value_step;
+        const float* __restrict value = values + t * n;
         for (int64_t i = 0; i < n; ++i) out[i] += weight * value[i];
     }
 }
@@ -141,16 +134,15 @@ void decoder_inputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases
     }
 }
 
-// The rest of the layer. places: addresses of x [width], queries [heads, head], keys, values, the weight of the second
-// norm, and the output [width], which is written; biases: of the output of attention, gate, up and down, or 0; records:
-// their matrices. sizes: width, heads, heads of keys, head, time, and the steps of keys and of values, as in `Kept`.
+// The rest of the layer. places: addresses of x [width], queries [heads, head], keys and values [heads, time, head], the
+// weight of the second norm, and the output [width], which is written; biases: of the output of attention, gate, up and
+// down, or 0; records: their matrices. sizes: width, heads, heads of keys, head, time.
 void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, Records records,
                      std::vector<int64_t> sizes, double eps, double scale, int threads) {
     const int64_t width = sizes.at(0), heads = sizes.at(1), shared = heads / sizes.at(2), head = sizes.at(3);
     const int64_t time = sizes.at(4), inner = records.at(1).at(0).second.at(0);
     const float *x = at<float>(places.at(0)), *q = at<float>(places.at(1));
-    const Kept keys{at<float>(places.at(2)), sizes.at(5), sizes.at(6)};
-    const Kept values{at<float>(places.at(3)), sizes.at(7), sizes.at(8)};
+    const float *keys = at<float>(places.at(2)), *values = at<float>(places.at(3));
     float* out = to(places.at(5));
     nb::gil_scoped_release unlocked;
     static thread_local std::vector<float> kept;
@@ -158,8 +150,9 @@ void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biase
     float *weights = kept.data(), *seen = weights + heads * time, *normed = seen + heads * head;
     float *gate = normed + width, *up = gate + inner;
     in_parallel(sizes[2] * time * head <= kAlone ? 1 : threads, heads, [&](int64_t h) {
-        attend(q + h * head, keys.data + h / shared * keys.head, keys.token, values.data + h / shared * values.head,
-               values.token, time, head, static_cast<float>(scale), weights + h * time, seen + h * head);
+        const int64_t begin = h / shared * time * head;
+        attend(q + h * head, keys + begin, values + begin, time, head, static_cast<float>(scale), weights + h * time,
+               seen + h * head);
     });
     linear(records[0], seen, at<float>(biases.at(0)), threads, out);
     add(out, x, width);

@@ -3,7 +3,7 @@
 At one token a product with a packed matrix takes microseconds, and what PyTorch does between products, operator by
 operator, takes longer than all of them. Here norm, rotation, attention and activation run where the products run; the
 cache of keys and values stays that of transformers. Products are those of the layers themselves, to the bit; all else
-is float32, and differs from PyTorch's in the last bits.
+is float32, whatever the type of the network, and differs from PyTorch's in the last bits.
 """
 
 import math
@@ -19,6 +19,7 @@ from waterfill.coding import native
 from waterfill.runtime.layers.linear import PackedLinear
 from waterfill.runtime.matrix import runs_here
 
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CACHE, _ATTENTION = "DynamicCache", ("sdpa", "eager")
 _NORMS, _SILU = ("input_layernorm", "post_attention_layernorm"), ("SiLU", "SiLUActivation")
 _INPUTS, _OUTPUTS = ("q_proj", "k_proj", "v_proj"), ("o_proj", "gate_proj", "up_proj", "down_proj")
@@ -26,7 +27,7 @@ _INPUTS, _OUTPUTS = ("q_proj", "k_proj", "v_proj"), ("o_proj", "gate_proj", "up_
 
 def through(layer: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor | None:
     """The output [1, 1, width] of a layer for one token x [1, 1, width], as its forward pass would give it; None where
-    that is to run itself: for more tokens, other types, masks, other caches, and where hooks look on."""
+    that is to run itself: for more tokens, masks, other caches, and where hooks look on."""
     cache, angles = given.get("cache", given.get("past_key_values")), given.get("position_embeddings")
     if (
         not runs_here(x)  # which a compiler must meet first
@@ -40,8 +41,8 @@ def through(layer: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor | N
         or native.core is None
     ):
         return None
-    found = _Layer.of(layer)
-    if found is None or not _plain([x, *angles]):
+    found = _Layer.of(layer) if x.dtype in _TYPES else None
+    if found is None:
         return None
     known = x.shape[-1] == len(found.weights[0]) and angles[0].shape == (1, 1, found.attention.head_dim)
     return found.run(x, cache, angles) if known else None
@@ -72,7 +73,7 @@ class _Layer(NamedTuple):
         records = [_records(one) for one in packed]
         biases = [None if one is None else one._parameters["bias"] for one in packed]
         weights = [None if one is None else one._parameters["weight"] for one in norms]
-        if None in records or not _plain([*weights, *(bias for bias in biases if bias is not None)]):
+        if None in records or not all(one is not None and one.is_cpu for one in weights):
             return None
         eps = [one.variance_epsilon for one in norms]  # type: ignore[union-attr]
         return cls(attention, weights, eps, records, biases)  # type: ignore[arg-type]
@@ -81,20 +82,23 @@ class _Layer(NamedTuple):
         """The output for a token, whose keys and values the cache takes. angles: cosines and sines [1, 1, head]."""
         core, threads, count = native.core, torch.get_num_threads(), len(_INPUTS)
         assert core is not None
-        biases = [0 if bias is None else bias.data_ptr() for bias in self.biases]
+        own, first, second, *turns = map(_plain, (x, *self.weights, *angles))
+        biases = [None if bias is None else _plain(bias) for bias in self.biases]
+        added = [0 if bias is None else bias.data_ptr() for bias in biases]
         width, head = x.shape[-1], angles[0].shape[-1]
         heads = [records[0][1][0] // head for records in self.records[:count]]
         made = [torch.empty(1, many, 1, head, dtype=torch.float32, device="cpu") for many in heads]
-        places = [each.data_ptr() for each in (x, self.weights[0], *angles, *made)]
-        core.decoder_inputs(places, biases[:count], self.records[:count], [width, head], self.eps[0], threads)
-        keys, values = cache.update(made[1], made[2], self.attention.layer_idx)
-        out = torch.empty_like(x)
-        places = [each.data_ptr() for each in (x, made[0], keys, values, self.weights[1], out)]
-        steps = [keys.stride(1), keys.stride(2), values.stride(1), values.stride(2)]
-        sizes = [width, heads[0], heads[1], head, keys.shape[2], *steps]
-        given = (sizes, self.eps[1], self.attention.scaling, threads)
-        core.decoder_outputs(places, biases[count:], self.records[count:], *given)
-        return out
+        places = [each.data_ptr() for each in (own, first, *turns, *made)]
+        core.decoder_inputs(places, added[:count], self.records[:count], [width, head], self.eps[0], threads)
+        fresh = [each.to(x.dtype) for each in made[1:]]
+        keys, values = map(_plain, cache.update(*fresh, self.attention.layer_idx))
+        out = torch.empty_like(own)
+        places = [each.data_ptr() for each in (own, made[0], keys, values, second, out)]
+        sizes = [width, *heads[:2], head, *keys.shape[2:3]]
+        core.decoder_outputs(
+            places, added[count:], self.records[count:], sizes, self.eps[1], self.attention.scaling, threads
+        )
+        return out.to(x.dtype)
 
 
 def _records(linear: nn.Module | None) -> Any:
@@ -113,9 +117,9 @@ def _watched(modules: Iterable[nn.Module | None]) -> bool:
     return any(one is not None and (one._forward_hooks or one._forward_pre_hooks) for one in modules)
 
 
-def _plain(values: Iterable[Any]) -> bool:
-    """Whether these are what the core reads: contiguous, float32, on a CPU."""
-    return all(v is not None and v.dtype is torch.float32 and v.is_cpu and v.is_contiguous() for v in values)
+def _plain(value: Tensor) -> Tensor:
+    """The same as the core reads it: contiguous float32."""
+    return (value if value.dtype is torch.float32 else value.float()).contiguous()
 
 
 def fits(layer: nn.Module) -> bool:
