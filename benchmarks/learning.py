@@ -42,7 +42,7 @@ TEXT = {LSTM: (4, 8e-3), LLAMA: (2, 4e-3)}
 LONG = {RESNET: 22, DEEP: 6}
 """Networks for a GPU, and the passes through their images; of the largest file half as many."""
 LARGEST = 13.84
-C_STEPS = {RESNET: 2, DEEP: 2}
+C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc", RESNET): 4, ("lc", LENET): 1}
 """In an epoch; of other networks 8."""
 
 
@@ -77,7 +77,7 @@ def plan() -> list[Job]:
         replace(through, epochs=80, rate=2e-3, labels=False),
         *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, LARGEST)),
         replace(resnet, labels=True),
-        Job(RESNET, "lc", PAPER, epochs=20, rate=2e-3, labels=True),
+        Job(RESNET, "lc", PAPER, epochs=8, rate=5e-3, labels=True),
         *(replace(long, ratio=ratio) for ratio in (24.0, 32.0)),
         replace(long, ratio=LARGEST, epochs=LONG[RESNET] // 2),
         replace(long, network=DEEP, ratio=26.0, epochs=LONG[DEEP]),
@@ -157,7 +157,7 @@ def plain(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel
 
 def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network after its training."""
-    c_steps = C_STEPS.get(job.network, 8) if job.method == "straight-through" else 1
+    c_steps = C_STEPS.get((job.method, job.network), 8)
     training = Training(job.epochs, job.rate, method=job.method, seed=job.seed, c_steps=c_steps)
     return run(
         model,

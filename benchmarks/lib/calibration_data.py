@@ -87,9 +87,14 @@ def _stories(folder: Path, count: int) -> list[Tensor]:
     return [torch.tensor([[tokenizer.BOS, *tokenizer.encode(text)][:context]]) for text in chosen]
 
 
-def _windows(folder: Path, count: int) -> list[Tensor]:
+def characters(folder: Path) -> Tensor:
+    """The first nine tenths of the text of the LSTM, which it is not measured on."""
     vocabulary = json.loads((folder / "shakespeare_charlstm_vocab.json").read_text("utf-8"))
     text = (folder / "tinyshakespeare.txt").read_text("utf-8")
-    head = torch.tensor([vocabulary[c] for c in text[: int(0.9 * len(text))]])
+    return torch.tensor([vocabulary[c] for c in text[: int(0.9 * len(text))]])
+
+
+def _windows(folder: Path, count: int) -> list[Tensor]:
+    head = characters(folder)
     windows = head[: len(head) // WINDOW * WINDOW].view(-1, WINDOW)
     return list(windows[_spread(len(windows), count)].split(_BATCH))

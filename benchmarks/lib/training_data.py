@@ -1,7 +1,7 @@
 """Training data of the reference networks, as loaders with labels: what a network is trained with in compressed form.
 
 CIFAR-10: 50,000 images, shifted by up to 4 pixels and mirrored. MNIST: 60,000 digits. Stories and text: what the
-benchmarks do not measure on.
+benchmarks do not measure on, text in windows that begin elsewhere in each pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lib.calibration_data import calibration_batches
+from lib.calibration_data import WINDOW, calibration_batches, characters
 from lib.common import data_module
 from lib.networks import imagenet_scale, mnist_scale
 from torch import Tensor
@@ -18,7 +18,26 @@ from torch import Tensor
 BATCH = 128
 CPU = torch.device("cpu")
 _PAD = 4
-_STORIES, _WINDOWS = 4000, 4000  # at most
+_STORIES = 4000  # at most
+
+
+class Windows:
+    """Batches of (windows of a text, the characters after each of theirs) that begin elsewhere in each pass."""
+
+    def __init__(self, text: Tensor, length: int = WINDOW, size: int = 32) -> None:
+        self._text, self._length, self._size = text, length, size
+        self._count = (len(text) - length) // length
+
+    def __len__(self) -> int:
+        return self._count // self._size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        begin = int(torch.randint(0, self._length, ()))
+        windows = self._text[begin : begin + self._count * self._length].view(-1, self._length)
+        order = torch.randperm(self._count)
+        for number in range(len(self)):
+            some = windows[order[number * self._size : (number + 1) * self._size]]
+            yield some[:, :-1], some[:, 1:]
 
 
 class Shuffled:
@@ -39,7 +58,7 @@ class Shuffled:
 
 def training_batches(
     network: str, folder: Path, device: torch.device = CPU
-) -> "Shuffled | list[tuple[Tensor, Tensor]]":
+) -> "Shuffled | Windows | list[tuple[Tensor, Tensor]]":
     """The batches of a network, images on a device; of text, labels are the next tokens."""
     if network.startswith("ResNet"):
         scale, files = imagenet_scale(folder), [f"cifar10_train_{i}.npz" for i in range(1, 6)]
@@ -47,9 +66,9 @@ def training_batches(
         return Shuffled(x, y, lambda x: scale(moved(x)).contiguous(memory_format=torch.channels_last))
     if network == "LeNet-300-100":
         return Shuffled(*_images(folder, ["mnist_train.npz"]), mnist_scale(folder))
-    count = _STORIES if network == "Llama 260K" else _WINDOWS
-    tokens = calibration_batches(network, folder, count)
-    return [(x[:, :-1], x[:, 1:]) for x in tokens]
+    if network == "LSTM 2x128":
+        return Windows(characters(folder))
+    return [(x[:, :-1], x[:, 1:]) for x in calibration_batches(network, folder, _STORIES)]
 
 
 def _images(folder: Path, files: list[str]) -> tuple[Tensor, Tensor]:

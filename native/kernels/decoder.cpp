@@ -24,6 +24,7 @@ namespace {
 using Records = std::vector<std::vector<Record>>;
 
 constexpr int64_t kLanes = 16;        // sums of so many numbers run side by side
+constexpr int64_t kTogether = 256;    // values of tokens that are added up before they are added to the others
 constexpr int64_t kAlone = 1 << 18;   // entries of keys up to which heads are not shared out
 
 // Sum of a[i] * b[i].
@@ -41,9 +42,9 @@ ALWAYS_INLINE float dot(const float* __restrict a, const float* __restrict b, in
 // e^x to about 2 units in the last place, 0 below -87; with the same operations everywhere, unlike that of the system.
 ALWAYS_INLINE float exponential(float x) {
     constexpr float kLog2 = 1.44269504f, kHigh = 0.693359375f, kLow = -2.12194440e-4f, kRound = 12582912.0f;
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    const float whole = (x * kLog2 + kRound) - kRound;
-    const float r = (x - whole * kHigh) - whole * kLow;
+    const float inside = x > -87.0f ? (x < 88.0f ? x : 88.0f) : -87.0f;  // NaN too, which comes back at the end
+    const float whole = (inside * kLog2 + kRound) - kRound;
+    const float r = (inside - whole * kHigh) - whole * kLow;
     float y = 1.0f / 5040;
     y = y * r + 1.0f / 720;
     y = y * r + 1.0f / 120;
@@ -55,7 +56,7 @@ ALWAYS_INLINE float exponential(float x) {
     const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    return y * power;
+    return x >= -87.0f ? y * power : x < -87.0f ? 0.0f : x;
 }
 
 // weight * x / sqrt(mean of squares + eps)
@@ -84,25 +85,47 @@ FOR_THIS_MACHINE void turn(float* __restrict x, int64_t heads, int64_t n, const 
 
 // a * sigmoid(a) * b, into a.
 FOR_THIS_MACHINE void gated(float* __restrict a, const float* __restrict b, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) a[i] = a[i] / (1.0f + exponential(-a[i])) * b[i];
+    for (int64_t i = 0; i < n; ++i) {
+        const float x = a[i], small = exponential(x < 0 ? x : -x);
+        a[i] = x * ((x < 0 ? small : 1.0f) / (1.0f + small)) * b[i];
+    }
 }
 
-// One head: out [n] = softmax(scale * keys q) values, of keys and values [time, n]. weights: room for `time` numbers.
+// The sum of n weights, in lanes of float64.
+ALWAYS_INLINE double total(const float* __restrict weights, int64_t n) {
+    double sums[kLanes] = {}, sum = 0;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int64_t k = 0; k < kLanes; ++k) sums[k] += weights[i + k];
+    for (; i < n; ++i) sum += weights[i];
+    for (double some : sums) sum += some;
+    return sum;
+}
+
+// One head: out [n] = softmax(scale * keys q) values, of keys and values [time, n]. weights, part: room for `time` and
+// n numbers. Values are added up some hundred at a time, so that errors do not grow with the length of a text.
 FOR_THIS_MACHINE void attend(const float* __restrict q, const float* __restrict keys, const float* __restrict values,
-                             int64_t time, int64_t n, float scale, float* __restrict weights, float* __restrict out) {
-    float most = -INFINITY, sum = 0;
+                             int64_t time, int64_t n, float scale, float* __restrict weights, float* __restrict part,
+                             float* __restrict out) {
+    float most = -INFINITY;
     for (int64_t t = 0; t < time; ++t) {
         weights[t] = scale * dot(q, keys + t * n, n);
-        most = std::max(most, weights[t]);
+        most = weights[t] > most || weights[t] != weights[t] ? weights[t] : most;  // NaN stays
     }
     for (int64_t t = 0; t < time; ++t) weights[t] = exponential(weights[t] - most);
-    for (int64_t t = 0; t < time; ++t) sum += weights[t];
+    const double sum = total(weights, time);
     std::fill(out, out + n, 0.0f);
-    for (int64_t t = 0; t < time; ++t) {
-        const float weight = weights[t] / sum;
-        const float* __restrict value = values + t * n;
-        for (int64_t i = 0; i < n; ++i) out[i] += weight * value[i];
+    for (int64_t begin = 0; begin < time; begin += kTogether) {
+        const int64_t end = std::min(time, begin + kTogether);
+        std::fill(part, part + n, 0.0f);
+        for (int64_t t = begin; t < end; ++t) {
+            const float weight = weights[t];
+            const float* __restrict value = values + t * n;
+            for (int64_t i = 0; i < n; ++i) part[i] += weight * value[i];
+        }
+        for (int64_t i = 0; i < n; ++i) out[i] += part[i];
     }
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(out[i] / sum);
 }
 
 // y [rows] = x times a sum of matrices, plus a bias unless that is null.
@@ -146,14 +169,16 @@ void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biase
     float* out = to(places.at(5));
     nb::gil_scoped_release unlocked;
     static thread_local std::vector<float> kept;
-    kept.resize(heads * (time + head) + width + 2 * inner);
-    float *weights = kept.data(), *seen = weights + heads * time, *normed = seen + heads * head;
+    kept.resize(heads * (time + 2 * head) + width + 2 * inner);
+    float *weights = kept.data(), *seen = weights + heads * time, *parts = seen + heads * head;
+    float* normed = parts + heads * head;
     float *gate = normed + width, *up = gate + inner;
     in_parallel(sizes[2] * time * head <= kAlone ? 1 : threads, heads, [&](int64_t h) {
         const int64_t begin = h / shared * time * head;
         attend(q + h * head, keys + begin, values + begin, time, head, static_cast<float>(scale), weights + h * time,
-               seen + h * head);
+               parts + h * head, seen + h * head);
     });
+
     linear(records[0], seen, at<float>(biases.at(0)), threads, out);
     add(out, x, width);
     norm(out, at<float>(places.at(4)), width, eps, normed);
@@ -162,6 +187,7 @@ void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biase
     gated(gate, up, inner);
     linear(records.at(3), gate, at<float>(biases.at(3)), threads, normed);
     add(out, normed, width);
+    if (heads * time > kKept) kept = {};
 }
 
 void bind_decoder(nb::module_& m) {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill.coding import native
+from waterfill.errors import BadInput
 from waterfill.runtime.decoder import token
 
 pytestmark = pytest.mark.skipif(native.core is None, reason="needs the compiled core: `make native`")
@@ -113,35 +114,128 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(threads)
 
 
-def hooked(model: nn.Module) -> dict[str, Any]:
-    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: None)
-    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: None)
-    return {}
+def hooked(layer: Any) -> None:
+    layer.self_attn.q_proj.register_forward_hook(lambda *_: None)
 
 
-def masked(model: nn.Module) -> dict[str, Any]:
-    return {"attention_mask": torch.tensor([[0, *[1] * (LENGTH - 1)]])[:, :4]}
+def own_forward(layer: Any) -> None:
+    layer.mlp.forward = torch.zeros_like
+
+
+def another_activation(layer: Any) -> None:
+    layer.mlp.act_fn = nn.GELU()
+
+
+def another_norm(layer: Any) -> None:
+    layer.input_layernorm = nn.RMSNorm(64).requires_grad_(False)
+
+
+def no_norm(layer: Any) -> None:
+    layer.post_attention_layernorm = nn.Identity()
+
+
+def no_inner_layers(layer: Any) -> None:
+    layer.mlp = nn.Identity()
+
+
+def wrapped(layer: Any) -> None:
+    layer.self_attn.q_proj = nn.Sequential(layer.self_attn.q_proj)
+
+
+def dense(layer: Any) -> None:
+    layer.self_attn.k_proj = nn.Linear(64, 32).requires_grad_(False)
+
+
+def short_bias(layer: Any) -> None:
+    layer.mlp.up_proj.bias = nn.Parameter(torch.ones(1), requires_grad=False)  # which PyTorch spreads
+
+
+CHANGES = [hooked, own_forward, another_activation, another_norm, no_norm, no_inner_layers, wrapped, dense, short_bias]
 
 
 @quiet
-@pytest.mark.parametrize(
-    "change",
-    [
-        hooked,
-        lambda model: model.model.layers.requires_grad_(False) and {"rows": 2},
-        lambda model: model.set_attn_implementation("eager") or {},  # which is given a mask
-    ],
-    ids=["hooks", "two rows", "eager"],
-)
-def test_whatever_else_is_asked_for_runs_the_forward_pass(
-    change: Callable[[nn.Module], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_layer_that_was_changed_runs_its_forward_pass(
+    change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = packed("Llama")
-    given = change(model)
+    for layer in model.model.layers:
+        change(layer)
+    with counted(monkeypatch) as taken:
+        mine = logits(model)
+    assert taken and not any(taken)
+    assert torch.equal(mine, long_way(model, monkeypatch))
+
+
+@quiet
+@pytest.mark.parametrize("change", [another_norm, no_norm, no_inner_layers], ids=lambda change: change.__name__)
+def test_a_layer_that_was_changed_before_can_be_packed(change: Callable[[Any], None]) -> None:
+    model, other = decoder("Llama"), decoder("Llama")
+    for one in (model, other):
+        change(one.model.layers[0])
+    made = waterfill.pack(waterfill.compress(model, spec="Quantize(bits=4)", price=1e-3), other)
+    assert torch.isfinite(logits(made)).all()
+
+
+@quiet
+def test_a_class_that_was_changed_runs_its_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed("Llama")
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", lambda self, x: torch.zeros_like(x))
+    with counted(monkeypatch) as taken:
+        logits(model)
+    assert taken and not any(taken)
+
+
+@quiet
+@pytest.mark.parametrize("given", [{"rows": 2}, {"attention": "eager"}], ids=["two rows", "a mask"])
+def test_whatever_else_is_asked_for_runs_the_forward_pass(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed("Llama")
+    model.set_attn_implementation(given.pop("attention", "sdpa"))
     with counted(monkeypatch) as taken:
         mine = logits(model, **given)
     assert taken and not any(taken)
     assert torch.equal(mine, long_way(model, monkeypatch, **given))
+
+
+@quiet
+def test_gradients_are_refused_as_ever() -> None:
+    model, token_of = packed("Llama"), torch.tensor([[3]])
+    cache = model(token_of, use_cache=True).past_key_values
+    model.model.layers[0].input_layernorm.weight.requires_grad_(True)
+    with pytest.raises(BadInput, match="no gradients"):
+        model(token_of, past_key_values=cache, use_cache=True)
+
+
+@quiet
+def test_what_layers_say_inside_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed("Llama")
+    with torch.no_grad():
+        found = model(torch.tensor([[1, 2, 3]]), use_cache=True, output_hidden_states=True)
+        one = model(torch.tensor([[4]]), past_key_values=found.past_key_values, output_hidden_states=True)
+    assert len(one.hidden_states) == 3
+    with counted(monkeypatch) as taken:
+        logits(model)
+    assert any(taken)  # transformers leaves hooks behind
+
+
+@quiet
+def test_a_long_text_is_as_exact_as_a_short_one() -> None:
+    """Attention to 50,000 tokens alike: the mean of their values, to float32."""
+    model = packed("Llama")
+    attention, cache = model.model.layers[0].self_attn, transformers.DynamicCache(config=model.config)
+    for number in range(2):
+        values = torch.rand(1, 2, 50_000, 16, generator=torch.Generator().manual_seed(number))
+        cache.update(torch.zeros_like(values), values, number)
+    wanted = cache.layers[0].values.double().mean(2).repeat_interleave(2, 1).reshape(-1)
+    x = torch.zeros(1, 1, 64)
+    angles = (torch.ones(1, 1, 16), torch.zeros(1, 1, 16))
+    with torch.no_grad():
+        made = model.model.layers[0](x, position_embeddings=angles, past_key_values=cache)
+        after = attention.o_proj(wanted.float()[None, None])
+        inner = model.model.layers[0].mlp(model.model.layers[0].post_attention_layernorm(after))
+    assert torch.allclose(made, after + inner, rtol=1e-3, atol=1e-4)
 
 
 @quiet

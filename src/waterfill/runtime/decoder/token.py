@@ -6,7 +6,7 @@ cache of keys and values stays that of transformers. Products are those of the l
 is float32, whatever the type of the network, and differs from PyTorch's in the last bits.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
@@ -20,32 +20,58 @@ from waterfill.runtime.layers.linear import PackedLinear
 from waterfill.runtime.matrix import runs_here
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_CACHE, _ATTENTION = "DynamicCache", ("sdpa", "eager")
-_NORMS, _SILU = ("input_layernorm", "post_attention_layernorm"), ("SiLU", "SiLUActivation")
+_CACHES, _CAPTURES = "transformers.cache_utils", "transformers.utils.output_capturing"
+_ATTENTION, _SILU = ("sdpa", "eager"), ("SiLU", "SiLUActivation")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 _INPUTS, _OUTPUTS = ("q_proj", "k_proj", "v_proj"), ("o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def through(layer: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor | None:
+class Kinds(NamedTuple):
+    """The classes of a family: of its layers, and of what these consist of; and their forward passes, which others may
+    put their own in the place of."""
+
+    layer: Any
+    attention: Any
+    inner: Any
+    norm: Any
+    forwards: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, layer: type, family: str) -> "Kinds | None":
+        """None where the classes are not to be found, or where somebody has changed them."""
+        names = [f"{family}{what}" for what in ("Attention", "MLP", "RMSNorm")]
+        attention, inner, norm = (getattr(sys.modules[layer.__module__], name, None) for name in names)
+        forwards = tuple(getattr(kind, "forward", None) for kind in (layer, attention, inner, norm))
+        if any(getattr(forward, "__module__", None) != layer.__module__ for forward in forwards):
+            return None
+        return cls(layer, attention, inner, norm, forwards)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the forward passes are still those."""
+        return all(kind.forward is own for kind, own in zip(self[:4], self.forwards, strict=True))
+
+
+def through(kinds: Kinds, layer: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor | None:
     """The output [1, 1, width] of a layer for one token x [1, 1, width], as its forward pass would give it; None where
-    that is to run itself: for more tokens, masks, other caches, and where hooks look on."""
+    that is to run itself: for more tokens, masks, gradients, other caches, where hooks look on, and where something in
+    the layer is not what it was."""
     cache, angles = given.get("cache", given.get("past_key_values")), given.get("position_embeddings")
     if (
         not runs_here(x)  # which a compiler must meet first
-        or (x.requires_grad and torch.is_grad_enabled())
+        or torch.is_grad_enabled()
+        or x.dtype not in _TYPES
         or x.shape[:-1] != (1, 1)
         or given.get("attention_mask") is not None
-        or type(cache).__name__ != _CACHE
+        or cache is None
         or angles is None
         or layer.training
         or torch.is_autocast_enabled("cpu")
         or native.core is None
     ):
         return None
-    found = _Layer.of(layer) if x.dtype in _TYPES else None
-    if found is None:
-        return None
-    known = x.shape[-1] == len(found.weights[0]) and angles[0].shape == (1, 1, found.attention.head_dim)
-    return found.run(x, cache, angles) if known else None
+    found = _Layer.of(kinds, layer)
+    return found.run(x, cache, angles) if found is not None and found.takes(x, cache, angles) else None
 
 
 class _Layer(NamedTuple):
@@ -59,24 +85,43 @@ class _Layer(NamedTuple):
     biases: list[Any]
 
     @classmethod
-    def of(cls, layer: nn.Module) -> "_Layer | None":
+    def of(cls, kinds: Kinds, layer: nn.Module) -> "_Layer | None":
         """None where its forward pass is to run."""
-        attention: Any = layer._modules["self_attn"]  # found at once, unlike attributes
-        inner: Any = layer._modules["mlp"]
-        norms = [layer._modules[name] for name in _NORMS]
+        attention: Any = layer._modules.get("self_attn")  # found at once, unlike attributes
+        inner: Any = layer._modules.get("mlp")
+        norms: list[Any] = [layer._modules.get(name) for name in _NORMS]
+        same = type(attention) is kinds.attention and type(inner) is kinds.inner
+        if not (same and all(type(one) is kinds.norm for one in norms) and kinds.unchanged):
+            return None
         linears = attention._modules | inner._modules
-        packed = [linears[name] for name in (*_INPUTS, *_OUTPUTS)]
+        packed = [linears.get(name) for name in (*_INPUTS, *_OUTPUTS)]
         if attention.config._attn_implementation not in _ATTENTION:
             return None
-        if _watched(chain((attention, inner, *norms), linears.values())):
-            return None
         records = [_records(one) for one in packed]
-        biases = [None if one is None else one._parameters["bias"] for one in packed]
-        weights = [None if one is None else one._parameters["weight"] for one in norms]
-        if None in records or not all(one is not None and one.is_cpu for one in weights):
+        if None in records or _watched(chain((attention, inner, *norms), linears.values())):
             return None
-        eps = [one.variance_epsilon for one in norms]  # type: ignore[union-attr]
-        return cls(attention, weights, eps, records, biases)  # type: ignore[arg-type]
+        biases = [one._parameters["bias"] for one in packed if one is not None]
+        weights = [one._parameters["weight"] for one in norms if one is not None]
+        rows = [record[0][1][0] for record in records]
+        sizes = [len(weight) for weight in weights if weight is not None]
+        known = type(inner.act_fn).__name__ in _SILU and all(each.is_cpu for each in weights if each is not None)
+        fitting = all(bias is None or (bias.is_cpu and len(bias) == n) for bias, n in zip(biases, rows, strict=True))
+        if not (known and fitting and sizes == [rows[3], rows[-1]]):
+            return None
+        return cls(attention, weights, [one.variance_epsilon for one in norms], records, biases)
+
+    def takes(self, x: Tensor, cache: Any, angles: Any) -> bool:
+        """Whether this is a token, angles and a cache of keys and values as `run` is to have them."""
+        head, place, caches = self.attention.head_dim, self.attention.layer_idx, sys.modules.get(_CACHES)
+        if x.shape[-1] != len(self.weights[0]) or [each.shape for each in angles] != [(1, 1, head)] * 2:
+            return False
+        if type(cache) is not getattr(caches, "DynamicCache", None) or len(cache.layers) <= place:
+            return False
+        own = cache.layers[place]
+        if type(own) is not getattr(caches, "DynamicLayer", None) or not isinstance(own.keys, Tensor):
+            return False
+        shape = (1, self.records[1][0][1][0] // head)
+        return own.keys.shape[:2] == own.values.shape[:2] == shape and own.keys.shape[2:] == own.values.shape[2:]
 
     def run(self, x: Tensor, cache: Any, angles: tuple[Tensor, Tensor]) -> Tensor:
         """The output for a token, whose keys and values the cache takes. angles: cosines and sines [1, 1, head]."""
@@ -103,18 +148,34 @@ class _Layer(NamedTuple):
 
 def _records(linear: nn.Module | None) -> Any:
     """The matrices of a packed layer for the core; None where that does not multiply them."""
-    if type(linear) is not PackedLinear:
+    term = linear._modules["term"] if type(linear) is PackedLinear else None
+    if term is None or term._forward_hooks or term.large == 1:
         return None
-    term = linear._modules["term"]
-    assert term is not None
-    return None if term._forward_hooks or term.large == 1 else term.records()  # type: ignore[operator]
+    return term.records()  # type: ignore[operator]
 
 
 def _watched(modules: Iterable[nn.Module | None]) -> bool:
-    """Whether a hook is to see what a module is given or gives."""
+    """Whether a hook, or a forward pass of its own, is to see what a module is given."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return True
-    return any(one is not None and (one._forward_hooks or one._forward_pre_hooks) for one in modules)
+    for one in modules:
+        if one is None:
+            continue
+        own = one.__dict__.get("forward")
+        if own is not None and getattr(own, "__func__", None) is not type(one).forward:
+            return True
+        if one._forward_pre_hooks or not all(map(_is_idle, one._forward_hooks.values())):
+            return True
+    return False
+
+
+def _is_idle(hook: Any) -> bool:
+    """Whether a hook is one that transformers leaves behind when it has once returned what layers say inside."""
+    captures = sys.modules.get(_CAPTURES)
+    if captures is None or getattr(hook, "__module__", None) != _CAPTURES:
+        return False
+    active = getattr(captures, "_active_collector", None)
+    return active is not None and not active.get()
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -122,24 +183,20 @@ def _plain(value: Tensor) -> Tensor:
     return (value if value.dtype is torch.float32 else value.float()).contiguous()
 
 
-def fits(layer: nn.Module) -> bool:
+def fits(kinds: Kinds, layer: nn.Module) -> bool:
     """Whether a layer is, for its matrices and its kind, one that `through` can run."""
-    attention, inner = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    if attention is None or inner is None or getattr(attention.config, "sliding_window", None) is not None:
+    found = _Layer.of(kinds, layer)
+    if found is None or getattr(found.attention.config, "sliding_window", None) is not None:
         return False
-    linears = attention._modules | inner._modules
-    if not all(_records(linears.get(name)) for name in (*_INPUTS, *_OUTPUTS)):
-        return False
+    linears = found.attention._modules | layer.mlp._modules  # type: ignore[union-attr]
     q, k, v, o, gate, up, down = (linears[name] for name in (*_INPUTS, *_OUTPUTS))
-    width, head = layer.input_layernorm.weight.shape[0], attention.head_dim  # type: ignore[union-attr, index]
+    width, head = len(found.weights[0]), found.attention.head_dim
     return (
-        type(inner.act_fn).__name__ in _SILU
-        and head % 2 == 0
+        head % 2 == 0
         and {one.in_features for one in (q, k, v, gate, up)} == {width}
         and {one.out_features for one in (o, down)} == {width}
         and k.out_features == v.out_features
         and q.out_features % k.out_features == 0 == k.out_features % head
         and o.in_features == q.out_features
         and gate.out_features == up.out_features == down.in_features
-        and math.isfinite(attention.scaling)
     )
