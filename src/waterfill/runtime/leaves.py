@@ -165,11 +165,15 @@ class CodesTerm(Term):
         return operators.codes_product(x, self._matrix, self.size, self.large)
 
     def record(self) -> "short.Record | None":
-        own = self._buffers  # where attributes of modules lie: to find them by name takes ten times as long
-        arrays = [own[name] for name in (_CODES if self.corrected else _CODES[:4])]
+        arrays = [self._buffers.get(name) for name in _CODES]  # to find attributes by name takes ten times as long
+        kept: short.Record | None = self.__dict__.get("_kept")
+        if kept is not None and kept[0] == short.places(arrays):
+            return kept
         scales = arrays[1]
         groups = 1 if scales is None else scales.shape[1]
-        return short.codes(arrays, [self.rows, self.cols, groups, self.group, self.bits, self.size])
+        made = short.codes(arrays, [self.rows, self.cols, groups, self.group, self.bits, self.size])
+        self.__dict__["_kept"] = made
+        return made
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
         if rows is None:

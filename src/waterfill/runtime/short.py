@@ -44,18 +44,23 @@ def codes(arrays: Sequence[Tensor | None], sizes: list[int]) -> Record | None:
     data = arrays[0]
     if data is None or not data.is_cpu or data.shape[1] != row_bytes(sizes[1], sizes[4]):
         return None
-    places = [0 if each is None else each.data_ptr() for each in arrays]
-    return (places if len(places) > 4 else [*places, 0, 0, 0]), sizes
+    return places(arrays), sizes
+
+
+def places(arrays: Sequence[Tensor | None]) -> list[int]:
+    """The seven addresses of a matrix of small codes."""
+    found = [0 if each is None else each.data_ptr() for each in arrays]
+    return found if len(found) > 4 else [*found, 0, 0, 0]
 
 
 def product(x: Tensor, rows: int, record: Record) -> Tensor:
     """Few inputs [..., cols] times a matrix of codes: [..., rows]."""
     shape = x.shape
     out = torch.empty((*shape[:-1], rows), dtype=torch.float32, device="cpu")
-    places, (_, cols, groups, group, bits, size) = record
+    arrays, (_, cols, groups, group, bits, size) = record
     sizes = [x.numel() // cols, rows, cols, groups, group]
     assert native.core is not None  # `usual` has asked
-    native.core.codes_product([x.data_ptr(), out.data_ptr(), *places], sizes, bits, size, torch.get_num_threads())
+    native.core.codes_product([x.data_ptr(), out.data_ptr(), *arrays], sizes, bits, size, torch.get_num_threads())
     return out
 
 
