@@ -29,10 +29,10 @@ import waterfill
 from waterfill.runtime.speed import memory_of
 
 BITS = (4.0, 3.0)
-ROUNDS = 5
+ROUNDS = 9
 WARM, LONG = 1, 25
 """Tokens of a short run, whose time is taken from that of a long one: what is left is one token after another."""
-SECONDS = 200.0
+SECONDS = 300.0
 Run = Callable[[int], object]
 """Generates so many tokens."""
 SMALL = "SmolLM2-135M"

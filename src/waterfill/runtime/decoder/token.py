@@ -103,9 +103,9 @@ class _Layer(NamedTuple):
         biases = [one._parameters["bias"] for one in packed if one is not None]
         weights = [one._parameters["weight"] for one in norms if one is not None]
         rows = [record[0][1][0] for record in records]
-        sizes = [len(weight) for weight in weights if weight is not None]
+        sizes = [weight.numel() for weight in weights if weight is not None]
         known = type(inner.act_fn).__name__ in _SILU and all(each.is_cpu for each in weights if each is not None)
-        fitting = all(bias is None or (bias.is_cpu and len(bias) == n) for bias, n in zip(biases, rows, strict=True))
+        fitting = all(bias is None or (bias.is_cpu and bias.numel() == n) for bias, n in zip(biases, rows, strict=True))
         if not (known and fitting and sizes == [rows[3], rows[-1]]):
             return None
         return cls(attention, weights, [one.variance_epsilon for one in norms], records, biases)
@@ -113,7 +113,7 @@ class _Layer(NamedTuple):
     def takes(self, x: Tensor, cache: Any, angles: Any) -> bool:
         """Whether this is a token, angles and a cache of keys and values as `run` is to have them."""
         head, place, caches = self.attention.head_dim, self.attention.layer_idx, sys.modules.get(_CACHES)
-        if x.shape[-1] != len(self.weights[0]) or [each.shape for each in angles] != [(1, 1, head)] * 2:
+        if x.shape[-1] != self.weights[0].numel() or [each.shape for each in angles] != [(1, 1, head)] * 2:
             return False
         if type(cache) is not getattr(caches, "DynamicCache", None) or len(cache.layers) <= place:
             return False
