@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "for_this_machine.h"
@@ -21,8 +23,12 @@ using namespace waterfill;
 
 namespace {
 
-using Records = std::vector<std::vector<Record>>;
+// Matrices, each a sum as in `SumProduct`, in the form that calls take again and again.
+struct Matrices {
+    std::vector<std::vector<Record>> sums;
+};
 
+constexpr size_t kInputs = 3, kOutputs = 4;  // matrices of each call
 constexpr int64_t kLanes = 16;        // sums of so many numbers run side by side
 constexpr int64_t kTogether = 256;    // values of tokens that are added up before they are added to the others
 constexpr int64_t kAlone = 1 << 18;   // entries of keys up to which heads are not shared out
@@ -39,12 +45,15 @@ ALWAYS_INLINE float dot(const float* __restrict a, const float* __restrict b, in
     return sum;
 }
 
-// e^x to about 2 units in the last place, 0 below -87; with the same operations everywhere, unlike that of the system.
+// e^x to about 2 units in the last place, 0 below -87; with the same operations everywhere, unlike that of the system,
+// and without branches, so that loops of it are vectorized.
 ALWAYS_INLINE float exponential(float x) {
     constexpr float kLog2 = 1.44269504f, kHigh = 0.693359375f, kLow = -2.12194440e-4f, kRound = 12582912.0f;
-    const float inside = x > -87.0f ? (x < 88.0f ? x : 88.0f) : -87.0f;  // NaN too, which comes back at the end
-    const float whole = (inside * kLog2 + kRound) - kRound;
-    const float r = (inside - whole * kHigh) - whole * kLow;
+    constexpr float kLeast = 1.7e-38f;  // more than e^-87
+    const float number = std::min(std::max(-87.0f, x), 88.0f);   // not NaN
+    const float carried = std::min(std::max(x, -87.0f), 88.0f);  // NaN if x is
+    const float whole = (number * kLog2 + kRound) - kRound;
+    const float r = (carried - whole * kHigh) - whole * kLow;
     float y = 1.0f / 5040;
     y = y * r + 1.0f / 720;
     y = y * r + 1.0f / 120;
@@ -56,7 +65,7 @@ ALWAYS_INLINE float exponential(float x) {
     const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    return x >= -87.0f ? y * power : x < -87.0f ? 0.0f : x;
+    return std::max(y * power - kLeast, 0.0f);
 }
 
 // weight * x / sqrt(mean of squares + eps)
@@ -86,8 +95,8 @@ FOR_THIS_MACHINE void turn(float* __restrict x, int64_t heads, int64_t n, const 
 // a * sigmoid(a) * b, into a.
 FOR_THIS_MACHINE void gated(float* __restrict a, const float* __restrict b, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
-        const float x = a[i], small = exponential(x < 0 ? x : -x);
-        a[i] = x * ((x < 0 ? small : 1.0f) / (1.0f + small)) * b[i];
+        const float x = a[i];
+        a[i] = x * (exponential(std::min(x, 0.0f)) / (1.0f + exponential(-std::fabs(x)))) * b[i];
     }
 }
 
@@ -110,7 +119,7 @@ FOR_THIS_MACHINE void attend(const float* __restrict q, const float* __restrict 
     float most = -INFINITY;
     for (int64_t t = 0; t < time; ++t) {
         weights[t] = scale * dot(q, keys + t * n, n);
-        most = weights[t] > most || weights[t] != weights[t] ? weights[t] : most;  // NaN stays
+        most = std::max(most, weights[t]);
     }
     for (int64_t t = 0; t < time; ++t) weights[t] = exponential(weights[t] - most);
     const double sum = total(weights, time);
@@ -140,17 +149,18 @@ float* to(uintptr_t address) { return reinterpret_cast<float*>(address); }
 }  // namespace
 
 // Queries, keys and values of one token. places: addresses of x [width], the weight of the norm, cosines and sines
-// [head], and of queries, keys and values, which are written; biases: theirs, or 0. records: their matrices. sizes:
+// [head], and of queries, keys and values, which are written; biases: theirs, or 0. matrices: theirs, first. sizes:
 // width, head. All is float32 and contiguous, and has been checked by the caller.
-void decoder_inputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, Records records,
+void decoder_inputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, const Matrices& matrices,
                     std::vector<int64_t> sizes, double eps, int threads) {
+    const auto& records = matrices.sums;
     const int64_t width = sizes.at(0), head = sizes.at(1);
     const float *cos = at<float>(places.at(2)), *sin = at<float>(places.at(3));
     nb::gil_scoped_release unlocked;
     static thread_local std::vector<float> x;
     x.resize(width);
     norm(at<float>(places[0]), at<float>(places[1]), width, eps, x.data());
-    for (size_t i = 0; i < 3; ++i) {
+    for (size_t i = 0; i < kInputs; ++i) {
         float* y = to(places.at(4 + i));
         linear(records.at(i), x.data(), at<float>(biases.at(i)), threads, y);
         if (i < 2) turn(y, records[i][0].second[0] / head, head, cos, sin);
@@ -159,11 +169,12 @@ void decoder_inputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases
 
 // The rest of the layer. places: addresses of x [width], queries [heads, head], keys and values [heads, time, head], the
 // weight of the second norm, and the output [width], which is written; biases: of the output of attention, gate, up and
-// down, or 0; records: their matrices. sizes: width, heads, heads of keys, head, time.
-void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, Records records,
+// down, or 0; matrices: theirs, behind those of the inputs. sizes: width, heads, heads of keys, head, time.
+void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, const Matrices& matrices,
                      std::vector<int64_t> sizes, double eps, double scale, int threads) {
+    const std::vector<Record>* records = matrices.sums.data() + kInputs;
     const int64_t width = sizes.at(0), heads = sizes.at(1), shared = heads / sizes.at(2), head = sizes.at(3);
-    const int64_t time = sizes.at(4), inner = records.at(1).at(0).second.at(0);
+    const int64_t time = sizes.at(4), inner = records[1].at(0).second.at(0);
     const float *x = at<float>(places.at(0)), *q = at<float>(places.at(1));
     const float *keys = at<float>(places.at(2)), *values = at<float>(places.at(3));
     float* out = to(places.at(5));
@@ -183,15 +194,19 @@ void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biase
     add(out, x, width);
     norm(out, at<float>(places.at(4)), width, eps, normed);
     linear(records[1], normed, at<float>(biases.at(1)), threads, gate);
-    linear(records.at(2), normed, at<float>(biases.at(2)), threads, up);
+    linear(records[2], normed, at<float>(biases.at(2)), threads, up);
     gated(gate, up, inner);
-    linear(records.at(3), gate, at<float>(biases.at(3)), threads, normed);
+    linear(records[3], gate, at<float>(biases.at(3)), threads, normed);
     add(out, normed, width);
     if (heads * time > kKept) kept = {};
 }
 
 void bind_decoder(nb::module_& m) {
-    m.def("decoder_inputs", &decoder_inputs, "places"_a, "biases"_a, "records"_a, "sizes"_a, "eps"_a, "threads"_a);
-    m.def("decoder_outputs", &decoder_outputs, "places"_a, "biases"_a, "records"_a, "sizes"_a, "eps"_a, "scale"_a,
+    nb::class_<Matrices>(m, "Matrices").def("__init__", [](Matrices* made, std::vector<std::vector<Record>> sums) {
+        if (sums.size() != kInputs + kOutputs) throw std::invalid_argument("Matrices: not those of a layer");
+        new (made) Matrices{std::move(sums)};
+    });
+    m.def("decoder_inputs", &decoder_inputs, "places"_a, "biases"_a, "matrices"_a, "sizes"_a, "eps"_a, "threads"_a);
+    m.def("decoder_outputs", &decoder_outputs, "places"_a, "biases"_a, "matrices"_a, "sizes"_a, "eps"_a, "scale"_a,
           "threads"_a);
 }

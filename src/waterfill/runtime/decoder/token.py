@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ _CACHES, _CAPTURES = "transformers.cache_utils", "transformers.utils.output_capt
 _ATTENTION, _SILU = ("sdpa", "eager"), ("SiLU", "SiLUActivation")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _INPUTS, _OUTPUTS = ("q_proj", "k_proj", "v_proj"), ("o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+_matrices: "WeakKeyDictionary[nn.Module, tuple[list[Any], Any]]" = WeakKeyDictionary()
+"""By the attention of a layer, its matrices as the core takes them, and the records of which they were made."""
 
 
 class Kinds(NamedTuple):
@@ -134,16 +139,25 @@ class _Layer(NamedTuple):
         heads = [records[0][1][0] // head for records in self.records[:count]]
         made = [torch.empty(1, many, 1, head, dtype=torch.float32, device="cpu") for many in heads]
         places = [each.data_ptr() for each in (own, first, *turns, *made)]
-        core.decoder_inputs(places, added[:count], self.records[:count], [width, head], self.eps[0], threads)
+        matrices = _kept(self.attention, self.records)
+        core.decoder_inputs(places, added[:count], matrices, [width, head], self.eps[0], threads)
         fresh = [each.to(x.dtype) for each in made[1:]]
         keys, values = map(_plain, cache.update(*fresh, self.attention.layer_idx))
         out = torch.empty_like(own)
         places = [each.data_ptr() for each in (own, made[0], keys, values, second, out)]
         sizes = [width, *heads[:2], head, *keys.shape[2:3]]
-        core.decoder_outputs(
-            places, added[count:], self.records[count:], sizes, self.eps[1], self.attention.scaling, threads
-        )
+        core.decoder_outputs(places, added[count:], matrices, sizes, self.eps[1], self.attention.scaling, threads)
         return out.to(x.dtype)
+
+
+def _kept(attention: nn.Module, records: list[Any]) -> Any:
+    """Matrices as the core takes them, made anew where a record is another one."""
+    each = [record for one in records for record in one]
+    known = _matrices.get(attention)
+    if known is None or len(known[0]) != len(each) or any(a is not b for a, b in zip(known[0], each, strict=True)):
+        assert native.core is not None
+        _matrices[attention] = known = (each, native.core.Matrices(records))
+    return known[1]
 
 
 def _records(linear: nn.Module | None) -> Any:
