@@ -1,5 +1,5 @@
-// A layer of a decoder like Llama's for one token, in two calls, between which the caller's cache takes the new keys and
-// values: norm, queries, keys and values, turned by the position; then attention, the norm and the layers behind it.
+// A layer of a decoder like Llama's for one token, in two calls, between which the caller's cache takes the new keys
+// and values: norm, queries, keys and values, turned by the position; then attention, the norm and what is behind it.
 // Everything but the products with matrices is float32 in an order that no machine changes.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
@@ -167,9 +167,9 @@ void decoder_inputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases
     }
 }
 
-// The rest of the layer. places: addresses of x [width], queries [heads, head], keys and values [heads, time, head], the
-// weight of the second norm, and the output [width], which is written; biases: of the output of attention, gate, up and
-// down, or 0; matrices: theirs, behind those of the inputs. sizes: width, heads, heads of keys, head, time.
+// The rest of the layer. places: addresses of x [width], queries [heads, head], keys and values [heads, time, head],
+// the weight of the second norm, and the output [width], which is written; biases: of the output of attention, gate, up
+// and down, or 0; matrices: theirs, behind those of the inputs. sizes: width, heads, heads of keys, head, time.
 void decoder_outputs(std::vector<uintptr_t> places, std::vector<uintptr_t> biases, const Matrices& matrices,
                      std::vector<int64_t> sizes, double eps, double scale, int threads) {
     const std::vector<Record>* records = matrices.sums.data() + kInputs;

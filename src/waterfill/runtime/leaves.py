@@ -169,10 +169,8 @@ class CodesTerm(Term):
         kept: short.Record | None = self.__dict__.get("_kept")
         if kept is not None and kept[0] == short.places(arrays):
             return kept
-        scales = arrays[1]
-        groups = 1 if scales is None else scales.shape[1]
-        made = short.codes(arrays, [self.rows, self.cols, groups, self.group, self.bits, self.size])
-        self.__dict__["_kept"] = made
+        sizes = [self.rows, self.cols, self.scales.shape[1], self.group, self.bits, self.size]
+        made = self.__dict__["_kept"] = short.codes(arrays, sizes)
         return made
 
     def restored(self, rows: Tensor | None = None) -> Tensor:
