@@ -7,9 +7,11 @@ uncompressed one after the same extra training. Sizes are those of the files.
 """
 
 import argparse
+import copy
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import Budget, Options
-from waterfill.learn import Training, run
+from waterfill.channels import fold_norms
+from waterfill.learn import Distillation, Training, distill, run
 
 LENET, RESNET, DEEP, LSTM, LLAMA = "LeNet-300-100", "ResNet-20", "ResNet-56", "LSTM 2x128", "Llama 260K"
 BIT, SPARSE = "Codebook(levels=2)", "Prune(keep=0.05)"
@@ -44,6 +47,8 @@ LONGER = ((4, 8e-3), (12, 2e-3), (24, 4e-3))
 LONG = {RESNET: 22, DEEP: 6}
 """Networks for a GPU, and the passes through their images; of the largest file half as many."""
 LARGEST = 13.84
+TAUGHT, DISTILLED = 30, 15
+"""Passes of ResNet-20 with ResNet-56 as its teacher: in compressed form, and before it is compressed."""
 C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc", RESNET): 4, ("lc", LENET): 1}
 """In an epoch; of other networks 8."""
 
@@ -51,7 +56,8 @@ C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc"
 @dataclass(frozen=True)
 class Job:
     """A training. method: of `Training`, or one without compression or training. recipe: "" for the default. ratio: of
-    the file; None where the recipe decides."""
+    the file; None where the recipe decides. teacher: the network that is imitated where that is another one; both then
+    run in bfloat16."""
 
     network: str
     method: str
@@ -61,6 +67,7 @@ class Job:
     rate: float = 2e-3
     labels: bool = False
     seed: int = 0
+    teacher: str = ""
 
 
 def plan() -> list[Job]:
@@ -69,6 +76,8 @@ def plan() -> list[Job]:
     through = Job(LENET, "straight-through", ratio=100.0, epochs=40, rate=3e-2, labels=True)
     resnet = Job(RESNET, "straight-through", ratio=24.0, epochs=5)
     long = replace(resnet, epochs=LONG[RESNET], rate=5e-3)
+    distilled = Job(RESNET, EXTRA, epochs=DISTILLED, rate=0.05, teacher=DEEP)
+    taught = replace(resnet, epochs=TAUGHT, rate=5e-3, teacher=DEEP)
     text = [Job(name, "straight-through", ratio=16.0, epochs=count, rate=rate) for name, (count, rate) in TEXT.items()]
     trained = [
         *(replace(lc, recipe=recipe) for recipe in (BIT, SPARSE, SUM)),
@@ -82,6 +91,7 @@ def plan() -> list[Job]:
         *(replace(long, ratio=ratio) for ratio in (24.0, 32.0)),
         replace(long, ratio=LARGEST, epochs=LONG[RESNET] // 2),
         replace(long, network=DEEP, ratio=26.0, epochs=LONG[DEEP]),
+        replace(taught, ratio=24.0),
     ]
     sizes = dict.fromkeys((job.network, job.ratio) for job in trained if job.ratio)
     return [
@@ -91,6 +101,7 @@ def plan() -> list[Job]:
         *(Job(name, EXTRA, epochs=count, rate=0.01, labels=True) for name, (count, _) in TEXT.items()),
         *trained,
         *(Job(name, EXTRA, epochs=count, rate=1e-3, labels=True) for name, count in ((RESNET, 5), *LONG.items())),
+        *(replace(distilled, method=PLAIN if ratio else EXTRA, ratio=ratio) for ratio in (None, 13.84, 24.0, 32.0)),
     ]
 
 
@@ -127,7 +138,11 @@ def measured(job: Job, device: torch.device) -> list[Any]:
     evaluate = network.prepare(folder, state, False)
     model = model_of(job.network, folder, state).to(device)
     began = time.process_time()  # one thread: what a quiet machine takes
-    if job.method == EXTRA:
+    if job.epochs and job.method in (EXTRA, PLAIN) and job.teacher:
+        model = copy.deepcopy(student(replace(job, method=EXTRA, ratio=None), folder, device))
+    if job.method == EXTRA and job.teacher:
+        seconds, restored, size = time.process_time() - began, model.cpu().state_dict(), None
+    elif job.method == EXTRA:
         train(model, job, folder)
         seconds, restored, size = time.process_time() - began, model.cpu().state_dict(), None
     elif job.method == FLOAT:
@@ -159,7 +174,7 @@ def plain(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel
 def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network after its training."""
     c_steps = C_STEPS.get((job.method, job.network), 8)
-    training = Training(job.epochs, job.rate, method=job.method, seed=job.seed, c_steps=c_steps)
+    training = Training(job.epochs, job.rate, c_steps, method=job.method, seed=job.seed, bfloat16=bool(job.teacher))
     return run(
         model,
         training_batches(job.network, folder, next(model.parameters()).device),
@@ -167,9 +182,18 @@ def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedMod
         spec=job.recipe or None,
         loss=(lambda outputs, batch: loss_of(outputs, batch[1])) if job.labels else None,
         forward=lambda model, batch: model(beside(model, batch[0])),
+        teacher=teacher_of(job, model, folder),
         training=training,
         options=Options(threads=1),
     )
+
+
+def teacher_of(job: Job, model: nn.Module, folder: Path) -> nn.Module | None:
+    """The network that another one imitates, its norms folded, on the same device; None where there is none."""
+    if not job.teacher:
+        return None
+    large = model_of(job.teacher, folder, networks()[job.teacher].state(folder))
+    return fold_norms(large, *calibration_batches(job.teacher, folder, 2)).to(next(model.parameters()).device)
 
 
 def train(model: nn.Module, job: Job, folder: Path) -> None:
@@ -185,6 +209,24 @@ def train(model: nn.Module, job: Job, folder: Path) -> None:
             loss_of(model(beside(model, x)), y).backward()
             optimizer.step()
             step += 1
+
+
+@cache
+def student(job: Job, folder: Path, device: torch.device) -> nn.Module:
+    """The uncompressed network after it has learned from a larger one, in bfloat16 and without labels."""
+    model = model_of(job.network, folder, networks()[job.network].state(folder)).to(device)
+    teacher = teacher_of(job, model, folder)
+    assert teacher is not None
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return model(beside(model, batch[0]))
+
+    def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, job.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+    how = Distillation(job.epochs, optimizer=optimizer, seed=job.seed)
+    return distill(model, teacher, training_batches(job.network, folder, device), forward=forward, how=how)
 
 
 def beside(model: nn.Module, x: Tensor) -> Tensor:

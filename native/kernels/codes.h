@@ -9,6 +9,8 @@ namespace waterfill {
 
 constexpr int kBlock = 128;        // inputs are padded to whole multiples of so many columns
 constexpr int64_t kNarrow = 1 << 15;    // columns of which 255 * 128 each stay within 32 bits
+constexpr int64_t kMany = 2;            // inputs from which rows are unpacked once for all
+constexpr int64_t kLine = 64;           // bytes of a register of 512 bits, and of a line of the cache
 constexpr int64_t kMostCols = 1 << 18;  // of so many columns every sum of products stays within 32 bits
 
 // A code is a lower field of 2, 4 or 8 bits and an upper one of the others; in a block the lower fields come first.
@@ -53,6 +55,21 @@ struct CodeMatrix {
     int64_t row_bytes() const { return blocks() * block_bytes(bits); }
 };
 
+constexpr int64_t kAhead = 4096;  // bytes at least by which codes are fetched before they are needed
+
+#if defined(__GNUC__)
+// Fetches as many bytes as R rows have in a block: of the tile that comes next, from its beginning to its end. Memory
+// is faster in this order than in that of the rows side by side.
+template <int Bits, int R>
+inline __attribute__((always_inline)) void fetch(const uint8_t* tile, int64_t row_bytes, int64_t block) {
+    constexpr int kBytes = R * block_bytes(Bits);
+    const int64_t ahead = R * row_bytes > kAhead ? R * row_bytes : kAhead;
+    const uint8_t* from = tile + ahead + block * kBytes;
+#pragma GCC unroll 8
+    for (int at = 0; at < kBytes; at += kLine) __builtin_prefetch(from + at, 0, 3);
+}
+#endif
+
 // What the corrections of a row add to its sum.
 inline int64_t corrected(const CodeMatrix& matrix, int64_t row, const int16_t* whole) {
     int64_t sum = 0;
@@ -82,14 +99,17 @@ struct Tile {
     Dot dot;
 };
 
-// Outputs of rows `begin` up to before `end`, four at a time, of a matrix of one group and no zero points, of at most
-// kNarrow columns, times one input. Returns the first row that is left.
+// Outputs of rows `begin` up to before `end`, four at a time, of a matrix of at most kNarrow columns. Returns the first
+// row that is left.
 using FourRows = int64_t (*)(const CodeMatrix& matrix, const Inputs& inputs, int64_t begin, int64_t end, float* y);
 
 struct ProductSet {
     const char* name;
     bool (*available)();
-    FourRows (*four_rows)(int bits, int bytes);  // null where there is none
+    // Of one group and no zero points, times one input; null where there is none.
+    FourRows (*four_rows)(int bits, int bytes);
+    // Of groups of whole kLine columns or one group, times kMany inputs and more; null where there is none.
+    FourRows (*many_inputs)(int bits, int bytes);
     // The loops for a width and for 1 or 2 bytes of input: whole tiles first, then single rows and items.
     void (*tiles)(int bits, int bytes, Tile (&found)[4]);
 };

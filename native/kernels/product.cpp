@@ -118,7 +118,9 @@ void CodesProduct::prepare(const CodeMatrix& matrix, const float* x, const float
     const ProductSet& set = product_set(isa);
     set.tiles(matrix.bits, bytes, tiles_);
     const bool plain = batch == 1 && matrix.groups == 1 && matrix.zeros == nullptr && matrix.cols <= kNarrow;
+    const bool many = batch >= kMany && matrix.cols <= kNarrow && (matrix.groups == 1 || matrix.group % kLine == 0);
     four_rows_ = plain && set.four_rows ? set.four_rows(matrix.bits, bytes) : nullptr;
+    if (many && set.many_inputs) four_rows_ = set.many_inputs(matrix.bits, bytes);
     matrix_ = matrix;
     const int64_t padded = (matrix.cols + kBlock - 1) / kBlock * kBlock;
     whole_.resize(batch * padded);

@@ -14,6 +14,7 @@ template <int Bits>
 struct Sums {
     // Pairs of at most 15 * 128 * 2, 7 * 128 * 2, 31 * 128 * 2 and 63 * 128 * 2: 8, 8, 4 and 2 of them.
     static constexpr int64_t kHeld = Bits == 4 ? 4 : Bits < 4 ? 2 : 1;
+    static constexpr bool kWide = false;
     __m256i few;
 
     TARGET inline Sums() : few(_mm256_setzero_si256()) {}
@@ -74,11 +75,11 @@ FourRows rows_of(int bits, int bytes) {
 
 }  // namespace
 
-const ProductSet kProductAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, rows_of, tiles};
+const ProductSet kProductAvx2 = {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, rows_of, nullptr, tiles};
 
 }  // namespace waterfill
 #else
 namespace waterfill {
-const ProductSet kProductAvx2 = {"avx2", [] { return false; }, nullptr, nullptr};
+const ProductSet kProductAvx2 = {"avx2", [] { return false; }, nullptr, nullptr, nullptr};
 }
 #endif

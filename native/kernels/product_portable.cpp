@@ -23,6 +23,6 @@ void tiles(int bits, int, Tile (&found)[4]) {
 
 }  // namespace
 
-const ProductSet kProductPortable = {"portable", [] { return true; }, nullptr, tiles};
+const ProductSet kProductPortable = {"portable", [] { return true; }, nullptr, nullptr, tiles};
 
 }  // namespace waterfill

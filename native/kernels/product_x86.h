@@ -1,5 +1,5 @@
 // Products with small codes in registers of 256 bits; included once for every instruction set, which defines TARGET and
-// `Sums`: how bytes are multiplied and added up.
+// `Sums`: how bytes are multiplied and added up, and for widths that it calls wide four rows of them at a time.
 //
 // Codes are unsigned and inputs signed bytes, as the processors' instructions want it; two bytes of input are two
 // products. 8-bit codes without VNNI are multiplied as 16-bit integers.
@@ -57,19 +57,6 @@ TARGET inline void unpack(const uint8_t* block, __m256i (&codes)[4]) {
     if (block_cols(Bits) >= 64) codes[1] = unpacked<Bits, block_cols(Bits) >= 64 ? 1 : 0>(block);
     if (block_cols(Bits) == 128) codes[2] = unpacked<Bits, block_cols(Bits) == 128 ? 2 : 0>(block);
     if (block_cols(Bits) == 128) codes[3] = unpacked<Bits, block_cols(Bits) == 128 ? 3 : 0>(block);
-}
-
-constexpr int64_t kAhead = 4096;             // bytes at least by which codes are fetched before they are needed
-
-// Fetches as many bytes as R rows have in a block: of the tile that comes next, from its beginning to its end. Memory
-// is faster in this order than in that of the rows side by side.
-template <int Bits, int R>
-TARGET inline void fetch(const uint8_t* tile, int64_t row_bytes, int64_t block) {
-    constexpr int kBytes = R * block_bytes(Bits);
-    const int64_t ahead = R * row_bytes > kAhead ? R * row_bytes : kAhead;
-    const char* from = reinterpret_cast<const char*>(tile) + ahead + block * kBytes;
-#pragma GCC unroll 8
-    for (int at = 0; at < kBytes; at += 64) _mm_prefetch(from + at, _MM_HINT_T0);
 }
 
 // Adds up products of R rows and B items: the codes of a row are unpacked once for all items, inputs are read once for
@@ -133,7 +120,10 @@ TARGET int64_t four_rows(const CodeMatrix& matrix, const Inputs& inputs, int64_t
     int64_t row = begin;
     for (; row + 4 <= end; row += 4) {
         __m256i whole[4][1][Bytes];
-        add_up<Bits, Bytes, 4, 1>(matrix, inputs, row, 0, 0, matrix.blocks(), whole);
+        if constexpr (Sums<Bits>::kWide)
+            Sums<Bits>::four_rows(matrix, inputs, row, whole);
+        else
+            add_up<Bits, Bytes, 4, 1>(matrix, inputs, row, 0, 0, matrix.blocks(), whole);
         const auto all = [&](int i) TARGET {
             return sums_of(whole[0][0][i], whole[1][0][i], whole[2][0][i], whole[3][0][i]);
         };

@@ -18,6 +18,7 @@ using namespace waterfill;
 namespace {
 
 constexpr int64_t kAlone = 1 << 20;  // sums of so many entries and fewer are not shared out
+constexpr int64_t kRunsOfThread = 4;
 constexpr size_t kCodes = 7, kCodeSizes = 6, kEntries = 3;
 
 }  // namespace
@@ -64,8 +65,12 @@ void SumProduct::run(const std::vector<Record>& records, const float* x, int thr
     if (summands_.size() < count) summands_.resize(count);
     more_.resize(count > 1 ? rows : 0);
     for (size_t i = 0; i < count; ++i) summands_[i].prepare(records[i], x, isa);
-    in_parallel(rows * cols <= kAlone ? 1 : threads, (rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t chunk) {
-        const int64_t begin = chunk * kRowsAtOnce, end = std::min(rows, begin + kRowsAtOnce);
+    if (rows * cols <= kAlone) threads = 1;
+    // Few long runs of rows: each matrix is read in one go, which memory is fastest at.
+    const int64_t runs = threads == 1 ? 1 : kRunsOfThread * threads;
+    const int64_t each = std::max(kRowsAtOnce, (rows / runs + kRowsAtOnce) / kRowsAtOnce * kRowsAtOnce);
+    in_parallel(threads, (rows + each - 1) / each, [&](int64_t run) {
+        const int64_t begin = run * each, end = std::min(rows, begin + each);
         summands_[0].rows(begin, end, y);
         for (size_t i = 1; i < count; ++i) {
             summands_[i].rows(begin, end, more_.data());

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("gguf", reason='needs gguf: pip install "waterfill[export]"')
 pytest.importorskip("transformers", reason='needs transformers: pip install "waterfill[export]"')
+pytest.importorskip("accelerate", reason='needs accelerate: pip install "waterfill[export]"')
 
 import gguf
 import numpy as np

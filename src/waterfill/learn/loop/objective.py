@@ -24,7 +24,7 @@ class Objective:
     """A loss, or without one the distance of outputs to those of a reference and, where `features` counts, of stages.
 
     Args:
-        reference: the network as it was; it is not changed.
+        reference: the network as it was, or a teacher; it is not changed.
         loss: (outputs, batch) -> a scalar; None: the distance to the reference.
         features: how much stages count.
         bfloat16: whether networks run in bfloat16 where PyTorch takes that for safe.
@@ -33,7 +33,7 @@ class Objective:
     def __init__(
         self, reference: nn.Module, forward: Forward | None, loss: Loss | None, features: float, bfloat16: bool
     ) -> None:
-        self._reference, self._forward, self._loss, self._bfloat16 = reference, forward, loss, bfloat16
+        self.reference, self._forward, self._loss, self._bfloat16 = reference, forward, loss, bfloat16
         self._weight = features if loss is None else 0.0
         self._stages: tuple[str, ...] = ()
         self._seen: dict[str, Any] = {}
@@ -48,15 +48,15 @@ class Objective:
     def watching(self, work: nn.Module) -> Iterator[None]:
         """A block in which the stages of a network in training are noted, and those of the reference."""
         names = self._stages
-        with watched(work, names) as self._seen, watched(self._reference, names) as self._wanted:
+        with watched(work, names) as self._seen, watched(self.reference, names) as self._wanted:
             yield
 
     @torch.no_grad()
     def choose_stages(self, copy: nn.Module, batch: Any) -> None:
         """Compare the stages that a copy of the reference, prepared for compression, still sees alike."""
-        self._stages = stages(self._reference)
-        with self.watching(copy), as_deployed(copy, self._reference):
-            for model in (copy, self._reference):
+        self._stages = stages(self.reference)
+        with self.watching(copy), as_deployed(copy, self.reference):
+            for model in (copy, self.reference):
                 with unchanged(model):
                     self._run(model, batch)
             both = [name for name in self._stages if name in self._seen and name in self._wanted]
@@ -71,12 +71,17 @@ class Objective:
         with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
             if self._loss is not None:
                 return _checked(self._loss(self._run(work, batch), batch))
-            with torch.no_grad(), unchanged(self._reference):
-                expected = self._run(self._reference, batch)
+            with torch.no_grad(), unchanged(self.reference):
+                expected = self._run(self.reference, batch)
             distance = IMITATION(self._run(work, batch), expected)
             if not self._stages:
                 return distance
             return distance + self._weight * torch.stack([self._error(name) for name in self._stages]).mean()
+
+    def measured(self, work: nn.Module, batch: Any) -> float:
+        """The loss of a batch, without gradients; both networks in evaluation mode and left as they are."""
+        with self.watching(work), as_deployed(work, self.reference), unchanged(work):
+            return float(self(work, batch))
 
     def _run(self, model: nn.Module, batch: Any) -> Any:
         return result_of(model, each_tensor(batch, Tensor.clone), self._forward)

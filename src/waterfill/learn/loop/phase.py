@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from waterfill.errors import BadInput, WaterfillError
@@ -33,7 +33,6 @@ class Phase:
     """A part of a training. name: "codes" or "vectors". before, count: steps before it, and its own."""
 
     name: str
-    reference: nn.Module
     objective: Objective
     training: Training
     stream: Stream
@@ -60,7 +59,11 @@ class Phase:
             done = int(found[1])
         by_first(lambda: None)  # all have read it before a newer one is written
         mean: float | None = None
-        with self.objective.watching(learner.model), as_deployed(learner.model, self.reference), torch.enable_grad():
+        with (
+            self.objective.watching(learner.model),
+            as_deployed(learner.model, self.objective.reference),
+            torch.enable_grad(),
+        ):
             for step, batch in zip(range(done, self.count), self.stream.from_step(self.before + done), strict=False):
                 rate = self.training.first_rate * (1 - step / self.count)
                 loss = self._step(learner, optimizer, batch, rate, f"step {step + 1} of {self.count}, {self.name}")

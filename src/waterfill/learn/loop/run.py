@@ -62,6 +62,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     spec: "Recipe | None" = None,
     loss: Loss | None = None,
     forward: Forward | None = None,
+    teacher: nn.Module | None = None,
     training: Training = _DEFAULT,
     options: Options = _OPTIONS,
     save: Callable[[CompressedModel], object] | None = None,
@@ -79,7 +80,9 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
             For "lc" any, or one for each layer, by pattern of names as for `LC`.
             None: the cheapest of these for each weight; and what `compress` makes by itself is returned where training
             stays behind it.
-        loss: (what the model returned, the batch) -> a scalar; None: the distance to what `model` says (`Imitation`).
+        loss: (what the model returned, the batch) -> a scalar; None: the distance to what `teacher` says (`Imitation`).
+        teacher: a network of any shape, such as a larger one for the same task, whose outputs are to be imitated; it
+            stays as it is and runs in evaluation mode. None: `model`.
         forward: as for `compress`.
         training: epochs, rate, method.
         options: progress, and `work`: a folder for snapshots, from which the same call goes on.
@@ -89,7 +92,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         The network, within its budget; as it was before training where that made it worse (`warnings` says so).
 
     Raises:
-        BadInput: a loss that is not finite, batches that end early, outputs that cannot be compared.
+        BadInput: a loss that is not finite, batches that end early, outputs that cannot be compared, a teacher beside a
+            loss or `features`.
         BadRecipe: a spec without meaning, or for each layer where codes follow the weights.
         BudgetError: a budget that cannot be met.
         PlanMismatch: a folder of snapshots of another training.
@@ -109,12 +113,17 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         some = Inputs(batches, forward).spread(2 * _CALIBRATED)
         few, judged = Inputs(some[::2], forward), Inputs(some[1::2] or some, forward)
         stream = Stream(batches, training.seed, rank, ranks)
-        objective = Objective(model, forward, loss, training.features, training.bfloat16)
+        reference = model if teacher is None else _fitting(teacher, loss, training)
+        objective = Objective(reference, forward, loss, training.features, training.bfloat16)
+        if teacher is not None:  # whether outputs can be compared is known before anything takes long
+            objective.measured(model, few.first)
         folder = WorkFolder(None if options.work is None else Path(options.work))
         work = _Run(model, objective, training, replace(settled, work=None), stream, folder, few, judged, budget)
         values = some if isinstance(batches, Sequence) else ()
         plan: dict[str, Any] = {"budget": budget.given, "spec": f"{spec!r}", "training": repr(training)}
         plan |= {"steps": repr(options.steps), "loss": "none" if loss is None else "given"}
+        if teacher is not None:
+            plan |= {"teacher": _digest(teacher.state_dict().items())}
         plan |= {"processes": ranks, "batches": stream.steps, "inputs": _digest([("", values)])}
         with folder.claimed(plan | {"weights": _digest(model.state_dict().items())}):
             made = work.result(spec)
@@ -186,7 +195,7 @@ class _Run:
 
     def _phase(self, name: str, before: int, count: int) -> Phase:
         progress = self.options.report
-        return Phase(name, self.model, self.objective, self.training, self.stream, self.folder, before, count, progress)
+        return Phase(name, self.objective, self.training, self.stream, self.folder, before, count, progress)
 
     def _best(self, found: list[CompressedModel], untrained: int, size: int | None) -> CompressedModel:
         """The network with the least loss; with a remark, where there is room, if it is one of those not trained."""
@@ -201,11 +210,7 @@ class _Run:
     def _measured(self, made: CompressedModel) -> float:
         """The mean loss of a compressed network over a few batches; infinite where it is no number."""
         work = made.install(self._copy())
-        losses = []
-        with self.objective.watching(work), as_deployed(work, self.model):
-            for batch in self.judged.batches:
-                with unchanged(work):
-                    losses.append(float(self.objective(work, batch)))
+        losses = [self.objective.measured(work, batch) for batch in self.judged.batches]
         mean = sum(losses) / len(losses)
         return math.inf if math.isnan(mean) else mean
 
@@ -225,7 +230,7 @@ class _Run:
         growth = _RISE ** (1 / max(1, -(-phase.count // phase.every(LC))))
         schedule = self.training.schedule or Schedule(growth=growth)
         learner = LC(work, AT_ONCE if spec is None else spec, budget=self.budget, schedule=schedule)
-        with self.objective.watching(work), as_deployed(work, self.model), unchanged(work):
+        with self.objective.watching(work), as_deployed(work, self.objective.reference), unchanged(work):
             learner.start(lambda: self.objective(work, self.few.first))
         learner.load(by_first(learner.state))  # which depends on the inputs
         made = phase.train(learner, SGD(learner.parameters(), self.training.first_rate, momentum=_MOMENTA[0]))
@@ -251,6 +256,17 @@ class _Run:
         for name, value in work.named_parameters():
             value.requires_grad_((every or name not in frozen) and value.dtype.is_floating_point)
         return work
+
+
+def _fitting(teacher: nn.Module, loss: Loss | None, training: Training) -> nn.Module:
+    """The teacher. Raises BadInput where it would go unheard, or where stages of two networks would be compared."""
+    if not isinstance(teacher, nn.Module):
+        raise BadInput(f"teacher={teacher!r} is a {type(teacher).__name__}; give the network itself")
+    if loss is not None:
+        raise BadInput("a teacher is not heard beside a loss: let the loss ask it, or leave one of them out")
+    if training.features > 0:
+        raise BadInput("features compare one network before and after, and a teacher is another one: features=0")
+    return teacher
 
 
 def _digest(values: Iterable[tuple[str, Any]]) -> str:
