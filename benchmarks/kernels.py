@@ -37,6 +37,9 @@ ROUNDS, SECONDS = 15, 40.0
 WIDTHS = (2, 3, 4, 5, 6, 8)
 RANK, KEPT, SPARSE = 32, 0.01, 0.1
 GROUP = 128
+READ, SHARE = "sum of as many floats", 0.7
+"""What memory is read with as fast as it goes, and the share of that speed that products are to reach."""
+FLOATS, HALVES, DYNAMIC = "float32", "bfloat16", "torch, dynamic int8"
 
 
 def main() -> None:
@@ -67,7 +70,7 @@ def measured(height: int, width: int, batch: int, threads: int) -> list[list[Any
     x = torch.randn(batch, width)
     weight = torch.randn(height, width) / width**0.5
     facts: dict[str, tuple[float, float, int]] = {}
-    actions = {}
+    actions: dict[str, Callable[[], object]] = {}
     for name, size, build in candidates(weight, x):
         made = build()
         if made is None:
@@ -77,6 +80,10 @@ def measured(height: int, width: int, batch: int, threads: int) -> list[list[Any
         error = float((action(x).float() - x @ exact.T).norm() / (x @ exact.T).norm())
         facts[name] = (size, error, copies)
         actions[name] = partial(through, [action, *(build_again(build, made) for _ in range(copies - 1))], x)
+    if batch == 1:
+        places = [weight.clone() for _ in range(max(1, MEMORY // (4 * weight.numel())))]
+        facts[READ] = (4.0 * weight.numel(), 0.0, len(places))
+        actions[READ] = lambda: [place.sum() for place in places]
     times = in_turns(actions, ROUNDS, SECONDS)
     found = [(name, size, times[name] / copies, error) for name, (size, error, copies) in facts.items()]
     for row in found:
@@ -116,9 +123,9 @@ def candidates(weight: Tensor, x: Tensor) -> Iterator[tuple[str, float, Callable
         own = weight.to(dtype)
         return (lambda x: F.linear(x.to(dtype), own)), own.float()
 
-    yield "float32", 4 * count, lambda: dense(torch.float32)
-    yield "bfloat16", 2 * count, lambda: dense(torch.bfloat16)
-    yield "torch, dynamic int8", count, lambda: dynamic(weight)
+    yield FLOATS, 4 * count, lambda: dense(torch.float32)
+    yield HALVES, 2 * count, lambda: dense(torch.bfloat16)
+    yield DYNAMIC, count, lambda: dynamic(weight)
     for bits in (4, 2, 8):
         yield f"ONNX Runtime, {bits} bits, groups of {GROUP}", count * bits / 8, lambda bits=bits: onnx(weight, bits)
     for name, term in terms(weight):
@@ -207,25 +214,46 @@ def through(actions: list[Callable[[Tensor], Tensor]], x: Tensor) -> None:
 
 
 def claims(rows: list[list[Any]]) -> list[list[Any]]:
-    """The bars at batch 1 with one thread, and the sum beside its codes alone."""
-    at = {(row[1], row[3]): row for row in rows if row[0] == 1 and row[2] == 1}
+    """The bars with one thread: of one input, and of more beside what else takes 8-bit inputs or halves the floats."""
+    found = {(row[1], row[2], row[3]): row for row in rows if row[0] == 1}
+    made = []
+    for shape, batch in dict.fromkeys(key[:2] for key in found):
+        at = {name: row for (own, count, name), row in found.items() if (own, count) == (shape, batch)}
+        made += of_one(shape, at) if batch == 1 else of_more(f"{shape}, {batch} inputs", at)
+    return made
+
+
+def of_one(shape: str, at: dict[str, list[Any]]) -> list[list[Any]]:
+    """The bars of one input."""
     made = []
     bars = {"4 bits": 6.0, "2 bits": 9.0, "3 bits": 7.0, "8 bits": 3.5, "90 % zeros": 5.0}
-    for shape in dict.fromkeys(row[1] for row in rows):
-        for name, bar in bars.items():
-            row = at.get((shape, f"waterfill, {name}, 8-bit inputs"))
-            if row:
-                made.append(claim(f"{shape}, {name}: times as fast as float32", row[6], bar, ".2f"))
-        alone, whole = (
-            at.get((shape, f"waterfill, {name}, 8-bit inputs")) for name in ("4 bits", "4 bits + rank 32 + 1 % sparse")
-        )
-        if alone and whole:
-            what = f"{shape}, 4 bits + rank 32 + 1 % sparse over 4 bits alone: time"
-            made.append(claim(what, whole[5] / alone[5], 1.35, ".2f", at_most=True))
-        other = at.get((shape, f"ONNX Runtime, 4 bits, groups of {GROUP}"))
-        if alone and other:
-            made.append(claim(f"{shape}, 4 bits: times as fast as ONNX Runtime", other[5] / alone[5], 1.0, ".2f"))
+    for name, bar in bars.items():
+        row = at.get(ours(name))
+        if row:
+            made.append(claim(f"{shape}, {name}: times as fast as float32", row[6], bar, ".2f"))
+            if name != "90 % zeros" and READ in at:
+                made.append(claim(f"{shape}, {name}: of the speed of memory", row[7] / at[READ][7], SHARE, ".2f"))
+    alone, whole = at.get(ours("4 bits")), at.get(ours("4 bits + rank 32 + 1 % sparse"))
+    if alone and whole:
+        what = f"{shape}, 4 bits + rank 32 + 1 % sparse over 4 bits alone: time"
+        made.append(claim(what, whole[5] / alone[5], 1.35, ".2f", at_most=True))
+    other = at.get(f"ONNX Runtime, 4 bits, groups of {GROUP}")
+    if alone and other:
+        made.append(claim(f"{shape}, 4 bits: times as fast as ONNX Runtime", other[5] / alone[5], 1.0, ".2f"))
     return made
+
+
+def of_more(what: str, at: dict[str, list[Any]]) -> list[list[Any]]:
+    """The bars of a batch: 4 bits as fast as what PyTorch has."""
+    own = at.get(ours("4 bits"))
+    others = [name for name in (DYNAMIC, HALVES) if name in at]
+    return [
+        claim(f"{what}, 4 bits: times as fast as {name}", at[name][5] / own[5], 1.0, ".2f") for name in others if own
+    ]
+
+
+def ours(name: str) -> str:
+    return f"waterfill, {name}, 8-bit inputs"
 
 
 if __name__ == "__main__":
