@@ -70,7 +70,8 @@ def _found(kind: Kind) -> tuple[int, torch.dtype]:
     seconds = {name: least[name] + far * (most[name] - least[name]) for name in least}
     each = {dtype: (seconds["whole", dtype] - seconds["restored", dtype]) / _MANY for dtype in _types(kind)}
     best = min(each, key=lambda dtype: each[dtype])
-    more = seconds["kernel, many", kind.dtype] - seconds["kernel, few", kind.dtype]  # what a call takes counts in neither
+    # What a call takes beside its inputs counts in neither.
+    more = seconds["kernel, many", kind.dtype] - seconds["kernel, few", kind.dtype]
     saved = more / (_MANY - _FEW) - each[best]
     return (_power_of_two(seconds["restored", best] / saved) if saved > 0 else NEVER), best
 
