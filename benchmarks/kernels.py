@@ -61,7 +61,8 @@ def main() -> None:
     columns |= {"times as fast as float32": ".2f", "GB/s of weights": ".1f", "error": ".1g"}
     tables = {"products": Table(f"Products of packed weights (instruction sets: {sets})", columns, rows)}
     tables["claims"] = claims_table(claims(rows))
-    finish("kernels", tables, vars(options), partial=not whole, shown=tables)
+    name = "kernels_vnni" if "vnni" in sets else "kernels"  # two sorts of processors, two records
+    finish(name, tables, vars(options), partial=not whole, shown=tables)
 
 
 def measured(height: int, width: int, batch: int, threads: int) -> list[list[Any]]:

@@ -57,7 +57,7 @@ C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc"
 class Job:
     """A training. method: of `Training`, or one without compression or training. recipe: "" for the default. ratio: of
     the file; None where the recipe decides. teacher: the network that is imitated where that is another one; both then
-    run in bfloat16."""
+    run in bfloat16. distilled: passes in which the network learned from its teacher before it was compressed."""
 
     network: str
     method: str
@@ -68,6 +68,7 @@ class Job:
     labels: bool = False
     seed: int = 0
     teacher: str = ""
+    distilled: int = 0
 
 
 def plan() -> list[Job]:
@@ -76,7 +77,7 @@ def plan() -> list[Job]:
     through = Job(LENET, "straight-through", ratio=100.0, epochs=40, rate=3e-2, labels=True)
     resnet = Job(RESNET, "straight-through", ratio=24.0, epochs=5)
     long = replace(resnet, epochs=LONG[RESNET], rate=5e-3)
-    distilled = Job(RESNET, EXTRA, epochs=DISTILLED, rate=0.05, teacher=DEEP)
+    distilled = Job(RESNET, PLAIN, epochs=0, teacher=DEEP, distilled=DISTILLED)
     taught = replace(resnet, epochs=TAUGHT, rate=5e-3, teacher=DEEP)
     text = [Job(name, "straight-through", ratio=16.0, epochs=count, rate=rate) for name, (count, rate) in TEXT.items()]
     trained = [
@@ -101,7 +102,9 @@ def plan() -> list[Job]:
         *(Job(name, EXTRA, epochs=count, rate=0.01, labels=True) for name, (count, _) in TEXT.items()),
         *trained,
         *(Job(name, EXTRA, epochs=count, rate=1e-3, labels=True) for name, count in ((RESNET, 5), *LONG.items())),
-        *(replace(distilled, method=PLAIN if ratio else EXTRA, ratio=ratio) for ratio in (None, 13.84, 24.0, 32.0)),
+        replace(distilled, method=EXTRA),
+        *(replace(distilled, ratio=ratio) for ratio in (13.84, 24.0, 32.0)),
+        replace(distilled, method="straight-through", ratio=24.0, epochs=12, rate=5e-3),
     ]
 
 
@@ -138,9 +141,9 @@ def measured(job: Job, device: torch.device) -> list[Any]:
     evaluate = network.prepare(folder, state, False)
     model = model_of(job.network, folder, state).to(device)
     began = time.process_time()  # one thread: what a quiet machine takes
-    if job.epochs and job.method in (EXTRA, PLAIN) and job.teacher:
-        model = copy.deepcopy(student(replace(job, method=EXTRA, ratio=None), folder, device))
-    if job.method == EXTRA and job.teacher:
+    if job.distilled:
+        model = copy.deepcopy(student(job.network, job.teacher, job.distilled, device))
+    if job.method == EXTRA and job.distilled:
         seconds, restored, size = time.process_time() - began, model.cpu().state_dict(), None
     elif job.method == EXTRA:
         train(model, job, folder)
@@ -182,18 +185,17 @@ def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedMod
         spec=job.recipe or None,
         loss=(lambda outputs, batch: loss_of(outputs, batch[1])) if job.labels else None,
         forward=lambda model, batch: model(beside(model, batch[0])),
-        teacher=teacher_of(job, model, folder),
+        teacher=large(job.teacher, next(model.parameters()).device) if job.teacher else None,
         training=training,
         options=Options(threads=1),
     )
 
 
-def teacher_of(job: Job, model: nn.Module, folder: Path) -> nn.Module | None:
-    """The network that another one imitates, its norms folded, on the same device; None where there is none."""
-    if not job.teacher:
-        return None
-    large = model_of(job.teacher, folder, networks()[job.teacher].state(folder))
-    return fold_norms(large, *calibration_batches(job.teacher, folder, 2)).to(next(model.parameters()).device)
+def large(name: str, device: torch.device) -> nn.Module:
+    """A network that others imitate, its norms folded."""
+    folder = data_folder()
+    model = model_of(name, folder, networks()[name].state(folder))
+    return fold_norms(model, *calibration_batches(name, folder, 2)).to(device)
 
 
 def train(model: nn.Module, job: Job, folder: Path) -> None:
@@ -212,21 +214,22 @@ def train(model: nn.Module, job: Job, folder: Path) -> None:
 
 
 @cache
-def student(job: Job, folder: Path, device: torch.device) -> nn.Module:
+def student(network: str, teacher: str, epochs: int, device: torch.device) -> nn.Module:
     """The uncompressed network after it has learned from a larger one, in bfloat16 and without labels."""
-    model = model_of(job.network, folder, networks()[job.network].state(folder)).to(device)
-    teacher = teacher_of(job, model, folder)
-    assert teacher is not None
+    folder = data_folder()
+    model = model_of(network, folder, networks()[network].state(folder)).to(device)
 
     def forward(model: nn.Module, batch: Any) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            return model(beside(model, batch[0]))
+            outputs: Tensor = model(beside(model, batch[0]))
+        return outputs
 
     def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, job.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        return torch.optim.SGD(parameters, 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
-    how = Distillation(job.epochs, optimizer=optimizer, seed=job.seed)
-    return distill(model, teacher, training_batches(job.network, folder, device), forward=forward, how=how)
+    how = Distillation(epochs, optimizer=optimizer)
+    batches = training_batches(network, folder, device)
+    return distill(model, large(teacher, device), batches, forward=forward, how=how)
 
 
 def beside(model: nn.Module, x: Tensor) -> Tensor:
@@ -242,7 +245,7 @@ def loss_of(outputs: Any, targets: Tensor) -> Tensor:
 
 def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
     """The runs and the claims."""
-    forms = {"ratio": ".4g", "rate": ".2g", "epochs": "d", "labels": "", "seed": "d"}
+    forms = {"ratio": ".4g", "rate": ".2g", "epochs": "d", "labels": "", "seed": "d", "distilled": "d"}
     columns = {field.name: forms.get(field.name, "") for field in fields(Job)}
     columns |= {"bytes": "d", "times smaller": ".2f", "quality": ".3f", "divergence": ".3g", "seconds": ".0f"}
     columns |= {"on": "", "failed": ""}

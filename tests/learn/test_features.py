@@ -49,7 +49,7 @@ def test_stages_are_the_blocks_of_lists_and_what_holds_several_modules() -> None
 
 def test_the_loss_is_that_of_outputs_and_the_mean_relative_error_of_stages() -> None:
     model, work, x = pair()
-    objective = Objective(model, None, None, 0.5, False)
+    objective = Objective(model, None, None, Training(features=0.5))
     objective.choose_stages(copy.deepcopy(model), x)
     with objective.watching(work):
         found = objective(work, x)
@@ -66,7 +66,7 @@ def test_the_loss_is_that_of_outputs_and_the_mean_relative_error_of_stages() -> 
 
 def test_stages_that_preparation_has_changed_are_left_out() -> None:
     model, work, x = pair()
-    objective = Objective(model, None, None, 1.0, False)
+    objective = Objective(model, None, None, Training(features=1.0))
     objective.choose_stages(work, x)  # its second block, and what comes after, sees something else
     with objective.watching(work):
         found = objective(work, x)
@@ -75,7 +75,7 @@ def test_stages_that_preparation_has_changed_are_left_out() -> None:
 
 def test_hooks_are_gone_after_the_block_and_a_loss_of_ones_own_stands_alone() -> None:
     model, work, x = pair()
-    objective = Objective(model, None, lambda outputs, batch: outputs.square().mean(), 1.0, False)
+    objective = Objective(model, None, lambda outputs, batch: outputs.square().mean(), Training(features=1.0))
     assert not objective.has_stages
     with objective.watching(work):
         assert objective(work, x) == work(x).square().mean()

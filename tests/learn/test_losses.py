@@ -10,6 +10,12 @@ from waterfill.errors import BadInput
 from waterfill.learn import Imitation
 
 
+def test_the_usual_temperature_is_that_of_a_row_for_each_input_or_of_sequences() -> None:
+    p, q = torch.randn(6, 5), torch.randn(6, 5)
+    assert torch.equal(Imitation()(q, p), Imitation(4.0)(q, p))
+    assert torch.equal(Imitation()(q.view(2, 3, 5), p.view(2, 3, 5)), Imitation(1.0)(q, p))
+
+
 def test_logits_by_the_divergence_at_a_temperature() -> None:
     p, q = torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0, 0.0], [0.0, 4.0]])
     soft = torch.tensor([1.0, 0.0]).softmax(0)

@@ -13,6 +13,8 @@ from waterfill.evaluation.divergence import are_logits
 from waterfill.network.running.batches import tensor_in, tensors_in
 
 _TINY = 1e-12
+_ONE_ROW, _SEQUENCE = 4.0, 1.0  # temperatures of logits
+_ROWS = 2  # dimensions of logits with a row for each input
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,12 @@ class Imitation:
     what is nested deeper, such as a cache, is no output.
 
     Args:
-        temperature: T; the higher, the more what is said of unlikely classes counts.
+        temperature: T; the higher, the more what is said of unlikely classes counts. None: 4 where each input has one
+            row, and 1 where each place of a sequence has: of language models it is the likely tokens that count.
         logits: whether outputs are logits; None: wherever they can be.
     """
 
-    temperature: float = 4.0
+    temperature: float | None = None
     logits: bool | None = None
 
     def __call__(self, outputs: Any, reference: Any) -> Tensor:
@@ -49,15 +52,16 @@ class Imitation:
         if not (are_logits(expected) if self.logits is None else self.logits):
             centered = expected - expected.mean()
             return (found - expected).square().mean() / centered.square().mean().clamp_min(_TINY)
-        classes = expected.shape[-1]
-        log_p = F.log_softmax(expected.reshape(-1, classes) / self.temperature, -1)
-        log_q = F.log_softmax(found.reshape(-1, classes) / self.temperature, -1)
+        classes, usual = expected.shape[-1], _ONE_ROW if expected.ndim <= _ROWS else _SEQUENCE
+        temperature = usual if self.temperature is None else self.temperature
+        log_p = F.log_softmax(expected.reshape(-1, classes) / temperature, -1)
+        log_q = F.log_softmax(found.reshape(-1, classes) / temperature, -1)
         gaps = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
-        return self.temperature**2 * gaps.sum() / max(1, len(log_p))
+        return temperature**2 * gaps.sum() / max(1, len(log_p))
 
 
 IMITATION = Imitation()
-"""At its usual temperature."""
+"""At the usual temperatures."""
 
 
 def _compared(outputs: Any) -> list[Tensor]:

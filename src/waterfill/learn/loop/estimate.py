@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def estimate(
         stream = Stream(batches, training.seed)
         work = copy_of(model).requires_grad_(True)
         learned = [value for value in work.parameters() if can_be_learned(value)]
-        objective = Objective(model, forward, loss, 0.0, training.bfloat16)
+        objective = Objective(model, forward, loss, replace(training, features=0.0))
         adam, took = Adam(learned, 0.0), []
         with as_deployed(work, model), torch.enable_grad():
             for _, batch in zip(range(1 + _MEASURED), stream.from_step(0), strict=False):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from waterfill.errors import BadInput
 from waterfill.learn.features import stages, watched
-from waterfill.learn.losses import IMITATION, Imitation
+from waterfill.learn.loop.training import Training
+from waterfill.learn.losses import Imitation
 from waterfill.network.running.batches import each_tensor
 from waterfill.network.running.forward import Forward, as_deployed, result_of
 from waterfill.network.running.state import unchanged
@@ -26,15 +27,14 @@ class Objective:
     Args:
         reference: the network as it was, or a teacher; it is not changed.
         loss: (outputs, batch) -> a scalar; None: the distance to the reference.
-        features: how much stages count.
-        bfloat16: whether networks run in bfloat16 where PyTorch takes that for safe.
+        training: how much stages count, at which temperature outputs are compared, and whether networks run in
+            bfloat16.
     """
 
-    def __init__(
-        self, reference: nn.Module, forward: Forward | None, loss: Loss | None, features: float, bfloat16: bool
-    ) -> None:
-        self.reference, self._forward, self._loss, self._bfloat16 = reference, forward, loss, bfloat16
-        self._weight = features if loss is None else 0.0
+    def __init__(self, reference: nn.Module, forward: Forward | None, loss: Loss | None, training: Training) -> None:
+        self.reference, self._forward, self._loss, self._bfloat16 = reference, forward, loss, training.bfloat16
+        self._imitation = Imitation(training.temperature)
+        self._weight = training.features if loss is None else 0.0
         self._stages: tuple[str, ...] = ()
         self._seen: dict[str, Any] = {}
         self._wanted: dict[str, Any] = {}
@@ -73,7 +73,7 @@ class Objective:
                 return _checked(self._loss(self._run(work, batch), batch))
             with torch.no_grad(), unchanged(self.reference):
                 expected = self._run(self.reference, batch)
-            distance = IMITATION(self._run(work, batch), expected)
+            distance = self._imitation(self._run(work, batch), expected)
             if not self._stages:
                 return distance
             return distance + self._weight * torch.stack([self._error(name) for name in self._stages]).mean()

@@ -114,7 +114,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         few, judged = Inputs(some[::2], forward), Inputs(some[1::2] or some, forward)
         stream = Stream(batches, training.seed, rank, ranks)
         reference = model if teacher is None else _fitting(teacher, loss, training)
-        objective = Objective(reference, forward, loss, training.features, training.bfloat16)
+        objective = Objective(reference, forward, loss, training)
         if teacher is not None:  # whether outputs can be compared is known before anything takes long
             objective.measured(model, few.first)
         folder = WorkFolder(None if options.work is None else Path(options.work))

@@ -24,6 +24,7 @@ class Training:
         schedule: of the LC algorithm; None: mu begins at a thousandth of the curvature and rises a thousandfold.
         features: without a loss of your own: how much the error of what the network sees inside, stage by stage and
             relative to its variance, counts beside its outputs.
+        temperature: without a loss of your own: that at which outputs are compared; None for that of `Imitation`.
         seed: of the order of batches.
         bfloat16: whether the network runs in bfloat16 where PyTorch takes that for safe.
 
@@ -38,6 +39,7 @@ class Training:
     method: str = STRAIGHT_THROUGH
     schedule: Schedule | None = None
     features: float = 0.0
+    temperature: float | None = None
     seed: int = 0
     bfloat16: bool = False
 
@@ -50,8 +52,9 @@ class Training:
         if self.method not in (STRAIGHT_THROUGH, LC_STEPS):
             raise BadRecipe(f"method={self.method!r} is neither {STRAIGHT_THROUGH!r} nor {LC_STEPS!r}")
         numbers = 0 < self.epochs < math.inf and 0 < self.first_rate < math.inf and 0 <= self.features < math.inf
-        if not (numbers and self.c_steps >= 1 and 0 <= self.last < 1):
+        warm = self.temperature is None or 0 < self.temperature < math.inf
+        if not (numbers and warm and self.c_steps >= 1 and 0 <= self.last < 1):
             raise BadRecipe(
-                f"{self}: epochs and rate are positive, c_steps is 1 or more, last is from 0 to below 1, and features "
-                "are not negative"
+                f"{self}: epochs, rate and temperature are positive, c_steps is 1 or more, last is from 0 to below 1, "
+                "and features are not negative"
             )
