@@ -87,6 +87,7 @@ def test_killed_processes_go_on_to_the_same_bytes(tmp_path) -> None:
 
 
 SHARED = """
+import gc
 import random
 import sys
 import torch
@@ -144,6 +145,9 @@ except BadInput as error:
     assert ("nan" if dist.get_rank() else "another process") in str(error)
 else:
     raise AssertionError
+dist.barrier()
+dist.destroy_process_group()
+gc.collect()
 """
 
 

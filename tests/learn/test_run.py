@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import waterfill
 from waterfill import Budget, Options, Steps
 from waterfill.errors import BadInput, BadRecipe, BudgetError, PlanMismatch
-from waterfill.learn import Schedule, Training, run
+from waterfill.learn import Imitation, Schedule, Training, run
+from waterfill.storage.remarks import UNTRAINED
 
 BATCHES = list(X.split(64))
 QUICK = Options(steps=Steps(stages=0, repair=False))
@@ -46,6 +47,18 @@ def test_training_in_compressed_form_is_better_than_compressing(original, at_onc
     assert accuracy(made.install(net())) > at_once + 0.3 * (accuracy(original) - at_once)
     assert made.bits <= 1.9
     assert all(torch.equal(before[name], value) for name, value in original.state_dict().items())
+
+
+def test_vectors_of_codes_along_a_trellis_are_trained_too(original) -> None:
+    few = Training(epochs=2, rate=4e-3, c_steps=2, last=0.0)  # too few for codes that follow weights to win
+    given: dict[str, Any] = {"budget": Budget(bits=3)}
+    before, after = (run(original, X.split(16), training=replace(few, last=last), **given) for last in (0.0, 0.2))
+    assert UNTRAINED in before.notes["remarks"] and UNTRAINED not in after.notes.get("remarks", [])
+    weights = [name for name, entry in before.entries.items() if len(entry.layout.shape) > 1]
+    assert all(after.entries[name].blob == before.entries[name].blob for name in weights)
+    assert any(after.entries[name].blob != entry.blob for name, entry in before.entries.items())
+    losses = [float(Imitation()(made.install(net())(X), original(X))) for made in (before, after)]
+    assert losses[1] < losses[0]
 
 
 def test_lc_is_run_by_the_same_loop(original) -> None:

@@ -1,6 +1,7 @@
 """`waterfill learn`: a network compressed and trained in compressed form."""
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -77,8 +78,10 @@ def _processes() -> Iterator[int]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield dist.get_rank()
+        dist.barrier()  # who leaves while others still talk is aborted by threads of gloo
     finally:
         dist.destroy_process_group()
+        gc.collect()  # what still knows the group goes now, not when the interpreter ends, which aborts as well
 
 
 def _learned(args: argparse.Namespace, output: str, rank: int) -> Listing:

@@ -12,7 +12,7 @@ from torch.optim import Adam
 from waterfill.learn.learners.vectors import can_be_learned
 from waterfill.learn.loop.batches import Stream
 from waterfill.learn.loop.objective import Loss, Objective
-from waterfill.learn.loop.training import Training
+from waterfill.learn.loop.training import STRAIGHT_THROUGH, Training
 from waterfill.network.running.forward import Forward, as_deployed, copy_of
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.running.state import random_numbers, unchanged
@@ -66,4 +66,6 @@ def estimate(
                 ended = time.perf_counter()
                 took.append(ended - began + ended - stepped)  # rounding to codes takes about as long as Adam
     steps = max(1, round(training.epochs * stream.steps))
-    return Estimate(steps, steps * min(took[1:]), _COPIES * 4 * sum(value.numel() for value in learned))
+    # The vectors of what `compress` makes are trained beside, for as many steps as come last.
+    more = training.last if training.method == STRAIGHT_THROUGH else 0.0
+    return Estimate(steps, (1 + more) * steps * min(took[1:]), _COPIES * 4 * sum(value.numel() for value in learned))

@@ -11,8 +11,9 @@ from waterfill.model.compressed import CompressedModel, load
 from waterfill.storage.work_directory import Journal, temporary_folder
 
 PLAIN, START, CODES = "plain.wf", "start.wf", "codes.wf"
+PHASES = ("codes", "vectors", "plain")
 _NETWORKS = (PLAIN, START, CODES)
-_SNAPSHOTS = ("codes.safetensors", "vectors.safetensors")
+_SNAPSHOTS = tuple(f"{phase}.safetensors" for phase in PHASES)
 _FILES = (*_NETWORKS, *_SNAPSHOTS)
 
 
@@ -47,7 +48,7 @@ class WorkFolder:
             by_first(self._remove)
 
     def snapshot(self, phase: str) -> Path | None:
-        """The file for the snapshots of a phase, "codes" or "vectors"."""
+        """The file for the snapshots of a phase, one of `PHASES`."""
         return None if self._path is None else self._path / f"{phase}.safetensors"
 
     def kept(self, name: str, make: Callable[[], CompressedModel]) -> CompressedModel:

@@ -30,7 +30,7 @@ _LEAST_L_STEPS = 20  # between two C steps of the LC algorithm: momentum looks b
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """A part of a training. name: "codes" or "vectors". before, count: steps before it, and its own."""
+    """A part of a training. name: of its snapshot. before, count, total: steps before it, its own, and in all."""
 
     name: str
     objective: Objective
@@ -39,6 +39,7 @@ class Phase:
     folder: WorkFolder
     before: int
     count: int
+    total: int
     progress: Callable[[Progress], None] | None = None
 
     def every(self, method: type[Learner]) -> int:
@@ -120,6 +121,5 @@ class Phase:
 
     def _report(self, step: int, loss: float, size: int | None) -> None:
         if self.progress is not None and self.stream.rank == 0:
-            total = max(1, round(self.training.epochs * self.stream.steps))
             note = f"loss {loss:.3g}" + (f", {size:,} bytes" if size is not None else "")
-            self.progress(Progress("learning", step, total, step, total, note))
+            self.progress(Progress("learning", step, self.total, step, self.total, note))

@@ -28,7 +28,7 @@ from waterfill.learn.learners.small_tensors import SmallTensors
 from waterfill.learn.learners.straight_through import StraightThrough, has_codes
 from waterfill.learn.learners.vectors import Vectors
 from waterfill.learn.loop.batches import Stream
-from waterfill.learn.loop.folder import CODES, PLAIN, START, WorkFolder
+from waterfill.learn.loop.folder import CODES, PHASES, PLAIN, START, WorkFolder
 from waterfill.learn.loop.objective import Loss, Objective
 from waterfill.learn.loop.phase import Phase
 from waterfill.learn.loop.training import LC_STEPS, Training
@@ -42,7 +42,6 @@ from waterfill.recipe import as_spec
 from waterfill.storage.remarks import UNTRAINED
 
 _CALIBRATED = 8  # batches that the compression before is calibrated with; as many decide what is better
-_CODES, _VECTORS = "codes", "vectors"
 _REMARK = 24  # bytes that a remark takes, at most
 _MOMENTA = (0.9, 0.99)  # of Adam, for codes and vectors
 _FUSED = ("cpu", "cuda")
@@ -78,8 +77,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         budget: what the file may have.
         spec: what weights become; for "straight-through" scalar codes, alone, as factors or as what is kept of columns.
             For "lc" any, or one for each layer, by pattern of names as for `LC`.
-            None: the cheapest of these for each weight; and what `compress` makes by itself is returned where training
-            stays behind it.
+            None: the cheapest of these for each weight; and what `compress` makes by itself, its vectors trained or
+            not, is returned where the others stay behind it.
         loss: (what the model returned, the batch) -> a scalar; None: the distance to what `teacher` says (`Imitation`).
         teacher: a network of any shape, such as a larger one for the same task, whose outputs are to be imitated; it
             stays as it is and runs in evaluation mode. None: `model`.
@@ -134,7 +133,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One training: compress, train codes, freeze them, train vectors; what is done is kept in the folder.
+    """One training: compress, train codes, freeze them, train vectors, and those of what `compress` makes by itself.
+    What is done is kept in the folder.
 
     few: inputs to calibrate with. judged: others, that decide what is better.
     """
@@ -166,15 +166,19 @@ class _Run:
             last = last if self._vectors(found[-1]) else 0
             if spec is None and not has_codes(found[-1]):  # constants, say, of a network that hardly answers its inputs
                 return found[0]
-        untrained, phase = len(found), self._phase(_CODES, 0, steps - last)
+        more = last if PLAIN in wanted and not by_lc and self._vectors(found[0]) else 0
+        of_codes, of_vectors, of_plain = (partial(self._phase, name, total=steps + more) for name in PHASES)
+        untrained, phase = len(found), of_codes(0, steps - last)
         codes = self.folder.together(
             CODES, lambda: self._by_lc(spec, phase) if by_lc else self._straight_through(found[-1], phase)
         )
         found.append(codes)
         size = self._bytes(codes)
         if last and self._vectors(codes):
-            learner = SmallTensors(self._copy(), codes, size)
-            found.append(self._phase(_VECTORS, steps - last, last).train(learner, self._adam(learner)))
+            found.append(self._with_vectors(codes, size, of_vectors(steps - last, last)))
+        if more:  # codes along a trellis, which stay, may be worth more than codes that learn
+            plain = self._with_vectors(found[0], size, of_plain(steps, more))
+            found += [] if plain is found[0] else [plain]
         return self._best(found, untrained, size)
 
     def _untrained(self, wanted: Mapping[str, Spec | None]) -> list[CompressedModel]:
@@ -193,9 +197,14 @@ class _Run:
             budget = Budget(size=allowed - _REMARK)
         return (measured if spec is None else measured.with_spec(spec)).to(budget)
 
-    def _phase(self, name: str, before: int, count: int) -> Phase:
+    def _phase(self, name: str, before: int, count: int, total: int) -> Phase:
         progress = self.options.report
-        return Phase(name, self.objective, self.training, self.stream, self.folder, before, count, progress)
+        return Phase(name, self.objective, self.training, self.stream, self.folder, before, count, total, progress)
+
+    def _with_vectors(self, made: CompressedModel, size: int | None, phase: Phase) -> CompressedModel:
+        """A compressed network after its vectors were trained."""
+        learner = SmallTensors(self._copy(), made, size)
+        return phase.train(learner, self._adam(learner))
 
     def _best(self, found: list[CompressedModel], untrained: int, size: int | None) -> CompressedModel:
         """The network with the least loss; with a remark, where there is room, if it is one of those not trained."""
