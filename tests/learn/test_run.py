@@ -57,7 +57,7 @@ def test_vectors_of_codes_along_a_trellis_are_trained_too(original) -> None:
     weights = [name for name, entry in before.entries.items() if len(entry.layout.shape) > 1]
     assert all(after.entries[name].blob == before.entries[name].blob for name in weights)
     assert any(after.entries[name].blob != entry.blob for name, entry in before.entries.items())
-    losses = [float(Imitation()(made.install(net())(X), original(X))) for made in (before, after)]
+    losses = [Imitation()(made.install(net())(X), original(X)).item() for made in (before, after)]
     assert losses[1] < losses[0]
 
 
