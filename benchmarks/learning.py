@@ -49,6 +49,8 @@ LONG = {RESNET: 22, DEEP: 6}
 LARGEST = 13.84
 TAUGHT, DISTILLED = 30, 15
 """Passes of ResNet-20 with ResNet-56 as its teacher: in compressed form, and before it is compressed."""
+LAST = {False: 0.1, True: 0.5}
+"""Share of the passes in which vectors are trained alone; True: where the network was distilled before."""
 C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc", RESNET): 4, ("lc", LENET): 1}
 """In an epoch; of other networks 8."""
 
@@ -104,7 +106,7 @@ def plan() -> list[Job]:
         *(Job(name, EXTRA, epochs=count, rate=1e-3, labels=True) for name, count in ((RESNET, 5), *LONG.items())),
         replace(distilled, method=EXTRA),
         *(replace(distilled, ratio=ratio) for ratio in (13.84, 24.0, 32.0)),
-        replace(distilled, method="straight-through", ratio=24.0, epochs=12, rate=5e-3),
+        *(replace(distilled, method="straight-through", ratio=ratio, epochs=4, rate=5e-3) for ratio in (24.0, 32.0)),
     ]
 
 
@@ -177,7 +179,8 @@ def plain(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel
 def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network after its training."""
     c_steps = C_STEPS.get((job.method, job.network), 8)
-    training = Training(job.epochs, job.rate, c_steps, method=job.method, seed=job.seed, bfloat16=bool(job.teacher))
+    how = (c_steps, LAST[job.distilled > 0], job.method)
+    training = Training(job.epochs, job.rate, *how, seed=job.seed, bfloat16=bool(job.teacher))
     return run(
         model,
         training_batches(job.network, folder, next(model.parameters()).device),

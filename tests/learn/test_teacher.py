@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tests.support.toy_learning import CLASSES, INPUTS, X, Y, accuracy, net, trained
+from tests.support.toy_learning import CLASSES, INPUTS, X, accuracy, net, trained
 from torch import nn
 
 from waterfill import Budget, CompressedModel, Options, Steps
@@ -21,13 +20,7 @@ def teacher() -> nn.Module:
     """Of another shape, and better than what it teaches; with dropout, which is to be off."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(INPUTS, 200), nn.ReLU(), nn.Dropout(0.5), nn.Linear(200, CLASSES))
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for _ in range(20):
-        for x, y in zip(X.split(64), Y.split(64), strict=True):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.train()
+    return trained(20, model).train()
 
 
 def blobs(made: CompressedModel) -> dict[str, bytes]:

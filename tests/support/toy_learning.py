@@ -24,9 +24,9 @@ X, Y = samples(1024, 2)
 X_TEST, Y_TEST = samples(1024, 3)
 
 
-def trained(epochs: int = 8) -> nn.Sequential:
-    """The network, trained."""
-    model = net()
+def trained(epochs: int = 8, model: nn.Sequential | None = None) -> nn.Sequential:
+    """The network, or another one, trained."""
+    model = net() if model is None else model
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(epochs):
         for x, y in zip(X.split(64), Y.split(64), strict=True):
