@@ -47,9 +47,9 @@ LONGER = (4, 6e-3)
 LONG = {RESNET: 22, DEEP: 6}
 """Networks for a GPU, and the passes through their images; of the largest file half as many."""
 LARGEST = 13.84
-TAUGHT, DISTILLED = 30, 15
+TAUGHT, DISTILLED = 30, 40
 """Passes of ResNet-20 with ResNet-56 as its teacher: in compressed form, and before it is compressed."""
-LAST = {False: 0.1, True: 0.5}
+LAST = {False: 0.1, True: 2 / 3}
 """Share of the passes in which vectors are trained alone; True: where the network was distilled before."""
 C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc", RESNET): 4, ("lc", LENET): 1}
 """In an epoch; of other networks 8."""
@@ -106,7 +106,7 @@ def plan() -> list[Job]:
         *(Job(name, EXTRA, epochs=count, rate=1e-3, labels=True) for name, count in ((RESNET, 5), *LONG.items())),
         replace(distilled, method=EXTRA),
         *(replace(distilled, ratio=ratio) for ratio in (13.84, 24.0, 32.0)),
-        *(replace(distilled, method="straight-through", ratio=ratio, epochs=4, rate=5e-3) for ratio in (24.0, 32.0)),
+        *(replace(distilled, method="straight-through", ratio=ratio, epochs=6, rate=5e-3) for ratio in (24.0, 32.0)),
     ]
 
 
