@@ -1,15 +1,15 @@
-"""Codes that follow the weights, and the last phase in which only vectors do."""
+"""Codes that follow the weights."""
 
 import copy
 
 import pytest
 import torch
-from tests.support.toy_learning import X, accuracy, net, trained
+from tests.support.toy_learning import X, accuracy, learned, net, trained
 from torch import nn
 
 import waterfill
 from waterfill.errors import BadInput, BudgetError
-from waterfill.learn import Imitation, Learner, SmallTensors, StraightThrough
+from waterfill.learn import StraightThrough
 
 BITS = 2.0
 
@@ -22,25 +22,6 @@ def original() -> nn.Module:
 @pytest.fixture(scope="module")
 def made(original: nn.Module) -> waterfill.CompressedModel:
     return waterfill.compress(original, list(X.split(256)), spec="Quantize()", bits=BITS)
-
-
-def learned(learner: Learner, teacher: nn.Module, epochs: int = 6, rate: float = 3e-2) -> Learner:
-    """After some epochs without labels."""
-    optimizer, loss = torch.optim.Adam(learner.parameters(), rate), Imitation()
-    for epoch in range(epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 - epoch / epochs)
-        for x in X.split(64):
-            learner.model.zero_grad()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                expected = teacher(x)
-            (loss(learner.model(x), expected) + learner.penalty()).backward()
-            learner.after_backward()
-            optimizer.step()
-            learner.after_step()
-        learner.c_step()
-    return learner
 
 
 def test_it_begins_with_what_was_compressed(original, made) -> None:
@@ -95,20 +76,3 @@ def test_what_has_no_free_codes_is_refused(original, made) -> None:
         StraightThrough(copy.deepcopy(original), waterfill.compress(original, spec="Codebook(levels=4)", bits=8))
     with pytest.raises(BudgetError, match="codes of zero"):
         StraightThrough(copy.deepcopy(original), made, 20).result()
-
-
-def test_vectors_learn_while_codes_are_frozen(original, made) -> None:
-    before = accuracy(made.install(net()))
-    learner = learned(SmallTensors(copy.deepcopy(original), made, made.size + 200), original, rate=1e-2)
-    after = learner.result()
-    assert accuracy(after.install(net())) > before and made.size < after.size <= made.size + 200
-    assert after.entries["0.weight"].blob == made.entries["0.weight"].blob
-
-
-def test_vectors_without_room_stay(original, made) -> None:
-    roomy = waterfill.compress(original, spec="Quantize()", bits=6)
-    assert SmallTensors(copy.deepcopy(original), roomy, roomy.size - 200).result() is roomy
-    with pytest.raises(BadInput, match="nothing to train"):  # one value for each, at the price of this file
-        SmallTensors(copy.deepcopy(original), made)
-    with pytest.raises(BadInput, match="nothing to train"):
-        SmallTensors(nn.Linear(8, 8, bias=False), waterfill.compress(nn.Linear(8, 8, bias=False), price=1e-5))

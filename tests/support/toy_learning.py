@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from waterfill.learn import Imitation, Learner
+
 CLASSES, INPUTS = 10, 24
 
 
@@ -39,3 +41,22 @@ def trained(epochs: int = 8, model: nn.Sequential | None = None) -> nn.Sequentia
 def accuracy(model: nn.Module) -> float:
     with torch.no_grad():
         return float((model(X_TEST).argmax(1) == Y_TEST).float().mean())
+
+
+def learned(learner: Learner, teacher: nn.Module, epochs: int = 6, rate: float = 3e-2) -> Learner:
+    """After some epochs without labels."""
+    optimizer, loss = torch.optim.Adam(learner.groups(), rate), Imitation()
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - epoch / epochs) * group["pace"]
+        for x in X.split(64):
+            learner.model.zero_grad()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                expected = teacher(x)
+            (loss(learner.model(x), expected) + learner.penalty()).backward()
+            learner.after_backward()
+            optimizer.step()
+            learner.after_step()
+        learner.c_step()
+    return learner

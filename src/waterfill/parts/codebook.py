@@ -39,10 +39,15 @@ class CodebookPart(Part):
     kind: ClassVar[int] = 5
 
     def dense(self) -> Tensor:
-        return torch.from_numpy(self.book[self.codes.astype(np.int64) + _zero(self.book)])
+        return torch.from_numpy(self.book[self.places])
+
+    @property
+    def places(self) -> np.ndarray:
+        """The place in the book of every entry [rows, cols] (int64)."""
+        return self.codes.astype(np.int64) + _zero(self.book)
 
     def product(self) -> Product:
-        places = torch.from_numpy((self.codes.astype(np.int64) + _zero(self.book)).astype(np.uint8))
+        places = torch.from_numpy(self.places.astype(np.uint8))
         return _on_a_grid(self) or Levels(torch.from_numpy(self.book.copy()), places)
 
     @cached_property
@@ -86,7 +91,7 @@ def _on_a_grid(part: CodebookPart) -> Product | None:
     """Codes of a codebook whose levels are small multiples of the smallest one, as those of binary and ternary weights
     are; two other levels are their mean and half of their difference."""
     book = part.book
-    places = torch.from_numpy(part.codes.astype(np.int64)) + _zero(book)
+    places = torch.from_numpy(part.places)
     unit = np.abs(book).min(where=book != 0, initial=np.inf)
     multiples = np.rint(book.astype(np.float64) / unit)
     if np.abs(multiples).max() <= _MOST_MULTIPLE and np.array_equal((multiples * unit).astype(np.float32), book):

@@ -61,6 +61,12 @@ class DensePart(Part):
         raw = octets(self.values).numpy().reshape(self.shape[0], self.shape[1] * size)
         return words.Unpacked(raw, words.Type(size, *_FLOATS.get(self.values.dtype, ())), self.positions)
 
+    @property
+    def mantissa(self) -> int:
+        """Mantissa bits that some value of a matrix of floats has."""
+        own = self._unpacked
+        return words.fields_in_use(own.octets, own.type)[0]
+
     def write(self, out: Sink) -> None:
         _write(self, self._packed, out)
 
@@ -100,7 +106,7 @@ class DensePart(Part):
             return "empty"
         if (items == items[:1]).all():
             return f"constant {self.values.reshape(-1)[0].item():.4g}"
-        kept = words.fields_in_use(own.octets, own.type)[0] if name == "float32" else FULL
+        kept = self.mantissa if name == "float32" else FULL
         return {FULL: name, 7: "bfloat16"}.get(kept, f"{kept} mantissa bits")
 
 

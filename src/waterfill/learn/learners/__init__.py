@@ -1,1 +1,1 @@
-"""What is learned: by the LC algorithm, as codes that follow the weights, as vectors alone."""
+"""What is learned: by the LC algorithm, as codes that follow the weights, as all but codes."""

@@ -68,7 +68,7 @@ class Matrix:
 class Composed:
     """A matrix of a weight: how it comes of its codes, and what it is now, from what gradients run through."""
 
-    composition: Composition
+    composition: Composition[Lattice, Part]
     matrices: list[Matrix]
     _sources: list[Tensor] = field(default_factory=list)
     _value: Tensor | None = None
@@ -102,9 +102,9 @@ class Composed:
         )
 
 
-def composed_at(composition: Composition, original: Tensor) -> Composed:
+def composed_at(composition: Composition[Lattice, Part], original: Tensor) -> Composed:
     """A matrix of codes; their positions are its own, original ones where it is nothing else than these codes."""
-    return Composed(composition, [_matrix(one, original, composition.plain) for one in composition.lattices])
+    return Composed(composition, [_matrix(one, original, composition.plain) for one in composition.leaves])
 
 
 def _matrix(lattice: Lattice, original: Tensor, plain: bool) -> Matrix:

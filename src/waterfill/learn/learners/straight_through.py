@@ -23,7 +23,7 @@ from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.vectors import Vectors, can_be_learned
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
-from waterfill.parts import composed
+from waterfill.parts import by_codes
 
 _ZERO = 0.05  # of a step: nearer to zero, bits pull in proportion, not at full strength
 _LEAST, _MOST = 2.0**-8, 2.0**8  # of the pull, in multiples of `pull`
@@ -35,7 +35,7 @@ _ROUNDS, _NEAR = 30, 1.001  # of prices tried until a file is small enough, each
 
 def has_codes(made: CompressedModel) -> bool:
     """Whether a compressed network has codes that can be changed one by one."""
-    return any(composed(part).lattices for entry in made.entries.values() for part in entry.parts)
+    return any(by_codes(part).leaves for entry in made.entries.values() for part in entry.parts)
 
 
 class StraightThrough(Learner):
@@ -66,8 +66,8 @@ class StraightThrough(Learner):
         self._vectors.begin(made)
         self._composed: dict[str, list[Composed]] = {}
         for name, entry in made.entries.items():
-            found = [composed(part) for part in entry.parts]
-            if name in originals and any(one.lattices for one in found):
+            found = [by_codes(part) for part in entry.parts]
+            if name in originals and any(one.leaves for one in found):
                 targets = entry.layout.split(originals[name])
                 self._composed[name] = [composed_at(one, target) for one, target in zip(found, targets, strict=True)]
         if not self._composed:

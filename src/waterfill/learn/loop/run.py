@@ -20,11 +20,12 @@ from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
 from waterfill.errors import BadInput, BadRecipe
+from waterfill.learn.learners.frozen_codes import FrozenCodes
 from waterfill.learn.learners.lc import LC
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.ranks import by_first, rank_and_ranks
+from waterfill.learn.learners.scales import Scales
 from waterfill.learn.learners.schedule import Schedule
-from waterfill.learn.learners.small_tensors import SmallTensors
 from waterfill.learn.learners.straight_through import StraightThrough, has_codes
 from waterfill.learn.learners.vectors import Vectors
 from waterfill.learn.loop.batches import Stream
@@ -43,7 +44,7 @@ from waterfill.storage.remarks import UNTRAINED
 
 _CALIBRATED = 8  # batches that the compression before is calibrated with; as many decide what is better
 _REMARK = 24  # bytes that a remark takes, at most
-_MOMENTA = (0.9, 0.99)  # of Adam, for codes and vectors
+_MOMENTA = (0.9, 0.99)  # of Adam, for codes and numbers beside them
 _FUSED = ("cpu", "cuda")
 _RISE = 1000.0  # of mu, from the first C step to the last
 SCALAR = "Quantize() | Prune(pattern='columns', values=Quantize()) | LowRank(factors=Quantize())"
@@ -77,8 +78,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         budget: what the file may have.
         spec: what weights become; for "straight-through" scalar codes, alone, as factors or as what is kept of columns.
             For "lc" any, or one for each layer, by pattern of names as for `LC`.
-            None: the cheapest of these for each weight; and what `compress` makes by itself, its vectors trained or
-            not, is returned where the others stay behind it.
+            None: the cheapest of these for each weight; and what `compress` makes by itself, its scales and vectors
+            trained or not, is returned where the others stay behind it.
         loss: (what the model returned, the batch) -> a scalar; None: the distance to what `teacher` says (`Imitation`).
         teacher: a network of any shape, such as a larger one for the same task, whose outputs are to be imitated; it
             stays as it is and runs in evaluation mode. None: `model`.
@@ -133,8 +134,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One training: compress, train codes, freeze them, train vectors, and those of what `compress` makes by itself.
-    What is done is kept in the folder.
+    """One training: compress, train codes, freeze them, train the numbers beside them, and those of what `compress`
+    makes by itself. What is done is kept in the folder.
 
     few: inputs to calibrate with. judged: others, that decide what is better.
     """
@@ -163,10 +164,10 @@ class _Run:
             wanted[START] = as_spec(SCALAR if spec is None else spec)
         found = self._untrained(wanted)
         if not by_lc:
-            last = last if self._vectors(found[-1]) else 0
+            last = last if self._beside_codes(found[-1]) else 0
             if spec is None and not has_codes(found[-1]):  # constants, say, of a network that hardly answers its inputs
                 return found[0]
-        more = last if PLAIN in wanted and not by_lc and self._vectors(found[0]) else 0
+        more = last if PLAIN in wanted and not by_lc and self._beside_codes(found[0]) else 0
         of_codes, of_vectors, of_plain = (partial(self._phase, name, total=steps + more) for name in PHASES)
         untrained, phase = len(found), of_codes(0, steps - last)
         codes = self.folder.together(
@@ -174,10 +175,10 @@ class _Run:
         )
         found.append(codes)
         size = self._bytes(codes)
-        if last and self._vectors(codes):
-            found.append(self._with_vectors(codes, size, of_vectors(steps - last, last)))
+        if last and self._beside_codes(codes):
+            found.append(self._with_numbers(codes, size, of_vectors(steps - last, last)))
         if more:  # codes along a trellis, which stay, may be worth more than codes that learn
-            plain = self._with_vectors(found[0], size, of_plain(steps, more))
+            plain = self._with_numbers(found[0], size, of_plain(steps, more))
             found += [] if plain is found[0] else [plain]
         return self._best(found, untrained, size)
 
@@ -201,9 +202,9 @@ class _Run:
         progress = self.options.report
         return Phase(name, self.objective, self.training, self.stream, self.folder, before, count, total, progress)
 
-    def _with_vectors(self, made: CompressedModel, size: int | None, phase: Phase) -> CompressedModel:
-        """A compressed network after its vectors were trained."""
-        learner = SmallTensors(self._copy(), made, size)
+    def _with_numbers(self, made: CompressedModel, size: int | None, phase: Phase) -> CompressedModel:
+        """A compressed network after the numbers beside its codes were trained."""
+        learner = FrozenCodes(self._copy(), made, size)
         return phase.train(learner, self._adam(learner))
 
     def _best(self, found: list[CompressedModel], untrained: int, size: int | None) -> CompressedModel:
@@ -228,7 +229,7 @@ class _Run:
         return phase.train(learner, self._adam(learner))
 
     def _adam(self, learner: Learner) -> Adam:
-        """The optimizer of codes and vectors, in one pass over each tensor where every supported PyTorch has that."""
+        """The optimizer of codes and numbers, in one pass over each tensor where every supported PyTorch has that."""
         groups = learner.groups()
         fused = all(value.device.type in _FUSED for group in groups for value in group["params"])
         return Adam(groups, self.training.first_rate, betas=_MOMENTA, fused=fused)
@@ -245,9 +246,10 @@ class _Run:
         made = phase.train(learner, SGD(learner.parameters(), self.training.first_rate, momentum=_MOMENTA[0]))
         return replace(made, notes=made.notes | {"folded": folded})
 
-    def _vectors(self, made: CompressedModel) -> bool:
-        """Whether a compressed network has vectors to be trained."""
-        return bool(Vectors(self._prepared, made, self._bytes(made) or made.size))
+    def _beside_codes(self, made: CompressedModel) -> bool:
+        """Whether a compressed network has numbers beside its codes to be trained."""
+        vectors = Vectors(self._prepared, made, self._bytes(made) or made.size)
+        return bool(vectors) or bool(Scales(self._prepared, made))
 
     def _bytes(self, made: CompressedModel) -> int | None:
         return self.budget.file_bytes(made.weights, int(made.notes["original"]))

@@ -19,7 +19,7 @@ class Training:
         rate: the learning rate at first, which falls to zero: of Adam in steps of codes (straight-through), of SGD
             (lc); None: 0.004 and 0.01.
         c_steps: how often in an epoch what was learned is compressed and a snapshot is written.
-        last: share of the steps in which codes are frozen and vectors learn.
+        last: share of the steps in which codes are frozen, and scales, levels, kept entries and vectors learn.
         method: "straight-through": codes that follow the weights; "lc": the LC algorithm.
         schedule: of the LC algorithm; None: mu begins at a thousandth of the curvature and rises a thousandfold.
         features: without a loss of your own: how much the error of what the network sees inside, stage by stage and
