@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lib import lc_loop
 from lib.calibration_data import calibration_batches, model_of
 from lib.common import Table, claim, claims_table, data_folder, finish, measured_before
 from lib.networks import networks
@@ -181,9 +182,12 @@ def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedMod
     c_steps = C_STEPS.get((job.method, job.network), 8)
     how = (c_steps, LAST[job.distilled > 0], job.method)
     training = Training(job.epochs, job.rate, *how, seed=job.seed, bfloat16=bool(job.teacher))
+    batches = training_batches(job.network, folder, next(model.parameters()).device)
+    if job.network == RESNET and job.method == "lc":  # with its norms, as the published figure
+        return lc_loop.by_the_book(model, batches, job.recipe, replace(training, last=lc_loop.LAST))
     return run(
         model,
-        training_batches(job.network, folder, next(model.parameters()).device),
+        batches,
         budget=Budget(ratio=job.ratio),
         spec=job.recipe or None,
         loss=(lambda outputs, batch: loss_of(outputs, batch[1])) if job.labels else None,

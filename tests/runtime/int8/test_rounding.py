@@ -26,7 +26,7 @@ def test_the_error_is_estimated_well_and_outlier_channels_go_into_the_weights() 
     weight, rows = torch.randn(24, 32), torch.randn(4000, 32)
     rows[:, 5] *= 100
     weight[:, 5] /= 100
-    made = rounded(given(weight, rows), 127)
+    made = rounded([given(weight, rows)], 127)[0]
     assert made.error == pytest.approx(error(made, weight, rows), rel=0.2)
     assert float(made.channels[5] / made.channels.median()) == pytest.approx(0.01, rel=0.5)
     plain = given(weight, rows)
@@ -37,9 +37,9 @@ def test_the_error_is_estimated_well_and_outlier_channels_go_into_the_weights() 
 def test_a_rare_large_input_is_clipped_where_a_finer_step_is_worth_more() -> None:
     torch.manual_seed(0)
     weight, rows = torch.randn(8, 16), torch.rand(2000, 16)
-    assert 255 * rounded(given(weight, rows), 127).step > 0.95  # nothing is far from the others
+    assert 255 * rounded([given(weight, rows)], 127)[0].step > 0.95  # nothing is far from the others
     rows[7, 3] = 3.0
-    made = rounded(given(weight, rows), 127)
+    made = rounded([given(weight, rows)], 127)[0]
     assert 255 * made.step < 2.5 and made.zero == 0
     assert made.error == pytest.approx(error(made, weight, rows), rel=0.3)
 
@@ -47,7 +47,7 @@ def test_a_rare_large_input_is_clipped_where_a_finer_step_is_worth_more() -> Non
 def test_channels_of_groups_have_their_own_factors() -> None:
     torch.manual_seed(0)
     weight, rows = torch.randn(8, 2 * 9), torch.randn(500, 4) * torch.tensor([1.0, 50.0, 1.0, 1.0])
-    made = rounded(given(weight, rows, groups=2), 127)
+    made = rounded([given(weight, rows, groups=2)], 127)[0]
     assert made.channels.shape == (4,) and made.channels[1] < made.channels[[0, 2, 3]].min() / 3
     wanted = given(weight, rows, groups=2).times(weight, 1 / made.channels) / made.scales[:, None]
     assert (made.codes - wanted).abs().max() <= 0.5 + 1e-4 and made.codes.abs().max() == 127

@@ -70,7 +70,7 @@ def _exact(size: int) -> bool:
     one = torch.ones(16, dtype=torch.float32, device="cpu")
     unit = torch.tensor([1.0, 0.0], dtype=torch.float32, device="cpu")
     geometry = Geometry((3, 3), (1, 1), (0, 0), (1, 1), 1)
-    found = _run(q, Ready.of(Kernels(codes, one, one, unit), geometry), None, geometry)
+    found = run(q, Ready.of(Kernels(codes, one, one, unit), geometry), None, geometry)
     return bool((found == LARGEST * codes.float().sum((1, 2, 3)).view(1, -1, 1, 1)).all())
 
 
@@ -121,15 +121,17 @@ def convolved(x: Tensor, kernels: Kernels, bias: Tensor | None, geometry: Geomet
     q = None if own is None or not x.numel() else order.rounded(given, kernels.factors, own.zero)
     if own is None or q is None:  # NaN stays NaN, which integers could not say
         return by_floats(given, kernels, bias, geometry)
-    made = _run(q, own, None if bias is None else bias.detach().float(), geometry)
+    made = run(q, own, None if bias is None else bias.detach().float(), geometry)
     return made if order.channels_last(x) else order.first(made)
 
 
-def _run(q: Tensor, own: Ready, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Inputs [batch, in, height, width] (uint8) to outputs (float32)."""
+def run(  # noqa: PLR0913 - what is convolved, and what becomes of it
+    q: Tensor, own: Ready, bias: Tensor | None, geometry: Geometry, zero: int | None = None, *, relu: bool = False
+) -> Tensor:
+    """Inputs [batch, in, height, width] (uint8) to outputs, float32, or rounded to uint8 with this zero."""
     made: Tensor = _operator()(
         q, own.step, own.zero, own.codes, own.scales, own.zeros, bias, *_lists(geometry), geometry.groups,
-        1.0, 0, torch.float32, "none", [], "",
+        1.0, zero or 0, torch.float32 if zero is None else torch.uint8, "relu" if relu else "none", [], "",
     )  # fmt: skip
     return made
 

@@ -1,9 +1,9 @@
 """What goes into layers while a network runs: the range of each channel, and some of the input vectors."""
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +22,11 @@ _LEAST = 32
 @dataclass
 class Seen:
     """Inputs of one layer. shape, strides: of the last batch. low, high: of each channel. rows: vectors that were kept,
-    float32 on a CPU, one by one [n, channels]."""
+    float32 on a CPU, one by one [n, channels]. source: the layer that has read the very same tensors first, in every
+    batch; "" where there are several."""
 
     channel: int
+    source: str | None = None
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
@@ -32,6 +34,10 @@ class Seen:
     high: Tensor | None = None
     kept: list[Tensor] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu").manual_seed(0))
+
+    def read_by(self, name: str) -> None:
+        """Note which layer was the first to read a tensor."""
+        self.source = name if self.source in (None, name) else ""
 
     def add(self, x: Tensor, share: float) -> None:
         """Take in a batch. channel is the dimension of the channels, counted from the end. share: of the batches."""
@@ -77,8 +83,8 @@ def observe(
     """Run the batches. layers: by name, each with the dimension of its channels. Raises BadInput for inputs of a layer
     that are not finite."""
     seen = {name: Seen(channel) for name, (_, channel) in layers.items()}
-    own = {name: (layer, seen[name]) for name, (layer, _) in layers.items()}
-    with as_deployed(model), watched(own, partial(_add, share=1 / len(batches))):
+    own = {name: (layer, (name, seen[name])) for name, (layer, _) in layers.items()}
+    with as_deployed(model), watched(own, _Taking(1 / len(batches))):
         for batch in batches:
             call(model, batch, forward)
     for name, each in seen.items():
@@ -87,5 +93,17 @@ def observe(
     return seen
 
 
-def _add(own: Seen, x: Tensor, share: float) -> None:
-    own.add(x, share)
+@dataclass
+class _Taking:
+    """Takes in what layers get. share: of the batches. readers: by tensor, the first layer that has got it."""
+
+    share: float
+    readers: "weakref.WeakValueDictionary[int, Tensor]" = field(default_factory=weakref.WeakValueDictionary)
+    names: dict[int, str] = field(default_factory=dict)
+
+    def __call__(self, own: tuple[str, Seen], x: Tensor) -> None:
+        name, seen = own
+        if self.readers.get(id(x)) is not x:
+            self.readers[id(x)], self.names[id(x)] = x, name
+        seen.read_by(self.names[id(x)])
+        seen.add(x, self.share)

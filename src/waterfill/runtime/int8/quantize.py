@@ -15,7 +15,7 @@ from waterfill.network.running.forward import Forward, as_deployed, result_of
 from waterfill.network.running.state import same_draws, unchanged
 from waterfill.runtime.int8.loss import LOSS, Judge, Loss
 from waterfill.runtime.int8.observe import Seen, observe, watched
-from waterfill.runtime.int8.sites import Site, candidates, site_of
+from waterfill.runtime.int8.sites import Site, candidates, sites_of
 from waterfill.runtime.int8.term import Int8Term
 from waterfill.runtime.layers.convolution import PackedConvolution
 from waterfill.runtime.leaves import Term
@@ -135,8 +135,7 @@ class _Rounding:
         layers = {name: (layer, channel) for name, layer, channel in candidates(self.model)}
         judge = Judge(self.model, self.batches[1], self.forward, self.logits)
         seen = observe(self.model, layers, self.batches[0], self.forward)
-        for name, (layer, _) in layers.items():
-            site = site_of(name, layer, seen[name])
+        for name, site in sites_of({name: layer for name, (layer, _) in layers.items()}, seen).items():
             if isinstance(site, Site):
                 self.sites.append(site)
             else:

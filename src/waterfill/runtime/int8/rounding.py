@@ -7,7 +7,7 @@ file have, with which these codes are exact. Of each, several ranges: clipping f
 coarse step. What is compared is the squared error of the layer's outputs, errors of rounding taken for independent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,21 +62,32 @@ class Given:
         return (self.by_channel(matrix) * factors).reshape(matrix.shape)
 
 
-def rounded(given: Given, largest: int) -> Rounded:
-    """The way to round with the least error. largest: magnitude of a code."""
-    made = [_best_range(given, *way) for way in _ways(given, largest)]
-    return min(made, key=lambda each: each.error)
+def rounded(layers: Sequence[Given], largest: int) -> list[Rounded]:
+    """The way to round with the least error, for layers that all read the same inputs: one for all of them, so that
+    these are rounded once. largest: magnitude of a code."""
+    kept = [_kept(given, largest) for given in layers]
+    factors = [own[2] for own in kept if own is not None]
+    made = [
+        _best_range(layers, channels, [_coded(*pair, channels, largest) for pair in zip(layers, kept, strict=True)])
+        for channels in (*factors, torch.ones_like(layers[0].low), smooth(layers))
+    ]
+    return min(made, key=lambda each: sum(one.error for one in each))
 
 
-def _ways(given: Given, largest: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor], bool]]:
-    """Factors of the channels, the codes and the scales with these, and whether that is the weight itself."""
-    ones = torch.ones_like(given.low)
-    kept = _kept(given, largest)
-    if kept is not None:
-        codes, scales, channels = kept
-        yield channels, (codes, scales), True
-    for channels in (ones, smooth(given)):
-        yield channels, codes_of(given.times(given.weight, 1 / channels), largest), False
+@dataclass(frozen=True, eq=False)
+class _Coded:
+    """codes: [rows, cols]; scales: [rows]; exact: whether they are the weight itself."""
+
+    codes: Tensor
+    scales: Tensor
+    exact: bool
+
+
+def _coded(given: Given, kept: tuple[Tensor, Tensor, Tensor] | None, channels: Tensor, largest: int) -> _Coded:
+    """The codes of a layer whose inputs are multiplied by these factors: those that it has, where they fit."""
+    if kept is not None and torch.equal(kept[2], channels):
+        return _Coded(kept[0], kept[1], True)
+    return _Coded(*codes_of(given.times(given.weight, 1 / channels), largest), False)
 
 
 def codes_of(weight: Tensor, largest: int) -> tuple[Tensor, Tensor]:
@@ -100,36 +111,49 @@ def _kept(given: Given, largest: int) -> tuple[Tensor, Tensor, Tensor] | None:
     return codes, scales, each[:, 0].repeat(given.groups)
 
 
-def smooth(given: Given) -> Tensor:
+def smooth(layers: Sequence[Given]) -> Tensor:
     """Factors [in] that share the spread of the channels evenly between inputs and weights; their mean logarithm is
     zero. A channel without inputs or weights keeps 1."""
-    inputs = torch.maximum(given.low.abs(), given.high.abs())
-    weights = given.by_channel(given.weight).abs().amax((1, 3)).reshape(-1)
+    inputs = torch.maximum(layers[0].low.abs(), layers[0].high.abs())
+    each = [given.by_channel(given.weight).abs().amax((1, 3)).reshape(-1) for given in layers]
+    weights = torch.stack(each).amax(0)
     alive = (inputs > _TINY) & (weights > _TINY)
     logs = torch.where(alive, (weights.clamp_min(_TINY) / inputs.clamp_min(_TINY)).log() / 2, 0.0)
     logs = torch.where(alive, logs - logs.sum() / alive.sum().clamp_min(1), 0.0)
     return logs.exp()
 
 
-def _best_range(given: Given, channels: Tensor, coded: tuple[Tensor, Tensor], exact: bool) -> Rounded:
-    """The range with the least error."""
-    codes, scales = coded
-    back = given.times(codes * scales[:, None], channels)
-    lost = given.by_channel(back - given.weight).square().sum((1, 3)).reshape(-1)
-    base = 0.0 if exact else float(lost @ given.rows.square().mean(0))
-    low = min(0.0, float((given.low * channels).min()))
-    high = max(0.0, float((given.high * channels).max()))
-    energy, scaled = given.energy / channels.square(), given.rows * channels
-    best: tuple[float, float, int] | None = None
+def _best_range(layers: Sequence[Given], channels: Tensor, coded: Sequence[_Coded]) -> list[Rounded]:
+    """The range with the least error of all layers together."""
+    first = layers[0]
+    base = [_lost(given, channels, own) for given, own in zip(layers, coded, strict=True)]
+    low = min(0.0, float((first.low * channels).min()))
+    high = max(0.0, float((first.high * channels).max()))
+    energy = torch.stack([given.energy for given in layers]) / channels.square()
+    scaled = first.rows * channels
+    best: tuple[list[float], float, int] | None = None
     for share in _RANGES:
         step = max(share * (high - low), _TINY) / 255
         zero = round(-share * low / step)
         integers = (scaled / step).add_(zero + 0.5).floor_().clamp_(0, 255)
-        error = base + float((integers.sub_(zero).mul_(step) - scaled).square().mean(0) @ energy)
-        if best is None or error < best[0]:
-            best = (error, step, zero)
+        square = (integers.sub_(zero).mul_(step) - scaled).square().mean(0)
+        errors = [own + float(square @ each) for own, each in zip(base, energy, strict=True)]
+        if best is None or sum(errors) < sum(best[0]):
+            best = (errors, step, zero)
     assert best is not None  # there are ranges
-    return Rounded(codes, scales, channels, best[1], best[2], exact, best[0])
+    return [
+        Rounded(own.codes, own.scales, channels, best[1], best[2], own.exact, error)
+        for own, error in zip(coded, best[0], strict=True)
+    ]
+
+
+def _lost(given: Given, channels: Tensor, own: _Coded) -> float:
+    """The squared error of an output vector from the codes of the weights."""
+    if own.exact:
+        return 0.0
+    back = given.times(own.codes * own.scales[:, None], channels)
+    lost = given.by_channel(back - given.weight).square().sum((1, 3)).reshape(-1)
+    return float(lost @ given.rows.square().mean(0))
 
 
 def error_by_token(given: Given, channels: Tensor) -> float:

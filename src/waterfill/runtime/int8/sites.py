@@ -1,9 +1,9 @@
 """Layers whose inputs can be rounded to 8 bits, and what stands in their places then."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,29 +73,63 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
             yield name, layer, -1 - len(layer.kernel_size)
 
 
-def site_of(name: str, layer: nn.Module, seen: Seen) -> "Site | str":
-    """The site of a layer, or why there is none."""
+def sites_of(layers: Mapping[str, nn.Module], seen: Mapping[str, Seen]) -> dict[str, "Site | str"]:
+    """The sites of layers by name, or why there is none. Convolutions that read the same inputs round them alike."""
+    found: dict[str, Site | str] = {}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, layer in layers.items():
+        own = _unusable(layer, seen[name])
+        if own:
+            found[name] = own
+        elif _linear(layer):
+            found[name] = _placed(name, layer, _by_token(_term(layer), _given(layer, seen[name])), seen[name])
+        else:
+            source = seen[name].source
+            alike.setdefault((source, "") if source else ("", name), []).append(name)
+    for names in alike.values():
+        given = [_given(layers[name], seen[name]) for name in names]
+        for name, one, how in zip(names, given, rounded(given, kernel.largest_code()), strict=True):
+            kernel_size = cast(Any, layers[name]).kernel_size
+            found[name] = _placed(name, layers[name], Int8Term(how, kernel_size, one.groups), seen[name])
+    return {name: found[name] for name in layers}
+
+
+def _unusable(layer: nn.Module, seen: Seen) -> str:
+    """Why the inputs of a layer cannot be rounded, or ""."""
     if seen.low is None or seen.high is None:
         return "no calibration input reached it as its first argument"
     tensor = next(iter((*layer.buffers(), *layer.parameters())), None)
     if tensor is None or not tensor.is_cpu or not seen.dtype.is_floating_point:
         return "int8 kernels run on a CPU"
-    linear = isinstance(layer, PackedLinear | nn.Linear)
-    why = "" if linear else _unfit(layer)
-    if why:
-        return why
-    before = layer.term if isinstance(layer, PackedConvolution | PackedLinear) else None
-    plain: Any = layer
+    return "" if _linear(layer) else _unfit(layer)
+
+
+def _linear(layer: nn.Module) -> bool:
+    return isinstance(layer, PackedLinear | nn.Linear)
+
+
+def _term(layer: nn.Module) -> Term | None:
+    """The term of a packed layer."""
+    return layer.term if isinstance(layer, PackedConvolution | PackedLinear) else None
+
+
+def _given(layer: nn.Module, seen: Seen) -> Given:
+    """The weights and inputs of a layer."""
+    before, plain = _term(layer), cast(Any, layer)
     weight = before.restored() if before is not None else plain.weight.detach().float().flatten(1)
     exact = before.exact if before is not None else None
-    given = Given(weight, seen.rows, seen.low, seen.high, exact, getattr(layer, "groups", 1))
-    after = _by_token(before, given) if linear else _by_range(given, plain.kernel_size)
+    assert seen.low is not None and seen.high is not None  # it can be used
+    return Given(weight, seen.rows, seen.low, seen.high, exact, getattr(layer, "groups", 1))
+
+
+def _placed(name: str, layer: Any, after: "Term | str", seen: Seen) -> "Site | str":
+    """The site of a layer and what stands in its place, or why there is none."""
     if isinstance(after, str):
         return after
     made = layer
     if not isinstance(layer, PackedConvolution | PackedLinear):
-        made = PackedLinear(after, layer) if linear else PackedConvolution(after, plain)
-    site = Site(name, layer, made, before, after)  # type: ignore[arg-type]  # which is packed in either case
+        made = PackedLinear(after, layer) if _linear(layer) else PackedConvolution(after, layer)
+    site = Site(name, layer, made, _term(layer), after)
     return _failing(site, seen) or site
 
 
@@ -108,11 +142,6 @@ def _failing(site: Site, seen: Seen) -> str:
     finally:
         site.rest()
     return ""
-
-
-def _by_range(given: Given, kernel_size: tuple[int, ...]) -> Term:
-    """The term of a convolution, whose inputs have one range for all."""
-    return Int8Term(rounded(given, kernel.largest_code()), kernel_size, given.groups)
 
 
 def _unfit(layer: Any) -> str:
@@ -140,7 +169,7 @@ def _by_token(before: Term | None, given: Given) -> "Term | str":
     codes = [] if before is None else [term for term in before.modules() if isinstance(term, CodesTerm)]
     if codes and all(term.size == 1 for term in codes):
         return "its inputs are rounded to 8 bits already"
-    ways = [_again(given, channels) for channels in (torch.ones_like(given.low), smooth(given))]
+    ways = [_again(given, channels) for channels in (torch.ones_like(given.low), smooth([given]))]
     best = min(ways, key=lambda way: way.error)
     if before is not None and codes:
         columns = given.exact[2] if given.exact is not None else None

@@ -72,7 +72,7 @@ class Int8Term(Term):
         """Of [batch, in, height, width], in float32."""
         run = kernel.convolved if operators.runs_here(x) else by_operator
         kernels = Kernels(self.codes, self.scales, self.channels, self.unit)
-        return run(x, kernels, bias, _flat(geometry))
+        return run(x, kernels, bias, flat(geometry))
 
     def forward(self, x: Tensor) -> Tensor:
         check_cols(x, self.cols)
@@ -96,7 +96,7 @@ class Int8Term(Term):
         return f"8-bit codes{self.weights}, 8-bit inputs from {low:.3g} to {high:.3g}"
 
 
-def _flat(geometry: Geometry) -> Geometry:
+def flat(geometry: Geometry) -> Geometry:
     """That of two dimensions: of one, a height of 1 comes before it. A padding in words becomes numbers."""
     dims = len(geometry.kernel)
     padding = geometry.padding
