@@ -122,7 +122,9 @@ class _Fusion:
                 self.widths[node] = sum(self.widths[source] for source in _sources(node))
             else:
                 del self.kinds[node]
-        self.readings = {node: Reading(torch.empty(0), 0) for node in self.widths}  # all of them, until one cannot
+        self.readings = {
+            node: Reading(torch.empty(0, dtype=torch.float32, device="cpu"), 0) for node in self.widths
+        }  # all of them, until one cannot
 
     def _agree(self) -> bool:
         """Find how each node is read; True where some had to be given up, so that others may have to be too."""
