@@ -35,23 +35,19 @@ BIT, SPARSE = "Codebook(levels=2)", "Prune(keep=0.05)"
 SUM, PAPER = "Codebook(levels=2) + Prune(keep=0.01)", "Codebook(levels=2) + Prune(keep=0.03)"
 FLOAT, EXTRA, PLAIN, ROUNDED = "float32", "uncompressed", "compress", "rounding g128"
 """The network as it is, after as much more training, ours without training, and plain quantization in no more bytes."""
-COUNTED = {LENET: 256, RESNET: 256, LSTM: 256, LLAMA: 256, DEEP: 256}
-"""Inputs that compressing without training is calibrated with."""
-
-
+NETWORKS, INPUTS = (LENET, RESNET, LSTM, LLAMA, DEEP), 256
+"""Inputs: those that compressing without training is calibrated with."""
 TEXT = {LSTM: (2, 6e-3), LLAMA: (2, 4e-3)}
 """Networks of text, the passes through it and the rate at first."""
 LONGER = (4, 6e-3)
 """Of the LSTM, likewise."""
-
-
 LONG = {RESNET: 22, DEEP: 6}
 """Networks for a GPU, and the passes through their images; of the largest file half as many."""
 LARGEST = 13.84
 TAUGHT, DISTILLED = 30, 40
 """Passes of ResNet-20 with ResNet-56 as its teacher: in compressed form, and before it is compressed."""
-LAST = {False: 0.1, True: 2 / 3}
-"""Share of the passes in which vectors are trained alone; True: where the network was distilled before."""
+LAST, SHORT = 0.1, {6: 2 / 3}
+"""Share of the passes in which codes are frozen; by passes, of networks that were distilled before."""
 C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc", RESNET): 4, ("lc", LENET): 1}
 """In an epoch; of other networks 8."""
 
@@ -74,11 +70,15 @@ class Job:
     distilled: int = 0
 
 
+BOTH = Job(RESNET, "straight-through", ratio=24.0, epochs=5)
+"""What is trained with labels too."""
+
+
 def plan() -> list[Job]:
     """All trainings, the shortest first."""
     lc = Job(LENET, "lc", BIT, epochs=80, rate=0.05, labels=True)
     through = Job(LENET, "straight-through", ratio=100.0, epochs=40, rate=3e-2, labels=True)
-    resnet = Job(RESNET, "straight-through", ratio=24.0, epochs=5)
+    resnet = BOTH
     long = replace(resnet, epochs=LONG[RESNET], rate=5e-3)
     distilled = Job(RESNET, PLAIN, epochs=0, teacher=DEEP, distilled=DISTILLED)
     taught = replace(resnet, epochs=TAUGHT, rate=5e-3, teacher=DEEP)
@@ -99,7 +99,7 @@ def plan() -> list[Job]:
     ]
     sizes = dict.fromkeys((job.network, job.ratio) for job in trained if job.ratio)
     return [
-        *(Job(name, FLOAT, epochs=0) for name in COUNTED),
+        *(Job(name, FLOAT, epochs=0) for name in NETWORKS),
         Job(LENET, EXTRA, epochs=40, rate=0.01, labels=True),
         *(Job(name, method, ratio=ratio, epochs=0) for name, ratio in sizes for method in (PLAIN, ROUNDED)),
         *(Job(name, EXTRA, epochs=count, rate=0.01, labels=True) for name, (count, _) in TEXT.items()),
@@ -108,13 +108,14 @@ def plan() -> list[Job]:
         replace(distilled, method=EXTRA),
         *(replace(distilled, ratio=ratio) for ratio in (13.84, 24.0, 32.0)),
         *(replace(distilled, method="straight-through", ratio=ratio, epochs=6, rate=5e-3) for ratio in (24.0, 32.0)),
+        replace(distilled, method="straight-through", ratio=32.0, epochs=LONG[RESNET], rate=5e-3),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--resume", action="store_true", help="keep what the partial results hold")
-    parser.add_argument("--networks", default=",".join(COUNTED), help="names, separated by commas")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="names, separated by commas")
     parser.add_argument("--only", default="", help="only trainings whose description has this text")
     parser.add_argument("--device", default="cpu", help="where networks are trained, such as cuda")
     options = parser.parse_args()
@@ -146,20 +147,18 @@ def measured(job: Job, device: torch.device) -> list[Any]:
     began = time.process_time()  # one thread: what a quiet machine takes
     if job.distilled:
         model = copy.deepcopy(student(job.network, job.teacher, job.distilled, device))
-    if job.method == EXTRA and job.distilled:
-        seconds, restored, size = time.process_time() - began, model.cpu().state_dict(), None
-    elif job.method == EXTRA:
-        train(model, job, folder)
+    if job.method == EXTRA:
+        if not job.distilled:
+            train(model, job, folder)
         seconds, restored, size = time.process_time() - began, model.cpu().state_dict(), None
     elif job.method == FLOAT:
         seconds, restored, size = 0.0, state, None
     elif job.method == ROUNDED:
         budget = int(sum(t.numel() * t.element_size() for t in state.values()) / (job.ratio or 1))
         try:
-            size, restored = gptq.Opponent(state, {}).within(budget)
+            seconds, (size, restored) = 0.0, gptq.Opponent(state, {}).within(budget)
         except ValueError as error:  # below one bit in such a format
             return [None, job.ratio, None, None, 0.0, device.type, f"{error}"]
-        seconds = 0.0
     else:
         made = plain(model, job, folder) if job.method == PLAIN else learned(model, job, folder)
         seconds = time.process_time() - began
@@ -173,14 +172,14 @@ def measured(job: Job, device: torch.device) -> list[Any]:
 
 def plain(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network compressed without training."""
-    batches = calibration_batches(job.network, folder, COUNTED[job.network])
-    return waterfill.compress(model, batches, ratio=job.ratio, forward=lambda model, batch: model(beside(model, batch)))
+    inputs = calibration_batches(job.network, folder, INPUTS)
+    return waterfill.compress(model, inputs, ratio=job.ratio, forward=lambda model, batch: model(beside(model, batch)))
 
 
 def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedModel:
     """The network after its training."""
-    c_steps = C_STEPS.get((job.method, job.network), 8)
-    how = (c_steps, LAST[job.distilled > 0], job.method)
+    last = SHORT.get(job.epochs, LAST) if job.distilled else LAST
+    how = (C_STEPS.get((job.method, job.network), 8), last, job.method)
     training = Training(job.epochs, job.rate, *how, seed=job.seed, bfloat16=bool(job.teacher))
     batches = training_batches(job.network, folder, next(model.parameters()).device)
     if job.network == RESNET and job.method == "lc":  # with its norms, as the published figure
@@ -280,13 +279,16 @@ def claims(known: dict[Job, list[Any]]) -> list[list[Any]]:
         ]
         size = f" at {ratio:g}x" if ratio else ""
         if errors:
-            what = f"{network}, {method}{', ' if recipe else ''}{recipe}{size}: error, %"
-            made.append(claim(what, min(errors), bar, ".2f", at_most=True))
+            what = ", ".join(filter(None, (network, method, recipe)))
+            made.append(claim(f"{what}{size}: error, %", min(errors), bar, ".2f", at_most=True))
+    both = {job.labels: row[2] for job, row in known.items() if replace(job, labels=False) == BOTH}
+    if len(both) == 2:
+        gain = both[True] - both[False]
+        made.append(claim("ResNet-20 at 24x, 5 passes: points that labels bring", gain, 0.3, ".2f", at_most=True))
     for network in TEXT:
         at: dict[str, float] = {}
-        for job, row in known.items():
-            if job.network == network:
-                at[job.method] = min(row[2], at.get(job.method, row[2]))
+        for job, row in ((job, row) for job, row in known.items() if job.network == network):
+            at[job.method] = min(row[2], at.get(job.method, row[2]))
         if {FLOAT, PLAIN, "straight-through"} <= set(at):
             share = (at["straight-through"] - at[FLOAT]) / (at[PLAIN] - at[FLOAT])
             what = f"{network} at 16x: share left of the loss without training"
