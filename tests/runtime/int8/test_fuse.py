@@ -152,8 +152,24 @@ def test_what_integers_cannot_say_is_refused() -> None:
     quick = runtime.fuse(rounded(Chain()))
     with pytest.raises(BadInput, match="NaN"):
         quick(torch.full((1, 3, 20, 20), float("nan")))
-    with pytest.raises(BadInput, match=r"\[batch, channels, height, width\]"):
-        quick(X[0][0])
+    for wrong in (X[0][0], X[0][:0]):
+        with pytest.raises(BadInput, match=r"\[batch, channels, height, width\]"):
+            quick(wrong)
+
+
+def test_a_layer_may_be_called_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.again(F.relu(self.again(F.relu(self.first(x), inplace=True)))) * 1.0
+
+    net = rounded(Twice())
+    quick = runtime.fuse(net)
+    assert len(integers(quick)) == 2
+    torch.testing.assert_close(quick(X[0]), net(X[0]), rtol=0, atol=0.02 * float(net(X[0]).abs().max()))
 
 
 def test_networks_without_such_convolutions_are_refused() -> None:

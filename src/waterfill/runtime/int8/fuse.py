@@ -17,6 +17,7 @@ CONVOLUTION, RELU, POOL, NOTHING, CAT = "convolution", "relu", "pool", "nothing"
 _RELUS = (nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _POOLS = (nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)
 _NOTHINGS = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_UNKNOWN = Reading(torch.empty(0, dtype=torch.float32, device="cpu"), 0)
 _ADDS = (operator.add, operator.iadd, torch.add)
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 
@@ -122,9 +123,7 @@ class _Fusion:
                 self.widths[node] = sum(self.widths[source] for source in _sources(node))
             else:
                 del self.kinds[node]
-        self.readings = {
-            node: Reading(torch.empty(0, dtype=torch.float32, device="cpu"), 0) for node in self.widths
-        }  # all of them, until one cannot
+        self.readings = dict.fromkeys(self.widths, _UNKNOWN)  # all of them, until one cannot
 
     def _agree(self) -> bool:
         """Find how each node is read; True where some had to be given up, so that others may have to be too."""

@@ -78,10 +78,10 @@ class IntegerConvolution(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not operators.runs_here(x) or not self.codes.is_cpu or x.dim() != 4:
+        if not operators.runs_here(x) or not self.codes.is_cpu or x.dim() != 4 or not x.numel():
             raise BadInput(
                 f"inputs of shape {list(x.shape)} on {x.device}: 8-bit integers from layer to layer are for batches "
-                "[batch, channels, height, width] on a CPU; run the network as it was before `fuse`"
+                "that are not empty, [batch, channels, height, width] on a CPU; run the network as it was before `fuse`"
             )
         ready = self._in_order()
         q = x if self.given else order.rounded(x.detach().float(), self.factors, ready.zero)
