@@ -47,9 +47,11 @@ def missing() -> str:
     return "" if right else "the int8 convolutions of oneDNN are not exact on this processor"
 
 
+@cache
 def _operator() -> Any:
     """What runs, or None."""
-    return next((getattr(torch.ops.onednn, name) for name in _RUNS if hasattr(torch.ops.onednn, name)), None)
+    found = next((getattr(torch.ops.onednn, name) for name in _RUNS if hasattr(torch.ops.onednn, name)), None)
+    return None if found is None else found.default  # without a search among its forms
 
 
 @cache
