@@ -48,7 +48,7 @@ TAUGHT, DISTILLED = 30, 40
 """Passes of ResNet-20 with ResNet-56 as its teacher: in compressed form, and before it is compressed."""
 LAST, SHORT = 0.1, {6: 2 / 3}
 """Share of the passes in which codes are frozen; by passes, of networks that were distilled before."""
-C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc", RESNET): 4, ("lc", LENET): 1}
+C_STEPS = {("straight-through", RESNET): 2, ("straight-through", DEEP): 2, ("lc", RESNET): 2, ("lc", LENET): 1}
 """In an epoch; of other networks 8."""
 
 
@@ -91,7 +91,7 @@ def plan() -> list[Job]:
         replace(through, epochs=80, rate=2e-3, labels=False),
         *(replace(resnet, ratio=ratio) for ratio in (24.0, 32.0, LARGEST)),
         replace(resnet, labels=True),
-        Job(RESNET, "lc", PAPER, epochs=8, rate=5e-3, labels=True),
+        Job(RESNET, "lc", PAPER, epochs=20, rate=0.02, labels=True),
         *(replace(long, ratio=ratio) for ratio in (24.0, 32.0)),
         replace(long, ratio=LARGEST, epochs=LONG[RESNET] // 2),
         replace(long, network=DEEP, ratio=26.0, epochs=LONG[DEEP]),

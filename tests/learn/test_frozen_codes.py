@@ -64,7 +64,16 @@ def test_a_snapshot_goes_on_as_if_nothing_had_been(original) -> None:
 def test_vectors_without_room_stay(original) -> None:
     roomy = waterfill.compress(original, CALIBRATING, spec="Quantize()", bits=6)
     learner = learned(FrozenCodes(copy.deepcopy(original), roomy, roomy.size - 200), original, epochs=1)
-    assert learner.result() is roomy
+    with pytest.warns(UserWarning, match="nothing that was learned is kept"):
+        assert learner.result() is roomy
+
+
+def test_scales_that_moved_least_stay_where_there_is_no_room(original) -> None:
+    made = waterfill.compress(original, CALIBRATING, spec="Quantize()", bits=2)
+    learner = learned(FrozenCodes(copy.deepcopy(original), made), original, rate=2e-2)
+    after = learner.result()
+    assert after.size <= made.size and after is not made
+    assert accuracy(after.install(net())) >= accuracy(made.install(net()))
 
 
 def test_scales_learn_where_no_vector_does(original) -> None:

@@ -71,10 +71,12 @@ def test_inputs_beyond_what_calibration_saw_are_clipped_and_counted() -> None:
 def test_without_kernels_convolutions_stay_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_RUNS", ("no_such_operator",))
     kernel.missing.cache_clear()
+    kernel.operator.cache_clear()
     try:
         net = runtime.quantize_activations(packed(), BATCHES, limit=1.0)
     finally:
         kernel.missing.cache_clear()
+        kernel.operator.cache_clear()
     assert "no int8 convolutions" in whys(net)["first"] and "8-bit inputs" not in forms(net)["first"]
     assert "8-bit inputs" in forms(net)["hidden"]
     assert runtime.clipped(net, BATCHES) == {}

@@ -1,5 +1,7 @@
 """The last phase of learning: all codes stay as they are, and the numbers beside them are trained."""
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,8 +11,12 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.scales import Scales
-from waterfill.learn.learners.vectors import Vectors, bytes_of
+from waterfill.learn.learners.vectors import Vectors
 from waterfill.model.compressed import CompressedModel
+
+_LEAST = (0.0, 0.13, 0.22, 0.4, math.inf)
+"""Relative changes below which scales stay where they were, tried in turn; an eighth of an octave is 0.087."""
+_TRIED = 5  # amounts of room for vectors: the list of tensors in a file grows and shrinks by some bytes too
 
 
 class FrozenCodes(Learner):
@@ -60,12 +66,30 @@ class FrozenCodes(Learner):
         """Nothing: the codes are frozen."""
 
     def result(self) -> CompressedModel:
-        """The network with its numbers of now, vectors rounded to as many bits as its budget allows, else as it was."""
-        made = replace(self._made, entries=self._made.entries | self._scales.entries())
-        room = self._vectors.room(made) + self._size - made.size
-        entries = self._vectors.entries(made, room, strict=True)
-        changed = replace(made, entries=made.entries | entries)
-        return changed if bytes_of(entries) <= room and changed.size <= self._size else self._made
+        """The network with its numbers of now, vectors rounded to as many bits as its budget allows.
+
+        Where it would have too many bytes, scales stay where they were that have moved least; then everything that
+        would take more bytes than before. A warning says where even so it has too many, and is as it was.
+        """
+        for least in _LEAST:
+            made = replace(self._made, entries=self._made.entries | self._scales.entries(least))
+            room = self._vectors.room(made) + self._size - made.size
+            for _ in range(_TRIED):
+                changed = replace(made, entries=made.entries | self._vectors.entries(made, room, strict=True))
+                if changed.size <= self._size:
+                    return changed
+                room -= changed.size - self._size
+        before = self._made.entries
+        small = {name: own for name, own in changed.entries.items() if len(own.blob) <= len(before[name].blob)}
+        changed = replace(self._made, entries=before | small)
+        if changed.size <= self._size:
+            return changed
+        warnings.warn(
+            f"nothing that was learned is kept: a file of {self._size} bytes is asked for, and that before training "
+            f"has {self._made.size}; allow more (size=...)",
+            stacklevel=2,
+        )
+        return self._made
 
     def state(self) -> dict[str, Tensor]:
         return self._vectors.state() | self._scales.state()

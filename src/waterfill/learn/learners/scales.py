@@ -94,11 +94,17 @@ class Scales:
         self.after_step()
 
     @torch.no_grad()
-    def entries(self) -> dict[str, Entry]:
-        """The weights with these numbers, as they are written."""
+    def entries(self, least: float = 0.0) -> dict[str, Entry]:
+        """The weights with these numbers, as they are written; of several together, changes below `least` are none, as
+        numbers that stay take the fewest bytes."""
         changed = {}
         for name, several in self._parts.items():
-            given = [[change.detach().cpu() for change in own] for own in self._changes[name]]
+            given = [[_large(change.detach().cpu(), least) for change in own] for own in self._changes[name]]
             parts = tuple(one.rebuilt(own) for one, own in zip(several, given, strict=True))
             changed[name] = replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)
         return changed
+
+
+def _large(change: Tensor, least: float) -> Tensor:
+    """Changes of at least so much; of one number alone as it is."""
+    return change if change.numel() == 1 else torch.where(change.abs() >= least, change, 0.0)

@@ -138,11 +138,6 @@ def _size(value: Tensor) -> float:
     return float(value.detach().double().square().mean().sqrt())
 
 
-def bytes_of(entries: Mapping[str, Entry]) -> int:
-    """Bytes that entries take together."""
-    return sum(len(entry.blob) for entry in entries.values())
-
-
 def _bytes_at(several: Mapping[str, list[Entry]], level: Mapping[str, int]) -> int:
     """Bytes of entries at the precisions that are chosen of each."""
     return sum(len(tried[level[name]].blob) for name, tried in several.items())

@@ -38,7 +38,7 @@ class Kernels:
 @cache
 def missing() -> str:
     """Why there are no kernels here, or ""."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, _PREPARES) and _operator()):
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, _PREPARES) and operator()):
         return "this PyTorch has no int8 convolutions of oneDNN"
     try:
         right = largest_code() > 0
@@ -48,7 +48,7 @@ def missing() -> str:
 
 
 @cache
-def _operator() -> Any:
+def operator() -> Any:
     """What runs, or None."""
     found = next((getattr(torch.ops.onednn, name) for name in _RUNS if hasattr(torch.ops.onednn, name)), None)
     return None if found is None else found.default  # without a search among its forms
@@ -131,7 +131,7 @@ def run(  # noqa: PLR0913 - what is convolved, and what becomes of it
     q: Tensor, own: Ready, bias: Tensor | None, geometry: Geometry, zero: int | None = None, *, relu: bool = False
 ) -> Tensor:
     """Inputs [batch, in, height, width] (uint8) to outputs, float32, or rounded to uint8 with this zero."""
-    made: Tensor = _operator()(
+    made: Tensor = operator()(
         q, own.step, own.zero, own.codes, own.scales, own.zeros, bias, *_lists(geometry), geometry.groups,
         1.0, zero or 0, torch.float32 if zero is None else torch.uint8, "relu" if relu else "none", [], "",
     )  # fmt: skip
