@@ -206,3 +206,12 @@ def test_the_weight_of_a_packed_layer_is_that_of_the_layer_before(packed_file: P
     for name in ("embedding", "up", "down"):
         found, wanted = packed.get_submodule(name).weight, dense.get_submodule(name).weight
         assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
+def test_the_table_says_what_attention_of_pytorch_keeps_dense() -> None:
+    model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    net = waterfill.pack(waterfill.compress(model, bits=6), model)
+    rows = {row["name"]: row for row in waterfill.runtime.table(net)}
+    for name in ("self_attn.in_proj_weight", "self_attn.out_proj"):
+        assert rows[name]["runs"] == "dense" and "MultiheadAttention" in rows[name]["why"]
+    assert rows["linear1"]["runs"] == "packed"
