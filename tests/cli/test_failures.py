@@ -149,3 +149,10 @@ def test_what_was_not_foreseen_is_told_and_traced_only_on_demand(run, checkpoint
     fails(run("plan", checkpoint), Exit.UNEXPECTED, "ZeroDivisionError", "--debug", r"odd\x1b")
     traced = run("plan", checkpoint, "--debug")
     assert traced.code == Exit.UNEXPECTED and "Traceback" in traced.err
+
+
+def test_what_is_read_is_never_the_output(run, sources):
+    for command, source in sources.items():
+        before, options = source.read_bytes(), ("--bits", "4") if command == "compress" else ()
+        fails(run(command, source, *options, "-o", source, "--force"), Exit.USAGE, "would be lost")
+        assert source.read_bytes() == before

@@ -8,7 +8,7 @@ from tests.support.toy_learning import X, accuracy, learned, net, trained
 from torch import nn
 
 import waterfill
-from waterfill.errors import BadInput
+from waterfill.errors import BadInput, BudgetError
 from waterfill.learn import FrozenCodes
 
 CALIBRATING = list(X.split(256))
@@ -61,11 +61,11 @@ def test_a_snapshot_goes_on_as_if_nothing_had_been(original) -> None:
     assert all(found[name].blob == entry.blob for name, entry in expected.items())
 
 
-def test_vectors_without_room_stay(original) -> None:
+def test_a_file_of_fewer_bytes_is_refused(original) -> None:
     roomy = waterfill.compress(original, CALIBRATING, spec="Quantize()", bits=6)
     learner = learned(FrozenCodes(copy.deepcopy(original), roomy, roomy.size - 200), original, epochs=1)
-    with pytest.warns(UserWarning, match="nothing that was learned is kept"):
-        assert learner.result() is roomy
+    with pytest.raises(BudgetError, match="before training"):
+        learner.result()
 
 
 def test_scales_that_moved_least_stay_where_there_is_no_room(original) -> None:

@@ -1,6 +1,7 @@
 """The ready-made loop: budgets, labels or none, interruptions, and what goes wrong."""
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -222,3 +223,16 @@ def test_norms_are_folded_and_recurrent_layers_learn_too(method) -> None:
     with torch.no_grad():
         expected, found = model(x)[0], made.install(Normed()).eval()(x)[0]
     assert float((found - expected).norm() / expected.norm()) < 0.35
+
+
+def test_codes_that_learn_have_no_width_that_kernels_need(original) -> None:
+    with pytest.raises(BadRecipe, match="no given width"):
+        run(original, X.split(64), budget=Budget(bits=4), options=Options(runs="packed"))
+
+
+def test_a_budget_just_above_the_smallest_file_is_met(original) -> None:
+    with pytest.raises(BudgetError) as caught:
+        waterfill.compress(original, list(X.split(64)), spec="Quantize()", size=30)
+    least = int(re.findall(r"[0-9]+", str(caught.value))[1])
+    few = Training(epochs=1, last=0.0)
+    assert run(original, X.split(64), budget=Budget(size=least + 4), spec="Quantize()", training=few).size <= least + 4

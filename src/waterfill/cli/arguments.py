@@ -94,8 +94,13 @@ def existing(path: str) -> str:
     return path
 
 
-def writable(path: str, force: bool) -> None:
-    """Say what is in the way of an output before the work begins. Raises OutputExists, UsageError, OSError."""
+def writable(path: str, force: bool, source: str | None = None) -> None:
+    """Say what is in the way of an output before the work begins. source: what is read, which no output replaces.
+
+    Raises OutputExists, UsageError, OSError.
+    """
+    if source is not None and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        raise UsageError(f"{path} is what is read, and would be lost: give another output")
     try:
         check_target(path, force)
     except BadInput as error:

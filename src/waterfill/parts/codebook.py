@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import ClassVar, Self
@@ -45,6 +45,10 @@ class CodebookPart(Part):
     def places(self) -> np.ndarray:
         """The place in the book of every entry [rows, cols] (int64)."""
         return self.codes.astype(np.int64) + _zero(self.book)
+
+    def with_levels(self, book: np.ndarray, places: np.ndarray) -> "CodebookPart":
+        """The part of other levels (float32, ascending), of which entries have those at `places` [rows, cols]."""
+        return replace(self, book=book, codes=(places - _zero(book)).astype(np.int16))
 
     def product(self) -> Product:
         places = torch.from_numpy(self.places.astype(np.uint8))

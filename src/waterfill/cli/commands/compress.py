@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
         _say(args, args.output, listing, {}, time.monotonic() - began)
         return
     output = args.output or default_output(existing(args.model))
-    writable(output, args.force)  # before torch is imported and the checkpoint read
+    writable(output, args.force, args.model)  # before torch is imported and the checkpoint read
     for name in _WITH_DATA:
         if getattr(args, name) and not args.data:
             raise UsageError(f"--{name.replace('_', '-')} goes with --data: name some inputs of the network")

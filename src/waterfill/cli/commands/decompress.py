@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
     source = existing(args.file)
     output = args.output or str(Path(args.file).with_suffix(".safetensors"))
-    writable(output, args.force)
+    writable(output, args.force, source)
     with FileReader(source) as src:
         tensors = CompressedTensors(src)
         slots = slots_of(tensors, getattr(torch, args.dtype) if args.dtype else None)

@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write OUT and print a row for every tensor. Raises the errors of `waterfill.learn.run`."""
     output = args.output or default_output(existing(args.model))
-    writable(output, args.force)
+    writable(output, args.force, args.model)
     if args.lossless:
         raise UsageError("--lossless keeps every bit: there is nothing to learn")
     began = time.monotonic()

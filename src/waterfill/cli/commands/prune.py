@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write OUT and print what went. Raises the errors of `waterfill.prune_channels` and `waterfill.compress`."""
-    writable(args.output, args.force)
+    writable(args.output, args.force, args.model)
     network, batches = network_and_batches(args.network, args.data)
     network = with_weights(network, existing(args.model))
     began = time.monotonic()

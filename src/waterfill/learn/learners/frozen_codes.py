@@ -1,14 +1,13 @@
 """The last phase of learning: all codes stay as they are, and the numbers beside them are trained."""
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from waterfill.errors import BadInput
+from waterfill.errors import BadInput, BudgetError
 from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.scales import Scales
 from waterfill.learn.learners.vectors import Vectors
@@ -68,28 +67,32 @@ class FrozenCodes(Learner):
     def result(self) -> CompressedModel:
         """The network with its numbers of now, vectors rounded to as many bits as its budget allows.
 
-        Where it would have too many bytes, scales stay where they were that have moved least; then everything that
-        would take more bytes than before. A warning says where even so it has too many, and is as it was.
+        Where it would have too many bytes, scales stay where they were that have moved least; then whatever would take
+        more bytes than before.
+
+        Raises:
+            BudgetError: where that has too many.
         """
         for least in _LEAST:
             made = replace(self._made, entries=self._made.entries | self._scales.entries(least))
             room = self._vectors.room(made) + self._size - made.size
             for _ in range(_TRIED):
-                changed = replace(made, entries=made.entries | self._vectors.entries(made, room, strict=True))
+                vectors = self._vectors.entries(made, room, strict=True)
+                changed = replace(made, entries=made.entries | vectors)
                 if changed.size <= self._size:
                     return changed
                 room -= changed.size - self._size
         before = self._made.entries
-        small = {name: own for name, own in changed.entries.items() if len(own.blob) <= len(before[name].blob)}
-        changed = replace(self._made, entries=before | small)
-        if changed.size <= self._size:
-            return changed
-        warnings.warn(
-            f"nothing that was learned is kept: a file of {self._size} bytes is asked for, and that before training "
-            f"has {self._made.size}; allow more (size=...)",
-            stacklevel=2,
+        learned = self._scales.entries() | vectors
+        small = {name: own for name, own in learned.items() if len(own.blob) <= len(before[name].blob)}
+        for some in (small, {name: own for name, own in small.items() if own.words == before[name].words}):
+            changed = replace(self._made, entries=before | some)  # the words stand in the file as well
+            if changed.size <= self._size:
+                return changed
+        raise BudgetError(
+            f"a file of {self._size} bytes is asked for, and the one before training has {self._made.size}: what is "
+            "beside codes cannot be that much smaller; compress to fewer bytes first"
         )
-        return self._made
 
     def state(self) -> dict[str, Tensor]:
         return self._vectors.state() | self._scales.state()

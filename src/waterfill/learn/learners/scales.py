@@ -95,14 +95,22 @@ class Scales:
 
     @torch.no_grad()
     def entries(self, least: float = 0.0) -> dict[str, Entry]:
-        """The weights with these numbers, as they are written; of several together, changes below `least` are none, as
-        numbers that stay take the fewest bytes."""
+        """The weights with these numbers, as they are written.
+
+        Of a weight that would take more bytes than before, of several numbers together, changes below `least` are none,
+        as numbers that stay take the fewest bytes.
+        """
         changed = {}
-        for name, several in self._parts.items():
-            given = [[_large(change.detach().cpu(), least) for change in own] for own in self._changes[name]]
-            parts = tuple(one.rebuilt(own) for one, own in zip(several, given, strict=True))
-            changed[name] = replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)
+        for name in self._parts:
+            own, before = self._written(name, 0.0), self._made.entries[name]
+            longer = least > 0 and len(own.blob) > len(before.blob)
+            changed[name] = self._written(name, least) if longer else own
         return changed
+
+    def _written(self, name: str, least: float) -> Entry:
+        given = [[_large(change.detach().cpu(), least) for change in own] for own in self._changes[name]]
+        parts = tuple(one.rebuilt(own) for one, own in zip(self._parts[name], given, strict=True))
+        return replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)
 
 
 def _large(change: Tensor, least: float) -> Tensor:

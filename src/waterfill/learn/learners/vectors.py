@@ -14,7 +14,7 @@ from waterfill.model.entry import Entry, encode
 from waterfill.network.layout import RAW, VECTOR
 from waterfill.parts import Dense
 
-_MANTISSAS = (1, 2, 3, 4, 5, 6, 7, 9)
+_MANTISSAS = (0, 1, 2, 3, 4, 5, 6, 7, 9)
 """Bits that a vector may be rounded to."""
 _FINE = 2.0**-8  # an error of a vector that no network feels
 _PACE = 0.3

@@ -19,7 +19,7 @@ from waterfill.compression.post_training import DEFAULT_SPEC, Calibrated, calibr
 from waterfill.compression.steps.prepare import prepare
 from waterfill.compression.task import resolve
 from waterfill.dtypes import octets
-from waterfill.errors import BadInput, BadRecipe
+from waterfill.errors import BadInput, BadRecipe, BudgetError
 from waterfill.learn.learners.frozen_codes import FrozenCodes
 from waterfill.learn.learners.lc import LC
 from waterfill.learn.learners.learner import Learner
@@ -94,7 +94,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     Raises:
         BadInput: a loss that is not finite, batches that end early, outputs that cannot be compared, a teacher beside a
             loss or `features`.
-        BadRecipe: a spec without meaning, or for each layer where codes follow the weights.
+        BadRecipe: a spec without meaning, or for each layer where codes follow the weights; options with `runs`.
         BudgetError: a budget that cannot be met.
         PlanMismatch: a folder of snapshots of another training.
         OutputExists: a folder that holds other files of the same names, or in which another process works.
@@ -104,6 +104,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     """
     if not isinstance(budget, Budget):
         raise BadInput(f"budget={budget!r} is a {type(budget).__name__}; say what it counts: budget=Budget(bits=2)")
+    if options.runs is not None:
+        raise BadRecipe(f"runs={options.runs!r}: codes that learn have no given width; compress so without training")
     rank, ranks = rank_and_ranks()
     with (
         options.shown() as settled,
@@ -196,7 +198,11 @@ class _Run:
         allowed, budget = measured.allowed(self.budget), resolve(self.budget, DEFAULT_SPEC if spec is None else spec)
         if allowed is not None and allowed > 2 * _REMARK:
             budget = Budget(size=allowed - _REMARK)
-        return (measured if spec is None else measured.with_spec(spec)).to(budget)
+        wanted = measured if spec is None else measured.with_spec(spec)
+        try:
+            return wanted.to(budget)
+        except BudgetError:  # without room for a remark, then
+            return wanted.to(resolve(self.budget, DEFAULT_SPEC if spec is None else spec))
 
     def _phase(self, name: str, before: int, count: int, total: int) -> Phase:
         progress = self.options.report

@@ -135,10 +135,12 @@ def _of_codebook(part: CodebookPart) -> Numbers:
 
     def rebuilt(given: Sequence[Tensor]) -> Part:
         moved = levels(given[0])
-        made = replace(part, book=(moved.bfloat16().float() if bfloat16 else moved).numpy())
-        ascending = np.isfinite(made.book).all() and (made.book[1:] > made.book[:-1]).all()
-        # Codes count from the level nearest to zero, which has to be the same one.
-        return made if ascending and np.array_equal(made.places, part.places) else part
+        moved = moved.bfloat16().float() if bfloat16 else moved
+        if not bool(torch.isfinite(moved).all()):
+            return part
+        # Levels may have changed their order, or be the same by now: every entry keeps its own.
+        ascending, place = np.unique(moved.numpy() + np.float32(0), return_inverse=True)  # plus zero: no negative zeros
+        return part.with_levels(ascending, place.reshape(-1)[part.places])
 
     return Numbers((_none(len(book)),), lambda given: levels(given[0])[on(given[0].device)[2]], rebuilt)
 
@@ -146,10 +148,14 @@ def _of_codebook(part: CodebookPart) -> Numbers:
 def _of_entries(part: DensePart) -> Numbers:
     """By its entries [rows, cols], in as many bits of mantissa as they have."""
     size = float(part.values.square().mean().sqrt())
-    on = _on_device(lambda: (part.values,))
+    mantissa, on = part.mantissa, _on_device(lambda: (part.values,))
+
+    def restore(given: Sequence[Tensor]) -> Tensor:
+        moved = on(given[0].device)[0] + size * given[0]
+        return moved + (rounded(moved.detach(), mantissa) - moved.detach())  # gradients pass as if it were not rounded
 
     def rebuilt(given: Sequence[Tensor]) -> Part:
         moved = part.values + size * given[0]
-        return replace(part, values=rounded(moved, part.mantissa)) if bool(torch.isfinite(moved).all()) else part
+        return replace(part, values=rounded(moved, mantissa)) if bool(torch.isfinite(moved).all()) else part
 
-    return Numbers((_none(*part.shape),), lambda given: on(given[0].device)[0] + size * given[0], rebuilt)
+    return Numbers((_none(*part.shape),), restore, rebuilt)
