@@ -156,3 +156,13 @@ def test_what_is_read_is_never_the_output(run, sources):
         before, options = source.read_bytes(), ("--bits", "4") if command == "compress" else ()
         fails(run(command, source, *options, "-o", source, "--force"), Exit.USAGE, "would be lost")
         assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [("compress", "--bits", "x"), ("limits", "--bits", "4,x"), ("evaluate", "--speed", "0")]
+)
+def test_numbers_that_are_none_are_named_without_our_own_names(run, checkpoint, arguments):
+    ran = run(arguments[0], checkpoint, *arguments[1:])
+    assert (
+        ran.code == Exit.USAGE and arguments[2] in ran.err and "invalid _" not in ran.err and "_of value" not in ran.err
+    )

@@ -8,8 +8,8 @@ from tests.support.toy_learning import X, accuracy, learned, net, trained
 from torch import nn
 
 import waterfill
-from waterfill.errors import BadInput, BudgetError
-from waterfill.learn import FrozenCodes
+from waterfill.errors import BadInput, BudgetError, Mismatch
+from waterfill.learn import FrozenCodes, StraightThrough
 
 CALIBRATING = list(X.split(256))
 
@@ -101,3 +101,12 @@ def test_frozen_parameters_stay(original) -> None:
     after = learned(FrozenCodes(held, made), original, epochs=1).result()
     assert after.entries["0.weight"].blob == made.entries["0.weight"].blob
     assert after.entries["2.weight"].blob != made.entries["2.weight"].blob
+
+
+@pytest.mark.parametrize("learner", [FrozenCodes, StraightThrough])
+def test_networks_of_other_shapes_are_refused(original, learner) -> None:
+    made = waterfill.compress(original, CALIBRATING, spec="Quantize()", bits=2)
+    with pytest.raises(Mismatch, match="give the network that was compressed"):
+        learner(nn.Sequential(nn.Linear(24, 30), nn.ReLU(), nn.Linear(30, 10)), made)
+    with pytest.raises(Mismatch, match="meta"):
+        learner(net().to("meta"), made)

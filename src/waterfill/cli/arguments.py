@@ -117,10 +117,25 @@ def default_output(model: str) -> str:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def numbers_in(text: str) -> list[float]:
+    """Numbers separated by commas; NaN for what is none."""
+
+    def number(piece: str) -> float:
+        try:
+            return float(piece)
+        except ValueError:
+            return math.nan
+
+    return [number(piece) for piece in text.split(",")]
 
 
 def size_of(text: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from waterfill.cli.arguments import existing, size_of
+from waterfill.cli.arguments import existing, numbers_in, size_of
 from waterfill.cli.exit_codes import UsageError
 from waterfill.cli.folders import add_text, evaluate_on_text
 from waterfill.cli.network import network_and_batches, with_weights
@@ -115,10 +115,10 @@ def _say_speed(listing: Listing, timed: "list[Latency]", remark: str) -> None:
 
 def sizes_of(text: str) -> list[int]:
     """Numbers of inputs, separated by commas."""
-    sizes = [int(piece) for piece in text.split(",")]
-    if min(sizes) < 1:
-        raise ValueError(text)
-    return sizes
+    sizes = numbers_in(text)
+    if not all(size >= 1 and size.is_integer() for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers of inputs, such as 1,32")
+    return [int(size) for size in sizes]
 
 
 def latencies(

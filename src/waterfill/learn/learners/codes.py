@@ -94,9 +94,10 @@ class Composed:
 
     def part(self, zone: float, name: str, *, average: bool) -> Part:
         """The part of the codes that are cheapest now, or were on average. Raises BadInput for what no file holds."""
-        codes = [matrix.codes(zone, average=average).to(torch.int32).cpu() for matrix in self.matrices]
-        if any(own.numel() and int(own.abs().max()) > _FARTHEST for own in codes):
+        found = [matrix.codes(zone, average=average).cpu() for matrix in self.matrices]
+        if not all(bool((own.abs() <= _FARTHEST).all()) for own in found):  # NaN is not either
             raise BadInput(f"the codes of {name!r} have run away in training; lower the rate")
+        codes = [own.to(torch.int32) for own in found]
         return self.composition.rebuilt(
             [m.lattice.with_codes(own) for m, own in zip(self.matrices, codes, strict=True)]
         )

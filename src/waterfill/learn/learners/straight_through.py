@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from waterfill.errors import BadInput, BudgetError
 from waterfill.learn.learners.codes import DEAD_ZONE, Composed, Matrix, composed_at
 from waterfill.learn.learners.learner import Learner
-from waterfill.learn.learners.vectors import Vectors, can_be_learned
+from waterfill.learn.learners.vectors import Vectors, can_be_learned, check_shapes
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
 from waterfill.parts import by_codes
@@ -60,6 +60,7 @@ class StraightThrough(Learner):
         originals = {
             name: v.detach().clone() for name, v in values.items() if name in made.entries and can_be_learned(v)
         }
+        check_shapes(values, made)
         self._made, self.size = made, made.size if size is None else size
         self._vectors = Vectors(model, made, self.size)
         self.model = made.install(model)

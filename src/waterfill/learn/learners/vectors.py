@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.compression.allocation.without_data import entrywise
+from waterfill.errors import Mismatch
 from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
@@ -27,6 +28,16 @@ def can_be_learned(value: Tensor) -> bool:
     return value.requires_grad and value.is_floating_point() and value.dtype.itemsize > 1
 
 
+def check_shapes(values: Mapping[str, Tensor], made: CompressedModel) -> None:
+    """Raises Mismatch for a network of other shapes than the one that `made` was made of, such as one before pruning,
+    and for one without values."""
+    for name, value in values.items():
+        shape = tuple(made.entries[name].layout.shape) if name in made.entries else tuple(value.shape)
+        if tuple(value.shape) != shape or value.is_meta:
+            has = "no values: it is on the meta device" if value.is_meta else f"shape {list(value.shape)}"
+            raise Mismatch(f"{name!r} has {has}, and {list(shape)} in the file; give the network that was compressed")
+
+
 class Vectors:
     """The vectors of a network in training that are parameters with different entries, such as biases.
 
@@ -39,6 +50,7 @@ class Vectors:
 
     def __init__(self, model: nn.Module, made: CompressedModel, size: int) -> None:
         values = dict(model.named_parameters(remove_duplicate=False))
+        check_shapes(values, made)
         self._own = {
             name: values[name]
             for name, entry in made.entries.items()

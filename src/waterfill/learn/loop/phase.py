@@ -107,7 +107,8 @@ class Phase:
             problem = error
         if problem is None and not bool(torch.isfinite(loss)):
             kept = self.folder.snapshot(self.name)
-            saved = "nothing was kept (work=)" if kept is None else f"the last snapshot is {kept}"
+            found = kept is not None and kept.is_file()
+            saved = f"the last snapshot is {kept}" if found else "no snapshot was kept yet (work=)"
             problem = BadInput(f"the loss is {float(loss.detach())} {where}; {saved}")
         if self.stream.ranks > 1:
             device = next(learner.model.parameters()).device

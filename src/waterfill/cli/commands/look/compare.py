@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from waterfill.cli.arguments import add_metric, existing, writable
+from waterfill.cli.arguments import add_metric, existing, numbers_in, writable
 from waterfill.cli.exit_codes import UsageError
 from waterfill.report.text import say, say_json
 
@@ -89,7 +89,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rates(text: str) -> tuple[float, ...]:
     """Rates in bits per weight, separated by commas, in the order given."""
-    rates = tuple(dict.fromkeys(float(rate) for rate in text.split(",")))
+    rates = tuple(dict.fromkeys(numbers_in(text)))
     if not all(0 < rate <= 32 for rate in rates) or len(rates) > _MOST_RATES:
         raise argparse.ArgumentTypeError(f"{text!r}: give one to {_MOST_RATES} positive rates, such as 4,3,2")
     return rates

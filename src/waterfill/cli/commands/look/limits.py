@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from waterfill.cli.arguments import existing
+from waterfill.cli.arguments import existing, numbers_in
 from waterfill.cli.exit_codes import UsageError
 from waterfill.errors import BadInput
 from waterfill.report.limits import Limits, _files_text
@@ -84,7 +84,7 @@ def _folded(paths: Sequence[str], data: bool) -> bool:
 
 def _rates(text: str) -> tuple[float, ...]:
     """Rates in bits per weight, separated by commas, the largest first."""
-    rates = tuple(sorted({float(rate) for rate in text.split(",")}, reverse=True))
+    rates = tuple(sorted(set(numbers_in(text)), reverse=True))
     if not all(0 < rate < math.inf for rate in rates) or len(rates) > _MOST_RATES:
         raise argparse.ArgumentTypeError(f"{text!r}: give one to {_MOST_RATES} positive rates, such as 4,3,2")
     return rates
