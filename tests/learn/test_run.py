@@ -236,3 +236,14 @@ def test_a_budget_just_above_the_smallest_file_is_met(original) -> None:
     least = int(re.findall(r"[0-9]+", str(caught.value))[1])
     few = Training(epochs=1, last=0.0)
     assert run(original, X.split(64), budget=Budget(size=least + 4), spec="Quantize()", training=few).size <= least + 4
+
+
+def test_embeddings_with_sparse_gradients_are_like_others() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Embedding(30, 16), nn.Linear(16, 8))
+    sparse = nn.Sequential(nn.Embedding(30, 16, sparse=True), nn.Linear(16, 8))
+    sparse.load_state_dict(plain.state_dict())
+    batches = list(torch.randint(0, 30, (128, 4)).split(16))
+    few = Training(epochs=2, rate=1e-2)
+    found = [run(each, batches, budget=Budget(bits=4), training=few).state_dict() for each in (plain, sparse)]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

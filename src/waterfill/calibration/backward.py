@@ -211,7 +211,7 @@ class Passes:
             if what.requires_grad:
                 differentiated = [*needed.values(), recorder.anchor]
                 gradients = torch.autograd.grad(what, differentiated, at, retain_graph=not last, allow_unused=True)
-                gathering.add(dict(zip(needed, gradients[:-1], strict=True)))
+                gathering.add(dict(zip(needed, map(_dense, gradients[:-1]), strict=True)))
 
     def _report(self, count: int) -> None:
         self.done += 1
@@ -227,3 +227,8 @@ def check_graph(outputs: Tensor) -> None:
             "the outputs carry no gradient: the model runs without one (no_grad, inference_mode, a compiled or "
             "scripted module), or none of its weights reaches them"
         )
+
+
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    """A gradient with all of its entries: embeddings can be told to leave out those of zero."""
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient

@@ -87,6 +87,9 @@ class Phase:
         with unchanged(learner.model):
             loss = self._loss(learner, batch, f"in {where}; lower the rate ({rate:g})")
             (loss + learner.penalty()).backward()
+        for value in learner.model.parameters():  # embeddings can be told to leave out gradients of zero
+            if value.grad is not None and value.grad.is_sparse:
+                value.grad = value.grad.to_dense()
         if self.stream.ranks > 1:
             for value in learner.model.parameters():
                 if value.requires_grad:  # even if no batch of this process has reached it
