@@ -9,7 +9,7 @@ import pytest
 from tests.support.places import CHECKOUT
 
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
-WHOLE, TOY = "EPOCHS, WIDTH = 30, 64", "EPOCHS, WIDTH = 1, 4"
+WHOLE, TOY = "EPOCHS, WIDTH = 30, 64", "EPOCHS, WIDTH = 1, 12"
 SAID = {
     "smaller_file": ["times smaller", " 2 bits: inputs", "features.0.weight", "head.bias", "points"],
     "faster_network": ["% packed", "64 at once", "% trained", "times smaller"],

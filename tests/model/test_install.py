@@ -133,3 +133,16 @@ def test_lazy_modules():
     assert same(module.weight, source.weight)
     x = torch.randn(2, 32)
     assert torch.equal(module(x), source(x))
+
+
+def test_a_network_with_folded_norms_comes_back_in_evaluation_mode() -> None:
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 4))
+
+    torch.manual_seed(0)
+    model, x = network(), torch.randn(32, 3, 8, 8)
+    model(x)
+    made = waterfill.compress(model.eval(), [x], bits=8)
+    back = made.install(network())
+    assert not back.training and not back[1].training
+    assert float((back(x) - model(x)).norm()) < 0.05 * float(model(x).norm())

@@ -83,6 +83,9 @@ class CompressedModel:
     def install(self, module: nn.Module) -> nn.Module:
         """Load the weights into a module of the user's own class.
 
+        Where norms of batches were folded into layers it is put into evaluation mode: in training mode they would
+        measure each batch anew, and the network would no longer be the same.
+
         Args:
             module: changed in place; parameters on the meta device get memory on the CPU. Where channels were pruned
                 before the network was compressed, they are taken out of it.
@@ -95,7 +98,8 @@ class CompressedModel:
         """
         tensors = self.state_dict()
         make_room(module, self.notes, {name: tuple(value.shape) for name, value in tensors.items()})
-        return install(module, tensors)
+        made = install(module, tensors)
+        return made.eval() if self.notes.get("folded") else made
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each tensor, a dict: name, shape, dtype, part, bytes, bits, error, reason, warning.
