@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,6 +39,8 @@ SEQUENCES = {"methods": (32, 256), "rates": (32, 512), "more": (64, 512)}  # how
 CHARACTERS = 200_000  # of the text; more than the sequences take
 FLOATS, OURS, PLAIN, GPTQ, ROUNDING = "float32", "waterfill", "waterfill without inputs", "GPTQ g128", "RTN g128"
 IN_TURN = "waterfill by blocks"
+FINER = {"RTN g64": 64, "RTN g32": 32}
+"""Rounding with more scales."""
 METHODS = (FLOATS, OURS, IN_TURN, PLAIN, GPTQ, ROUNDING)
 BLOCKS = 30
 PERPLEXITIES = {4.0: 30.0, 3.0: 32.0, 2.5: 37.0, 2.0: 50.0}  # at most, by bits, block by block
@@ -148,16 +151,16 @@ def by_gptq(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
     return within(model, grams(model, batches), bits)
 
 
-def by_rounding(model: nn.Module, batches: list[Tensor], bits: float) -> Made:
-    return within(model, {}, bits)
+def by_rounding(model: nn.Module, batches: list[Tensor], bits: float, group: int = gptq.GROUP) -> Made:
+    return within(model, {}, bits, group)
 
 
-def within(model: nn.Module, importance: dict[str, waterfill.Importance], bits: float) -> Made:
+def within(model: nn.Module, importance: dict[str, waterfill.Importance], bits: float, group: int = gptq.GROUP) -> Made:
     """Bytes, at most those of a file of so many bits per weight, and the weights."""
     state = tensors_of(model)[0]
     budget = int(sum(tensor.numel() for tensor in state.values()) * bits / 8)
     with patch.object(gptq, "WIDTHS", tuple(range(max(1, int(bits) - 1), int(bits) + 1))):
-        return gptq.Opponent(state, importance).within(budget)
+        return gptq.Opponent(state, importance, group=group).within(budget)
 
 
 def grams(model: nn.Module, batches: list[Tensor]) -> dict[str, waterfill.Importance]:
@@ -177,6 +180,7 @@ def grams(model: nn.Module, batches: list[Tensor]) -> dict[str, waterfill.Import
 
 MAKE: dict[str, Callable[[nn.Module, list[Tensor], float], Made]]
 MAKE = {FLOATS: as_it_is, OURS: ours, IN_TURN: in_turn, PLAIN: plain, GPTQ: by_gptq, ROUNDING: by_rounding}
+MAKE |= {name: partial(by_rounding, group=group) for name, group in FINER.items()}
 
 
 def whole(rows: dict[str, list[list[Any]]]) -> bool:

@@ -116,9 +116,15 @@ def hessian_of(importance: Importance | None, cols: int) -> Tensor:
 class Opponent:
     """All layers of a network at the widths that are asked for; `importance` of none of them is rounding to nearest."""
 
-    def __init__(self, state: Mapping[str, Tensor], importance: Mapping[str, Importance], coded: bool = False) -> None:
-        """`coded`: codes count their entropy, not their width."""
-        self.state, self.importance, self.coded = state, importance, coded
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        importance: Mapping[str, Importance],
+        coded: bool = False,
+        group: int = GROUP,
+    ) -> None:
+        """`coded`: codes count their entropy, not their width. group: columns that share a scale."""
+        self.state, self.importance, self.coded, self.group = state, importance, coded, group
         self._known: dict[tuple[str, int], Quantized] = {}
         self.layers = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.ndim >= 2]
 
@@ -127,7 +133,7 @@ class Opponent:
         if (name, width) not in self._known:
             matrix = self.state[name].flatten(1)
             hessian = hessian_of(self.importance.get(name), matrix.shape[1])
-            self._known[name, width] = quantize(matrix, hessian, width)
+            self._known[name, width] = quantize(matrix, hessian, width, self.group)
         return self._known[name, width]
 
     def size(self, width: int) -> int:
