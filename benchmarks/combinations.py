@@ -138,7 +138,7 @@ def picture(rows: list[list[Any]]) -> str:
         ]
         heights = [y for line in lines for _, y in line.points]
         powers = range(math.floor(min(heights)), max(math.ceil(max(heights)), math.floor(min(heights)) + 1) + 1)
-        ticks = [(math.log2(ratio), f"{ratio:g}x") for ratio in sorted({job.ratio or 1.0 for job in own})]
+        ticks = [(math.log2(ratio), f"{ratio:g}x") for ratio in RATIOS]
         title = f"{name}: divergence from the uncompressed network, nats, by how many times smaller"
         charts.append(Chart(title, lines, ticks, [(float(power), f"{10.0**power:g}") for power in powers]))
     return draw(charts, across=2)

@@ -35,3 +35,9 @@ def test_every_line_lies_within_its_chart(known) -> None:
     for dot in dots:
         assert picture.LEFT <= float(dot.attrib["cx"]) <= picture.WIDTH - picture.RIGHT
         assert picture.TOP <= float(dot.attrib["cy"]) <= picture.HEIGHT - picture.BOTTOM
+
+
+def test_a_network_that_has_just_begun_has_a_chart(known) -> None:
+    module = script("combinations")
+    rows = module.tables({job: known[job] for job in module.plan()[:2]})["runs"].rows
+    assert "LeNet-300-100" in module.picture(rows)
