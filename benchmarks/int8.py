@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import waterfill
 from waterfill import runtime
-from waterfill.runtime.int8.integers import IntegerConvolution
+from waterfill.runtime.fused.integers import IntegerConvolution
 from waterfill.runtime.int8.kernel import largest_code
 from waterfill.runtime.leaves import Term
 from waterfill.runtime.speed import memory_of

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.support.toy_learning import X, accuracy, learned, net, trained
+from tests.support.toy_learning import X, accuracy, goes_on_alike, learned, net, trained
 from torch import nn
 
 import waterfill
@@ -54,11 +54,7 @@ def test_what_is_no_code_learns(original, spec, size, tmp_path) -> None:
 def test_a_snapshot_goes_on_as_if_nothing_had_been(original) -> None:
     made = waterfill.compress(original, CALIBRATING, spec="Codebook(levels=3)", price=1e-5)
     learner = learned(FrozenCodes(copy.deepcopy(original), made), original, epochs=1)
-    again = FrozenCodes(copy.deepcopy(original), made)
-    again.load({name: value.clone() for name, value in learner.state().items()})
-    assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), again.model.parameters(), strict=True))
-    found, expected = again.result().entries, learner.result().entries
-    assert all(found[name].blob == entry.blob for name, entry in expected.items())
+    goes_on_alike(learner, FrozenCodes(copy.deepcopy(original), made))
 
 
 def test_a_file_of_fewer_bytes_is_refused(original) -> None:

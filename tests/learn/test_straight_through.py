@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.support.toy_learning import X, accuracy, learned, net, trained
+from tests.support.toy_learning import X, accuracy, goes_on_alike, learned, net, trained
 from torch import nn
 
 import waterfill
@@ -51,11 +51,7 @@ def test_the_price_brings_the_file_to_fewer_bytes(original, made) -> None:
 
 def test_a_snapshot_goes_on_as_if_nothing_had_been(original, made) -> None:
     learner = learned(StraightThrough(copy.deepcopy(original), made), original, epochs=1)
-    again = StraightThrough(copy.deepcopy(original), made)
-    again.load({name: value.clone() for name, value in learner.state().items()})
-    assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), again.model.parameters(), strict=True))
-    found, expected = again.result().entries, learner.result().entries
-    assert all(found[name].blob == entry.blob for name, entry in expected.items())
+    goes_on_alike(learner, StraightThrough(copy.deepcopy(original), made))
 
 
 def test_codes_that_go_to_and_fro_are_written_as_on_average(original, made) -> None:

@@ -60,3 +60,11 @@ def learned(learner: Learner, teacher: nn.Module, epochs: int = 6, rate: float =
             learner.after_step()
         learner.c_step()
     return learner
+
+
+def goes_on_alike(learner: Learner, again: Learner) -> None:
+    """A new learner with the state of another has its network, and ends in the same file."""
+    again.load({name: value.clone() for name, value in learner.state().items()})
+    assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), again.model.parameters(), strict=True))
+    found, expected = again.result().entries, learner.result().entries
+    assert all(found[name].blob == entry.blob for name, entry in expected.items())

@@ -1,6 +1,6 @@
 """Compressed networks that run without becoming dense."""
 
-from waterfill.runtime.int8.fuse import fuse
+from waterfill.runtime.fused.fuse import fuse
 from waterfill.runtime.int8.quantize import clipped, quantize_activations
 from waterfill.runtime.measured.fastest import Fastest
 from waterfill.runtime.pack import pack

@@ -73,8 +73,10 @@ class FrozenCodes(Learner):
         Raises:
             BudgetError: where that has too many.
         """
+        scales = self._scales.entries()
         for least in _LEAST:
-            made = replace(self._made, entries=self._made.entries | self._scales.entries(least))
+            some = self._scales.shorter(scales, least) if least else scales
+            made = replace(self._made, entries=self._made.entries | some)
             room = self._vectors.room(made) + self._size - made.size
             for _ in range(_TRIED):
                 vectors = self._vectors.entries(made, room, strict=True)
@@ -83,7 +85,7 @@ class FrozenCodes(Learner):
                     return changed
                 room -= changed.size - self._size
         before = self._made.entries
-        learned = self._scales.entries() | vectors
+        learned = scales | vectors
         small = {name: own for name, own in learned.items() if len(own.blob) <= len(before[name].blob)}
         for some in (small, {name: own for name, own in small.items() if own.words == before[name].words}):
             changed = replace(self._made, entries=before | some)  # the words stand in the file as well

@@ -94,20 +94,18 @@ class Scales:
         self.after_step()
 
     @torch.no_grad()
-    def entries(self, least: float = 0.0) -> dict[str, Entry]:
-        """The weights with these numbers, as they are written.
+    def entries(self) -> dict[str, Entry]:
+        """The weights with these numbers, as they are written."""
+        return {name: self._written(name) for name in self._parts}
 
-        Of a weight that would take more bytes than before, of several numbers together, changes below `least` are none,
-        as numbers that stay take the fewest bytes.
-        """
-        changed = {}
-        for name in self._parts:
-            own, before = self._written(name, 0.0), self._made.entries[name]
-            longer = least > 0 and len(own.blob) > len(before.blob)
-            changed[name] = self._written(name, least) if longer else own
-        return changed
+    @torch.no_grad()
+    def shorter(self, entries: Mapping[str, Entry], least: float) -> dict[str, Entry]:
+        """The same, but where a weight takes more bytes than before, changes below `least` are none of several numbers
+        together: those that stay take the fewest bytes."""
+        longer = {name for name, own in entries.items() if len(own.blob) > len(self._made.entries[name].blob)}
+        return {name: self._written(name, least) if name in longer else own for name, own in entries.items()}
 
-    def _written(self, name: str, least: float) -> Entry:
+    def _written(self, name: str, least: float = 0.0) -> Entry:
         given = [[_large(change.detach().cpu(), least) for change in own] for own in self._changes[name]]
         parts = tuple(one.rebuilt(own) for one, own in zip(self._parts[name], given, strict=True))
         return replace(self._made.entries[name], parts=parts, blob=encode(parts), error=None)

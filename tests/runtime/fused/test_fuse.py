@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import waterfill
 from waterfill import runtime
 from waterfill.errors import BadInput
+from waterfill.runtime.fused.integers import IntegerConvolution, largest_of
 from waterfill.runtime.int8 import kernel
-from waterfill.runtime.int8.integers import IntegerConvolution, largest_of
 
 pytestmark = pytest.mark.skipif(bool(kernel.missing()), reason=kernel.missing() or "there are kernels")
 X = [torch.randn(8, 3, 20, 20, generator=torch.Generator().manual_seed(i)) for i in range(4)]

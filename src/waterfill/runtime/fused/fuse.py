@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from waterfill.errors import BadInput
-from waterfill.runtime.int8.integers import IntegerConvolution, Reading, added, at_least, largest_of, takes
+from waterfill.runtime.fused.integers import IntegerConvolution, Reading, added, at_least, largest_of, takes
 from waterfill.runtime.layers.base import PackedLayer
 
 CONVOLUTION, RELU, POOL, NOTHING, CAT = "convolution", "relu", "pool", "nothing", "cat"

@@ -1,0 +1,1 @@
+"""Convolutions that hand 8-bit integers to one another."""
