@@ -1,4 +1,4 @@
-"""The LC algorithm in a loop of one's own: labels, and norms in training mode, as its published figures were made.
+"""The LC algorithm in a loop of one's own: norms in training mode, as its published figures were made.
 
 `waterfill.learn.run` folds norms and trains networks as they are deployed; then a matrix has the scales of its norm in
 its rows, which a codebook of a few levels for all of them cannot hold. Here norms stay, and hold them.
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -23,17 +22,21 @@ _ROOM = 1.02  # of the file for numbers that are written more finely after the l
 _LAST_RATE = 2e-3  # of Adam at first, in the last phase
 
 
-def by_the_book(model: nn.Module, batches: Any, spec: str, training: Training) -> waterfill.CompressedModel:
-    """A classifier learned by LC in place, by SGD in bfloat16; in the last share of the steps what is no code.
+Loss = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> a scalar."""
 
-    batches: (inputs, labels), with a length.
+
+def by_the_book(model: nn.Module, batches: Any, spec: str, training: Training, loss: Loss) -> waterfill.CompressedModel:
+    """A network learned by LC in place, by SGD in bfloat16; in the last share of the steps what is no code.
+
+    batches: with a length.
     """
     steps, every = round(training.epochs * len(batches)), max(1, len(batches) // training.c_steps)
     learning = steps - round(training.last * steps)
-    loop = _Loop(_endless(batches), every)
+    loop = _Loop(_endless(batches), every, loss)
     lc = LC(model, spec, schedule=Schedule(growth=RISE ** (every / learning)))
     few = next(loop.stream)
-    lc.start(lambda: _loss(model.eval(), few))
+    lc.start(lambda: loop.loss_of(model.eval(), few))
     sgd = SGD(lc.groups(), training.first_rate, momentum=0.9, nesterov=True)
     loop.train(lc, sgd, learning, lambda done: lc.learning_rate(training.first_rate * (1 - done)))
     made = lc.result()
@@ -47,18 +50,18 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
 
 
-def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(batch[0])
-    return F.cross_entropy(outputs.float(), batch[1])
-
-
 @dataclass(frozen=True)
 class _Loop:
     """L steps on batches of a stream, and a C step after `every` so many."""
 
     stream: Iterator[Any]
     every: int
+    loss: Loss
+
+    def loss_of(self, model: nn.Module, batch: Any) -> Tensor:
+        """In bfloat16."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.loss(model, batch)
 
     def train(self, learner: Learner, optimizer: Optimizer, steps: int, rate_at: Callable[[float], float]) -> None:
         """So many L steps. rate_at: share of the steps done -> the rate."""
@@ -68,7 +71,7 @@ class _Loop:
                 group["lr"] = rate_at(step / steps) * group["pace"]
             learner.model.zero_grad()
             optimizer.zero_grad()
-            (_loss(learner.model, batch) + learner.penalty()).backward()
+            (self.loss_of(learner.model, batch) + learner.penalty()).backward()
             learner.after_backward()
             optimizer.step()
             learner.after_step()

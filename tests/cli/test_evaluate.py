@@ -85,7 +85,7 @@ def test_plain_arrays_and_a_loader_that_brings_the_network(run, place) -> None:
         (("model.wf", "--data", "{}:labelled"), 2, "--network"),
         (("missing.wf", "--network", "{}:net", "--data", "{}:labelled"), 2, "missing.wf"),
         (("model.wf", "--network", "{}:net", "--data", "{}:nothing"), 4, "no batches"),
-        (("model.wf", "--network", "{}:net", "--data", "{}:unknown"), 4, "unknown"),
+        (("model.wf", "--network", "{}:net", "--data", "{}:unknown"), 2, "unknown"),
         (("model.wf", "--network", "{}:net"), 2, "--data"),
     ],
 )

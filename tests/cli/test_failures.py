@@ -38,6 +38,11 @@ def test_a_missing_file_is_a_usage_error(run, tmp_path, command):
     fails(run(command, tmp_path / "none.wf"), Exit.USAGE, "none.wf", "check the path")
 
 
+def test_a_folder_is_not_decompressed(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(run("decompress", "."), Exit.USAGE, "a folder; give a .wf file")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

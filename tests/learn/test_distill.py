@@ -77,6 +77,12 @@ def test_what_cannot_be_learned_says_so(teacher) -> None:
         distill(student(), teacher, batches, how=Distillation(features={"0": "nowhere"}))
     with pytest.raises(BadInput, match="loss is nan"):
         distill(student(), teacher, batches, how=Distillation(loss=lambda a, _: a.sum() * torch.nan))
+    with pytest.raises(BadInput, match="no gradient leads"):
+        distill(student().requires_grad_(False), teacher, batches)
+    with pytest.raises(BadInput, match="no gradient leads"):
+        distill(student(), teacher, batches, how=Distillation(loss=lambda _, b: b.sum()))
+    with pytest.raises(BadInput, match=r"seed=.*whole number"):
+        distill(student(), teacher, batches, how=Distillation(seed=2**70))
     with pytest.raises(BadRecipe, match="epochs"):
         Distillation(epochs=-1)
     assert X_TEST.shape[1] == INPUTS

@@ -172,6 +172,8 @@ def test_what_goes_wrong_is_said(original, tmp_path) -> None:
         run(original, Short(), spec="Quantize()", budget=Budget(price=1e-3), training=TWICE, options=QUICK)
     with pytest.raises(BadInput, match="a list or a loader"):
         run(original, (x for x in BATCHES), spec="Quantize()", budget=Budget(bits=2))
+    with pytest.raises(BadInput, match="there are no batches"):
+        run(original, [], spec="Quantize()", budget=Budget(bits=2))
     with pytest.raises(BadRecipe, match="method='magic'"):
         Training(method="magic")
     with pytest.raises(BadRecipe, match="epochs"):

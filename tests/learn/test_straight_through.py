@@ -70,5 +70,7 @@ def test_codes_that_go_to_and_fro_are_written_as_on_average(original, made) -> N
 def test_what_has_no_free_codes_is_refused(original, made) -> None:
     with pytest.raises(BadInput, match='spec="Quantize'):
         StraightThrough(copy.deepcopy(original), waterfill.compress(original, spec="Codebook(levels=4)", bits=8))
+    with pytest.raises(BadInput, match="every matrix of the network is frozen"):
+        StraightThrough(copy.deepcopy(original).requires_grad_(False), made)
     with pytest.raises(BudgetError, match="codes of zero"):
         StraightThrough(copy.deepcopy(original), made, 20).result()

@@ -25,6 +25,7 @@ from waterfill.network.kept import why_kept
 from waterfill.network.layout import KERNEL, MATRIX, STACK, VECTOR, Layout, layout_of
 from waterfill.network.running.batches import check_batches
 from waterfill.network.running.forward import Forward
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.network.tensors import tensors_of
 from waterfill.progress import Progress
 
@@ -129,6 +130,7 @@ def calibrate(  # noqa: PLR0913 - the measure, how a batch is run, and where the
         raise BadInput(
             f"importance={importance!r}; it is {', '.join(map(repr, KINDS))} or a function (outputs, batch) -> loss"
         )
+    model = unwrapped(model)
     check_batches(model, batches)
     weights, layouts = weights_of(model)
     options = {"importance": getattr(importance, "__qualname__", importance), "probes": probes, "seed": seed, "unit": 2}

@@ -18,6 +18,7 @@ from waterfill.errors import BadInput, BadRecipe
 from waterfill.network.running.batches import samples_in, shapes, tensor_in
 from waterfill.network.running.forward import Forward, as_deployed, call
 from waterfill.network.running.inputs import Inputs
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.network.tensors import tensors_of
 from waterfill.progress import shown
 
@@ -64,6 +65,7 @@ def prune_channels(  # noqa: PLR0913 - budgets exclude one another, and each des
         >>> print(pruned.text())
         >>> small = waterfill.compress(pruned.model, inputs.split(32), bits=4)
     """
+    model = unwrapped(model)
     _check_budget(macs, speedup, keep)
     _check_inputs(model, batches, forward, how.batch if speedup is not None else 1)
     inputs = Inputs(list(batches), forward)  # the same in every pass, where a loader would shuffle them

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from waterfill.cli.exit_codes import UsageError
 from waterfill.errors import BadInput
 from waterfill.storage.paths import check_source
 
@@ -108,23 +109,26 @@ def _chosen(archive: "np.lib.npyio.NpzFile", path: Path, targets: bool) -> list[
 
 
 def _call(text: str, what: str) -> Any:
-    """The result of the function of `module:function`. Raises BadInput, the function's own error chained."""
+    """The result of the function of `module:function`. Raises UsageError where there is none, BadInput where
+    it or its module fails, its own error chained."""
     module, colon, name = text.partition(":")
     if not colon or not module or not name:
         file = ", or the path of a .npy or .npz of inputs" if what == _BATCHES else ""
-        raise BadInput(f"{text!r} does not name {what}: give module:function{file}")
+        raise UsageError(f"{text!r} does not name {what}: give module:function{file}")
     with _reachable():
         try:
             loaded: Any = importlib.import_module(module.removesuffix(".py").replace("/", "."))
         except Exception as error:
-            where = "; it is looked for in the current folder, then as Python does" if _lacks(error, module) else ""
-            raise BadInput(f"module {module!r} of {text!r} cannot be imported: {_said(error)}{where}") from error
+            words = f"module {module!r} of {text!r} cannot be imported: {_said(error)}"
+            if _lacks(error, module):
+                raise UsageError(f"{words}; it is looked for in the current folder, then as Python does") from error
+            raise BadInput(words) from error
         function = loaded
         for part in name.split("."):
             function = getattr(function, part, None)
         if not callable(function):
             near = difflib.get_close_matches(name, [key for key, value in vars(loaded).items() if callable(value)])
-            raise BadInput(f"module {module!r} has no function {name!r}{f'; is it {near[0]!r}?' if near else ''}")
+            raise UsageError(f"module {module!r} has no function {name!r}{f'; is it {near[0]!r}?' if near else ''}")
         try:
             return function()
         except Exception as error:

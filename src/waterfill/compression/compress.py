@@ -16,6 +16,7 @@ from waterfill.importance import Importance
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.running.forward import Forward
 from waterfill.network.running.inputs import Inputs
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.part import Spec
 from waterfill.recipe import DEFAULT_RECIPE
 
@@ -76,7 +77,7 @@ def compress(  # noqa: PLR0913 - budgets exclude one another, and each deserves 
         >>> recipes = {"re:.*mlp.*": "Quantize(states=64)", "*": "Quantize()"}
         >>> small = waterfill.compress(model, spec=recipes, ignore=["lm_head"], bits=3)
     """
-    budget, options = Budget(bits, size, ratio, price), options.written_as(format)
+    model, budget, options = unwrapped(model), Budget(bits, size, ratio, price), options.written_as(format)
     if isinstance(batches, Spec | str):
         raise BadRecipe(f"{batches!r} stands where inputs belong; a recipe is given by keyword: spec={batches!r}")
     if batches is None:

@@ -14,6 +14,7 @@ from waterfill.evaluation.paired import Difference, Scores, difference
 from waterfill.evaluation.quality import Drop, Measure
 from waterfill.model.compressed import CompressedModel
 from waterfill.network.running.forward import as_deployed, copy_of
+from waterfill.network.running.wrapped import unwrapped
 
 Compressor = Callable[[float], CompressedModel]
 """Bits per weight -> the model compressed to them."""
@@ -88,6 +89,7 @@ def compress_to_quality(
     """
     measure = measure if isinstance(measure, Measure) else Measure(measure)
     drop = drop if isinstance(drop, Drop) else Drop(drop)
+    model = unwrapped(model)
     work = copy_of(model)
     original = _measured(measure, work)
     _check_original(original, measure)

@@ -23,6 +23,10 @@ Comparison = Callable[[Any, Any], Tensor]
 """(what the student returned, what the teacher returned) -> a scalar."""
 _TINY = 1e-12
 _WEIGHT_DECAY = 1e-4
+_NO_GRADIENT = (
+    "no gradient leads from the loss to the student: it runs without one (no_grad, inference_mode), all of its "
+    "parameters are frozen, or the loss does not depend on what it returns"
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def _train(  # noqa: PLR0913 - both networks, what they are run on, and how
     """All steps. Raises BadInput for a loss that is not finite."""
     steps = max(1, round(how.epochs * stream.steps))
     learned = [p for p in student.parameters() if p.requires_grad] + [p for pair in pairs for p in pair.parameters()]
+    if not learned:
+        raise BadInput(_NO_GRADIENT)
     optimizer = how.optimizer(learned) if how.optimizer else AdamW(learned, how.rate, weight_decay=_WEIGHT_DECAY)
     first = [group["lr"] for group in optimizer.param_groups]
     for step, batch in zip(range(steps), stream.from_step(0), strict=False):
@@ -130,6 +136,8 @@ def _train(  # noqa: PLR0913 - both networks, what they are run on, and how
             loss = loss + how.feature_weight * pair.loss()
         if not bool(torch.isfinite(loss)):
             raise BadInput(f"the loss is {float(loss.detach())} in step {step + 1} of {steps}; lower the rate")
+        if not loss.requires_grad:
+            raise BadInput(_NO_GRADIENT)
         loss.backward()
         optimizer.step()
         if how.progress is not None:

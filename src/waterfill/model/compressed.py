@@ -13,6 +13,7 @@ from waterfill.model.install import install, make_room
 from waterfill.model.lazy import CompressedTensors
 from waterfill.model.notebook import shown
 from waterfill.network.layout import Layout
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.storage import FileReader, FileWriter, size_of
 from waterfill.storage.manifest import Manifest
 from waterfill.storage.remarks import warning_in
@@ -96,10 +97,10 @@ class CompressedModel:
         Raises:
             Mismatch: names or shapes that differ, or values that the module's types cannot hold.
         """
-        tensors = self.state_dict()
-        make_room(module, self.notes, {name: tuple(value.shape) for name, value in tensors.items()})
-        made = install(module, tensors)
-        return made.eval() if self.notes.get("folded") else made
+        tensors, network = self.state_dict(), unwrapped(module)
+        make_room(network, self.notes, {name: tuple(value.shape) for name, value in tensors.items()})
+        install(network, tensors)
+        return module.eval() if self.notes.get("folded") else module
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each tensor, a dict: name, shape, dtype, part, bytes, bits, error, reason, warning.

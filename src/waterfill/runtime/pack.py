@@ -15,6 +15,7 @@ from waterfill.model.entry import Entry
 from waterfill.model.install import check_fits, install, make_room, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.runtime.decoder.layers import shorten
 from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.layers.linear import PackedLinear
@@ -75,6 +76,7 @@ def pack(
     if not isinstance(input_bits, int) or input_bits not in _BYTES:
         raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
     _check(compressed, model, batch=1 if isinstance(batch, Fastest) else batch, large=large)
+    model = unwrapped(model)
     measured = batch if isinstance(batch, Fastest) or batch is None else Fastest((batch,))
     work = _Packing(model, _BYTES[input_bits], measured, large or 0)
     if isinstance(compressed, CompressedModel):

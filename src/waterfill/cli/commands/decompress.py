@@ -1,9 +1,11 @@
 """`waterfill decompress`: a .wf file back as .safetensors, one tensor in memory at a time."""
 
 import argparse
+import os
 from pathlib import Path
 
 from waterfill.cli.arguments import existing, writable
+from waterfill.cli.exit_codes import UsageError
 from waterfill.report.text import bytes_text, say, say_json
 from waterfill.storage import FileReader
 
@@ -33,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
     from waterfill.model.lazy import CompressedTensors
 
     source = existing(args.file)
-    output = args.output or str(Path(args.file).with_suffix(".safetensors"))
+    if os.path.isdir(source):
+        raise UsageError(f"{source} is a folder; give a .wf file")
+    output = args.output or str(Path(source).with_suffix(".safetensors"))
     writable(output, args.force, source)
     with FileReader(source) as src:
         tensors = CompressedTensors(src)

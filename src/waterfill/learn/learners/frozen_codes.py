@@ -12,6 +12,7 @@ from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.scales import Scales
 from waterfill.learn.learners.vectors import Vectors
 from waterfill.model.compressed import CompressedModel
+from waterfill.network.running.wrapped import unwrapped
 
 _LEAST = (0.0, 0.13, 0.22, 0.4, math.inf)
 """Relative changes below which scales stay where they were, tried in turn; an eighth of an octave is 0.087."""
@@ -36,6 +37,7 @@ class FrozenCodes(Learner):
     """
 
     def __init__(self, model: nn.Module, made: CompressedModel, size: int | None = None) -> None:
+        model = unwrapped(model)
         self._made, self._size = made, made.size if size is None else size
         self._vectors = Vectors(model, made, self._size)
         self.model = made.install(model)

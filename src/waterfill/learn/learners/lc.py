@@ -28,6 +28,7 @@ from waterfill.learn.learners.ranks import shared
 from waterfill.learn.learners.schedule import DEFAULT_SCHEDULE, Schedule
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.parts import Dense
 
 _PRICE = 4.0**-12
@@ -75,11 +76,11 @@ class LC(Learner):
         schedule: Schedule = DEFAULT_SCHEDULE,
         importance: Mapping[str, Importance] | None = None,
     ) -> None:
-        self.model, self.schedule, self.budget = model, schedule, budget
+        self.model, self.schedule, self.budget = unwrapped(model), schedule, budget
         self._assignment, given = _assignment(spec), importance or {}
-        task = Task.of(model, self._assignment, None)
+        task = Task.of(self.model, self._assignment, None)
         self._learned = learned_weights(
-            task.weights, model, lambda w: given.get(w.name) or Importance(kernel=w.layout.kernel)
+            task.weights, self.model, lambda w: given.get(w.name) or Importance(kernel=w.layout.kernel)
         )
         if not self._learned:
             raise BadInput("no parameter of the model is a matrix that a spec is meant for: there is nothing to learn")

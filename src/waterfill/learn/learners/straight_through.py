@@ -23,6 +23,7 @@ from waterfill.learn.learners.learner import Learner
 from waterfill.learn.learners.vectors import Vectors, can_be_learned, check_shapes
 from waterfill.model.compressed import CompressedModel
 from waterfill.model.entry import Entry, encode
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.parts import by_codes
 
 _ZERO = 0.05  # of a step: nearer to zero, bits pull in proportion, not at full strength
@@ -56,6 +57,7 @@ class StraightThrough(Learner):
     """
 
     def __init__(self, model: nn.Module, made: CompressedModel, size: int | None = None, *, pull: float = 0.1) -> None:
+        model = unwrapped(model)
         values = dict(model.named_parameters(remove_duplicate=False))
         originals = {
             name: v.detach().clone() for name, v in values.items() if name in made.entries and can_be_learned(v)
@@ -72,7 +74,12 @@ class StraightThrough(Learner):
                 targets = entry.layout.split(originals[name])
                 self._composed[name] = [composed_at(one, target) for one, target in zip(found, targets, strict=True)]
         if not self._composed:
-            raise BadInput('no weight has codes that can be changed one by one; compress with spec="Quantize()"')
+            frozen = all(value.ndim < 2 for value in originals.values())
+            raise BadInput(
+                "every matrix of the network is frozen (requires_grad=False): let some of them learn"
+                if frozen
+                else 'no weight has codes that can be changed one by one; compress with spec="Quantize()"'
+            )
         self._values = {name: values[name] for name in self._composed}
         self._pull, self._zone = pull, DEAD_ZONE
         # Of the pull, for good and until the next C step: next to none at first where the file has its size already.

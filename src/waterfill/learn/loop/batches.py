@@ -30,6 +30,8 @@ class Stream:
         count = count_of(batches)
         if count is None:
             raise BadInput("the number of batches is not known: give a list, or a loader that has a length")
+        if count == 0:
+            raise BadInput("there are no batches: give at least one")
         if count < ranks:
             raise BadInput(f"{count} batches are too few for {ranks} processes: give each at least one")
         self._batches, self._seed, self.rank, self.ranks = batches, seed, rank, ranks

@@ -38,6 +38,7 @@ from waterfill.network.running.batches import tensors_in
 from waterfill.network.running.forward import Forward, as_deployed, copy_of
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.running.state import random_numbers, unchanged
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.part import Spec
 from waterfill.recipe import as_spec
 from waterfill.storage.remarks import UNTRAINED
@@ -106,7 +107,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         raise BadInput(f"budget={budget!r} is a {type(budget).__name__}; say what it counts: budget=Budget(bits=2)")
     if options.runs is not None:
         raise BadRecipe(f"runs={options.runs!r}: codes that learn have no given width; compress so without training")
-    rank, ranks = rank_and_ranks()
+    model, (rank, ranks) = unwrapped(model), rank_and_ranks()
     with (
         options.shown() as settled,
         random_numbers(training.seed),

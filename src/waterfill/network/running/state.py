@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from waterfill.dtypes import octets
+from waterfill.errors import BadInput
 from waterfill.network.running.batches import is_plain, tensors_in
 
 _SAMPLED = 64  # entries of a tensor that distinguish batches
@@ -158,7 +159,12 @@ def random_numbers(seed: int) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the generators of PyTorch, on every device in use, of NumPy and of Python."""
+    """Seed the generators of PyTorch, on every device in use, of NumPy and of Python.
+
+    Raises BadInput for a seed that PyTorch does not take.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise BadInput(f"seed={seed}: give a whole number from -2**63 to below 2**64")
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

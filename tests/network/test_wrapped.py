@@ -1,0 +1,67 @@
+"""Networks that `torch.compile` or a parallel module holds: names are those of the network's own class."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import waterfill
+from waterfill import Budget
+from waterfill.learn import LC, FrozenCodes, Schedule, StraightThrough, Training, run
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)
+    return nn.Sequential(*layers).eval()
+
+
+def inputs() -> list[Tensor]:
+    return [torch.randn(16, 32, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    wrapped = torch.compile(model, backend="eager")
+    assert isinstance(wrapped, nn.Module)
+    return wrapped
+
+
+WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
+    compiled,
+    nn.DataParallel,
+    lambda model: compiled(nn.DataParallel(model)),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_files_of_wrapped_networks_are_those_of_the_network(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    for batches in (None, inputs()):
+        plain, wrapped = (waterfill.compress(model, batches, ratio=6) for model in (net(), wrap(net())))
+        assert wrapped.manifest == plain.manifest
+        assert [entry.blob for entry in wrapped.entries.values()] == [entry.blob for entry in plain.entries.values()]
+    assert list(waterfill.calibrate(wrap(net()), inputs())) == list(waterfill.calibrate(net(), inputs()))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_files_go_into_wrapped_networks(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    made, x = waterfill.compress(net(), spec="Quantize()", ratio=6), inputs()[0]
+    expected = made.install(net())(x)
+    wrapped = wrap(net())
+    assert made.install(wrapped) is wrapped
+    assert torch.equal(wrapped(x), expected)
+    torch.testing.assert_close(waterfill.pack(made, wrap(net()))(x), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_wrapped_networks_learn(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = wrap(net())
+    lc = LC(model, "Codebook(levels=2)", schedule=Schedule(mu=1.0))
+    lc.c_step()
+    names = list(net().state_dict())
+    assert list(lc.result().state_dict()) == names
+    made = waterfill.compress(model, spec="Quantize()", ratio=6)
+    for learner in (StraightThrough(model, made), FrozenCodes(model, made)):
+        assert list(learner.result().state_dict()) == names
+    learned = run(model, inputs(), budget=Budget(ratio=6), training=Training(epochs=1))
+    assert list(learned.state_dict()) == names
