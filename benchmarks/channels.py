@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from lib.calibration_data import SPARED, calibration_batches, model_of
 from lib.common import Table, claim, claims_table, data_folder, data_module, finish, measured_before
+from lib.learning_plan import ALL
 from lib.networks import imagenet_scale, networks
+from lib.teachers import large
 from lib.training_data import Shuffled, moved, training_batches
 from lib.turns import in_turns
 from torch import Tensor, nn
@@ -44,6 +46,8 @@ TRAINED = {RESNET: {1: (0.66,)}, SQUEEZE: {1: (0.85,)}}
 """Of these the networks that are trained too."""
 EPOCHS = {RESNET: 20.0, SQUEEZE: 6.0}
 """Of the 50,000 training images, without labels; of the 63 images for calibration."""
+TAUGHT = {RESNET: ((1, 0.66, 14.0, ALL),), SQUEEZE: ()}
+"""Networks that are trained with others as their teachers: inputs at once, share, passes, teachers."""
 RATE = {RESNET: 0.01, SQUEEZE: 1e-4}
 """Of SGD at first: at 0.02 the loss of the pruned ResNet-56 rises before it falls, and 0.05 forgets what it knew."""
 IMAGES = 5000
@@ -60,13 +64,14 @@ _PAD = 16  # pixels that images of ImageNet are shifted by, at most
 class Job:
     """A network made for so many inputs at once, with a share of its time left; `batch` 0: the whole one.
 
-    epochs: of training without labels after.
+    epochs: of training without labels after. teacher: "" for the whole network, or others.
     """
 
     network: str
     batch: int = 0
     share: float = 1.0
     epochs: float = 0.0
+    teacher: str = ""
 
 
 def plan(epochs: float | None = None) -> list[Job]:
@@ -77,6 +82,7 @@ def plan(epochs: float | None = None) -> list[Job]:
         for batch, share in ((batch, share) for batch, shares in each.items() for share in shares):
             trained = [EPOCHS[name] if epochs is None else epochs] * (share in TRAINED[name].get(batch, ()))
             jobs += [Job(name, batch, share, some) for some in (0.0, *trained)]
+        jobs += [Job(name, *taught) for taught in TAUGHT[name]]
     return jobs
 
 
@@ -125,14 +131,14 @@ class Measuring:
 
     def smaller(self, job: Job) -> nn.Module:
         """The network of a job, made here or kept from an earlier run."""
-        trained = f" {job.epochs:g}" if job.epochs else ""
+        trained = (f" {job.epochs:g}" if job.epochs else "") + (f" by {job.teacher}" if job.teacher else "")
         path = None if self.keep is None else self.keep / f"{job.network} {job.batch} {job.share:g}{trained}.wf"
         if path is not None and path.is_file():
             new = model_of(self.name, self.folder, networks()[self.name].state(self.folder))
             return ordered(waterfill.load(path).install(new))
         if job.epochs:
-            made = self.smaller(replace(job, epochs=0.0))
-            self.train(made, job.epochs)
+            made = self.smaller(replace(job, epochs=0.0, teacher=""))
+            self.train(made, job)
         else:
             made = self.pruned(job)
         if path is not None:
@@ -151,21 +157,22 @@ class Measuring:
         work = replace(self._work, units=units, blocks=blocks, how=replace(how, fold=False))
         return work.pruned(job.share).model
 
-    def train(self, student: nn.Module, epochs: float) -> None:
-        """Let a smaller network learn to say what the whole one says, in place."""
-        teacher = deployed(self.model, self.name).to(self.device)
+    def train(self, student: nn.Module, job: Job) -> None:
+        """Let a smaller network learn to say what the whole one or other teachers say, in place."""
+        device = torch.device(self.device)
+        teacher = large(job.teacher, device) if job.teacher else deployed(self.model, self.name).to(device)
 
         def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
             return torch.optim.SGD(parameters, RATE[self.name], momentum=0.9, weight_decay=5e-4, nesterov=True)
 
         def forward(model: nn.Module, batch: Any) -> Tensor:
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-                outputs: Tensor = model(ordered(batch[0].to(self.device)))
+            with torch.autocast(device.type, torch.bfloat16):
+                outputs: Tensor = model(ordered(batch[0].to(device)))
             return outputs.float()
 
-        how = Distillation(epochs=epochs, optimizer=optimizer)
-        inputs = training_inputs(self.name, self.folder, torch.device(self.device))
-        distill(student.to(self.device), teacher, inputs, forward=forward, how=how)
+        how = Distillation(epochs=job.epochs, optimizer=optimizer)
+        inputs = training_inputs(self.name, self.folder, device)
+        distill(student.to(device), teacher, inputs, forward=forward, how=how)
         student.cpu()
 
     def row(self, smaller: nn.Module, seconds: float) -> list[Any]:
@@ -251,7 +258,8 @@ def times(model: nn.Module, smaller: nn.Module, name: str) -> list[Any]:
 
 def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
     """The runs and the claims."""
-    columns = {"network": "", "for, at once": "d", "share of time": ".2f", "epochs": ".2g", "convolutions": "d"}
+    columns = {"network": "", "for, at once": "d", "share of time": ".2f", "epochs": ".2g", "teacher": ""}
+    columns |= {"convolutions": "d"}
     columns |= {"multiplications, %": ".1f", "weights": ",d", "lossless file, bytes": ",d", "accuracy, %": ".2f"}
     for count in BATCHES:
         columns |= {
@@ -260,7 +268,7 @@ def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
             f"than whole alike, {count}": ".2f",
         }
     columns |= {"seconds": ".0f"}
-    order = sorted(known, key=lambda job: (job.network, job.batch, -job.share, job.epochs))
+    order = sorted(known, key=lambda job: (job.network, job.batch, -job.share, job.epochs, job.teacher))
     rows = [[*asdict(job).values(), *known[job]] for job in order]
     return {"runs": Table("Channels removed", columns, rows), "claims": claims_table(claims(known))}
 
