@@ -19,7 +19,7 @@ LONG = {RESNET: 22, DEEP: 6}
 LARGEST = 13.84
 TAUGHT, DISTILLED = 30, 40
 """Passes of ResNet-20 with ResNet-56 as its teacher: in compressed form, and before it is compressed."""
-DISTILLED_DEEP, TAUGHT_DEEP = 18, 12
+DISTILLED_DEEP, TAUGHT_DEEP = 18, 10
 """Passes of ResNet-56 with all three ResNets as its teacher: before it is compressed, and in compressed form."""
 BY_THE_BOOK = 60
 """Passes of ResNet-20 in the LC algorithm."""
