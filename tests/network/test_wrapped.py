@@ -1,14 +1,17 @@
 """Networks that `torch.compile` or a parallel module holds: names are those of the network's own class."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import waterfill
 from waterfill import Budget
-from waterfill.learn import LC, FrozenCodes, Schedule, StraightThrough, Training, run
+from waterfill.cli.network import with_weights
+from waterfill.learn import LC, Distillation, FrozenCodes, Schedule, StraightThrough, Training, distill, run
 
 
 def net() -> nn.Module:
@@ -54,6 +57,16 @@ def test_files_go_into_wrapped_networks(wrap: Callable[[nn.Module], nn.Module]) 
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_checkpoint_of_the_network_goes_into_a_wrapped_one(
+    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    save_file(net().state_dict(), tmp_path / "net.safetensors")
+    wrapped = wrap(nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)))
+    assert with_weights(wrapped, str(tmp_path / "net.safetensors")) is wrapped
+    assert torch.equal(wrapped(inputs()[0]), net()(inputs()[0]))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_wrapped_networks_learn(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = wrap(net())
     lc = LC(model, "Codebook(levels=2)", schedule=Schedule(mu=1.0))
@@ -65,3 +78,4 @@ def test_wrapped_networks_learn(wrap: Callable[[nn.Module], nn.Module]) -> None:
         assert list(learner.result().state_dict()) == names
     learned = run(model, inputs(), budget=Budget(ratio=6), training=Training(epochs=1))
     assert list(learned.state_dict()) == names
+    distill(wrap(net()), wrap(net()), inputs(), how=Distillation(epochs=1, features={"0": "0"}))

@@ -45,6 +45,7 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     import waterfill
     from waterfill.model.install import install
     from waterfill.network.checkpoint import open_checkpoint
+    from waterfill.network.running.wrapped import unwrapped
 
     if path.endswith(".wf"):
         return waterfill.load(path).install(module)
@@ -52,9 +53,10 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     state: dict[str, Tensor] = {name: stored.load() for name, stored in checkpoint.tensors.items()}
     state |= {alias: state[name] for alias, name in checkpoint.aliases.items()}
     try:
-        return install(module, state)
+        install(unwrapped(module), state)
     except (Mismatch, RuntimeError) as error:
         raise Mismatch(f"{path} does not fit the network of --network: {_start(str(error))}") from error
+    return module
 
 
 def _start(message: str) -> str:

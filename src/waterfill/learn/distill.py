@@ -17,6 +17,7 @@ from waterfill.network.running.batches import each_tensor, output_of
 from waterfill.network.running.forward import Forward, as_deployed, call, result_of
 from waterfill.network.running.inputs import Inputs
 from waterfill.network.running.state import random_numbers, unchanged
+from waterfill.network.running.wrapped import unwrapped
 from waterfill.progress import Progress
 
 Comparison = Callable[[Any, Any], Tensor]
@@ -93,8 +94,8 @@ def distill(
     """
     with (
         random_numbers(how.seed),
-        watched(student, how.features, "student") as seen,
-        watched(teacher, how.features.values(), "teacher") as wanted,
+        watched(unwrapped(student), how.features, "student") as seen,
+        watched(unwrapped(teacher), how.features.values(), "teacher") as wanted,
     ):
         inputs = Inputs(batches, forward)
         inputs.check(student)
@@ -178,6 +179,9 @@ class _Pair:
         found = [output_of(seen[name]).float() for seen, name in self._outputs if name in seen]
         if len(found) < 2:
             raise BadInput("a module whose features count was not run; name one that every batch goes through")
+        if found[0].ndim != found[1].ndim:
+            shapes = [list(one.shape) for one in found]
+            raise BadInput(f"features of shapes {shapes[0]} and {shapes[1]} are not of the same places")
         value = found[i]
         if value.ndim < 4:
             return value
