@@ -68,6 +68,9 @@ def test_an_interrupted_training_says_where_it_goes_on(toy, tmp_path, capsys) ->
 
 def test_a_refused_training_leaves_nothing_in_the_way(toy, tmp_path, capsys) -> None:
     assert main(asked(toy, "labelled")) != 0  # labels, and no word of them
+    capsys.readouterr()
+    assert main(asked(toy, "inputs", "--labels")) == 4
+    assert "batches are (inputs, labels), and this is a Tensor" in capsys.readouterr().err
     assert main(asked(toy, "inputs", "--epochs", "-1")) != 0
     assert not (tmp_path / "m.wf.work").exists()
     assert main(asked(toy, "inputs", "--epochs", "0.5")) == 0

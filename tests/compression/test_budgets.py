@@ -163,3 +163,10 @@ def test_a_budget_that_cannot_be_used_gives_the_best_file_and_a_remark(tmp_path)
     assert waterfill.load(tmp_path / "f.wf").notes["budget"] == made.notes["budget"] and summary.size <= 40 / 8 * 2000
     assert "could not use" in with_data("Quantize()")(bits=40).notes["budget"]
     assert "budget" not in waterfill.compress(tensors, bits=6).notes
+
+
+def test_more_bits_than_numbers_have_are_a_budget_like_others() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).eval()
+    for batches in (None, [torch.randn(16, 16) for _ in range(4)]):
+        assert waterfill.compress(model, batches, bits=1000).bits < 64

@@ -78,6 +78,8 @@ def test_what_cannot_be_learned_says_so(teacher) -> None:
     with pytest.raises(BadInput, match="not of the same places"):
         both = nn.Sequential(nn.Unflatten(1, (1, INPUTS)), nn.Flatten(), nn.Linear(INPUTS, 10))
         distill(student(), both, batches, how=Distillation(features={"0": "0"}))
+    with pytest.raises(BadInput, match="share parameters"):
+        distill(teacher, teacher, batches)
     with pytest.raises(BadInput, match="loss is nan"):
         distill(student(), teacher, batches, how=Distillation(loss=lambda a, _: a.sum() * torch.nan))
     with pytest.raises(BadInput, match="no gradient leads"):

@@ -67,6 +67,26 @@ def test_a_checkpoint_of_the_network_goes_into_a_wrapped_one(
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
+def test_files_with_prefixed_names_go_into_what_has_the_prefix(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    made, x = waterfill.compress(wrap(net()).state_dict(), bits=6), inputs()[0]
+    plain = net()
+    plain.load_state_dict({".".join(name.split(".")[-2:]): value for name, value in made.state_dict().items()})
+    expected = plain(x)
+    assert torch.equal(made.install(wrap(net()))(x), expected)
+    torch.testing.assert_close(waterfill.pack(made, wrap(net()))(x), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_layers_of_wrapped_networks_are_compared(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    made = waterfill.compress(net(), bits=4)
+    plain, wrapped = (
+        waterfill.evaluate(made.install(wrapped(net())), inputs(), reference=wrapped(net()), layers=True).layers
+        for wrapped in (nn.Module.eval, wrap)
+    )
+    assert wrapped == plain and len(plain) == 2
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_wrapped_networks_learn(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = wrap(net())
     lc = LC(model, "Codebook(levels=2)", schedule=Schedule(mu=1.0))

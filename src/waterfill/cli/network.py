@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from waterfill.cli.exit_codes import UsageError
-from waterfill.errors import Mismatch
+from waterfill.errors import BadInput, Mismatch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,8 +34,13 @@ def labelled() -> "dict[str, Any]":
     """How batches of (inputs, labels) are run and scored: as a classification."""
     import torch.nn.functional as F
 
+    def forward(model: "nn.Module", batch: Any) -> Any:
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise BadInput(f"--labels: batches are (inputs, labels), and this is a {type(batch).__name__}")
+        return model(batch[0])
+
     return {
-        "forward": lambda model, batch: model(batch[0]),
+        "forward": forward,
         "loss": lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
     }
 
@@ -45,7 +50,7 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     import waterfill
     from waterfill.model.install import install
     from waterfill.network.checkpoint import open_checkpoint
-    from waterfill.network.running.wrapped import unwrapped
+    from waterfill.network.running.wrapped import holder
 
     if path.endswith(".wf"):
         return waterfill.load(path).install(module)
@@ -53,7 +58,7 @@ def with_weights(module: "nn.Module", path: str) -> "nn.Module":
     state: dict[str, Tensor] = {name: stored.load() for name, stored in checkpoint.tensors.items()}
     state |= {alias: state[name] for alias, name in checkpoint.aliases.items()}
     try:
-        install(unwrapped(module), state)
+        install(holder(module, state), state)
     except (Mismatch, RuntimeError) as error:
         raise Mismatch(f"{path} does not fit the network of --network: {_start(str(error))}") from error
     return module

@@ -17,6 +17,7 @@ from waterfill.evaluation.paired import Scores
 from waterfill.evaluation.targets import Reader, Targets
 from waterfill.network.running.batches import tensor_in
 from waterfill.network.running.forward import Forward, as_deployed, hooked, layers_of
+from waterfill.network.running.wrapped import unwrapped
 
 Metric = Callable[[Tensor, Tensor | None], Tensor]
 _TITLES = {
@@ -201,8 +202,8 @@ class _Task:
         with ExitStack() as hooks:
             if reference is not None:
                 if layers:
-                    hooks.enter_context(hooked(layers_of(reference), self.layers.remember))
-                    hooks.enter_context(hooked(layers_of(model), self.layers.compare))
+                    hooks.enter_context(hooked(layers_of(unwrapped(reference)), self.layers.remember))
+                    hooks.enter_context(hooked(layers_of(unwrapped(model)), self.layers.compare))
                 expected, _ = self._run(reference, batch, "reference")
             outputs, loss = self._run(model, batch, "model")
         self.layers.forget()

@@ -87,11 +87,14 @@ def distill(
         The student. To go on: `compress(student, batches, ...)`, or `learn.run(student, batches, ...)`.
 
     Raises:
-        BadInput: outputs that cannot be compared, a module that has no such name, a loss that is not finite.
+        BadInput: a teacher that shares parameters with the student, outputs that cannot be compared, a module that has
+            no such name, a loss that is not finite.
 
     Example:
         >>> student = distill(Small(), teacher, loader, how=Distillation(features={"body": "layer3"}))
     """
+    if {id(value) for value in student.parameters()} & {id(value) for value in teacher.parameters()}:
+        raise BadInput("the student and the teacher share parameters, and the teacher would change; give a copy")
     with (
         random_numbers(how.seed),
         watched(unwrapped(student), how.features, "student") as seen,

@@ -13,7 +13,7 @@ from waterfill.model.install import install, make_room
 from waterfill.model.lazy import CompressedTensors
 from waterfill.model.notebook import shown
 from waterfill.network.layout import Layout
-from waterfill.network.running.wrapped import unwrapped
+from waterfill.network.running.wrapped import holder
 from waterfill.storage import FileReader, FileWriter, size_of
 from waterfill.storage.manifest import Manifest
 from waterfill.storage.remarks import warning_in
@@ -97,7 +97,7 @@ class CompressedModel:
         Raises:
             Mismatch: names or shapes that differ, or values that the module's types cannot hold.
         """
-        tensors, network = self.state_dict(), unwrapped(module)
+        tensors, network = self.state_dict(), holder(module, self.entries)
         make_room(network, self.notes, {name: tuple(value.shape) for name, value in tensors.items()})
         install(network, tensors)
         return module.eval() if self.notes.get("folded") else module

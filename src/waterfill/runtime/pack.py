@@ -15,7 +15,7 @@ from waterfill.model.entry import Entry
 from waterfill.model.install import check_fits, install, make_room, tied_names
 from waterfill.model.lazy import CompressedTensors
 from waterfill.network.layout import Layout
-from waterfill.network.running.wrapped import unwrapped
+from waterfill.network.running.wrapped import holder
 from waterfill.runtime.decoder.layers import shorten
 from waterfill.runtime.layers.base import PackedLayer
 from waterfill.runtime.layers.linear import PackedLinear
@@ -76,15 +76,19 @@ def pack(
     if not isinstance(input_bits, int) or input_bits not in _BYTES:
         raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
     _check(compressed, model, batch=1 if isinstance(batch, Fastest) else batch, large=large)
-    model = unwrapped(model)
     measured = batch if isinstance(batch, Fastest) or batch is None else Fastest((batch,))
-    work = _Packing(model, _BYTES[input_bits], measured, large or 0)
+
+    def packing(notes: Mapping[str, Any], names: Mapping[str, Any], aliases: Mapping[str, str]) -> _Packing:
+        network = holder(model, names)
+        make_room(network, notes, _shapes(names, aliases))
+        return _Packing(network, _BYTES[input_bits], measured, large or 0)
+
     if isinstance(compressed, CompressedModel):
-        make_room(model, compressed.notes, _shapes(compressed.entries, compressed.aliases))
+        work = packing(compressed.notes, compressed.entries, compressed.aliases)
         return work.run(compressed.entries, compressed.aliases, lambda name: compressed.entries[name])
     with FileReader(compressed) as src:
         tensors = CompressedTensors(src)
-        make_room(model, tensors.manifest.notes, _shapes(tensors.layouts, tensors.aliases))
+        work = packing(tensors.manifest.notes, tensors.layouts, tensors.aliases)
         return work.run(tensors.layouts, dict(tensors.aliases), tensors.entry)
 
 

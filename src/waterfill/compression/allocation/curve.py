@@ -12,6 +12,7 @@ from waterfill.importance import Importance
 from waterfill.theory import reverse_water_filling
 
 _SMALLEST_VARIANCE = 1e-60
+_MOST = 64.0  # bits of an entry, where a budget has more
 _QUANTILES = 128  # that stand for the variances of all rows, or of all columns
 
 
@@ -68,7 +69,7 @@ def water_level(target: Tensor, importance: Importance, bits: float) -> float:
     if target.shape[0] == 1:
         rows, columns = importance.rows.double().reshape(-1)[:1], columns * target[0].double().square()
     variances = np.outer(_quantiles(rows), _quantiles(columns))
-    return math.log2(reverse_water_filling(variances, rate=bits * variances.size).level)
+    return math.log2(reverse_water_filling(variances, rate=min(bits, _MOST) * variances.size).level)
 
 
 def _quantiles(variances: Tensor) -> np.ndarray:

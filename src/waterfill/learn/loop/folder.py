@@ -28,7 +28,8 @@ class WorkFolder:
     def claimed(self, plan: Mapping[str, Any]) -> Iterator[None]:
         """A block in which the folder is that of a training, and of no other process; what was kept goes at its end.
 
-        After an interruption it stays; after an error of ours too, unless nothing was trained yet.
+        After an interruption it stays; after an error of ours, of the network or of the batches too, unless nothing was
+        trained yet.
 
         Raises:
             PlanMismatch: it belongs to another training.
@@ -41,7 +42,7 @@ class WorkFolder:
             by_first(lambda: self._begin(stack, plan))
             try:
                 yield
-            except WaterfillError:
+            except (WaterfillError, RuntimeError, TypeError, ValueError, LookupError, AttributeError):
                 if self._first and not any((self._path / name).is_file() for name in _SNAPSHOTS):
                     self._remove()
                 raise
