@@ -165,6 +165,7 @@ def test_a_budget_that_cannot_be_used_gives_the_best_file_and_a_remark(tmp_path)
     assert "budget" not in waterfill.compress(tensors, bits=6).notes
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the price goes below what numbers hold
 def test_more_bits_than_numbers_have_are_a_budget_like_others() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).eval()
