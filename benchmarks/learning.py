@@ -21,6 +21,7 @@ from lib.common import Table, claim, claims_table, data_folder, finish, measured
 from lib.learning_plan import (
     BIT,
     BOTH,
+    BY_THE_BOOK,
     DEEP,
     EXTRA,
     FLOAT,
@@ -132,8 +133,10 @@ def learned(model: nn.Module, job: Job, folder: Path) -> waterfill.CompressedMod
     batches = training_batches(job.network, folder, next(model.parameters()).device)
     teacher = large(job.teacher, next(model.parameters()).device) if job.teacher else None
     if job.network == RESNET and job.method == "lc":  # with its norms, as the published figure
-        last = replace(training, last=lc_loop.LAST)
-        return lc_loop.by_the_book(model, batches, job.recipe, last, loss=lambda net, batch: loss(net, batch, teacher))
+        training = replace(training, last=BY_THE_BOOK[job.epochs])
+        return lc_loop.by_the_book(
+            model, batches, job.recipe, training, loss=lambda net, batch: loss(net, batch, teacher)
+        )
     return run(
         model,
         batches,

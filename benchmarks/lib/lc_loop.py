@@ -15,8 +15,6 @@ from torch.optim import SGD, Adam, Optimizer
 import waterfill
 from waterfill.learn import LC, FrozenCodes, Learner, Schedule, Training
 
-LAST = 0.25
-"""Share of the steps in which codes are frozen."""
 RISE = 1000.0  # of the weight of the penalty, from the first C step to the last
 _ROOM = 1.02  # of the file for numbers that are written more finely after the last phase
 _LAST_RATE = 2e-3  # of Adam at first, in the last phase
@@ -40,6 +38,8 @@ def by_the_book(model: nn.Module, batches: Any, spec: str, training: Training, l
     sgd = SGD(lc.groups(), training.first_rate, momentum=0.9, nesterov=True)
     loop.train(lc, sgd, learning, lambda done: lc.learning_rate(training.first_rate * (1 - done)))
     made = lc.result()
+    if learning == steps:
+        return made
     frozen = FrozenCodes(model, made, int(_ROOM * made.size))
     loop.train(frozen, Adam(frozen.groups()), steps - learning, lambda done: _LAST_RATE * (1 - done))
     return frozen.result()
