@@ -22,8 +22,8 @@ TAUGHT, DISTILLED = 30, 40
 DISTILLED_DEEP, TAUGHT_DEEP = 18, 10
 """Passes of ResNet-56 with all three ResNets as its teacher: before it is compressed, and in compressed form."""
 BY_THE_BOOK = {45: 0.0, 60: 0.25}
-"""Passes of ResNet-20 in the LC algorithm, and the share of them after it, in which codes are frozen. The first 45 of the
-longer training are those of the shorter one."""
+"""Passes of ResNet-20 in the LC algorithm, and the share of them after it, in which codes are frozen. The first 45 of
+the longer training are those of the shorter one."""
 
 
 @dataclass(frozen=True)
