@@ -21,7 +21,7 @@ from lib.calibration_data import SPARED, calibration_batches, model_of
 from lib.common import Table, claim, claims_table, data_folder, data_module, finish, measured_before
 from lib.learning_plan import ALL
 from lib.networks import imagenet_scale, networks
-from lib.teachers import large
+from lib.teachers import large, teach
 from lib.training_data import Shuffled, moved, training_batches
 from lib.turns import in_turns
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from waterfill.channels import fold_norms
 from waterfill.channels.choice.plan import TIME
 from waterfill.channels.options import Pruning
 from waterfill.channels.work import Work, time_units
-from waterfill.learn import Distillation, distill
 from waterfill.network.channels.macs import multiplications
 from waterfill.network.running.inputs import Inputs
 
@@ -161,18 +160,8 @@ class Measuring:
         """Let a smaller network learn to say what the whole one or other teachers say, in place."""
         device = torch.device(self.device)
         teacher = large(job.teacher, device) if job.teacher else deployed(self.model, self.name).to(device)
-
-        def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
-            return torch.optim.SGD(parameters, RATE[self.name], momentum=0.9, weight_decay=5e-4, nesterov=True)
-
-        def forward(model: nn.Module, batch: Any) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16):
-                outputs: Tensor = model(ordered(batch[0].to(device)))
-            return outputs.float()
-
-        how = Distillation(epochs=job.epochs, optimizer=optimizer)
         inputs = training_inputs(self.name, self.folder, device)
-        distill(student.to(device), teacher, inputs, forward=forward, how=how)
+        teach(student.to(device), teacher, inputs, job.epochs, RATE[self.name])
         student.cpu()
 
     def row(self, smaller: nn.Module, seconds: float) -> list[Any]:

@@ -69,15 +69,22 @@ def student(
 def _distilled(network: str, teacher: str, epochs: int, device: torch.device) -> tuple[nn.Module, float]:
     folder = data_folder()
     model = model_of(network, folder, networks()[network].state(folder)).to(device)
+    batches, began = training_batches(network, folder, device), time.process_time()
+    teach(model, large(teacher, device), batches, epochs, RATES[network])
+    return model, time.process_time() - began
+
+
+def teach(student: nn.Module, teacher: nn.Module, batches: Any, epochs: float, rate: float) -> None:
+    """Let a network learn to say what another one says of the images in batches (images, ...), on its device, in place:
+    by SGD in bfloat16, without labels."""
+    device = next(student.parameters()).device
 
     def forward(model: nn.Module, batch: Any) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            outputs: Tensor = model(batch[0].to(device, non_blocking=True))
+            outputs: Tensor = model(batch[0].to(device, memory_format=torch.channels_last, non_blocking=True))
         return outputs
 
     def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, RATES[network], momentum=0.9, weight_decay=5e-4, nesterov=True)
+        return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
-    batches, began = training_batches(network, folder, device), time.process_time()
-    distill(model, large(teacher, device), batches, forward=forward, how=Distillation(epochs, optimizer=optimizer))
-    return model, time.process_time() - began
+    distill(student, teacher, batches, forward=forward, how=Distillation(epochs, optimizer=optimizer))

@@ -62,7 +62,8 @@ def pack(
             those of more may differ in their last bits.
 
     Returns:
-        The module, its parameters frozen; in the place of one that is a single layer, the packed layer.
+        The module, its parameters frozen; in the place of one that is a single layer, the packed layer, and in that of
+        one of PyTorch's wrappers (`torch.compile`, `DataParallel`) the network that it holds.
 
     Raises:
         Mismatch: names or shapes that differ.
