@@ -16,6 +16,7 @@ import waterfill
 from waterfill import Budget, Options, Steps
 from waterfill.errors import BadInput, BadRecipe, BudgetError, PlanMismatch
 from waterfill.learn import Imitation, Schedule, Training, run
+from waterfill.learn.loop.run import SCALAR
 from waterfill.storage.remarks import UNTRAINED
 
 BATCHES = list(X.split(64))
@@ -249,3 +250,19 @@ def test_embeddings_with_sparse_gradients_are_like_others() -> None:
     few = Training(epochs=2, rate=1e-2)
     found = [run(each, batches, budget=Budget(bits=4), training=few).state_dict() for each in (plain, sparse)]
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_budget_that_compress_meets_is_met() -> None:
+    torch.manual_seed(0)
+    tiny = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    inputs = [torch.randn(16, 16) for _ in range(8)]
+
+    def smallest(spec: str | None) -> int:
+        with pytest.raises(BudgetError) as refused:
+            run(tiny, inputs, spec=spec, budget=Budget(size=100), training=Training(epochs=1), options=QUICK)
+        return int(re.findall("smallest .* has ([0-9]+)", str(refused.value))[0])
+
+    whole, scalar = smallest(None), smallest(SCALAR)
+    assert whole < scalar
+    for size in (whole, scalar - 1):
+        assert run(tiny, inputs, budget=Budget(size=size), training=Training(epochs=1), options=QUICK).size <= size

@@ -45,8 +45,7 @@ from waterfill.storage.remarks import UNTRAINED
 
 _CALIBRATED = 8  # batches that the compression before is calibrated with; as many decide what is better
 _REMARK = 24  # bytes that a remark takes, at most
-_MOMENTA = (0.9, 0.99)  # of Adam, for codes and numbers beside them
-_FUSED = ("cpu", "cuda")
+_MOMENTA, _FUSED = (0.9, 0.99), ("cpu", "cuda")  # of Adam, for codes and numbers beside them
 _RISE = 1000.0  # of mu, from the first C step to the last
 SCALAR = "Quantize() | Prune(pattern='columns', values=Quantize()) | LowRank(factors=Quantize())"
 """What straight-through training starts from: the choice that `compress` has, with codes that can be changed alone."""
@@ -90,7 +89,8 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
         save: called with the result, in the first process, before the snapshots are removed.
 
     Returns:
-        The network, within its budget; as it was before training where that made it worse (`warnings` says so).
+        The network, within its budget; as before training where that made it worse (`warnings` says so), or where so
+        few bytes hold no codes that can learn.
 
     Raises:
         BadInput: a loss that is not finite, batches that end early, outputs that cannot be compared, a teacher beside a
@@ -108,10 +108,7 @@ def run(  # noqa: PLR0913 - what is learned, from what, to what size, and how th
     if options.runs is not None:
         raise BadRecipe(f"runs={options.runs!r}: codes that learn have no given width; compress so without training")
     model, (rank, ranks) = unwrapped(model), rank_and_ranks()
-    with (
-        options.shown() as settled,
-        random_numbers(training.seed),
-    ):  # a loader may draw; every process and every run is to get the same
+    with options.shown() as settled, random_numbers(training.seed):  # a loader may draw: in every process alike
         Inputs(batches, forward).check(model)
         some = Inputs(batches, forward).spread(2 * _CALIBRATED)
         few, judged = Inputs(some[::2], forward), Inputs(some[1::2] or some, forward)
@@ -168,7 +165,8 @@ class _Run:
         found = self._untrained(wanted)
         if not by_lc:
             last = last if self._beside_codes(found[-1]) else 0
-            if spec is None and not has_codes(found[-1]):  # constants, say, of a network that hardly answers its inputs
+            none = len(found) < len(wanted) or not has_codes(found[-1])  # no room for codes that learn, or constants
+            if spec is None and none:
                 return found[0]
         more = last if PLAIN in wanted and not by_lc and self._beside_codes(found[0]) else 0
         of_codes, of_vectors, of_plain = (partial(self._phase, name, total=steps + more) for name in PHASES)
@@ -186,12 +184,16 @@ class _Run:
         return self._best(found, untrained, size)
 
     def _untrained(self, wanted: Mapping[str, Spec | None]) -> list[CompressedModel]:
-        """The network compressed without training, to several specs by the name of their file; calibrated once."""
+        """The network compressed without training, to several specs; calibrated once. A later one may be too large."""
         with ExitStack() as stack:
             measured = cache(lambda: stack.enter_context(calibrated(self.model, self.few, None, self.options)))
             made = []
             for name, own in wanted.items():
-                made.append(self.folder.kept(name, partial(lambda own: self._compressed(measured(), own), own)))
+                try:
+                    made.append(self.folder.kept(name, partial(lambda own: self._compressed(measured(), own), own)))
+                except BudgetError:
+                    if not made:
+                        raise
             return made
 
     def _compressed(self, measured: Calibrated, spec: Spec | None) -> CompressedModel:
