@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from lib.calibration_data import SPARED, calibration_batches, model_of
 from lib.common import Table, claim, claims_table, data_folder, data_module, finish, measured_before
-from lib.learning_plan import ALL
+from lib.learning_plan import ALL, DISTILLED_DEEP
 from lib.networks import imagenet_scale, networks
-from lib.teachers import large, teach
+from lib.teachers import large, student, teach
 from lib.training_data import Shuffled, moved, training_batches
 from lib.turns import in_turns
 from torch import Tensor, nn
@@ -35,18 +35,18 @@ from waterfill.network.channels.macs import multiplications
 from waterfill.network.running.inputs import Inputs
 
 RESNET, SQUEEZE = "ResNet-56", "SqueezeNet 1.1"
-SHARES = {RESNET: {1: (0.75, 0.66), 64: (0.6,)}, SQUEEZE: {1: (0.85, 0.75)}}
+SHARES = {RESNET: {1: (0.75, 0.66), 64: (0.6,)}, SQUEEZE: {1: (0.95, 0.85, 0.75)}}
 """Of the time that layers take at so many inputs at once."""
 BLOCKS = {1: True, 64: False}
 """Whether whole blocks may go: where calls take the time."""
 INPUTS = {RESNET: 128, SQUEEZE: 64}
 ROUNDS = {RESNET: 2, SQUEEZE: 1}
-TRAINED = {RESNET: {1: (0.66,)}, SQUEEZE: {1: (0.85,)}}
+TRAINED = {RESNET: {1: (0.66,)}, SQUEEZE: {1: (0.95, 0.85)}}
 """Of these the networks that are trained too."""
 EPOCHS = {RESNET: 20.0, SQUEEZE: 6.0}
 """Of the 50,000 training images, without labels; of the 63 images for calibration."""
-TAUGHT = {RESNET: ((1, 0.66, 14.0, ALL),), SQUEEZE: ()}
-"""Networks that are trained with others as their teachers: inputs at once, share, passes, teachers."""
+TAUGHT = {RESNET: ((1, 0.66, 14.0, ALL), (1, 0.66, 0.0, ALL, DISTILLED_DEEP), (1, 0.66, 20.0, ALL, DISTILLED_DEEP))}
+"""Networks that have others as their teachers: inputs at once, share, passes, teachers, and passes of the whole one."""
 RATE = {RESNET: 0.01, SQUEEZE: 1e-4}
 """Of SGD at first: at 0.02 the loss of the pruned ResNet-56 rises before it falls, and 0.05 forgets what it knew."""
 IMAGES = 5000
@@ -55,7 +55,7 @@ BATCHES = (1, 64)
 """Inputs at once that are timed."""
 LOST = {RESNET: (2.0, 0.5), SQUEEZE: (1.5, 2.0)}
 """How many times as fast, at the loss of how many points."""
-_TURNS, _SECONDS = 25, 10.0
+_TURNS, _SECONDS, _SECONDS_KEPT = 25, 10.0, ".seconds"
 _PAD = 16  # pixels that images of ImageNet are shifted by, at most
 
 
@@ -63,7 +63,8 @@ _PAD = 16  # pixels that images of ImageNet are shifted by, at most
 class Job:
     """A network made for so many inputs at once, with a share of its time left; `batch` 0: the whole one.
 
-    epochs: of training without labels after. teacher: "" for the whole network, or others.
+    epochs: of training without labels after. teacher: "" for the whole network, or others. distilled: epochs in which
+    the whole network learned from these before channels were removed.
     """
 
     network: str
@@ -71,6 +72,7 @@ class Job:
     share: float = 1.0
     epochs: float = 0.0
     teacher: str = ""
+    distilled: int = 0
 
 
 def plan(epochs: float | None = None) -> list[Job]:
@@ -81,7 +83,7 @@ def plan(epochs: float | None = None) -> list[Job]:
         for batch, share in ((batch, share) for batch, shares in each.items() for share in shares):
             trained = [EPOCHS[name] if epochs is None else epochs] * (share in TRAINED[name].get(batch, ()))
             jobs += [Job(name, batch, share, some) for some in (0.0, *trained)]
-        jobs += [Job(name, *taught) for taught in TAUGHT[name]]
+        jobs += [Job(name, *taught) for taught in TAUGHT.get(name, ())]
     return jobs
 
 
@@ -94,6 +96,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder where smaller networks are kept, and found again")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
     known = earlier() if options.resume else {}
     for name in options.networks.split(","):
         jobs = [job for job in plan(options.epochs) if job.network == name and job not in known]
@@ -119,50 +123,53 @@ class Measuring:
         self.name, self.folder, self.keep, self.device = name, data_folder(), keep, device
         self.model = ordered(model_of(name, self.folder, networks()[name].state(self.folder)))
         self.accuracy = accuracy_on(name, self.folder)
-        self._work: Work | None = None
+        self._works: dict[int, Work] = {}
 
     def rows(self, jobs: list[Job]) -> Iterator[tuple[Job, list[Any]]]:
         """Every row, one after the other."""
         for job in jobs:
-            began = time.process_time()
-            smaller = self.smaller(job) if job.batch else self.model
-            yield job, self.row(smaller, time.process_time() - began if job.batch else 0.0)
+            smaller, seconds = self.smaller(job) if job.batch else (self.model, 0.0)
+            yield job, self.row(smaller, seconds)
 
-    def smaller(self, job: Job) -> nn.Module:
-        """The network of a job, made here or kept from an earlier run."""
-        trained = (f" {job.epochs:g}" if job.epochs else "") + (f" by {job.teacher}" if job.teacher else "")
-        path = None if self.keep is None else self.keep / f"{job.network} {job.batch} {job.share:g}{trained}.wf"
-        if path is not None and path.is_file():
+    def smaller(self, job: Job) -> tuple[nn.Module, float]:
+        """The network of a job and the processor seconds of its last step, made here or kept from a run before."""
+        path = None if self.keep is None else self.keep / f"{_name_of(job)}.wf"
+        if path is not None and path.with_suffix(_SECONDS_KEPT).is_file():
             new = model_of(self.name, self.folder, networks()[self.name].state(self.folder))
-            return ordered(waterfill.load(path).install(new))
-        if job.epochs:
-            made = self.smaller(replace(job, epochs=0.0, teacher=""))
-            self.train(made, job)
-        else:
-            made = self.pruned(job)
+            return ordered(waterfill.load(path).install(new)), float(path.with_suffix(_SECONDS_KEPT).read_text())
+        before = self.smaller(replace(job, epochs=0.0))[0] if job.epochs else self.whole(job)
+        began = time.process_time()
+        made = self.trained(before, job) if job.epochs else self.pruned(before, job)
+        seconds = time.process_time() - began
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             waterfill.compress(made, lossless=True).save(path, force=True)
-        return ordered(made)
+            path.with_suffix(_SECONDS_KEPT).write_text(f"{seconds}")
+        return ordered(made), seconds
 
-    def pruned(self, job: Job) -> nn.Module:
+    def whole(self, job: Job) -> nn.Module:
+        """The network that channels are removed from."""
+        if not job.distilled:
+            return self.model
+        return ordered(student(job.network, job.teacher, job.distilled, torch.device(self.device), self.keep)[0].cpu())
+
+    def pruned(self, whole: nn.Module, job: Job) -> nn.Module:
         """The network of a job before training."""
         how = Pruning(rounds=ROUNDS[job.network], multiple=8, batch=job.batch, fold=True)
-        if self._work is None:
+        if job.distilled not in self._works:
             calibrating = [ordered(x) for x in batches_of(self.name, self.folder)]
-            self._work = Work.begin(self.model, Inputs(calibrating), replace(how, blocks=True), TIME)
-        blocks = self._work.blocks if BLOCKS[job.batch] else []
-        units = time_units(self._work.original, how, blocks)
-        work = replace(self._work, units=units, blocks=blocks, how=replace(how, fold=False))
-        return work.pruned(job.share).model
+            self._works[job.distilled] = Work.begin(whole, Inputs(calibrating), replace(how, blocks=True), TIME)
+        work = self._works[job.distilled]
+        blocks = work.blocks if BLOCKS[job.batch] else []
+        units = time_units(work.original, how, blocks)
+        return replace(work, units=units, blocks=blocks, how=replace(how, fold=False)).pruned(job.share).model
 
-    def train(self, student: nn.Module, job: Job) -> None:
-        """Let a smaller network learn to say what the whole one or other teachers say, in place."""
+    def trained(self, made: nn.Module, job: Job) -> nn.Module:
+        """A smaller network after it has learned to say what the whole one or other teachers say."""
         device = torch.device(self.device)
         teacher = large(job.teacher, device) if job.teacher else deployed(self.model, self.name).to(device)
         inputs = training_inputs(self.name, self.folder, device)
-        teach(student.to(device), teacher, inputs, job.epochs, RATE[self.name])
-        student.cpu()
+        teach(made.to(device), teacher, inputs, job.epochs, RATE[self.name])
+        return made.cpu()
 
     def row(self, smaller: nn.Module, seconds: float) -> list[Any]:
         """What is left of calls and multiplications, weights, bytes of the file, accuracy, and times."""
@@ -173,6 +180,14 @@ class Measuring:
         layers = sum(isinstance(module, nn.Conv2d) for module in quick.modules())
         weights = sum(p.numel() for p in quick.parameters())
         return [layers, 100 * share, weights, size, self.accuracy(quick), *times(self.model, quick, self.name), seconds]
+
+
+def _name_of(job: Job) -> str:
+    """Of the file that a network is kept in."""
+    trained = f" {job.epochs:g}" if job.epochs else ""
+    taught = f" by {job.teacher}" if job.teacher and (job.epochs or job.distilled) else ""
+    distilled = f" after {job.distilled}" if job.distilled else ""
+    return f"{job.network} {job.batch} {job.share:g}{trained}{taught}{distilled}"
 
 
 def ordered(value: Any) -> Any:
@@ -257,7 +272,7 @@ def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
             f"than whole alike, {count}": ".2f",
         }
     columns |= {"seconds": ".0f"}
-    order = sorted(known, key=lambda job: (job.network, job.batch, -job.share, job.epochs, job.teacher))
+    order = sorted(known, key=lambda job: (job.network, job.batch, -job.share, job.epochs, job.teacher, job.distilled))
     rows = [[*asdict(job).values(), *known[job]] for job in order]
     return {"runs": Table("Channels removed", columns, rows), "claims": claims_table(claims(known))}
 

@@ -1,13 +1,13 @@
-"""Networks compressed block by block: time and memory by depth, kills at random moments, and a folder of a large model.
+"""Networks compressed block by block: time and memory by size, kills at random moments, and a folder of a large model.
 
 depth: random networks of one width and more and more blocks, each in a process of its own on one thread: its processor
 seconds and the rise of its peak of memory over the network itself, while it is compressed block by block to 3 bits.
-kills: the folder of a small random Llama, compressed once undisturbed and then killed at random moments until it ends;
-the files are compared byte by byte. large: the folder of a random Llama with the sizes of one of 1.1 billion weights
-(width 2048, 5632 inside, 32000 tokens) with some of its 22 blocks: processor seconds, peak of memory, and the most that
-its work directory holds. The last two need transformers.
+width: likewise, of a few blocks that are wider and wider. kills: the folder of a small random Llama, compressed once
+undisturbed and then killed at random moments until it ends; the files are compared byte by byte. large: the folder of a
+random Llama with the sizes of one of 1.1 billion weights (width 2048, 5632 inside, 32000 tokens) with some of its 22
+blocks: processor seconds, peak of memory, and the most that its work directory holds. The last two need transformers.
 
-    python benchmarks/depth.py [--tables depth,kills,large] [--kills 20] [--blocks 4,8,16] [--large 3]
+    python benchmarks/depth.py [--resume] [--tables depth,width,kills,large] [--kills 20] [--blocks 4,8] [--large 3]
 """
 
 import argparse
@@ -29,8 +29,12 @@ import torch.nn.functional as F
 from lib.common import Table, claim, claims_table, finish, measured_before
 from torch import Tensor, nn
 
-WIDTH, INNER, VOCABULARY, BATCHES, LENGTH = 256, 640, 512, 16, 128
-DEPTHS, KILLS, LARGE, SEED = (4, 8, 16), 20, 3, 0
+WIDTH, VOCABULARY, BATCHES, LENGTH = 256, 512, 16, 128
+INNER, HEADS = 2.5, 4
+"""Times the width, and of how many heads each block is."""
+DEPTHS, KILLS, LARGE, SEED = (2, 4, 8, 16, 30), 20, 3, 0
+WIDTHS, FEW = (128, 256, 512, 1024), 4
+"""And of how many blocks networks of these widths are."""
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -49,23 +53,32 @@ DEPTH_COLUMNS = {
     "per block": ".2f",
     "peak over the network, MB": ".0f",
 }
+WIDTH_COLUMNS = {
+    "width": "d",
+    "weights": ",d",
+    "CPU seconds": ".1f",
+    "per million weights": ".2f",
+    "peak over the network, MB": ".0f",
+}
 KILL_COLUMNS = {"kills": "d", "same bytes": "", "left over": "d"}
+NAMES = ("depth", "width", "kills", "large")
 LARGE_COLUMNS = {"blocks": "d", "weights": ",d", "CPU seconds": ".0f", "peak, GB": ".2f", "work directory, GB": ".2f"}
 
 
 class Block(nn.Module):
     """As of a Llama, without rotation."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.gate, self.up = (nn.Linear(WIDTH, INNER, bias=False) for _ in range(2))
-        self.down = nn.Linear(INNER, WIDTH, bias=False)
+        inner = int(INNER * width)
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        q, k, v = (layer(y).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         x = x + self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         y = self.norm2(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
@@ -74,11 +87,11 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """A language model of so many blocks."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.layers = nn.ModuleList(Block() for _ in range(blocks))
-        self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.layers = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, VOCABULARY, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -89,27 +102,29 @@ class Stack(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tables", default="depth,kills,large")
+    parser.add_argument("--tables", default=",".join(NAMES))
     parser.add_argument("--blocks", default=",".join(map(str, DEPTHS)))
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--large", type=int, default=LARGE, help="blocks of the large model")
-    parser.add_argument("--one", type=int, help="the row of one depth, measured in this process, as JSON")
+    parser.add_argument("--resume", action="store_true", help="keep the other tables that the results hold")
+    parser.add_argument("--one", type=int, nargs=2, help="the row of a depth and a width, in this process, as JSON")
     parser.add_argument("--folder", nargs=2, help="compress a folder into another, and print a row as JSON")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(of_depth(options.one)))
+        print(json.dumps(of_size(*options.one)))
         return
     if options.folder:
         print(json.dumps(of_folder(*options.folder)))
         return
     wanted = options.tables.split(",")
     if importlib.util.find_spec("transformers") is None:
-        wanted = [name for name in wanted if name == "depth"]
+        wanted = [name for name in wanted if name in ("depth", "width")]
     depths = list(map(int, options.blocks.split(",")))
-    rows = {name: measured_before("depth", name) for name in ("depth", "kills", "large")}
+    rows = {name: measured_before("depth", name) if options.resume else [] for name in NAMES}
     for name in wanted:
         rows[name] = {
-            "depth": lambda: [apart("--one", str(blocks)) for blocks in depths],
+            "depth": lambda: [[blocks, *of_apart(blocks, WIDTH, per=blocks)] for blocks in depths],
+            "width": lambda: [[width, *of_apart(FEW, width)] for width in WIDTHS],
             "kills": lambda: [killed(options.kills)],
             "large": lambda: [large(options.large)],
         }[name]()
@@ -120,10 +135,13 @@ def main() -> None:
 def write(rows: dict[str, list[list[Any]]], options: dict[str, Any], partial: bool) -> None:
     made = []
     if len(rows["depth"]) > 1:
-        each = [row[3] for row in rows["depth"]]
-        made.append(claim("seconds a block, deepest over shallowest", each[-1] / each[0], 1.25, ".2f", at_most=True))
-        rise = rows["depth"][-1][4] / max(1.0, rows["depth"][0][4])
-        made.append(claim("peak over the network, deepest over shallowest", rise, 1.5, ".2f", at_most=True))
+        each = {row[0]: row[3] for row in rows["depth"]}
+        peaks = {row[0]: row[4] for row in rows["depth"]}
+        least, most = min(each), max(each)
+        text = f"of {most} blocks over {least}"
+        made.append(claim(f"seconds a block, {text}", each[most] / each[least], 1.25, ".2f", at_most=True))
+        rise = peaks[most] / max(1.0, peaks[least])
+        made.append(claim(f"peak over the network, {text}", rise, 1.5, ".2f", at_most=True))
     for kills, same, left in rows["kills"]:
         made.append(claim(f"{kills} kills: other bytes, and files left over", (not same) + left, 0, "d", at_most=True))
     for row in rows["large"]:
@@ -131,6 +149,7 @@ def write(rows: dict[str, list[list[Any]]], options: dict[str, Any], partial: bo
         made.append(claim("1.1 billion weights, some blocks: disk, GB", row[4], 20, ".2f", at_most=True))
     tables = {
         "depth": Table("Time and memory by depth", DEPTH_COLUMNS, rows["depth"]),
+        "width": Table("Time and memory by width", WIDTH_COLUMNS, rows["width"]),
         "kills": Table("Killed at random moments", KILL_COLUMNS, rows["kills"]),
         "large": Table("A folder with the sizes of 1.1 billion weights", LARGE_COLUMNS, rows["large"]),
         "claims": claims_table(made),
@@ -140,20 +159,25 @@ def write(rows: dict[str, list[list[Any]]], options: dict[str, Any], partial: bo
     )
 
 
-def of_depth(blocks: int) -> list[Any]:
-    """A row: blocks, weights, processor seconds, those for each block, and megabytes over the network itself."""
+def of_apart(blocks: int, width: int, per: int | None = None) -> list[Any]:
+    """Weights, processor seconds, those for each of so many (default: of a million weights), and megabytes."""
+    weights, seconds, rise = apart("--one", str(blocks), str(width))
+    return [weights, seconds, seconds / (weights / 1e6 if per is None else per), rise]
+
+
+def of_size(blocks: int, width: int) -> list[Any]:
+    """Of a network of so many blocks: weights, processor seconds, and megabytes over the network itself."""
     import waterfill
 
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
-    model = Stack(blocks)
+    model = Stack(blocks, width)
     batches = list(torch.randint(0, VOCABULARY, (BATCHES, LENGTH)).split(1))
     model(batches[0])
     before, began = peak(), time.process_time()
     how = waterfill.Options(blocks="layers", threads=1, memory=1 << 24)
     made = waterfill.compress(model, batches, spec="Quantize()", bits=3, options=how)
-    seconds = time.process_time() - began
-    return [blocks, made.weights, seconds, seconds / blocks, 1000 * (peak() - before)]
+    return [made.weights, time.process_time() - began, 1000 * (peak() - before)]
 
 
 def peak() -> float:

@@ -1,12 +1,12 @@
 """Language models that run compressed: tokens a second, memory and text, beside float32, bfloat16 and llama.cpp.
 
-SmolLM2-135M, whose folder `WATERFILL_SMOLLM2` names, is compressed without inputs to 4 and 3 bits of the whole file and
-generates greedily, one sequence, by transformers, which must be installed. Networks take turns, and the shortest run
+SmolLM2-135M in float32, whose folder `WATERFILL_SMOLLM2` names, is compressed without inputs to 4 and 3 bits of the
+whole file and generates greedily, one sequence, by transformers, which must be installed. Networks take turns, and the shortest run
 counts: of processor seconds with one thread, of the wall's with more. llama.cpp, where the packages gguf and xllamacpp
 are, reads the same network as Q4_0, which `waterfill export` writes. "tokens as restored" is whether the packed network
 says, token by token, what the same file says when its weights are dense.
 
-    python benchmarks/end_to_end.py [--threads 1] [--tokens 48] [--work FOLDER]
+    python benchmarks/end_to_end.py [--threads 1,2] [--tokens 48] [--work FOLDER]
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch import nn
 import waterfill
 from waterfill.runtime.speed import memory_of
 
-BITS = (4.0, 3.0)
+BITS, INPUT_BITS = (4.0, 3.0), (24, 16, 8)
 ROUNDS = 9
 WARM, LONG = 1, 25
 """Tokens of a short run, whose time is taken from that of a long one: what is left is one token after another."""
@@ -90,7 +90,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads")
     parser.add_argument("--tokens", type=int, default=48, help="to generate and compare")
     parser.add_argument("--work", type=Path, help="keeps the files that are made, for a later run")
     options = parser.parse_args()
@@ -116,10 +116,10 @@ def small(bench: Bench) -> None:
     for bits in BITS:
         file = bench.place / f"{bits:g} bits.wf"
         if not file.is_file():
-            waterfill.compress_file(bench.folder / "model.safetensors", file, bits=bits)
+            waterfill.compress(g.network(bench.folder), bits=bits).save(file)
         restored = waterfill.load(file).install(g.network(bench.folder))
         wanted = g.generated(restored, inputs, bench.tokens)
-        for size in (16, 8):
+        for size in INPUT_BITS:
             name = f"{bits:g} bits packed, {size}-bit inputs"
             nets[name], seconds = bench.packed(SMALL, file, g.network(bench.folder), size)
             found = g.generated(nets[name], inputs, bench.tokens)
@@ -144,18 +144,17 @@ def dense(build: Callable[[torch.dtype], nn.Module]) -> tuple[dict[str, nn.Modul
 
 
 def claims(rows: Rows, loading: Rows) -> Rows:
-    """The bars with one thread: speed over float32 and bfloat16, memory, text, loading."""
-    at = {(row[0], row[1], row[2]): row for row in rows if row[3] == 1}
+    """The bars: speed over float32 and bfloat16 for each number of threads, memory, text, loading."""
     made = []
+    for _, weights, _, threads, _, *times, _, _, _ in rows:
+        for bits in BITS:
+            if weights == f"{bits:g} bits packed, 8-bit inputs":
+                what = f"{bits:g} bits, 8-bit inputs, {threads} thread{'s' * (threads > 1)}: times as fast as"
+                wanted = {"float32": 4.0, "bfloat16": 2.0}
+                made += [claim(f"{what} {t}", found, wanted[t], ".2f") for t, found in zip(wanted, times, strict=True)]
+    at = {row[1]: row for row in rows}
     for bits in BITS:
-        row = at.get((SMALL, f"{bits:g} bits packed, 8-bit inputs", "transformers"))
-        if row:
-            what = f"{bits:g} bits, 8-bit inputs: times as fast as"
-            made += [claim(f"{what} float32", row[5], 4.0, ".2f"), claim(f"{what} bfloat16", row[6], 2.0, ".2f")]
-    for bits in BITS:
-        row, base = (
-            at.get((SMALL, name, "transformers")) for name in (f"{bits:g} bits packed, 16-bit inputs", "float32")
-        )
+        row, base = (at.get(name) for name in (f"{bits:g} bits packed, 16-bit inputs", "float32"))
         if row and base:
             made.append(
                 claim(f"{bits:g} bits: weights in memory, of float32", row[7] / base[7], 0.2, ".3f", at_most=True)

@@ -70,23 +70,30 @@ inline __attribute__((always_inline)) void fetch(const uint8_t* tile, int64_t ro
 }
 #endif
 
+constexpr int kMostBytes = 3;  // of an input as an integer
+
+// Inputs as integers of one, two or three signed bytes, x = scale * (256 (256 first + second) + third), batch by batch,
+// padded with zeros to whole kBlock columns.
+struct Inputs {
+    const int8_t* bytes[kMostBytes];  // [batch, padded] each, the highest first; null for those that there are not
+    const int16_t* upper;             // [batch, padded]: of the first two bytes, or of the only one
+    const int64_t* sums;              // [batch, groups]: of the integers
+    const double* scales;             // [batch]
+    int64_t batch, padded;
+
+    int64_t whole(int64_t item, int64_t column) const {
+        const int64_t at = item * padded + column;
+        return bytes[2] == nullptr ? upper[at] : 256 * static_cast<int64_t>(upper[at]) + bytes[2][at];
+    }
+};
+
 // What the corrections of a row add to its sum.
-inline int64_t corrected(const CodeMatrix& matrix, int64_t row, const int16_t* whole) {
+inline int64_t corrected(const CodeMatrix& matrix, int64_t row, const Inputs& inputs, int64_t item) {
     int64_t sum = 0;
     for (int32_t k = matrix.starts[row]; k < matrix.starts[row + 1]; ++k)
-        sum += static_cast<int64_t>(matrix.values[k]) * whole[matrix.where[k]];
+        sum += matrix.values[k] * inputs.whole(item, matrix.where[k]);
     return sum;
 }
-
-// Inputs as integers, x = scale * (256 high + low), batch by batch, padded with zeros to whole kBlock columns.
-struct Inputs {
-    const int8_t* high;      // [batch, padded]
-    const int8_t* low;       // [batch, padded]; null where 8 bits are enough: x = scale * high
-    const int16_t* whole;    // [batch, padded]: 256 high + low, or high
-    const int64_t* sums;     // [batch, groups]: of `whole`
-    const double* scales;    // [batch]
-    int64_t batch, padded;
-};
 
 // Adds the sums of codes times inputs of one group to totals[row][item]: for rows first to first + R, items likewise.
 // Every instruction set finds the same integers.
@@ -110,7 +117,7 @@ struct ProductSet {
     FourRows (*four_rows)(int bits, int bytes);
     // Of groups of whole kLine columns or one group, times kMany inputs and more; null where there is none.
     FourRows (*many_inputs)(int bits, int bytes);
-    // The loops for a width and for 1 or 2 bytes of input: whole tiles first, then single rows and items.
+    // The loops for a width and for 1 to 3 bytes of input: whole tiles first, then single rows and items.
     void (*tiles)(int bits, int bytes, Tile (&found)[4]);
 };
 

@@ -23,9 +23,10 @@ using namespace waterfill;
 
 namespace {
 
-constexpr float kLargest[] = {0, 127, 127 * 256};  // integer of the largest input, for 1 and 2 bytes
-constexpr float kTiny = 1e-33f;                    // inputs that are not above are zeros
-constexpr float kRounding = 12582912.0f;           // 1.5 * 2^23: added and taken away, it rounds to the nearest integer
+// Integer of the largest input, for 1, 2 and 3 bytes.
+constexpr float kLargest[] = {0, 127, 127 * 256, 127 * 256 * 256};
+constexpr float kTiny = 1e-33f;          // inputs that are not above are zeros
+constexpr float kRounding = 8388608.0f;  // 2^23: added to a smaller magnitude and taken away, it rounds to an integer
 // Products of so many entries and fewer are not shared out: they take less than 100 microseconds, and to wake a thread
 // takes 10.
 constexpr int64_t kAlone = 1 << 20;
@@ -58,8 +59,9 @@ float scaled_inputs(const float* __restrict x, const float* __restrict columns, 
     return largest <= FLT_MAX ? largest : std::numeric_limits<float>::quiet_NaN();
 }
 
+template <class Number>
 FOR_THIS_MACHINE
-int64_t sum_of(const int16_t* __restrict begin, const int16_t* __restrict end) {
+int64_t sum_of(const Number* __restrict begin, const Number* __restrict end) {
     int64_t sum = 0;
     while (begin < end) {
         const int64_t count = std::min<int64_t>(end - begin, 1 << 15);  // whose sum 32 bits hold
@@ -71,17 +73,30 @@ int64_t sum_of(const int16_t* __restrict begin, const int16_t* __restrict end) {
     return sum;
 }
 
-// Integers nearest to scaled * factor, ties to even, and their two bytes: 256 high + low.
+// The integer nearest to x, ties to even, for magnitudes below 2^23.
+ALWAYS_INLINE int32_t nearest(float x) {
+    const float away = std::copysign(kRounding, x);
+    return static_cast<int32_t>((x + away) - away);
+}
+
+// Integers nearest to scaled * factor and their signed bytes; null for bytes that there are not.
 FOR_THIS_MACHINE
-void integers(const float* __restrict scaled, float factor, int64_t cols, int16_t* __restrict whole,
-              int8_t* __restrict high, int8_t* __restrict low) {
-    for (int64_t c = 0; c < cols; ++c) whole[c] = static_cast<int16_t>((scaled[c] * factor + kRounding) - kRounding);
-    if (low == nullptr)
-        for (int64_t c = 0; c < cols; ++c) high[c] = static_cast<int8_t>(whole[c]);
+void integers(const float* __restrict scaled, float factor, int64_t cols, int16_t* __restrict upper,
+              int8_t* __restrict first, int8_t* __restrict second, int8_t* __restrict third) {
+    if (third == nullptr)
+        for (int64_t c = 0; c < cols; ++c) upper[c] = static_cast<int16_t>(nearest(scaled[c] * factor));
     else
         for (int64_t c = 0; c < cols; ++c) {
-            high[c] = static_cast<int8_t>((whole[c] + 128) >> 8);
-            low[c] = static_cast<int8_t>(whole[c] - 256 * ((whole[c] + 128) >> 8));
+            const int32_t whole = nearest(scaled[c] * factor), above = (whole + 128) >> 8;
+            upper[c] = static_cast<int16_t>(above);
+            third[c] = static_cast<int8_t>(whole - 256 * above);
+        }
+    if (second == nullptr)
+        for (int64_t c = 0; c < cols; ++c) first[c] = static_cast<int8_t>(upper[c]);
+    else
+        for (int64_t c = 0; c < cols; ++c) {
+            first[c] = static_cast<int8_t>((upper[c] + 128) >> 8);
+            second[c] = static_cast<int8_t>(upper[c] - 256 * ((upper[c] + 128) >> 8));
         }
 }
 
@@ -99,7 +114,7 @@ void tile_product(const Tile& tile, const CodeMatrix& matrix, const Inputs& inpu
             const int64_t zero = matrix.zeros ? matrix.zeros[place] : 1 << (matrix.bits - 1);
             for (int b = 0; b < tile.items; ++b) {
                 int64_t total = totals[r * tile.items + b] - zero * inputs.sums[(item + b) * matrix.groups + g];
-                if (matrix.starts) total += corrected(matrix, row + r, inputs.whole + (item + b) * inputs.padded);
+                if (matrix.starts) total += corrected(matrix, row + r, inputs, item + b);
                 sums[r * tile.items + b] += static_cast<double>(matrix.scales[place]) * static_cast<double>(total);
             }
         }
@@ -115,6 +130,7 @@ void tile_product(const Tile& tile, const CodeMatrix& matrix, const Inputs& inpu
 void CodesProduct::prepare(const CodeMatrix& matrix, const float* x, const float* columns, int64_t batch, int bytes,
                            const std::string& isa) {
     if (matrix.cols > kMostCols) throw std::invalid_argument("codes_product: too many columns");
+    if (bytes < 1 || bytes > kMostBytes) throw std::invalid_argument("codes_product: inputs of other bytes");
     const ProductSet& set = product_set(isa);
     set.tiles(matrix.bits, bytes, tiles_);
     const bool plain = batch == 1 && matrix.groups == 1 && matrix.zeros == nullptr && matrix.cols <= kNarrow;
@@ -123,9 +139,12 @@ void CodesProduct::prepare(const CodeMatrix& matrix, const float* x, const float
     if (many && set.many_inputs) four_rows_ = set.many_inputs(matrix.bits, bytes);
     matrix_ = matrix;
     const int64_t padded = (matrix.cols + kBlock - 1) / kBlock * kBlock;
-    whole_.resize(batch * padded);
-    high_.resize(batch * padded);
-    low_.resize(bytes == 2 ? batch * padded : 0);
+    inputs_ = {};
+    upper_.resize(batch * padded);
+    for (int k = 0; k < bytes; ++k) {
+        bytes_[k].resize(batch * padded);
+        inputs_.bytes[k] = bytes_[k].data();
+    }
     sums_.resize(batch * matrix.groups);
     scales_.resize(batch);
     scaled_.resize(matrix.cols);
@@ -134,18 +153,24 @@ void CodesProduct::prepare(const CodeMatrix& matrix, const float* x, const float
         const float factor = largest > kTiny ? kLargest[bytes] / largest : 0.0f;
         scales_[i] = std::isnan(largest) ? largest : static_cast<double>(largest) / kLargest[bytes];
         const int64_t used = std::isnan(largest) ? 0 : matrix.cols;
-        int16_t* whole = whole_.data() + i * padded;
-        int8_t *high = high_.data() + i * padded, *low = bytes == 2 ? low_.data() + i * padded : nullptr;
-        integers(scaled_.data(), factor, used, whole, high, low);
-        std::fill(whole + used, whole + padded, int16_t{0});
-        std::fill(high + used, high + padded, int8_t{0});
-        if (low != nullptr) std::fill(low + used, low + padded, int8_t{0});
-        for (int64_t g = 0; g < matrix.groups; ++g)
-            sums_[i * matrix.groups + g] =
-                sum_of(whole + g * matrix.group, whole + std::min(matrix.cols, (g + 1) * matrix.group));
+        int16_t* upper = upper_.data() + i * padded;
+        int8_t* own[kMostBytes] = {};
+        for (int k = 0; k < bytes; ++k) own[k] = bytes_[k].data() + i * padded;
+        integers(scaled_.data(), factor, used, upper, own[0], own[1], own[2]);
+        std::fill(upper + used, upper + padded, int16_t{0});
+        for (int k = 0; k < bytes; ++k) std::fill(own[k] + used, own[k] + padded, int8_t{0});
+        for (int64_t g = 0; g < matrix.groups; ++g) {
+            const int64_t begin = g * matrix.group, end = std::min(matrix.cols, (g + 1) * matrix.group);
+            int64_t& sum = sums_[i * matrix.groups + g];
+            sum = sum_of(upper + begin, upper + end);
+            if (bytes == 3) sum = 256 * sum + sum_of(own[2] + begin, own[2] + end);
+        }
     }
-    inputs_ = {high_.data(), bytes == 2 ? low_.data() : nullptr, whole_.data(), sums_.data(), scales_.data(),
-               batch,        padded};
+    inputs_.upper = upper_.data();
+    inputs_.sums = sums_.data();
+    inputs_.scales = scales_.data();
+    inputs_.batch = batch;
+    inputs_.padded = padded;
 }
 
 void CodesProduct::rows(int64_t begin, int64_t end, float* y) const {

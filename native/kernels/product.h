@@ -42,8 +42,8 @@ private:
     Inputs inputs_{};
     Tile tiles_[4] = {};
     FourRows four_rows_ = nullptr;
-    std::vector<int16_t> whole_;
-    std::vector<int8_t> high_, low_;
+    std::vector<int16_t> upper_;
+    std::vector<int8_t> bytes_[kMostBytes];
     std::vector<int64_t> sums_;
     std::vector<double> scales_;
     std::vector<float> scaled_;

@@ -8,11 +8,11 @@ template <int Bits>
 void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int64_t item, int64_t first, int64_t last,
          int64_t* totals) {
     const uint8_t* codes = matrix.codes + row * matrix.row_bytes();
-    const int16_t* whole = inputs.whole + item * inputs.padded;
     int64_t total = 0;
     for (int64_t block = first; block < last; ++block)
         for (int place = 0; place < block_cols(Bits); ++place)
-            total += code_at(Bits, codes + block * block_bytes(Bits), place) * whole[block * block_cols(Bits) + place];
+            total += code_at(Bits, codes + block * block_bytes(Bits), place) *
+                     inputs.whole(item, block * block_cols(Bits) + place);
     totals[0] += total;
 }
 

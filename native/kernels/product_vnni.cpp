@@ -90,14 +90,15 @@ private:
     template <int Line, int Bytes>
     TARGET static inline void add_half(const uint8_t* block, __mmask64 there, int64_t row_bytes, const Inputs& inputs,
                                        int64_t at, __m512i (&sums)[4][Bytes]) {
-        const __m512i high = _mm512_loadu_si512(inputs.high + at);
-        const __m512i low = Bytes == 2 ? _mm512_loadu_si512(inputs.low + at) : high;
+        __m512i given[Bytes];
+#pragma GCC unroll 3
+        for (int i = 0; i < Bytes; ++i) given[i] = _mm512_loadu_si512(inputs.bytes[i] + at);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
             const __m512i own = Bits == 8 ? _mm512_maskz_loadu_epi8(there, block + r * row_bytes)
                                           : codes_of_64<Bits == 8 ? 4 : Bits, Line>(block + r * row_bytes);
-            add_fours(sums[r][0], own, high);
-            if (Bytes == 2) add_fours(sums[r][Bytes - 1], own, low);
+#pragma GCC unroll 3
+            for (int i = 0; i < Bytes; ++i) add_fours(sums[r][i], own, given[i]);
         }
     }
 };
@@ -110,8 +111,9 @@ private:
 namespace waterfill {
 namespace {
 
-constexpr int kHeight = 4, kStreams = 4;  // rows, and rows of bytes of inputs: what 32 registers hold the sums of
-constexpr int kMiddle = 128;              // what stands for a code of 0 in rows that are unpacked
+constexpr int kHeight = 4;    // rows, and with as many rows of bytes of inputs as here, 32 registers hold the sums
+constexpr int streams_of(int bytes) { return bytes == 3 ? 6 : 4; }
+constexpr int kMiddle = 128;  // what stands for a code of 0 in rows that are unpacked
 static_assert(kBlock % kLine == 0, "inputs are padded to whole registers");
 
 // A row as bytes, corrected wherever the code is a byte still; whether every code is.
@@ -138,36 +140,37 @@ TARGET bool spread(const CodeMatrix& matrix, int64_t row, uint8_t* out) {
 
 // What the corrections of a row add that `spread` could not put in.
 template <int Bits>
-int64_t left_over(const CodeMatrix& matrix, int64_t row, const int16_t* whole) {
+int64_t left_over(const CodeMatrix& matrix, int64_t row, const Inputs& inputs, int64_t item) {
     const uint8_t* codes = matrix.codes + row * matrix.row_bytes();
     int64_t sum = 0;
     for (int32_t k = matrix.starts[row]; k < matrix.starts[row + 1]; ++k) {
         const int32_t c = matrix.where[k];
         const int64_t plain = code_at(Bits, codes + c / block_cols(Bits) * block_bytes(Bits), c % block_cols(Bits));
         const int64_t code = plain + kMiddle - (1 << (Bits - 1)) + matrix.values[k];
-        if (code < 0 || code > 255) sum += static_cast<int64_t>(matrix.values[k]) * whole[c];
+        if (code < 0 || code > 255) sum += matrix.values[k] * inputs.whole(item, c);
     }
     return sum;
 }
 
-// Sums of four rows times four rows of bytes of inputs, from a column up to before another; sums[stream] has the rows.
-TARGET inline void square(const uint8_t* rows, int64_t each, const int8_t* const (&streams)[kStreams], int64_t first,
-                          int64_t last, __m128i (&sums)[kStreams]) {
-    __m512i all[kStreams][kHeight];
-#pragma GCC unroll 16
-    for (int i = 0; i < kStreams * kHeight; ++i) (&all[0][0])[i] = _mm512_setzero_si512();
+// Sums of four rows times rows of bytes of inputs, from a column up to before another; sums[stream] has the rows.
+template <int Streams>
+TARGET inline void square(const uint8_t* rows, int64_t each, const int8_t* const (&streams)[Streams], int64_t first,
+                          int64_t last, __m128i (&sums)[Streams]) {
+    __m512i all[Streams][kHeight];
+#pragma GCC unroll 24
+    for (int i = 0; i < Streams * kHeight; ++i) (&all[0][0])[i] = _mm512_setzero_si512();
     for (int64_t c = first; c < last; c += kLine) {
         __m512i codes[kHeight];
 #pragma GCC unroll 4
         for (int r = 0; r < kHeight; ++r) codes[r] = _mm512_loadu_si512(rows + r * each + c);
-#pragma GCC unroll 4
-        for (int s = 0; s < kStreams; ++s) {
+#pragma GCC unroll 6
+        for (int s = 0; s < Streams; ++s) {
             const __m512i inputs = _mm512_loadu_si512(streams[s] + c);
 #pragma GCC unroll 4
             for (int r = 0; r < kHeight; ++r) add_fours(all[s][r], codes[r], inputs);
         }
     }
-    for (int s = 0; s < kStreams; ++s) {
+    for (int s = 0; s < Streams; ++s) {
         __m256i halves[kHeight];
 #pragma GCC unroll 4
         for (int r = 0; r < kHeight; ++r) halves[r] = halves_added(all[s][r]);
@@ -187,16 +190,15 @@ struct Spread {
 // Outputs of four rows for as many inputs as there are rows of bytes for, from `item` on; a last one stands for those
 // that there are not. Integers below 2^53 are exact in float64, so that outputs are those of `tile_product`.
 template <int Bits, int Bytes>
-TARGET inline void outputs(const Spread& spread, int64_t item, __m256d (&out)[kStreams / Bytes]) {
+TARGET inline void outputs(const Spread& spread, int64_t item, __m256d (&out)[streams_of(Bytes) / Bytes]) {
     const CodeMatrix& matrix = spread.matrix;
     const Inputs& inputs = spread.inputs;
-    constexpr int kItems = kStreams / Bytes;
+    constexpr int kStreams = streams_of(Bytes), kItems = kStreams / Bytes;
     int64_t items[kItems];
     const int8_t* streams[kStreams];
     for (int b = 0; b < kItems; ++b) {
         items[b] = item + b < inputs.batch ? item + b : inputs.batch - 1;
-        streams[b * Bytes] = inputs.high + items[b] * inputs.padded;
-        if (Bytes == 2) streams[b * Bytes + Bytes - 1] = inputs.low + items[b] * inputs.padded;
+        for (int i = 0; i < Bytes; ++i) streams[b * Bytes + i] = inputs.bytes[i] + items[b] * inputs.padded;
         out[b] = _mm256_setzero_pd();
     }
     for (int64_t g = 0; g < matrix.groups; ++g) {
@@ -211,15 +213,14 @@ TARGET inline void outputs(const Spread& spread, int64_t item, __m256d (&out)[kS
         }
         for (int b = 0; b < kItems; ++b) {
             __m256d totals = _mm256_cvtepi32_pd(sums[b * Bytes]);
-            if (Bytes == 2)
+            for (int i = 1; i < Bytes; ++i)
                 totals = _mm256_add_pd(_mm256_mul_pd(totals, _mm256_set1_pd(256)),
-                                       _mm256_cvtepi32_pd(sums[b * Bytes + Bytes - 1]));
+                                       _mm256_cvtepi32_pd(sums[b * Bytes + i]));
             const double sum = static_cast<double>(inputs.sums[items[b] * matrix.groups + g]);
             totals = _mm256_sub_pd(totals, _mm256_mul_pd(_mm256_load_pd(zeros), _mm256_set1_pd(sum)));
             if (!spread.whole) {
                 for (int r = 0; r < kHeight; ++r)
-                    more[r] = static_cast<double>(
-                        left_over<Bits>(matrix, spread.row + r, inputs.whole + items[b] * inputs.padded));
+                    more[r] = static_cast<double>(left_over<Bits>(matrix, spread.row + r, inputs, items[b]));
                 totals = _mm256_add_pd(totals, _mm256_load_pd(more));
             }
             out[b] = _mm256_add_pd(out[b], _mm256_mul_pd(_mm256_load_pd(scales), totals));
@@ -233,15 +234,16 @@ TARGET int64_t many_inputs(const CodeMatrix& matrix, const Inputs& inputs, int64
     static thread_local std::vector<uint8_t> memory;
     memory.resize(kHeight * inputs.padded + kLine);
     uint8_t* rows = memory.data() + (kLine - reinterpret_cast<uintptr_t>(memory.data()) % kLine) % kLine;
+    constexpr int kItems = streams_of(Bytes) / Bytes;
     int64_t row = begin;
     for (; row + kHeight <= end; row += kHeight) {
         bool whole = true;
         for (int r = 0; r < kHeight; ++r) whole = spread<Bits>(matrix, row + r, rows + r * inputs.padded) && whole;
         const Spread own{matrix, inputs, rows, row, whole};
-        for (int64_t item = 0; item < inputs.batch; item += kStreams / Bytes) {
-            __m256d out[kStreams / Bytes];
+        for (int64_t item = 0; item < inputs.batch; item += kItems) {
+            __m256d out[kItems];
             outputs<Bits, Bytes>(own, item, out);
-            for (int b = 0; b < kStreams / Bytes && item + b < inputs.batch; ++b)
+            for (int b = 0; b < kItems && item + b < inputs.batch; ++b)
                 _mm_storeu_ps(y + (item + b) * matrix.rows + row, _mm256_cvtpd_ps(out[b]));
         }
     }
@@ -260,13 +262,9 @@ FourRows many_inputs_of(int bits) {
     }
 }
 
-FourRows many_of(int bits, int bytes) { return bytes == 2 ? many_inputs_of<2>(bits) : many_inputs_of<1>(bits); }
-
-void tiles(int bits, int bytes, Tile (&found)[4]) {
-    bytes == 2 ? tiles_of<2>(bits, found) : tiles_of<1>(bits, found);
+FourRows many_of(int bits, int bytes) {
+    return bytes == 3 ? many_inputs_of<3>(bits) : bytes == 2 ? many_inputs_of<2>(bits) : many_inputs_of<1>(bits);
 }
-
-FourRows rows_of(int bits, int bytes) { return bytes == 2 ? four_rows_of<2>(bits) : four_rows_of<1>(bits); }
 
 bool available() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -275,7 +273,7 @@ bool available() {
 
 }  // namespace
 
-const ProductSet kProductVnni = {"vnni", available, rows_of, many_of, tiles};
+const ProductSet kProductVnni = {"vnni", available, four_rows_of, many_of, tiles_of};
 
 }  // namespace waterfill
 #else

@@ -1,8 +1,8 @@
 // Products with small codes in registers of 256 bits; included once for every instruction set, which defines TARGET and
 // `Sums`: how bytes are multiplied and added up, and for widths that it calls wide four rows of them at a time.
 //
-// Codes are unsigned and inputs signed bytes, as the processors' instructions want it; two bytes of input are two
-// products. 8-bit codes without VNNI are multiplied as 16-bit integers.
+// Codes are unsigned and inputs signed bytes, as the processors' instructions want it; every byte of an input is a
+// product of its own. 8-bit codes without VNNI are multiplied as 16-bit integers.
 #pragma once
 
 #include <immintrin.h>
@@ -67,8 +67,6 @@ TARGET inline void add_up(const CodeMatrix& matrix, const Inputs& inputs, int64_
     constexpr int kCols = block_cols(Bits), kBytes = block_bytes(Bits), kRegisters = kCols / 32;
     const int64_t row_bytes = matrix.row_bytes();
     const uint8_t* codes = matrix.codes + row * row_bytes;
-    const int8_t* high = inputs.high + item * inputs.padded;
-    const int8_t* low = inputs.low + (Bytes == 2 ? item * inputs.padded : 0);
     for (int i = 0; i < R * B * Bytes; ++i) (&whole[0][0][0])[i] = _mm256_setzero_si256();
     for (int64_t begin = first; begin < last; begin += Sums<Bits>::kHeld) {
         const int64_t end = last - begin < Sums<Bits>::kHeld ? last : begin + Sums<Bits>::kHeld;
@@ -84,9 +82,9 @@ TARGET inline void add_up(const CodeMatrix& matrix, const Inputs& inputs, int64_
                 for (int b = 0; b < B; ++b)
 #pragma GCC unroll 4
                     for (int k = 0; k < kRegisters; ++k) {
-                        const int64_t at = b * inputs.padded + block * kCols + 32 * k;
-                        sums[r][b][0].add(own[k], load(high + at));
-                        if (Bytes == 2) sums[r][b][Bytes - 1].add(own[k], load(low + at));
+                        const int64_t at = (item + b) * inputs.padded + block * kCols + 32 * k;
+#pragma GCC unroll 3
+                        for (int i = 0; i < Bytes; ++i) sums[r][b][i].add(own[k], load(inputs.bytes[i] + at));
                     }
             }
         }
@@ -94,7 +92,7 @@ TARGET inline void add_up(const CodeMatrix& matrix, const Inputs& inputs, int64_
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
             for (int b = 0; b < B; ++b)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
                 for (int i = 0; i < Bytes; ++i)
                     whole[r][b][i] = _mm256_add_epi32(whole[r][b][i], sums[r][b][i].whole());
     }
@@ -106,9 +104,11 @@ TARGET void dot(const CodeMatrix& matrix, const Inputs& inputs, int64_t row, int
     __m256i whole[R][B][Bytes];
     add_up<Bits, Bytes, R, B>(matrix, inputs, row, item, first, last, whole);
     for (int r = 0; r < R; ++r)
-        for (int b = 0; b < B; ++b)
-            totals[r * B + b] += Bytes == 2 ? 256 * sum_of(whole[r][b][0]) + sum_of(whole[r][b][Bytes - 1])
-                                            : sum_of(whole[r][b][0]);
+        for (int b = 0; b < B; ++b) {
+            int64_t total = 0;
+            for (int i = 0; i < Bytes; ++i) total = 256 * total + sum_of(whole[r][b][i]);
+            totals[r * B + b] += total;
+        }
 }
 
 // Four rows at a time of a matrix of one group, times one input: what comes after the sums takes as long as these where
@@ -128,12 +128,12 @@ TARGET int64_t four_rows(const CodeMatrix& matrix, const Inputs& inputs, int64_t
             return sums_of(whole[0][0][i], whole[1][0][i], whole[2][0][i], whole[3][0][i]);
         };
         __m256d totals = _mm256_cvtepi32_pd(all(0));
-        if (Bytes == 2)
-            totals = _mm256_add_pd(_mm256_mul_pd(totals, _mm256_set1_pd(256)), _mm256_cvtepi32_pd(all(Bytes - 1)));
+        for (int i = 1; i < Bytes; ++i)
+            totals = _mm256_add_pd(_mm256_mul_pd(totals, _mm256_set1_pd(256)), _mm256_cvtepi32_pd(all(i)));
         totals = _mm256_sub_pd(totals, shift);
         if (matrix.starts && matrix.starts[row] < matrix.starts[row + 4]) {
             alignas(32) double more[4];
-            for (int r = 0; r < 4; ++r) more[r] = static_cast<double>(corrected(matrix, row + r, inputs.whole));
+            for (int r = 0; r < 4; ++r) more[r] = static_cast<double>(corrected(matrix, row + r, inputs, 0));
             totals = _mm256_add_pd(totals, _mm256_load_pd(more));
         }
         const __m256d scaled = _mm256_mul_pd(_mm256_cvtps_pd(_mm_loadu_ps(matrix.scales + row)), totals);
@@ -170,6 +170,14 @@ void tiles_of(int bits, Tile (&found)[4]) {
     if (bits == 5) tiles_of<5, Bytes>(found);
     if (bits == 6) tiles_of<6, Bytes>(found);
     if (bits == 8) tiles_of<8, Bytes>(found);
+}
+
+FourRows four_rows_of(int bits, int bytes) {
+    return bytes == 3 ? four_rows_of<3>(bits) : bytes == 2 ? four_rows_of<2>(bits) : four_rows_of<1>(bits);
+}
+
+void tiles_of(int bits, int bytes, Tile (&found)[4]) {
+    bytes == 3 ? tiles_of<3>(bits, found) : bytes == 2 ? tiles_of<2>(bits, found) : tiles_of<1>(bits, found);
 }
 
 }  // namespace

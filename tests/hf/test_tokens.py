@@ -79,7 +79,7 @@ quiet = pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:Futur
 
 
 @quiet
-@pytest.mark.parametrize("input_bits", [8, 16])
+@pytest.mark.parametrize("input_bits", [8, 16, 24])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2"])
 def test_a_token_gives_what_the_forward_pass_gives(
     family: str, input_bits: int, monkeypatch: pytest.MonkeyPatch

@@ -56,7 +56,7 @@ def test_an_output_is_as_near_as_the_docstring_says(arrays: reference.Arrays, ba
     matrix = reference.restored(arrays).astype(np.float64)
     columns = np.ones(arrays.cols) if arrays.columns is None else arrays.columns.astype(np.float64)
     exact = x.astype(np.float64) @ matrix.T
-    for size in (1, 2):
+    for size in reference.LARGEST:
         unit = np.abs(x * columns).max(1) / reference.LARGEST[size]
         bound = 0.5 * unit[:, None] * np.abs(matrix / columns).sum(1)
         rounding = 1e-6 * (np.abs(x) @ np.abs(matrix).T) + 1e-30
@@ -67,7 +67,7 @@ def test_an_output_is_as_near_as_the_docstring_says(arrays: reference.Arrays, ba
 @given(matrices(), st.integers(1, 6), st.integers(0, 1 << 32))
 def test_every_instruction_set_does_what_the_reference_does(arrays: reference.Arrays, batch: int, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(batch, arrays.cols)).astype(np.float32)
-    for size in (1, 2):
+    for size in reference.LARGEST:
         wanted = reference.product(x, arrays, size)
         for isa in SETS:
             assert np.array_equal(run(x, arrays, size, isa), wanted)
@@ -82,7 +82,7 @@ def test_extreme_codes_and_inputs_do_not_overflow(bits: int, isa: str, cols: int
     scales = np.ones((6, 1), np.float32)
     arrays = reference.Arrays(layout.packed(codes, bits), scales, None, None, None, cols, cols, bits)
     x = np.stack([np.ones(cols), -np.ones(cols), np.zeros(cols)]).astype(np.float32)
-    for size in (1, 2):
+    for size in reference.LARGEST:
         assert np.array_equal(run(x, arrays, size, isa), (x @ codes.T).astype(np.float32))
 
 

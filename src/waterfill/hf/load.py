@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from waterfill.errors import BadInput
 from waterfill.hf.folder import check_compressed
 from waterfill.hf.original import class_of, transformers
 from waterfill.hf.plugin.written import save
+from waterfill.runtime.pack import input_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,8 +42,7 @@ def load(
     """
     transformers()
     path = check_compressed(folder)
-    if not isinstance(input_bits, int) or input_bits not in (8, 16):
-        raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
+    input_bytes(input_bits)
     from waterfill.hf.plugin.quantizer import WaterfillConfig
 
     how = WaterfillConfig(packed=packed, input_bits=input_bits)

@@ -191,7 +191,7 @@ class CodesTerm(Term):
     @property
     def words(self) -> str:
         some = f", {self.corrected:,} corrected" if self.corrected else ""
-        return f"{self.bits}-bit codes{some}" + (", 8-bit inputs" if self.size == 1 else "")
+        return f"{self.bits}-bit codes{some}" + ("" if self.size == 2 else f", {8 * self.size}-bit inputs")
 
 
 class LevelsTerm(Term):

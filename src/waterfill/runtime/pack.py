@@ -29,7 +29,7 @@ from waterfill.runtime.packing.table import WHY
 from waterfill.runtime.terms import WholeTerm, term_of
 from waterfill.storage import FileReader
 
-_BYTES = {8: 1, 16: 2}
+_BYTES = {8: 1, 16: 2, 24: 3}
 
 
 def pack(
@@ -52,8 +52,9 @@ def pack(
     Args:
         compressed: the network, or the path of its file, which is then read one tensor at a time.
         model: a module of the user's own class; changed in place.
-        input_bits: of the integers that the inputs of a layer are rounded to while it multiplies, 16 or 8. 16 keeps
-            outputs to about four digits; 8 is faster, and its loss is to be measured.
+        input_bits: of the integers that the inputs of a layer are rounded to while it multiplies, 8, 16 or 24. 16 keeps
+            outputs to about four digits, unless an input is a thousand times as large as the others; 24 keeps those of
+            float32; 8 is faster, and its loss is to be measured.
         batch: None to pack all that can be packed; or inputs at a time, for which each linear layer is timed, packed
             and dense, and the faster form stays: once for a machine, see the guide. `runtime.Fastest` names several
             numbers of inputs and other forms.
@@ -74,15 +75,14 @@ def pack(
         >>> net = waterfill.pack("net.wf", Net())
         >>> print(waterfill.runtime.table(net))
     """
-    if not isinstance(input_bits, int) or input_bits not in _BYTES:
-        raise BadInput(f"input_bits={input_bits!r} is neither 16 nor 8")
+    size = input_bytes(input_bits)
     _check(compressed, model, batch=1 if isinstance(batch, Fastest) else batch, large=large)
     measured = batch if isinstance(batch, Fastest) or batch is None else Fastest((batch,))
 
     def packing(notes: Mapping[str, Any], names: Mapping[str, Any], aliases: Mapping[str, str]) -> _Packing:
         network = holder(model, names)
         make_room(network, notes, _shapes(names, aliases))
-        return _Packing(network, _BYTES[input_bits], measured, large or 0)
+        return _Packing(network, size, measured, large or 0)
 
     if isinstance(compressed, CompressedModel):
         work = packing(compressed.notes, compressed.entries, compressed.aliases)
@@ -105,9 +105,16 @@ class Named(Protocol):
     def entry(self, name: str) -> Entry: ...
 
 
+def input_bytes(input_bits: int) -> int:
+    """Bytes of an input as an integer. Raises BadInput for other bits than those of `pack`."""
+    if not isinstance(input_bits, int) or input_bits not in _BYTES:
+        raise BadInput(f"input_bits={input_bits!r} is none of 8, 16 and 24")
+    return _BYTES[input_bits]
+
+
 def pack_named(source: Named, model: nn.Module, *, dense: Mapping[str, Tensor], input_bits: int = 16) -> nn.Module:
     """As `pack`, where some tensors of the module are not in the file as they are: `dense` has these by name."""
-    work = _Packing(model, _BYTES[input_bits], None, 0, dict(dense))
+    work = _Packing(model, input_bytes(input_bits), None, 0, dict(dense))
     return work.run(source.layouts, source.aliases, source.entry)
 
 

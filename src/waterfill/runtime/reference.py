@@ -1,7 +1,7 @@
 """Products of inputs with matrices of small codes, and with sparse ones, defined to the bit; `native/kernels` does the
 same, quickly.
 
-Of small codes: each input vector times the column scales is rounded to integers of one or two bytes, by the largest
+Of small codes: each input vector times the column scales is rounded to integers of one to three bytes, by the largest
 magnitude in it. Integers are multiplied and added up exactly. The sum of each group is multiplied by its scale in
 float64, groups are added up from first to last, and the scale of the inputs comes last. So every machine finds the same
 outputs.
@@ -15,7 +15,7 @@ import numpy as np
 
 from waterfill.runtime import layout
 
-LARGEST = {1: 127, 2: 127 * 256}
+LARGEST = {1: 127, 2: 127 * 256, 3: 127 * 256**2}
 """Integer of the largest magnitude, by bytes of an input."""
 TINY = 1e-33
 """Inputs whose largest magnitude is not above are zeros: beyond, a factor would not be finite."""
@@ -59,7 +59,7 @@ def restored(arrays: Arrays) -> np.ndarray:
 
 
 def product(x: np.ndarray, arrays: Arrays, size: int) -> np.ndarray:
-    """x [batch, cols] (float32) times the matrix: [batch, rows]. size: bytes of an input, 1 or 2.
+    """x [batch, cols] (float32) times the matrix: [batch, rows]. size: bytes of an input, 1 to 3.
 
     An input vector that is not finite gives NaN.
     """

@@ -192,7 +192,7 @@ def _looked_up(levels: Levels) -> Term:
 
 
 def term_of(product: Product, size: int) -> Term:
-    """The module of a product. size: bytes of an input as an integer, 1 or 2."""
+    """The module of a product. size: bytes of an input as an integer, 1 to 3."""
     if isinstance(product, Codes):
         return _coded(product, size)
     if isinstance(product, Levels):
