@@ -1,10 +1,10 @@
 """Language models that run compressed: tokens a second, memory and text, beside float32, bfloat16 and llama.cpp.
 
 SmolLM2-135M in float32, whose folder `WATERFILL_SMOLLM2` names, is compressed without inputs to 4 and 3 bits of the
-whole file and generates greedily, one sequence, by transformers, which must be installed. Networks take turns, and the shortest run
-counts: of processor seconds with one thread, of the wall's with more. llama.cpp, where the packages gguf and xllamacpp
-are, reads the same network as Q4_0, which `waterfill export` writes. "tokens as restored" is whether the packed network
-says, token by token, what the same file says when its weights are dense.
+whole file and generates greedily, one sequence, by transformers, which must be installed. Networks take turns, and the
+shortest run counts: of processor seconds with one thread, of the wall's with more. llama.cpp, where the packages gguf
+and xllamacpp are, reads the same network as Q4_0, which `waterfill export` writes. "tokens as restored" is whether the
+packed network says, token by token, what the same file says when its weights are dense.
 
     python benchmarks/end_to_end.py [--threads 1,2] [--tokens 48] [--work FOLDER]
 """

@@ -1,6 +1,4 @@
 // Products with small codes for AVX-512 VNNI: four products and their sum in one instruction.
-#include <vector>
-
 #include "codes.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -14,6 +12,12 @@ namespace {
 // sum += codes * inputs, by fours. As an instruction in words: GCC 12 copies every sum twice for the intrinsic.
 TARGET inline void add_fours(__m512i& sum, __m512i codes, __m512i inputs) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(inputs));
+}
+
+// The same, which the compiler cannot read from memory a second time instead of keeping it.
+TARGET inline __m512i held(__m512i value) {
+    __asm__("" : "+v"(value));
+    return value;
 }
 
 TARGET inline __m256i halves_added(__m512i lanes) {
@@ -108,147 +112,10 @@ private:
 
 #include "product_x86.h"
 
+#include "product_many.h"
+
 namespace waterfill {
 namespace {
-
-constexpr int kHeight = 4;    // rows, and with as many rows of bytes of inputs as here, 32 registers hold the sums
-constexpr int streams_of(int bytes) { return bytes == 3 ? 6 : 4; }
-constexpr int kMiddle = 128;  // what stands for a code of 0 in rows that are unpacked
-static_assert(kBlock % kLine == 0, "inputs are padded to whole registers");
-
-// A row as bytes, corrected wherever the code is a byte still; whether every code is.
-template <int Bits>
-TARGET bool spread(const CodeMatrix& matrix, int64_t row, uint8_t* out) {
-    const uint8_t* block = matrix.codes + row * matrix.row_bytes();
-    const __m256i up = _mm256_set1_epi8(static_cast<char>(kMiddle - (1 << (Bits - 1))));
-    for (int64_t begin = 0; begin < matrix.cols; begin += block_cols(Bits), block += block_bytes(Bits)) {
-        __m256i codes[4];
-        unpack<Bits>(block, codes);
-        for (int k = 0; k < block_cols(Bits) / 32; ++k)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + begin + 32 * k), _mm256_add_epi8(codes[k], up));
-    }
-    if (matrix.starts == nullptr) return true;
-    bool whole = true;
-    for (int32_t k = matrix.starts[row]; k < matrix.starts[row + 1]; ++k) {
-        const int64_t code = out[matrix.where[k]] + static_cast<int64_t>(matrix.values[k]);
-        const bool fits = code >= 0 && code <= 255;
-        if (fits) out[matrix.where[k]] = static_cast<uint8_t>(code);
-        whole = whole && fits;
-    }
-    return whole;
-}
-
-// What the corrections of a row add that `spread` could not put in.
-template <int Bits>
-int64_t left_over(const CodeMatrix& matrix, int64_t row, const Inputs& inputs, int64_t item) {
-    const uint8_t* codes = matrix.codes + row * matrix.row_bytes();
-    int64_t sum = 0;
-    for (int32_t k = matrix.starts[row]; k < matrix.starts[row + 1]; ++k) {
-        const int32_t c = matrix.where[k];
-        const int64_t plain = code_at(Bits, codes + c / block_cols(Bits) * block_bytes(Bits), c % block_cols(Bits));
-        const int64_t code = plain + kMiddle - (1 << (Bits - 1)) + matrix.values[k];
-        if (code < 0 || code > 255) sum += matrix.values[k] * inputs.whole(item, c);
-    }
-    return sum;
-}
-
-// Sums of four rows times rows of bytes of inputs, from a column up to before another; sums[stream] has the rows.
-template <int Streams>
-TARGET inline void square(const uint8_t* rows, int64_t each, const int8_t* const (&streams)[Streams], int64_t first,
-                          int64_t last, __m128i (&sums)[Streams]) {
-    __m512i all[Streams][kHeight];
-#pragma GCC unroll 24
-    for (int i = 0; i < Streams * kHeight; ++i) (&all[0][0])[i] = _mm512_setzero_si512();
-    for (int64_t c = first; c < last; c += kLine) {
-        __m512i codes[kHeight];
-#pragma GCC unroll 4
-        for (int r = 0; r < kHeight; ++r) codes[r] = _mm512_loadu_si512(rows + r * each + c);
-#pragma GCC unroll 6
-        for (int s = 0; s < Streams; ++s) {
-            const __m512i inputs = _mm512_loadu_si512(streams[s] + c);
-#pragma GCC unroll 4
-            for (int r = 0; r < kHeight; ++r) add_fours(all[s][r], codes[r], inputs);
-        }
-    }
-    for (int s = 0; s < Streams; ++s) {
-        __m256i halves[kHeight];
-#pragma GCC unroll 4
-        for (int r = 0; r < kHeight; ++r) halves[r] = halves_added(all[s][r]);
-        sums[s] = sums_of(halves[0], halves[1], halves[2], halves[3]);
-    }
-}
-
-// Rows of a matrix that are unpacked, and what their sums are multiplied by.
-struct Spread {
-    const CodeMatrix& matrix;
-    const Inputs& inputs;
-    const uint8_t* codes;  // [kHeight, padded]
-    int64_t row;           // the first
-    bool whole;            // whether every code is in its place
-};
-
-// Outputs of four rows for as many inputs as there are rows of bytes for, from `item` on; a last one stands for those
-// that there are not. Integers below 2^53 are exact in float64, so that outputs are those of `tile_product`.
-template <int Bits, int Bytes>
-TARGET inline void outputs(const Spread& spread, int64_t item, __m256d (&out)[streams_of(Bytes) / Bytes]) {
-    const CodeMatrix& matrix = spread.matrix;
-    const Inputs& inputs = spread.inputs;
-    constexpr int kStreams = streams_of(Bytes), kItems = kStreams / Bytes;
-    int64_t items[kItems];
-    const int8_t* streams[kStreams];
-    for (int b = 0; b < kItems; ++b) {
-        items[b] = item + b < inputs.batch ? item + b : inputs.batch - 1;
-        for (int i = 0; i < Bytes; ++i) streams[b * Bytes + i] = inputs.bytes[i] + items[b] * inputs.padded;
-        out[b] = _mm256_setzero_pd();
-    }
-    for (int64_t g = 0; g < matrix.groups; ++g) {
-        const int64_t last = g + 1 < matrix.groups ? (g + 1) * matrix.group : inputs.padded;
-        __m128i sums[kStreams];
-        square(spread.codes, inputs.padded, streams, g * matrix.group, last, sums);
-        alignas(32) double scales[kHeight], zeros[kHeight], more[kHeight] = {};
-        for (int r = 0; r < kHeight; ++r) {
-            const int64_t place = (spread.row + r) * matrix.groups + g;
-            scales[r] = matrix.scales[place];
-            zeros[r] = matrix.zeros ? matrix.zeros[place] + kMiddle - (1 << (Bits - 1)) : kMiddle;
-        }
-        for (int b = 0; b < kItems; ++b) {
-            __m256d totals = _mm256_cvtepi32_pd(sums[b * Bytes]);
-            for (int i = 1; i < Bytes; ++i)
-                totals = _mm256_add_pd(_mm256_mul_pd(totals, _mm256_set1_pd(256)),
-                                       _mm256_cvtepi32_pd(sums[b * Bytes + i]));
-            const double sum = static_cast<double>(inputs.sums[items[b] * matrix.groups + g]);
-            totals = _mm256_sub_pd(totals, _mm256_mul_pd(_mm256_load_pd(zeros), _mm256_set1_pd(sum)));
-            if (!spread.whole) {
-                for (int r = 0; r < kHeight; ++r)
-                    more[r] = static_cast<double>(left_over<Bits>(matrix, spread.row + r, inputs, items[b]));
-                totals = _mm256_add_pd(totals, _mm256_load_pd(more));
-            }
-            out[b] = _mm256_add_pd(out[b], _mm256_mul_pd(_mm256_load_pd(scales), totals));
-        }
-    }
-    for (int b = 0; b < kItems; ++b) out[b] = _mm256_mul_pd(out[b], _mm256_set1_pd(inputs.scales[items[b]]));
-}
-
-template <int Bits, int Bytes>
-TARGET int64_t many_inputs(const CodeMatrix& matrix, const Inputs& inputs, int64_t begin, int64_t end, float* y) {
-    static thread_local std::vector<uint8_t> memory;
-    memory.resize(kHeight * inputs.padded + kLine);
-    uint8_t* rows = memory.data() + (kLine - reinterpret_cast<uintptr_t>(memory.data()) % kLine) % kLine;
-    constexpr int kItems = streams_of(Bytes) / Bytes;
-    int64_t row = begin;
-    for (; row + kHeight <= end; row += kHeight) {
-        bool whole = true;
-        for (int r = 0; r < kHeight; ++r) whole = spread<Bits>(matrix, row + r, rows + r * inputs.padded) && whole;
-        const Spread own{matrix, inputs, rows, row, whole};
-        for (int64_t item = 0; item < inputs.batch; item += kItems) {
-            __m256d out[kItems];
-            outputs<Bits, Bytes>(own, item, out);
-            for (int b = 0; b < kItems && item + b < inputs.batch; ++b)
-                _mm_storeu_ps(y + (item + b) * matrix.rows + row, _mm256_cvtpd_ps(out[b]));
-        }
-    }
-    return row;
-}
 
 template <int Bytes>
 FourRows many_inputs_of(int bits) {

@@ -30,8 +30,8 @@ def codes_product(x: Tensor, matrix: Matrix, size: int, large: int = 0) -> Tenso
 
     size: bytes of an input as an integer, 1 to 3. large: inputs from which they are multiplied as floats; 0 for as many
     as this machine needs for that to be faster. With fewer, an output is off by at most half of an input's unit (its
-    largest magnitude times column scale, over 127, 32,512 or 8,323,072) times the sum of the row's magnitudes, and by the rounding
-    of float32. Raises BadInput for inputs of another width, device or type.
+    largest magnitude times column scale, over 127, 32,512 or 8,323,072) times the sum of the row's magnitudes, and by
+    the rounding of float32. Raises BadInput for inputs of another width, device or type.
     """
     if runs_here(x):
         return _multiplied(x, matrix, size, large)
