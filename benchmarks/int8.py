@@ -183,11 +183,15 @@ def claims(rows: list[list[Any]]) -> list[list[Any]]:
         own, fused, floats, other = at[RANGES], at[FUSED], at[FLOATS], at.get(STATIC)
         made.append(claim(f"{network}: accuracy that 8-bit inputs lose", floats[0] - own[0], 0.5, ".2f", at_most=True))
         made.append(claim(f"{network}: accuracy that is lost, fused", floats[0] - fused[0], 0.5, ".2f", at_most=True))
+        for column, size in enumerate(SIZES, start=2):
+            text, ratio = f"{network}, {size} at once", floats[column] / fused[column]
+            made.append(claim(f"{text}, fused: times as fast as float32", ratio, 1.5, ".2f"))
+            if other is not None:
+                speed = other[column] / fused[column]
+                made.append(claim(f"{text}, fused: times as fast as ONNX Runtime's", speed, 0.8, ".2f"))
         made.append(claim(f"{network}, 32 at once: times as fast as float32", floats[3] / own[3], 1.2, ".2f"))
-        made.append(claim(f"{network}, 32 at once, fused: times as fast as float32", floats[3] / fused[3], 1.5, ".2f"))
         if other is not None:
-            speed, ratio = other[3] / fused[3], fused[1] / max(other[1], 1e-9)
-            made.append(claim(f"{network}, 32 at once, fused: times as fast as ONNX Runtime's", speed, 0.8, ".2f"))
+            ratio = fused[1] / max(other[1], 1e-9)
             made.append(claim(f"{network}, fused: divergence over ONNX Runtime's", ratio, 1.0, ".2f", at_most=True))
     return made
 

@@ -11,6 +11,8 @@ from torch import fx, nn
 
 from waterfill.errors import BadInput
 from waterfill.runtime.fused.integers import IntegerConvolution, Reading, added, at_least, largest_of, takes
+from waterfill.runtime.fused.plan import CATS
+from waterfill.runtime.fused.program import gather
 from waterfill.runtime.layers.base import PackedLayer
 
 CONVOLUTION, RELU, POOL, NOTHING, CAT = "convolution", "relu", "pool", "nothing", "cat"
@@ -19,7 +21,6 @@ _POOLS = (nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)
 _NOTHINGS = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _UNKNOWN = Reading(torch.empty(0, dtype=torch.float32, device="cpu"), 0)
 _ADDS = (operator.add, operator.iadd, torch.add)
-_CATS = (torch.cat, torch.concat, torch.concatenate)
 
 
 def fuse(model: nn.Module) -> fx.GraphModule:
@@ -98,6 +99,7 @@ class _Fusion:
             elif node in self.readings:
                 self._replace(node)
         self._add_in_place()
+        gather(self.model)
         self.model.graph.lint()
         self.model.recompile()
 
@@ -230,7 +232,7 @@ def _kind(node: fx.Node, model: fx.GraphModule) -> str:
         return POOL if _pooling(node, model) is not None else ""
     if _is(node, model, _NOTHINGS) or (node.target is F.dropout and node.kwargs.get("training") is False):
         return NOTHING
-    if node.op == "call_function" and node.target in _CATS:
+    if node.op == "call_function" and node.target in CATS:
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         pieces = node.args[0] if node.args else node.kwargs.get("tensors")
         whole = isinstance(pieces, list | tuple) and all(isinstance(piece, fx.Node) for piece in pieces)

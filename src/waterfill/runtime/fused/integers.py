@@ -32,10 +32,13 @@ class Reading:
 
 
 def takes(layer: object) -> Reading | None:
-    """How a layer reads its inputs; None for one that is no convolution of 8-bit inputs in two dimensions."""
+    """How a layer reads its inputs; None for one that is no convolution of 8-bit inputs in two dimensions, or whose
+    codes are larger than what sums are exact for here."""
     if not isinstance(layer, PackedConvolution) or not isinstance(layer.term, Int8Term):
         return None
     if layer.transposed or len(layer.kernel_size) != 2 or layer.padding_mode != "zeros":
+        return None
+    if int(layer.term.codes.to(torch.int16).abs().max()) > kernel.largest_code():
         return None
     return Reading(layer.term.channels, int(layer.term.unit[1]))
 
@@ -131,7 +134,7 @@ def added(y: Tensor, x: Tensor, relu: bool) -> Tensor:
 def largest_of(q: Tensor, size: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> Tensor:
     """`max_pool2d` of integers [batch, channels, height, width] (uint8), for which PyTorch has none."""
     _, _, height, width = q.shape
-    places = [_places(*each, ceil_mode) for each in zip((height, width), size, stride, padding, strict=True)]
+    places = [places_of(*each, ceil_mode) for each in zip((height, width), size, stride, padding, strict=True)]
     spans = [(n - 1) * s + k for n, s, k in zip(places, stride, size, strict=True)]
     after = [max(0, span - n - p) for span, n, p in zip(spans, (height, width), padding, strict=True)]
     if any(padding) or any(after):
@@ -146,7 +149,7 @@ def largest_of(q: Tensor, size: list[int], stride: list[int], padding: list[int]
     return q
 
 
-def _places(length: int, size: int, stride: int, padding: int, ceil_mode: bool) -> int:
+def places_of(length: int, size: int, stride: int, padding: int, ceil_mode: bool) -> int:
     """How many outputs a pool has along a dimension: one that begins beyond the inputs does not count."""
     over = length + 2 * padding - size
     count = (-(-over // stride) if ceil_mode else over // stride) + 1
