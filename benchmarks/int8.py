@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import waterfill
 from waterfill import runtime
 from waterfill.runtime.fused.integers import IntegerConvolution
+from waterfill.runtime.fused.program import Program
 from waterfill.runtime.int8.kernel import largest_code
 from waterfill.runtime.leaves import Term
 from waterfill.runtime.speed import memory_of
@@ -166,8 +167,8 @@ def given(forms: dict[str, Run], x: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 
 def held(model: nn.Module) -> int:
-    """Bytes of the tensors of a network, and of weights in the order of kernels."""
-    kinds = (Term, IntegerConvolution)
+    """Bytes of the tensors of a network, of weights in the order of kernels, and of the memory of programs."""
+    kinds = (Term, IntegerConvolution, Program)
     return memory_of(model) + sum(module.beside for module in model.modules() if isinstance(module, kinds))
 
 

@@ -27,7 +27,8 @@ ALWAYS_INLINE void store(const Convolution& of, int64_t first, const int32_t (&s
         if (of.to.floats) {
             reinterpret_cast<float*>(to)[first + o] = y;
         } else {
-            const int32_t q = static_cast<int32_t>(std::nearbyint(std::min(std::max(y, -kClipped), kClipped))) + of.zero;
+            const float clipped = std::min(std::max(y, -kClipped), kClipped);
+            const int32_t q = static_cast<int32_t>(std::nearbyint(clipped)) + of.zero;
             to[first + o] = static_cast<uint8_t>(std::min(std::max(q, 0), 255));
         }
     }

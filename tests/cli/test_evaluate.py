@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 import waterfill
 from waterfill.cli import main
+from waterfill.runtime.int8 import kernel
 
 MODULE = """
 import torch
@@ -29,6 +30,16 @@ def both():
 
 def nothing():
     return []
+
+def images():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()
+    return nn.Sequential(*layers)
+
+def pictures():
+    x = torch.randn(16, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return [(x, images()(x).argmax(1))]
 """
 
 
@@ -141,3 +152,15 @@ def test_speed_shows_the_restored_network_and_the_packed_one(run, place, tmp_pat
     assert said["compression"]["ratio"] == whole / said["compression"]["bytes"]
     refused = run("evaluate", "model.safetensors", *common)
     assert refused.code == 2 and "a .wf file" in refused.err
+
+
+@pytest.mark.skipif(bool(kernel.missing()), reason=kernel.missing() or "there are kernels")
+def test_speed_of_convolutions_on_integers_stands_beside(run, place) -> None:
+    name, space = place
+    waterfill.compress(space["images"](), bits=6).save("images.wf")
+    told = ("evaluate", "images.wf", "--network", f"{name}:images", "--data", f"{name}:pictures", "--speed", "1")
+    shown = run(*told)
+    assert shown.code == 0, shown.err
+    assert "fused, 8-bit inputs" in shown.out and "fused: divergence" in shown.out
+    rows = {row["name"]: row for row in run(*told, "--json").json["speed"]}
+    assert rows["fused, 8-bit inputs"]["macs"] == rows["restored"]["macs"] > 0

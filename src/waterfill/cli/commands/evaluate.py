@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from waterfill.runtime import Latency
 
+_CALIBRATING = 8  # batches for the ranges of 8-bit inputs
+
 EXAMPLES = """examples:
   waterfill evaluate model.wf --network nets:resnet20 --data loaders:test_images
   waterfill evaluate model.wf --network nets:resnet20 --data images.npz --reference model.safetensors --layers
@@ -125,7 +127,7 @@ def latencies(
     args: argparse.Namespace, network: "nn.Module", inputs: "Iterable[Any]", models: "list[nn.Module]"
 ) -> "tuple[list[Latency], str]":
     """The original if it is named, else the restored network, also in bfloat16; the restored one, and the packed one in
-    two forms; and a word on what could not be timed. Raises UsageError."""
+    two or three forms; and a word on what could not be timed. Raises UsageError."""
     import torch
 
     from waterfill.network.running.batches import first_of
@@ -134,16 +136,33 @@ def latencies(
 
     if not args.file.endswith(".wf"):
         raise UsageError(f"--speed times what a .wf file becomes, and {args.file} is none")
-    labelled = [batch[0] if isinstance(batch, tuple) and len(batch) == 2 else batch for batch in islice(inputs, 1)]
+    some = islice(inputs, _CALIBRATING)
+    given = [batch[0] if isinstance(batch, tuple) and len(batch) == 2 else batch for batch in some]
     first, remark = ("original" if args.reference else "restored"), ""
     timed = {first: models[-1]}
     narrow = as_type(models[-1], torch.bfloat16)
     try:
-        call(narrow, first_of(labelled[0], 1))
+        call(narrow, first_of(given[0], 1))
         timed[f"{first}, bfloat16"] = narrow
     except BadInput as error:
         remark = f"the {first} network does not run in bfloat16: {error}"
     timed["restored"] = models[0]
     for bits in (16, 8):
         timed[f"packed, {bits}-bit inputs"] = pack(args.file, copy_of(network), input_bits=bits)
-    return speed(timed, labelled, args.speed), remark
+    if any(isinstance(module, torch.nn.Conv2d) for module in network.modules()):
+        fused, why = _of_integers(args.file, network, given)
+        timed |= {} if fused is None else {"fused, 8-bit inputs": fused}
+        remark = "\n".join(filter(None, (remark, why)))
+    return speed(timed, given, args.speed), remark
+
+
+def _of_integers(file: str, network: "nn.Module", batches: "list[Any]") -> "tuple[nn.Module | None, str]":
+    """A network whose convolutions hand 8-bit integers to one another, or None; and what that loses, or why not."""
+    from waterfill.network.running.forward import copy_of
+    from waterfill.runtime import fuse, pack, quantize_activations, table
+
+    try:
+        made = quantize_activations(pack(file, copy_of(network)), batches)
+        return fuse(made), f"fused: {table(made)[-1]['why']}"
+    except BadInput as error:
+        return None, f"without 8-bit convolutions: {error}"

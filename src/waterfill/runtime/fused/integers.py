@@ -102,14 +102,18 @@ class IntegerConvolution(nn.Module):
             self._ready = Ready.of(own, self._geometry)
         return self._ready
 
+    def multiplications(self, x: Tensor, y: Tensor) -> int:
+        """In a run of these inputs and outputs."""
+        return self.codes.numel() * y[:, 0].numel()
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot be copied."""
         return {**self.__dict__, "_ready": None}
 
     @property
     def beside(self) -> int:
-        """Bytes of the codes in the order of the kernel."""
-        return self.codes.numel()
+        """Bytes of the codes in the order of the kernel, once it has run."""
+        return 0 if self._ready is None else self.codes.numel()
 
     def extra_repr(self) -> str:
         sides = ("integers" if self.given else "floats", "floats" if self.zero is None else "integers")

@@ -21,11 +21,13 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """A program for inputs of some shapes. outputs: the shapes of what it gives. held: bytes of its memory."""
+    """A program for inputs of some shapes. outputs: the shapes of what it gives. held: bytes of its memory.
+    multiplications: with weights, for one input."""
 
     program: Any
     outputs: list[Shape]
     held: int
+    multiplications: int
 
     @classmethod
     def of(cls, plain: fx.GraphModule, shapes: Sequence[Shape], isa: str = "") -> "Plan | None":
@@ -107,12 +109,14 @@ class _Step:
 
 @dataclass
 class _Planning:
-    """values: of the nodes. every: of these and of what is rounded. steps: one after the other."""
+    """values: of the nodes. every: of these and of what is rounded. steps: one after the other. multiplications: of
+    these."""
 
     plain: fx.GraphModule
     values: dict[fx.Node, _Value] = field(default_factory=dict)
     every: list[_Value] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list)
+    multiplications: int = 0
 
     def plan(self, shapes: Sequence[Shape], isa: str) -> Plan | None:
         nodes = list(self.plain.graph.nodes)
@@ -131,7 +135,7 @@ class _Planning:
         program = native.core.Program([_sizes(value) for value in self.every], held, isa)
         for step in self.steps:
             step.add(program, *(source.number for source in step.sources), step.to.number)
-        return Plan(program, [self.values[node].shape for node in outputs], held)
+        return Plan(program, [self.values[node].shape for node in outputs], held, self.multiplications)
 
     def _value(self, shape: Shape, *, floats: bool) -> _Value:
         made = _Value(shape, floats, number=len(self.every))
@@ -184,6 +188,7 @@ class _Planning:
         height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
         to = self.values[node] = self._value((outs, height, width), floats=layer.zero is None)
         self.steps.append(_Step([source], to, partial(_convolve, layer)))
+        self.multiplications += layer.codes.numel() * height * width
         return min(height, width) > 0
 
     def _join(self, node: fx.Node, pieces: list[_Value]) -> bool:

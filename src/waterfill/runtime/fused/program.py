@@ -57,6 +57,11 @@ class Program(nn.Module):
             self._plan = shapes, Plan.of(self.plain, shapes)
         return self._plan[1]
 
+    def multiplications(self, x: Tensor, y: Tensor) -> int:
+        """Those of its convolutions, where these do not run one by one and count for themselves."""
+        plan = self._plan[1] if self._plan is not None and self._batch((x,)) else None
+        return 0 if plan is None else len(x) * plan.multiplications
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot be copied."""
         return {**self.__dict__, "_plan": None}
