@@ -55,7 +55,7 @@ struct CodeMatrix {
     int64_t row_bytes() const { return blocks() * block_bytes(bits); }
 };
 
-constexpr int64_t kAhead = 4096;  // bytes at least by which codes are fetched before they are needed
+constexpr int64_t kAhead = 1 << 14;  // bytes at least by which codes are fetched before they are needed
 
 #if defined(__GNUC__)
 // Fetches as many bytes as R rows have in a block: of the tile that comes next, from its beginning to its end. Memory
