@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from waterfill.coding import native
+from waterfill.runtime.decoder.seal import Seal
 from waterfill.runtime.layers.linear import PackedLinear
 from waterfill.runtime.matrix import runs_here
 
@@ -27,8 +28,8 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 _INPUTS, _OUTPUTS = ("q_proj", "k_proj", "v_proj"), ("o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-_matrices: "WeakKeyDictionary[nn.Module, tuple[list[Any], Any]]" = WeakKeyDictionary()
-"""By the attention of a layer, its matrices as the core takes them, and the records of which they were made."""
+_known: "WeakKeyDictionary[nn.Module, tuple[Seal, _Layer]]" = WeakKeyDictionary()
+"""What was found out of layers, for as long as they stay as they were."""
 
 
 class Kinds(NamedTuple):
@@ -75,18 +76,32 @@ def through(kinds: Kinds, layer: nn.Module, x: Tensor, given: Mapping[str, Any])
         or native.core is None
     ):
         return None
-    found = _Layer.of(kinds, layer)
+    found = _found(kinds, layer)
     return found.run(x, cache, angles) if found is not None and found.takes(x, cache, angles) else None
+
+
+def _found(kinds: Kinds, layer: nn.Module) -> "_Layer | None":
+    """What the core is to know of a layer, found out anew where something in it has changed."""
+    seal, found = _known.get(layer, (None, None))
+    if seal is not None and seal.whole and kinds.unchanged:
+        return found
+    found = _Layer.of(kinds, layer)
+    if found is None:
+        _known.pop(layer, None)
+    else:
+        _known[layer] = (found.seal(layer), found)
+    return found
 
 
 class _Layer(NamedTuple):
     """What the core is to know of a layer: the weights of its norms and what is added to their variances, the matrices
-    of `_INPUTS` and `_OUTPUTS` as records, and their biases."""
+    of `_INPUTS` and `_OUTPUTS`, the rows of each, and their biases."""
 
     attention: Any
     weights: list[Any]
     eps: list[float]
-    records: list[Any]
+    matrices: Any
+    rows: list[int]
     biases: list[Any]
 
     @classmethod
@@ -113,7 +128,20 @@ class _Layer(NamedTuple):
         fitting = all(bias is None or (bias.is_cpu and bias.numel() == n) for bias, n in zip(biases, rows, strict=True))
         if not (known and fitting and sizes == [rows[3], rows[-1]]):
             return None
-        return cls(attention, weights, [one.variance_epsilon for one in norms], records, biases)
+        assert native.core is not None  # the caller has looked
+        return cls(
+            attention, weights, [one.variance_epsilon for one in norms], native.core.Matrices(records), rows, biases
+        )
+
+    def seal(self, layer: nn.Module) -> Seal:
+        """What must not change for this to stay true. It does not hold the layer itself."""
+        named = layer._modules
+        names = ("self_attn", "mlp", *_NORMS)
+        modules = [module for name in names if (one := named[name]) is not None for module in one.modules()]
+        told: list[tuple[dict[str, Any], tuple[str, ...]]] = [(named, names)]
+        told += [(self.attention.config.__dict__, ("_attn_implementation_internal",))]
+        told += [(module.__dict__, ("large", "size", "variance_epsilon")) for module in modules]
+        return Seal(modules, told)
 
     def takes(self, x: Tensor, cache: Any, angles: Any) -> bool:
         """Whether this is a token, angles and a cache of keys and values as `run` is to have them."""
@@ -125,7 +153,7 @@ class _Layer(NamedTuple):
         own = cache.layers[place]
         if type(own) is not getattr(caches, "DynamicLayer", None) or not isinstance(own.keys, Tensor):
             return False
-        shape = (1, self.records[1][0][1][0] // head)
+        shape = (1, self.rows[1] // head)
         return own.keys.shape[:2] == own.values.shape[:2] == shape and own.keys.shape[2:] == own.values.shape[2:]
 
     def run(self, x: Tensor, cache: Any, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -136,28 +164,17 @@ class _Layer(NamedTuple):
         biases = [None if bias is None else _plain(bias) for bias in self.biases]
         added = [0 if bias is None else bias.data_ptr() for bias in biases]
         width, head = x.shape[-1], angles[0].shape[-1]
-        heads = [records[0][1][0] // head for records in self.records[:count]]
+        heads = [rows // head for rows in self.rows[:count]]
         made = [torch.empty(1, many, 1, head, dtype=torch.float32, device="cpu") for many in heads]
         places = [each.data_ptr() for each in (own, first, *turns, *made)]
-        matrices = _kept(self.attention, self.records)
-        core.decoder_inputs(places, added[:count], matrices, [width, head], self.eps[0], threads)
+        core.decoder_inputs(places, added[:count], self.matrices, [width, head], self.eps[0], threads)
         fresh = [each.to(x.dtype) for each in made[1:]]
         keys, values = map(_plain, cache.update(*fresh, self.attention.layer_idx))
         out = torch.empty_like(own)
         places = [each.data_ptr() for each in (own, made[0], keys, values, second, out)]
         sizes = [width, *heads[:2], head, *keys.shape[2:3]]
-        core.decoder_outputs(places, added[count:], matrices, sizes, self.eps[1], self.attention.scaling, threads)
+        core.decoder_outputs(places, added[count:], self.matrices, sizes, self.eps[1], self.attention.scaling, threads)
         return out.to(x.dtype)
-
-
-def _kept(attention: nn.Module, records: list[Any]) -> Any:
-    """Matrices as the core takes them, made anew where a record is another one."""
-    each = [record for one in records for record in one]
-    known = _matrices.get(attention)
-    if known is None or len(known[0]) != len(each) or any(a is not b for a, b in zip(known[0], each, strict=True)):
-        assert native.core is not None
-        _matrices[attention] = known = (each, native.core.Matrices(records))
-    return known[1]
 
 
 def _records(linear: nn.Module | None) -> Any:
