@@ -40,6 +40,7 @@ Q4, LLAMA = "Q4_0", "llama.cpp"
 COLUMNS = {"network": "", "weights": "", "run by": "", "threads": "d", "tokens/s": ".1f", "times float32": ".2f"}
 COLUMNS |= {"times bfloat16": ".2f", "weights, MB": ".0f", "tokens as restored": "", "seconds to load": ".1f"}
 LOADING = {"network": "", "weights, M": ".1f", "seconds of a processor": ".2f", "M weights/s": ".0f"}
+LOGITS = {"weights": "", "logits of the prompt differ by at most": ".2g"}
 TIES = {"weights": "", "first other token": "d", "dense prefers its own by": ".3f", "logits differ by at most": ".3f"}
 Rows = list[list[Any]]
 
@@ -55,10 +56,12 @@ class Bench:
     rows: Rows = field(default_factory=list)
     loading: Rows = field(default_factory=list)
     ties: Rows = field(default_factory=list)
+    logits: Rows = field(default_factory=list)
 
     def tables(self) -> dict[str, Table]:
         tables = {"generation": Table("Generation of one sequence", COLUMNS, self.rows)}
         tables["loading"] = Table("From a file to packed layers, processor seconds", LOADING, self.loading)
+        tables["logits"] = Table("Packed beside restored weights", LOGITS, self.logits)
         tables["ties"] = Table("Where packed and restored weights say another token", TIES, self.ties)
         return tables | {"claims": claims_table(claims(self.rows, self.loading))}
 
@@ -124,6 +127,7 @@ def small(bench: Bench) -> None:
             nets[name], seconds = bench.packed(SMALL, file, g.network(bench.folder), size)
             found = g.generated(nets[name], inputs, bench.tokens)
             facts[name] = [memory_of(nets[name]) / 1e6, found == wanted, seconds]
+            bench.logits.append([name, g.apart(nets[name], restored, inputs)])
             other = g.other_way(nets[name], restored, inputs, [found, wanted])
             bench.ties += [[name, *other]] if other else []
     del restored

@@ -54,6 +54,12 @@ def generated(model: Any, inputs: Tensor, count: int) -> list[int]:
     return found
 
 
+@torch.inference_mode()
+def apart(model: Any, dense: Any, inputs: Tensor) -> float:
+    """By how much the logits of a prompt differ at most."""
+    return float((model(inputs).logits - dense(inputs).logits).abs().max())
+
+
 def other_way(model: Any, dense: Any, inputs: Tensor, tokens: list[list[int]]) -> list[float] | None:
     """Where two generations part: which token it is, by how much the dense network prefers its own to the other one
     there, and how far apart the logits of these two networks are at most. None where they do not. tokens: of the model

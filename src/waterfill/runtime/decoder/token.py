@@ -23,6 +23,8 @@ from waterfill.runtime.matrix import runs_here
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CACHES, _CAPTURES = "transformers.cache_utils", "transformers.utils.output_capturing"
+_CHOSEN = "_attn_implementation_internal"
+"""Of a config, where transformers keeps how attention is to run."""
 _ATTENTION, _SILU = ("sdpa", "eager"), ("SiLU", "SiLUActivation")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _INPUTS, _OUTPUTS = ("q_proj", "k_proj", "v_proj"), ("o_proj", "gate_proj", "up_proj", "down_proj")
@@ -86,9 +88,8 @@ def _found(kinds: Kinds, layer: nn.Module) -> "_Layer | None":
     if seal is not None and seal.whole and kinds.unchanged:
         return found
     found = _Layer.of(kinds, layer)
-    if found is None:
-        _known.pop(layer, None)
-    else:
+    _known.pop(layer, None)
+    if found is not None and _CHOSEN in found.attention.config.__dict__:
         _known[layer] = (found.seal(layer), found)
     return found
 
@@ -139,7 +140,7 @@ class _Layer(NamedTuple):
         names = ("self_attn", "mlp", *_NORMS)
         modules = [module for name in names if (one := named[name]) is not None for module in one.modules()]
         told: list[tuple[dict[str, Any], tuple[str, ...]]] = [(named, names)]
-        told += [(self.attention.config.__dict__, ("_attn_implementation_internal",))]
+        told += [(self.attention.config.__dict__, (_CHOSEN,))]
         told += [(module.__dict__, ("large", "size", "variance_epsilon")) for module in modules]
         return Seal(modules, told)
 
