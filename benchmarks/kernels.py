@@ -32,7 +32,7 @@ SHAPES = ("4096x4096", "1024x4096")
 BATCHES = (1, 32, 128)
 MEMORY = 64 << 20
 """Bytes of weights that a product with one input goes through; with more, weights are read from the caches anyway."""
-ROUNDS, SECONDS = 15, 40.0
+ROUNDS, SECONDS = 40, 60.0
 """Rounds of which the shortest run counts: so many, or at least three and so many seconds."""
 WIDTHS = (2, 3, 4, 5, 6, 8)
 RANK, KEPT, SPARSE = 32, 0.01, 0.1
