@@ -262,8 +262,8 @@ def times(model: nn.Module, smaller: nn.Module, name: str) -> list[Any]:
 
 def tables(known: dict[Job, list[Any]]) -> dict[str, Table]:
     """The runs and the claims."""
-    columns = {"network": "", "for, at once": "d", "share of time": ".2f", "epochs": ".2g", "teacher": "", "distilled": "d"}
-    columns |= {"convolutions": "d"}
+    columns = {"network": "", "for, at once": "d", "share of time": ".2f", "epochs": ".2g"}
+    columns |= {"teacher": "", "distilled": "d", "convolutions": "d"}
     columns |= {"multiplications, %": ".1f", "weights": ",d", "lossless file, bytes": ",d", "accuracy, %": ".2f"}
     for count in BATCHES:
         columns |= {

@@ -184,9 +184,10 @@ MAKE |= {name: partial(by_rounding, group=group) for name, group in FINER.items(
 
 
 def whole(rows: dict[str, list[list[Any]]]) -> bool:
-    """Whether every method has its row for the whole network at 3 bits, and the rates theirs block by block."""
+    """Whether every method but that of the whole network at once, which takes half an hour, has its row for all blocks
+    at 3 bits, and the rates theirs block by block."""
     found = {table: {tuple(row[:3]) for row in some} for table, some in rows.items()}
-    wanted = {(method, BLOCKS, 3.0) for method in METHODS}
+    wanted = {(method, BLOCKS, 3.0) for method in METHODS if method != OURS}
     return wanted <= found["methods"] and {(IN_TURN, BLOCKS, bits) for bits in PERPLEXITIES} <= found["rates"]
 
 
