@@ -150,21 +150,57 @@ def short_bias(layer: Any) -> None:
     layer.mlp.up_proj.bias = nn.Parameter(torch.ones(1), requires_grad=False)  # which PyTorch spreads
 
 
-CHANGES = [hooked, own_forward, another_activation, another_norm, no_norm, no_inner_layers, wrapped, dense, short_bias]
+def own_forward_of_a_term(layer: Any) -> None:
+    term = layer.mlp.down_proj.term
+    term.forward = lambda x: 2 * type(term).forward(term, x)
+
+
+CHANGES = [
+    hooked,
+    own_forward,
+    own_forward_of_a_term,
+    another_activation,
+    another_norm,
+    no_norm,
+    no_inner_layers,
+    wrapped,
+    dense,
+    short_bias,
+]
 
 
 @quiet
+@pytest.mark.parametrize("seen", [False, True], ids=["new", "seen"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_layer_that_was_changed_runs_its_forward_pass(
-    change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Any], None], seen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = packed("Llama")
+    if seen:
+        logits(model)
     for layer in model.model.layers:
         change(layer)
     with counted(monkeypatch) as taken:
         mine = logits(model)
     assert taken and not any(taken)
     assert torch.equal(mine, long_way(model, monkeypatch))
+
+
+@quiet
+@pytest.mark.parametrize("name", ["scales", "data", "input_layernorm.weight", "up_proj"])
+def test_numbers_that_lie_elsewhere_are_found_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed("Llama")
+    before = logits(model)
+    for layer in model.model.layers:
+        for own, value in [*layer.named_buffers(), *layer.named_parameters()]:
+            if name in own and value is not None:
+                value.data = value.data * 2 if value.is_floating_point() else value.data.clone()
+    rest = [torch.full((64,), 7.0) for _ in range(300)]  # which takes the place of what was there
+    with counted(monkeypatch) as taken:
+        mine = logits(model)
+    assert any(taken) and len(rest) == 300
+    assert torch.allclose(mine, long_way(model, monkeypatch), atol=1e-3)
+    assert torch.equal(mine, before) == (name == "data")
 
 
 @quiet

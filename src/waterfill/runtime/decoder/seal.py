@@ -27,9 +27,8 @@ class Seal:
         pairs += [(module.__dict__, "forward") for module in self._modules]
         self._dicts, self._names = [own for own, _ in pairs], [name for _, name in pairs]
         self._told = [own.get(name) for own, name in pairs]
-        own = [value for m in self._modules for value in m._parameters.values() if value is not None]
-        buffers = [[value for value in m._buffers.values() if value is not None] for m in self._modules]
-        self._tensors: list[Tensor] = [*own, *(some[0] for some in buffers if some)]  # those of a module move together
+        named = [values for m in self._modules for values in (m._parameters.values(), m._buffers.values())]
+        self._tensors: list[Tensor] = [value for values in named for value in values if value is not None]
         self._places = [tensor.data_ptr() for tensor in self._tensors]
 
     @property

@@ -119,7 +119,8 @@ class _Layer(NamedTuple):
         if attention.config._attn_implementation not in _ATTENTION:
             return None
         records = [_records(one) for one in packed]
-        if None in records or _watched(chain((attention, inner, *norms), linears.values())):
+        terms = [one._modules.get("term") for one in packed if one is not None]
+        if None in records or _watched(chain((attention, inner, *norms), linears.values(), terms)):
             return None
         biases = [one._parameters["bias"] for one in packed if one is not None]
         weights = [one._parameters["weight"] for one in norms if one is not None]
@@ -140,7 +141,7 @@ class _Layer(NamedTuple):
         names = ("self_attn", "mlp", *_NORMS)
         modules = [module for name in names if (one := named[name]) is not None for module in one.modules()]
         told: list[tuple[dict[str, Any], tuple[str, ...]]] = [(named, names)]
-        told += [(self.attention.config.__dict__, (_CHOSEN,))]
+        told += [(self.attention.config.__dict__, (_CHOSEN,)), (self.attention.__dict__, ("config",))]
         told += [(module.__dict__, ("large", "size", "variance_epsilon")) for module in modules]
         return Seal(modules, told)
 

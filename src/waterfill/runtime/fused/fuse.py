@@ -11,9 +11,10 @@ from torch import fx, nn
 
 from waterfill.errors import BadInput
 from waterfill.runtime.fused.integers import IntegerConvolution, Reading, added, at_least, largest_of, takes
+from waterfill.runtime.fused.network import FusedNetwork, traced
 from waterfill.runtime.fused.plan import CATS
 from waterfill.runtime.fused.program import gather
-from waterfill.runtime.layers.base import PackedLayer
+from waterfill.runtime.int8.loss import LOSS
 
 CONVOLUTION, RELU, POOL, NOTHING, CAT = "convolution", "relu", "pool", "nothing", "cat"
 _RELUS = (nn.ReLU, torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
@@ -36,8 +37,9 @@ def fuse(model: nn.Module) -> fx.GraphModule:
             `forward` must be one that `torch.fx` can trace: no branches that depend on values.
 
     Returns:
-        A module of the same outputs, but for integers that lie halfway between two (they may differ by one). It runs on
-        a CPU, and is made anew rather than saved.
+        A module of the same outputs, but for integers that lie halfway between two (they may differ by one), and for
+        the defaults of optional arguments, which are the only values that these may have. It shares layers with the
+        network. It runs on a CPU, as it is: it cannot be compiled, exported or saved, and is made anew instead.
 
     Raises:
         BadInput: a network that cannot be traced, or without two such convolutions behind one another. When the module
@@ -47,24 +49,16 @@ def fuse(model: nn.Module) -> fx.GraphModule:
         >>> net = runtime.quantize_activations(waterfill.pack("net.wf", Net()), inputs.split(32))
         >>> quick = runtime.fuse(net)
     """
+    if isinstance(model, FusedNetwork):
+        raise BadInput("the network is fused already")
     if any(module.training for module in model.modules()):
         raise BadInput("a network in training mode: 8-bit integers are for one that is deployed; call eval()")
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"the network cannot be traced by torch.fx, and stays as it is: {first}") from error
-    made = fx.GraphModule(model, graph, type(model).__name__)
+    made = FusedNetwork(model, traced(model), type(model).__name__)
     _Fusion.of(made).run()
     made.delete_all_unused_submodules()
-    return made
-
-
-class _Tracer(fx.Tracer):
-    """Packed layers are no further looked into."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer) or super().is_leaf_module(m, module_qualified_name)
+    if hasattr(model, LOSS):
+        setattr(made, LOSS, getattr(model, LOSS))  # by which nobody rounds its inputs a second time
+    return made.eval()
 
 
 @dataclass
@@ -89,10 +83,7 @@ class _Fusion:
         while self._agree():
             pass
         if not self.readings:
-            raise BadInput(
-                "no convolution of 8-bit inputs hands its outputs to others alone, so that nothing is to be gained; "
-                "the network stays as it is"
-            )
+            raise BadInput(f"nothing is to be gained, and the network stays as it is: {self._why_nothing()}")
         for node in list(self.model.graph.nodes):
             if self.kinds.get(node) == CONVOLUTION:
                 self._replace_convolution(node)
@@ -102,6 +93,16 @@ class _Fusion:
         gather(self.model)
         self.model.graph.lint()
         self.model.recompile()
+
+    def _why_nothing(self) -> str:
+        """Why no convolution gives integers."""
+        first = next((node for node, kind in self.kinds.items() if kind == CONVOLUTION), None)
+        if first is None:
+            return "it has no convolution of 8-bit inputs; call `quantize_activations` before, whose `table` says why"
+        readers = ", ".join(str(user.target) for user in first.users if user.op != "output") or "the output"
+        return (
+            f"no convolution of 8-bit inputs hands its outputs to others alone; those of {first.target} go to {readers}"
+        )
 
     def _take_norms(self) -> None:
         """Let batch norms be part of the convolutions before them."""

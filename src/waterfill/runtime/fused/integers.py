@@ -81,11 +81,9 @@ class IntegerConvolution(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not operators.runs_here(x) or not self.codes.is_cpu or x.dim() != 4 or not x.numel():
-            raise BadInput(
-                f"inputs of shape {list(x.shape)} on {x.device}: 8-bit integers from layer to layer are for batches "
-                "that are not empty, [batch, channels, height, width] on a CPU; run the network as it was before `fuse`"
-            )
+        if not self.given:
+            operators.check_type(x, self.codes)
+        self._check(x)
         ready = self._in_order()
         q = x if self.given else order.rounded(x.detach().float(), self.factors, ready.zero)
         if q is None:
@@ -94,6 +92,35 @@ class IntegerConvolution(nn.Module):
         if self.zero is not None:
             return made
         return (made if order.channels_last(x) else order.first(made)).to(self._dtype)
+
+    def _check(self, x: Tensor) -> None:
+        """Raises BadInput for what the kernel does not take."""
+        if not operators.runs_here(x) or not self.codes.is_cpu:
+            raise BadInput(
+                "a fused network runs on a CPU as it is: it cannot be compiled, exported, traced or moved; take the "
+                "network that it was made of"
+            )
+        g, channels = self._geometry, self.codes.shape[1] * self._geometry.groups
+        if x.dim() != 4 or not x.numel() or x.shape[1] != channels:
+            raise BadInput(
+                f"inputs of shape {list(x.shape)}: a fused network takes batches that are not empty, [batch, channels, "
+                f"height, width], with {channels} channels here; run the network as it was before `fuse`"
+            )
+        padding: Any = g.padding
+        sizes = zip(x.shape[2:], g.kernel, padding, g.dilation, strict=True)
+        if any(n + 2 * p < d * (k - 1) + 1 for n, k, p, d in sizes):
+            raise BadInput(f"images of {x.shape[2]} x {x.shape[3]} are smaller than the kernel that reads them")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "IntegerConvolution":
+        """Numbers may move, and stay of their type."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            now = self._buffers[name]
+            if value is not None and now is not None and now.dtype != value.dtype:
+                self._buffers[name] = value.to(now.device)
+        self._ready = None
+        return self
 
     def _in_order(self) -> Ready:
         """The codes as the kernel reads them."""
@@ -139,6 +166,8 @@ def largest_of(q: Tensor, size: list[int], stride: list[int], padding: list[int]
     """`max_pool2d` of integers [batch, channels, height, width] (uint8), for which PyTorch has none."""
     _, _, height, width = q.shape
     places = [places_of(*each, ceil_mode) for each in zip((height, width), size, stride, padding, strict=True)]
+    if min(places) < 1:
+        raise BadInput(f"images of {height} x {width} are smaller than the window of a pool that reads them")
     spans = [(n - 1) * s + k for n, s, k in zip(places, stride, size, strict=True)]
     after = [max(0, span - n - p) for span, n, p in zip(spans, (height, width), padding, strict=True)]
     if any(padding) or any(after):

@@ -58,9 +58,10 @@ def shortcut_of(node: fx.Node) -> Shortcut | None:
     if node.target is not F.pad or len(args) < 2:
         return None
     given: dict[str, Any] = dict(zip(("sizes", "mode", "value"), args[1:], strict=False)) | node.kwargs
-    sizes = list(given["sizes"])
+    sizes = given["sizes"]
     zeros = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
-    if len(sizes) != 6 or any(sizes[:4]) or not zeros or not all(isinstance(n, int) and n >= 0 for n in sizes):
+    plain = isinstance(sizes, list | tuple) and all(isinstance(n, int) and n >= 0 for n in sizes)
+    if not (plain and zeros and len(sizes) == 6) or any(sizes[:4]):
         return None
     return Shortcut(before=sizes[4], behind=sizes[5])
 

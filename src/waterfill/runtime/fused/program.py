@@ -1,6 +1,7 @@
 """Convolutions of 8-bit inputs, and what lies between them, in one call: for few inputs the way from one to the next
 through PyTorch takes longer than they do."""
 
+import operator
 import sys
 from functools import cache
 from typing import Any
@@ -13,9 +14,10 @@ from waterfill.errors import BadInput
 from waterfill.runtime.fused.integers import IntegerConvolution, added, at_least, largest_of
 from waterfill.runtime.fused.plan import CATS, Plan, Shape, read_by, shortcut_of
 from waterfill.runtime.matrix import runs_here
+from waterfill.runtime.operators import check_type
 
 _FEWEST = 2  # convolutions that are worth a program
-_FEW = 8
+_FEW = 8  # inputs with which oneDNN is not the faster one yet
 
 
 class Program(nn.Module):
@@ -27,6 +29,8 @@ class Program(nn.Module):
         self._plan: tuple[tuple[Shape, ...], Plan | None] | None = None
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        for x in given:
+            check_type(x, x)
         batch = self._batch(given)
         plan = self._plan_for(given) if batch else None
         if plan is None or native.core is None:
@@ -51,16 +55,24 @@ class Program(nn.Module):
         return len(first) if usual and len(first) <= most_at_once() else 0
 
     def _plan_for(self, given: tuple[Tensor, ...]) -> Plan | None:
-        """That for inputs of these shapes; the last one is kept."""
+        """That for inputs of these shapes; the last one is kept. Other threads may have inputs of others."""
         shapes: tuple[Any, ...] = tuple(tuple(x.shape[1:]) for x in given)
-        if self._plan is None or self._plan[0] != shapes:
-            self._plan = shapes, Plan.of(self.plain, shapes)
-        return self._plan[1]
+        known = self._plan
+        if known is None or known[0] != shapes:
+            self._plan = known = shapes, Plan.of(self.plain, shapes)
+        return known[1]
 
     def multiplications(self, x: Tensor, y: Tensor) -> int:
         """Those of its convolutions, where these do not run one by one and count for themselves."""
-        plan = self._plan[1] if self._plan is not None and self._batch((x,)) else None
+        known = self._plan
+        plan = known[1] if known is not None and self._batch((x,)) else None
         return 0 if plan is None else len(x) * plan.multiplications
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Program":
+        """Other tensors are another plan."""
+        self._plan = None
+        super()._apply(fn, recurse)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot be copied."""
@@ -99,7 +111,7 @@ def gather(model: fx.GraphModule) -> None:
                 integers.add(node)
     for number, steps in enumerate([*runs, run]):
         convolutions = sum(node.op == "call_module" for node in steps)
-        inside = all(user in steps for node in steps if _gives_integers(node, model) for user in node.users)
+        inside = all(user in steps for node in steps if _stays(node, model) for user in node.users)
         if convolutions >= _FEWEST and inside:
             _replace(model, steps, f"program_{number}")
 
@@ -117,6 +129,11 @@ def _joins(node: fx.Node, model: fx.GraphModule, integers: set[fx.Node]) -> bool
     if node.target is added or shortcut_of(node) is not None:
         return integers.isdisjoint(sources)
     return node.target in (at_least, largest_of) and sources[0] in integers
+
+
+def _stays(node: fx.Node, model: fx.GraphModule) -> bool:
+    """Whether only a program may read what a node gives: integers, and what is a view of something else outside."""
+    return _gives_integers(node, model) or node.target is operator.getitem
 
 
 def _gives_integers(node: fx.Node, model: fx.GraphModule) -> bool:

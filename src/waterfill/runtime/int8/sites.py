@@ -148,6 +148,17 @@ def _unfit(layer: Any) -> str:
     """Why a convolution has no int8 kernel, or ""."""
     if kernel.missing():
         return kernel.missing()
+    if why := _unknown(layer):
+        return why
+    if isinstance(layer, PackedConvolution):
+        inner = layer.term.of_columns[1] if layer.term.of_columns and layer.groups == 1 else layer.term
+        if inner.factors and layer.groups == 1 and pays(inner):
+            return "thin factors take fewer multiplications"
+    return ""
+
+
+def _unknown(layer: Any) -> str:
+    """Why the kernels do not know the geometry of a convolution, or ""."""
     kernel_size, dilation = tuple(layer.kernel_size), tuple(layer.dilation)
     if getattr(layer, "transposed", False):
         return "there are no int8 kernels for transposed convolutions"
@@ -156,11 +167,17 @@ def _unfit(layer: Any) -> str:
     uneven = any(d * (size - 1) % 2 for size, d in zip(kernel_size, dilation, strict=True))
     if layer.padding == "same" and uneven:
         return "its padding is not the same at both ends"
-    if isinstance(layer, PackedConvolution):
-        inner = layer.term.of_columns[1] if layer.term.of_columns and layer.groups == 1 else layer.term
-        if inner.factors and layer.groups == 1 and pays(inner):
-            return "thin factors take fewer multiplications"
+    if layer.in_channels == layer.groups and _beyond(layer):
+        return "with one channel in, the int8 kernels are wrong where nothing but padding is read"
     return ""
+
+
+def _beyond(layer: Any) -> bool:
+    """Whether a kernel may read padding alone."""
+    if isinstance(layer.padding, str):
+        return False
+    sizes = zip(layer.padding, layer.kernel_size, layer.dilation, strict=True)
+    return any(padding > dilation * (size - 1) for padding, size, dilation in sizes)
 
 
 def _by_token(before: Term | None, given: Given) -> "Term | str":
