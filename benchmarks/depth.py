@@ -1,7 +1,7 @@
 """Networks compressed block by block: time and memory by size, kills at random moments, and a folder of a large model.
 
 depth: random networks of one width and more and more blocks, each in a process of its own on one thread: its processor
-seconds and the rise of its peak of memory over the network itself, while it is compressed block by block to 3 bits.
+seconds and the rise of its peak of memory over the network itself, while it is compressed block by block at a price.
 width: likewise, of a few blocks that are wider and wider. kills: the folder of a small random Llama, compressed once
 undisturbed and then killed at random moments until it ends; the files are compared byte by byte. large: the folder of a
 random Llama with the sizes of one of 1.1 billion weights (width 2048, 5632 inside, 32000 tokens) with some of its 22
@@ -35,6 +35,8 @@ INNER, HEADS = 2.5, 4
 DEPTHS, KILLS, LARGE, SEED = (2, 4, 8, 16, 30), 20, 3, 0
 WIDTHS, FEW = (128, 256, 512, 1024), 4
 """And of how many blocks networks of these widths are."""
+PRICE = 5e-10
+"""About 3 bits. A budget in bits would be met by one pass through the blocks, or by a second one where it was not."""
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -52,6 +54,7 @@ DEPTH_COLUMNS = {
     "CPU seconds": ".1f",
     "per block": ".2f",
     "peak over the network, MB": ".0f",
+    "bits": ".2f",
 }
 WIDTH_COLUMNS = {
     "width": "d",
@@ -59,6 +62,7 @@ WIDTH_COLUMNS = {
     "CPU seconds": ".1f",
     "per million weights": ".2f",
     "peak over the network, MB": ".0f",
+    "bits": ".2f",
 }
 KILL_COLUMNS = {"kills": "d", "same bytes": "", "left over": "d"}
 NAMES = ("depth", "width", "kills", "large")
@@ -160,13 +164,13 @@ def write(rows: dict[str, list[list[Any]]], options: dict[str, Any], partial: bo
 
 
 def of_apart(blocks: int, width: int, per: int | None = None) -> list[Any]:
-    """Weights, processor seconds, those for each of so many (default: of a million weights), and megabytes."""
-    weights, seconds, rise = apart("--one", str(blocks), str(width))
-    return [weights, seconds, seconds / (weights / 1e6 if per is None else per), rise]
+    """Weights, processor seconds, those for each of so many (default: of a million weights), megabytes, and bits."""
+    weights, seconds, *rest = apart("--one", str(blocks), str(width))
+    return [weights, seconds, seconds / (weights / 1e6 if per is None else per), *rest]
 
 
 def of_size(blocks: int, width: int) -> list[Any]:
-    """Of a network of so many blocks: weights, processor seconds, and megabytes over the network itself."""
+    """Of a network of so many blocks: weights, processor seconds, megabytes over the network itself, and bits."""
     import waterfill
 
     torch.manual_seed(SEED)
@@ -176,8 +180,8 @@ def of_size(blocks: int, width: int) -> list[Any]:
     model(batches[0])
     before, began = peak(), time.process_time()
     how = waterfill.Options(blocks="layers", threads=1, memory=1 << 24)
-    made = waterfill.compress(model, batches, spec="Quantize()", bits=3, options=how)
-    return [made.weights, time.process_time() - began, 1000 * (peak() - before)]
+    made = waterfill.compress(model, batches, spec="Quantize()", price=PRICE, options=how)
+    return [made.weights, time.process_time() - began, 1000 * (peak() - before), 8 * made.size / made.weights]
 
 
 def peak() -> float:
