@@ -8,7 +8,7 @@ import numpy as np
 from waterfill.compression.allocation.curve import Point
 from waterfill.compression.allocation.to_size.search import Bracket
 
-_REACH = 0.5  # of a factor of 4: how far a price may leave the common one
+_REACH = 0.5  # of a factor of 4: how far a price may leave the common one, before what weights really spent and after
 _RATIO = 0.8, 1.25  # limits of what weights spent, relative to their curves
 _MUCH, _CLOSE = 0.1, 0.003  # of the budget: what a weight holds that is fitted again, and how far off it may be
 _FURTHEST = 40.0  # exponents of 4
@@ -59,7 +59,10 @@ class Pace:
         spent = sum(self.spent.values())
         ratio = float(np.clip(spent / self.expected, *_RATIO)) if self.expected > 0.05 * self.allowed else 1.0
         own = self._exponent(left, max(0.0, self.allowed - spent) / ratio)
-        return float(4.0 ** np.clip(own, self.common - _REACH, self.common + _REACH))
+        if abs(own - self.common) > _REACH:  # then curves are wrong alike, or those of a few weights are
+            real = self._exponent(self.curves, self.allowed / ratio)
+            own = float(np.clip(own, min(self.common, real) - _REACH, max(self.common, real) + _REACH))
+        return float(4.0**own)
 
     def add(self, i: int, price: float, bits: float) -> None:
         """Note what a weight spent."""
