@@ -1,6 +1,5 @@
 """Products of compressed weights: the compiled core, the reference and the dense product agree, on all shapes."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.threads import failing
 
 from waterfill.coding import native
 from waterfill.errors import BadInput
@@ -173,18 +173,11 @@ def test_threads_that_multiply_at_once_do_not_disturb_each_other() -> None:
     arrays = reference.Arrays(layout.packed(codes, 4), scales, None, None, None, 600, 600, 4)
     inputs = [rng.normal(size=(3, 600)).astype(np.float32) for _ in range(4)]
     wanted = [run(x, arrays, 2, "", threads=1) for x in inputs]
-    wrong: list[int] = []
 
-    def work(i: int) -> None:
-        if not all(np.array_equal(run(inputs[i], arrays, 2, "", threads=3), wanted[i]) for _ in range(200)):
-            wrong.append(i)
+    def work(i: int) -> bool:
+        return all(np.array_equal(run(inputs[i], arrays, 2, "", threads=3), wanted[i]) for _ in range(200))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not failing(4, work)
 
 
 @pytest.mark.skipif(not SETS, reason="the compiled core was not built")

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import threading
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.threads import failing
 from torch import Tensor, nn
 
 import waterfill
@@ -149,21 +149,12 @@ def test_threads_with_other_shapes_get_their_own() -> None:
     _, quick, batches = fused(Fires())
     inputs = [batches[0][:, :, : 14 + i, :13] for i in range(4)]
     expected = [quick(x) for x in inputs]
-    wrong = []
 
-    def run(number: int) -> None:
-        for _ in range(100):
-            with torch.no_grad():
-                found = quick(inputs[number])
-            if found.shape != expected[number].shape or not torch.equal(found, expected[number]):
-                wrong.append(number)
+    @torch.no_grad()
+    def work(i: int) -> bool:
+        return all(torch.equal(quick(inputs[i]), expected[i]) for _ in range(100))
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not failing(4, work)
 
 
 def test_a_fused_network_stays_as_it_is() -> None:
