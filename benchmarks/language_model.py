@@ -45,7 +45,7 @@ METHODS = (FLOATS, OURS, IN_TURN, PLAIN, GPTQ, ROUNDING)
 BLOCKS = 30
 PERPLEXITIES = {4.0: 30.0, 3.0: 32.0, 2.5: 37.0, 2.0: 50.0}  # at most, by bits, block by block
 COLUMNS = {"method": "", "blocks": "d", "bits": ".3g", "bytes": ",d", "perplexity": ".2f", "divergence": ".4f"}
-COLUMNS |= {"CPU seconds": ".0f", "peak, GB": ".2f"}
+COLUMNS |= {"CPU seconds": ".0f", "peak, GB": ".2f", "agreement, %": ".1f"}
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def measured(method: str, blocks: int, bits: float, shape: tuple[int, int]) -> l
     original = {name: tensor.clone() for name, tensor in tensors_of(model)[0].items()}
     evaluate = language.by_windows(lambda window: model(window[None]).logits[0, :-1], model, original, windows)
     found = evaluate(state)
-    return [method, blocks, bits, size, found.quality, found.divergence, seconds, peak]
+    return [method, blocks, bits, size, found.quality, found.divergence, seconds, peak, 100 * (found.agreement or 0.0)]
 
 
 def network(blocks: int) -> nn.Module:

@@ -75,13 +75,14 @@ def by_windows(
     @torch.inference_mode()
     def measure(state: State) -> Measured:
         install(state)
-        divergence, surprise, count = 0.0, 0.0, 0
+        divergence, surprise, agreeing, count = 0.0, 0.0, 0, 0
         for window, reference in zip(windows, references, strict=True):
             found = logits(window).log_softmax(-1)
             divergence += F.kl_div(found, reference, reduction="sum", log_target=True).item()
+            agreeing += int((found.argmax(-1) == reference.argmax(-1)).sum())
             surprise += F.nll_loss(found, window[1:], reduction="sum").item()
             count += len(found)
-        return Measured(math.exp(surprise / count), max(divergence / count, 0.0))
+        return Measured(math.exp(surprise / count), max(divergence / count, 0.0), agreement=agreeing / count)
 
     with torch.inference_mode():
         install(original)

@@ -23,11 +23,13 @@ class Measured:
     """quality in the network's own unit; divergence: mean KL of the outputs from the original's, nats, or None.
 
     right: of a few samples, one bit for each, packed: whether the network was right; empty where there are many.
+    agreement: share of outputs whose largest entry is that of the original's, where it was counted.
     """
 
     quality: float
     divergence: float | None
     right: bytes = b""
+    agreement: float | None = None
 
 
 Evaluator = Callable[[State], Measured]
